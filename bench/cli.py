@@ -1,0 +1,311 @@
+"""The command `bench`: parse, call, print. torch is imported inside the commands that need it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.errors import BadInput
+from bench.suite import RunOptions, read_options, read_suite
+
+if TYPE_CHECKING:
+    from bench.evaluation import Result
+    from bench.plan import Cell
+
+# Two torch threads that spin while another process runs slow each other tenfold; must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    name="bench",
+    help="Measure adversarial robustness of defenses, and say how far the number can be believed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+BatchSize = Annotated[int | None, typer.Option(help="most rows in one forward pass; default 128, on a GPU 1024")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command()
+def run(
+    defense: Annotated[list[str] | None, typer.Option(help="defense spec; may be repeated")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="attack spec, such as pgd+replay:steps=40; may be repeated")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="attack seed; may be repeated [default: 0]")] = None,
+    build_seed: Annotated[int | None, typer.Option(help="seed of the defense's construction [default: 0]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="data set spec [default: mnist5k]")] = None,
+    classifier: Annotated[str | None, typer.Option(help="classifier spec [default: the data set's own]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: the data set's own]")] = None,
+    eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
+    n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 1000 or all]")] = None,
+    randomness: Annotated[
+        str | None, typer.Option(help="the attack's law: fresh, eot:k=20, replay or replay-set:k=5 [default: fresh]")
+    ] = None,
+    gradient: Annotated[str | None, typer.Option(help="full, or another that the defense offers, such as bpda")] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
+    suite: Annotated[Path | None, typer.Option(help="TOML file with the same options as a matrix")] = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the cells and what is stored; compute nothing")] = False,
+) -> None:
+    """Run defenses against attacks and record the results. A stored cell is not computed again."""
+    given = {
+        "defense": defense,
+        "attack": attack,
+        "seed": seed,
+        "build_seed": build_seed,
+        "dataset": dataset,
+        "classifier": classifier,
+        "norm": norm,
+        "eps": eps,
+        "n": n,
+        "randomness": randomness,
+        "gradient": gradient,
+    }
+    options = read_options({key: value for key, value in given.items() if value not in (None, [])}, "command line")
+    runs = [options.over(one) for one in (read_suite(suite) if suite else [RunOptions()])]
+    cells = _cells(runs)
+    if dry_run:
+        _print_plan(cells, out, as_json)
+        return
+    results = _run(cells, out, device, batch_size)
+    _print_results(results, as_json)
+    _exit_by(results)
+
+
+def _cells(runs: Sequence[RunOptions]) -> list[Cell]:
+    from bench.plan import Request, plan, read_seeds
+
+    cells: dict[str, Cell] = {}
+    for one in runs:
+        if not one.defense or not one.attack:
+            raise BadInput("no defense or no attack given: add --defense NAME and --attack NAME (see `bench list`)")
+        request = Request(
+            defenses=one.defense,
+            attacks=one.attack,
+            dataset=one.dataset or Request.dataset,
+            classifier=one.classifier,
+            norm=one.norm,
+            eps=one.eps,
+            n=one.n,
+            randomness=one.randomness,
+            gradient=one.gradient,
+            seeds=read_seeds(one.seed or (0,)),
+            build_seed=read_seeds((one.build_seed or 0,))[0],
+        )
+        cells.update({cell.id: cell for cell in plan(request)})
+    return list(cells.values())
+
+
+def _run(cells: list[Cell], out: Path, device: str, batch_size: int | None) -> list[Result]:
+    from bench.evaluation import Options, check_batch_size, default_batch_size, read_device, run_cells
+    from bench.progress import Reporter
+    from bench.record import Store
+
+    where = read_device(device)
+    size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
+    store = Store(out)
+    store.check_writable()
+    with Reporter() as reporter:
+        return list(run_cells(cells, store, Options(where, size, reporter)))
+
+
+def _print_plan(cells: Sequence[Cell], out: Path, as_json: bool) -> None:
+    from bench.record import Store
+
+    store = Store(out)
+    rows = [{"cell": cell.id, "stored": store.find(cell.id) is not None, **cell.title} for cell in cells]
+    if as_json:
+        _print_json(rows)
+        return
+    for row, cell in zip(rows, cells, strict=True):
+        print(f"{row['cell']}  {'stored' if row['stored'] else 'to run'}  {cell}  [{row['dataset']}, {row['threat']}, "
+              f"n={len(cell.subject.images)}, seed {cell.seed}]")  # fmt: skip
+    missing = sum(not row["stored"] for row in rows)
+    print(f"{len(rows)} cells, {missing} to run")
+
+
+def _print_results(results: Sequence[Result], as_json: bool) -> None:
+    from bench.report.leaderboard import NOTE, rows_table
+
+    records = [result.record for result in results if result.record]
+    failures = [result.failure for result in results if result.failure]
+    if as_json:
+        _print_json([found.model_dump(mode="json") for found in (*records, *failures)])
+    elif records or failures:
+        first = records[0].title if records else failures[0].title
+        seeds = "+".join(dict.fromkeys(found.title["seed"] for found in (*records, *failures)))
+        print(f"{first['dataset']}, {first['classifier']}, {first['threat']}, attack seed {seeds}\n")
+        print(rows_table(records, failures))
+        print(f"\n{NOTE}")
+    for result in results:
+        if result.failure:
+            print(f"bench: {result.cell} failed: {result.failure.error} (traceback in {result.path})", file=sys.stderr)
+        elif result.rejected:
+            print(f"bench: {result.cell}: {result.rejected}", file=sys.stderr)
+        elif not as_json:
+            print(f"{'stored' if result.computed else 'already stored'}: {result.path}", file=sys.stderr)
+
+
+def _exit_by(results: Sequence[Result]) -> None:
+    if any(result.rejected for result in results):
+        raise typer.Exit(2)
+    if any(result.failure for result in results):
+        raise typer.Exit(1)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers or all")] = "all",
+    as_json: AsJson = False,
+) -> None:
+    """List what is registered."""
+    from bench.plugins import MODIFIERS
+
+    kinds = _registries()
+    if kind != "all" and kind not in kinds:
+        raise BadInput(f"unknown kind {kind!r}: use {', '.join(kinds)} or all")
+    chosen = {name: registry.entries() for name, registry in kinds.items() if kind in ("all", name)}
+    if as_json:
+        _print_json({name: [vars(entry) for entry in entries] for name, entries in chosen.items()})
+        return
+    for name, entries in chosen.items():
+        print(name)
+        for entry in entries:
+            print(f"  {entry.name:<16}{entry.summary}")
+        if name == "attacks":
+            print(f"  any attack also as NAME{', NAME'.join('+' + m for m in MODIFIERS)}, and combined")
+
+
+def _registries() -> dict[str, Any]:
+    from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
+
+    return {"defenses": DEFENSES, "attacks": ATTACKS, "datasets": DATASETS, "classifiers": CLASSIFIERS}
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="a registered name or FILE.py@NAME")], as_json: AsJson = False) -> None:
+    """Show a plugin: what it is, its parameters, what data it may use, which attacks fit it."""
+    from bench.report.info import describe, render
+
+    described = describe(name, _registries())
+    if as_json:
+        _print_json(described)
+    else:
+        print(render(described))
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="data set spec, such as mnist5k")],
+    out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
+    arch: Annotated[str, typer.Option(help="architecture")] = "cnn",
+    seed: Annotated[int, typer.Option(help="seed of initialisation, order and augmentation")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="passes over the training images [default: the recipe's]")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a classifier by the committed recipe of its data set; no test image is touched."""
+    from bench.training_command import train_and_save
+
+    print(train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device))
+
+
+@app.command()
+def verify(
+    record: Annotated[Path, typer.Argument(help="a record's JSON file")],
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Re-score a record's adversarial points under the rebuilt defense, or re-run the attack where they are missing."""
+    from bench.evaluation import Options, check_batch_size, default_batch_size, read_device
+    from bench.verify import verify as check_record
+
+    where = read_device(device)
+    size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
+    checks = check_record(record, Options(where, size))
+    if as_json:
+        _print_json([vars(check) for check in checks])
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.held else 'FAIL'}  {check.name}: {check.message}")
+    if not all(check.held for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def leaderboard(
+    folders: Annotated[list[Path] | None, typer.Argument(help="folders of records [default: results]")] = None,
+    form: Annotated[str, typer.Option("--format", help="md or csv")] = "md",
+    out: Annotated[Path | None, typer.Option(help="file to write instead of stdout")] = None,
+) -> None:
+    """Make the leaderboard: worst case per image over attacks, intervals, base, data access, cost."""
+    from bench.report.leaderboard import boards, csv, load, markdown
+
+    if form not in ("md", "csv"):
+        raise BadInput(f"unknown format {form!r}: use md or csv")
+    places = folders or [Path("results")]
+    records, failures = load(places)
+    if not records:
+        raise BadInput(f"no records in {', '.join(map(str, places))}: run some cells first")
+    found = boards(records, failures)
+    text = markdown(found) if form == "md" else csv(found)
+    if out is None:
+        print(text, end="")
+        return
+    from bench.record import write_whole
+
+    try:
+        write_whole(out, text.encode())
+    except OSError as error:
+        raise BadInput(f"cannot write {out} ({error.strerror}): give another file") from error
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, devices and plugins that cannot be loaded."""
+    from bench.report.doctor import examine, render
+
+    found = examine(_registries())
+    if as_json:
+        _print_json(found)
+    else:
+        print(render(found))
+    if found["broken"]:
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    sys.exit(_main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        code = app(args=arguments, prog_name="bench", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except BadInput as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bench: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Usage errors of the argument parser, which has no public base class.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        print(f"bench: {message() or 'nothing to do; see bench --help'}".replace("\n", " "), file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))

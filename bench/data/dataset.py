@@ -1,0 +1,98 @@
+"""The contract of a data set: where evaluated and training images come from."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bench.spec import Params
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels, in the order in which they are evaluated.
+
+    Attributes:
+        images: uint8 or float32 (n, C, H, W); float pixels in [0, 1].
+        labels: int64 (n,), 0 <= label < num_classes.
+        ids: int64 (n,), unique; the image's index in its official split. Randomness and records are keyed by it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, n: int) -> ImageSet:
+        """The first n images of the order."""
+        return self.at(np.arange(n))
+
+    def at(self, positions: npt.NDArray[np.int64]) -> ImageSet:
+        """The images at these positions."""
+        index = torch.from_numpy(positions)
+        return ImageSet(self.images[index], self.labels[index], self.ids[positions])
+
+    def pixels(self) -> Tensor:
+        """Images as float32 in [0, 1]."""
+        return self.images.float() / 255 if self.images.dtype == torch.uint8 else self.images
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of images, labels and ids, in order."""
+        digest = hashlib.sha256(f"{tuple(self.images.shape)} {self.images.dtype}".encode())
+        for array in (self.images.numpy(), self.labels.numpy(), self.ids):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+P = TypeVar("P", bound=Params)
+
+
+class Dataset(ABC, Generic[P]):
+    """A source of images. Subclasses set the class attributes and write `load`.
+
+    Attributes:
+        Params: the parameter model.
+        positional: the parameter that a spec's item without key fills.
+        version: raise it when images or their order may change.
+        default_classifier: classifier spec used where none is given; empty where there is none.
+        default_norm, default_eps: the threat model used where none is given; eps 0 where there is none.
+    """
+
+    Params: ClassVar[type[Params]] = Params
+    positional: ClassVar[str | None] = None
+    version: ClassVar[int] = 1
+    default_classifier: ClassVar[str] = ""
+    default_norm: ClassVar[str] = "linf"
+    default_eps: ClassVar[float] = 0.0
+
+    def __init__(self, params: P) -> None:
+        self.params = params
+
+    @property
+    def drawn_from(self) -> tuple[str, ...]:
+        """Names of the image sets that the evaluated images belong to, such as `mnist/train`; empty where unknown."""
+        return ()
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes K."""
+
+    @abstractmethod
+    def test(self) -> ImageSet:
+        """The images to evaluate on, in evaluation order."""
+
+    @abstractmethod
+    def train(self) -> ImageSet:
+        """The training images. Raises `BadInput` where there are none."""

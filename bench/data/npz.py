@@ -1,0 +1,177 @@
+"""`npz:PATH`: images and labels from a NumPy archive."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.data.dataset import Dataset, ImageSet
+from bench.data.order import Integers, interleaved, is_mixed
+from bench.errors import BadInput
+from bench.spec import Params
+
+_SPLITS = ("test", "train", "val")
+_NAMINGS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+# An archive of one unnamed split can only be what is evaluated.
+_UNNAMED = (("x", "y"), ("images", "labels"))
+
+
+class NpzParams(Params):
+    """Parameters of `npz`."""
+
+    path: str = Field(description="the .npz file")
+    split: Literal["test", "train", "val"] = Field("test", description="the part to evaluate on")
+    drawn_from: str = Field("", description="the image set that part belongs to, such as mnist/train, if known")
+
+
+class Npz(Dataset[NpzParams]):
+    """Any .npz with x_test and y_test, with test_images and test_labels (MedMNIST), or with one unnamed part.
+
+    Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where both orders of axes fit,
+    the channels come last. Labels are integers (n,) or (n, 1). ids are indices in the part. The file's order is kept
+    where its labels are mixed, else a fixed permutation lets the classes take turns. Nothing is unpickled.
+    """
+
+    Params: ClassVar[type[Params]] = NpzParams
+    positional: ClassVar[str | None] = "path"
+
+    @property
+    def drawn_from(self) -> tuple[str, ...]:
+        """What the parameter says; empty where it says nothing."""
+        return (self.params.drawn_from,) if self.params.drawn_from else ()
+
+    @property
+    def num_classes(self) -> int:
+        """The largest label of all parts in the file plus one, at least 2."""
+        with _Archive(self.params.path) as archive:
+            tops = [archive.labels(split).max() for split in _SPLITS if archive.keys(split)]
+        if not tops:
+            raise BadInput(archive.lacks("test"))
+        return max(2, int(max(tops)) + 1)
+
+    def test(self) -> ImageSet:
+        """The part named by `split`. Raises `BadInput` where the file cannot be used."""
+        return self._part(self.params.split)
+
+    def train(self) -> ImageSet:
+        """The training part. Raises `BadInput` where the file has none."""
+        return self._part("train")
+
+    def _part(self, split: str) -> ImageSet:
+        with _Archive(self.params.path) as archive:
+            if not archive.keys(split):
+                raise BadInput(archive.lacks(split))
+            labels = archive.labels(split)
+            images = archive.images(split)
+        if len(labels) != len(images):
+            raise BadInput(
+                f"{self.params.path} has {len(images)} {split} images but {len(labels)} labels: give one each"
+            )
+        found = ImageSet(images, torch.from_numpy(labels), np.arange(len(labels)))
+        return found if is_mixed(labels) else found.at(interleaved(labels))
+
+
+class _Archive:
+    """An open .npz, each of whose arrays is checked as it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise BadInput(f"no such file: {path}: check the path of npz:PATH")
+        if not zipfile.is_zipfile(file):
+            raise BadInput(f"{path} is not a complete .npz (truncated, or another format): write it with numpy.savez")
+        try:
+            self._arrays = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise BadInput(f"{path} cannot be opened as .npz ({error}): write it with numpy.savez") from error
+
+    def __enter__(self) -> _Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._arrays.close()
+
+    def keys(self, split: str) -> tuple[str, str] | None:
+        """Names of a part's image and label arrays, or None where it has none."""
+        pairs = [(x.format(split), y.format(split)) for x, y in _NAMINGS] + list(_UNNAMED) * (split == "test")
+        return next((pair for pair in pairs if set(pair) <= set(self._arrays.files)), None)
+
+    def lacks(self, split: str) -> str:
+        """The message for a part that is not there."""
+        held = ", ".join(self._arrays.files) or "nothing"
+        return (
+            f"{self.path} has no {split} images with labels, it holds {held}: name the arrays x_{split} and y_{split}"
+        )
+
+    def images(self, split: str) -> Tensor:
+        """A part's images (n, C, H, W), uint8 or float32 in [0, 1]."""
+        key, array = self._read(split, 0)
+        array = _channels_first(f"{key} in {self.path}", array)
+        if array.dtype == np.uint8:
+            return torch.from_numpy(np.ascontiguousarray(array))
+        _check_floats(f"{key} in {self.path}", array)
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+    def labels(self, split: str) -> Integers:
+        """A part's labels (n,), not negative."""
+        key, array = self._read(split, 1)
+        what = f"{key} in {self.path}"
+        if array.shape != (len(array),) and array.shape != (len(array), 1):
+            raise BadInput(f"{what} has shape {array.shape}: give one class number an image, (n,) and not one-hot")
+        if array.dtype.kind not in "iu":
+            raise BadInput(f"{what} is {array.dtype}: labels must be integers; convert them with .astype('int64')")
+        if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+            raise BadInput(f"{what} has labels from {array.min()} to {array.max()}: number the classes from 0")
+        return array.reshape(-1).astype(np.int64)
+
+    def _read(self, split: str, which: Literal[0, 1]) -> tuple[str, npt.NDArray[Any]]:
+        pair = self.keys(split)
+        if pair is None:
+            raise BadInput(self.lacks(split))
+        key = pair[which]
+        try:
+            array: npt.NDArray[Any] = self._arrays[key]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadInput(self._unreadable(key, error)) from error
+        if array.size == 0 or array.ndim == 0:
+            raise BadInput(f"{key} in {self.path} is empty (shape {array.shape}): give at least one image")
+        return key, array
+
+    def _unreadable(self, key: str, error: Exception) -> str:
+        if "allow_pickle" in str(error):
+            return f"{key} in {self.path} holds Python objects, which are never unpickled: save plain number arrays"
+        return f"{key} in {self.path} cannot be read ({_one_line(error)}): the file is damaged; write it again"
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _channels_first(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[3] in (1, 3):
+        return array.transpose(0, 3, 1, 2)
+    if array.ndim == 4 and array.shape[1] in (1, 3):
+        return array
+    raise BadInput(f"{what} has shape {array.shape}: give (n, H, W), (n, H, W, C) or (n, C, H, W) with C 1 or 3")
+
+
+def _check_floats(what: str, array: npt.NDArray[Any]) -> None:
+    if array.dtype.kind != "f":
+        raise BadInput(f"{what} is {array.dtype}: store uint8 from 0 to 255, or floats in [0, 1]")
+    low, high = float(array.min()), float(array.max())
+    if np.isnan(low):
+        raise BadInput(f"{what} has NaN pixels: remove or repair these images")
+    if low < 0 or high > 1:
+        hint = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation"
+        raise BadInput(f"{what} has pixels from {low:g} to {high:g} where [0, 1] is due: {hint}")

@@ -1,0 +1,208 @@
+"""The contracts between classifier, defense and engine.
+
+A *defended classifier* is a module with `forward(images, noise) -> logits`. A *defense* builds one from a classifier, touching
+only the data that it declared. Neither knows what attacks there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from bench.errors import AccessDenied, BadInput
+from bench.noise import Noise
+from bench.spec import Params
+
+Forward = Callable[[Tensor, Noise], Tensor]
+"""(images (n, C, H, W) in [0, 1], noise with n rows) to an output with n rows."""
+
+
+class Need(StrEnum):
+    """What a defense may use beyond the classifier's weights. No defense ever gets test labels."""
+
+    PUBLIC_IMAGES = "public images"
+    GENERATOR = "pretrained generator"
+    UNLABELLED_TEST = "unlabelled test images"
+    TRAINING_DATA = "training data"
+
+
+class DataAccess:
+    """The only door through which a defense gets data. Asking for what was not declared raises `AccessDenied`.
+
+    Args:
+        needs: what the defense declared.
+        sources: a loader for each need that the evaluator can serve.
+        defense: the defense's name, for messages.
+    """
+
+    def __init__(self, needs: frozenset[Need], sources: Mapping[Need, Callable[[], tuple[Tensor, Tensor]]], defense: str) -> None:
+        self._needs = needs
+        self._sources = sources
+        self._defense = defense
+        self.used: set[Need] = set()
+
+    def training_data(self) -> tuple[Tensor, Tensor]:
+        """Training images (n, C, H, W) in [0, 1] and labels (n,) of the data set under evaluation."""
+        return self._get(Need.TRAINING_DATA)
+
+    def _get(self, need: Need) -> tuple[Tensor, Tensor]:
+        if need not in self._needs:
+            raise AccessDenied(f"defense {self._defense!r} asked for {need} without declaring it: add it to `needs`")
+        if need not in self._sources:
+            raise BadInput(f"defense {self._defense!r} needs {need}, which this data set does not offer: use another")
+        self.used.add(need)
+        return self._sources[need]()
+
+
+class DefendedClassifier(nn.Module):
+    """A classifier as it is deployed: `forward(images, noise) -> logits`.
+
+    Images are float32 (n, C, H, W) in [0, 1]; logits are (n, num_classes). All randomness comes from `noise`, whose rows belong to
+    the images' rows, so that the same noise gives the same logits.
+
+    Attributes:
+        num_classes: number of classes K.
+        stochastic: whether the logits depend on `noise`.
+        gradients: the names that `twin` accepts.
+    """
+
+    num_classes: int
+    stochastic: bool = False
+    gradients: tuple[str, ...] = ("full",)
+
+    def forward(self, images: Tensor, noise: Noise) -> Tensor:
+        """Logits (n, num_classes)."""
+        raise NotImplementedError
+
+    def views(self) -> tuple[str, ...]:
+        """Names of the outputs that an attack may aim at; `logits` always, and others such as `features` or `transformed`."""
+        return ("logits",)
+
+    def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
+        """A forward pass to `view` whose backward is the one named `gradient`; `full` is the native backward.
+
+        Twins of one view have bit-equal outputs. A defense with parts that block gradients overrides this.
+        """
+        if gradient != "full":
+            raise BadInput(f"this defense offers no gradient {gradient!r}: use --gradient full")
+        if view != "logits":
+            raise BadInput(f"unknown view {view!r}: this classifier offers {', '.join(self.views())}")
+        return self
+
+
+def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
+    """`value` in the forward pass (bit for bit), the gradient of `proxy` in the backward pass.
+
+    Backward pass differentiable approximation: Athalye, Carlini, Wagner 2018, arXiv 1802.00420, section 4.1.
+    """
+    return value.detach() + (proxy - proxy.detach())
+
+
+class InputTransform(DefendedClassifier):
+    """A defense that transforms the image and then classifies it.
+
+    Subclasses write `transform`. The gradient `bpda` keeps the transform forward and replaces its backward by that of `surrogate`,
+    the identity unless the defense names a better one.
+    """
+
+    gradients = ("full", "bpda")
+
+    def __init__(self, classifier: DefendedClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.num_classes = classifier.num_classes
+        self.stochastic = classifier.stochastic
+
+    def transform(self, images: Tensor, noise: Noise) -> Tensor:
+        """The image that the classifier sees; any shape that the classifier accepts."""
+        raise NotImplementedError
+
+    def surrogate(self, images: Tensor, noise: Noise) -> Tensor:
+        """A differentiable stand-in for `transform`, of the same shape; its output is used in the backward pass only."""
+        return images
+
+    def forward(self, images: Tensor, noise: Noise) -> Tensor:
+        """Logits of the transformed image."""
+        return self.twin()(images, noise)
+
+    def views(self) -> tuple[str, ...]:
+        """`transformed` (the image that the classifier sees) and the classifier's own views of it."""
+        return ("transformed", *self.classifier.views())
+
+    def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
+        """The gradients in `gradients`, for each view."""
+        if gradient not in self.gradients:
+            raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
+        front = self.transform if gradient == "full" else self._transform_bpda
+        if view == "transformed":
+            return front
+        inner = self.classifier.twin("full", view)
+        return lambda images, noise: inner(front(images, noise), noise.at("classifier"))
+
+    def _transform_bpda(self, images: Tensor, noise: Noise) -> Tensor:
+        return straight_through(self.transform(images.detach(), noise), self.surrogate(images, noise))
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know of a plugin.
+
+    Attributes:
+        paper: authors, venue or arXiv number.
+        note: one sentence on what is known of it, such as its documented true robustness.
+        attacks: specs of the attacks that fit it (defenses only).
+        control: whether an attack is a control that is not meant to succeed (attacks only).
+    """
+
+    paper: str = ""
+    note: str = ""
+    attacks: tuple[str, ...] = ()
+    control: bool = False
+
+
+class NoParams(Params):
+    """No parameters."""
+
+
+P = TypeVar("P", bound=Params)
+
+
+class Defense(ABC, Generic[P]):
+    """How to build a defended classifier. Subclasses set the class attributes and write `build`.
+
+    Attributes:
+        Params: the parameter model; `name:key=value` fills it.
+        version: raise it when the numbers may change; it enters the identity of every result.
+        needs: the data that `build` may ask for.
+        gradients: the names that the result's `twin` accepts. `("full",)` says that the native backward is exact.
+        card: paper, note, fitting attacks.
+    """
+
+    Params: ClassVar[type[Params]] = NoParams
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    gradients: ClassVar[tuple[str, ...]] = ("full",)
+    card: ClassVar[Card] = Card()
+
+    def __init__(self, params: P) -> None:
+        self.params = params
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the built classifier draws random numbers (beyond those of the classifier given to it)."""
+        return False
+
+    @abstractmethod
+    def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:
+        """The defended classifier.
+
+        Args:
+            classifier: the undefended one, weights frozen, in evaluation mode.
+            access: the door to the declared data.
+            noise: one row of the construction stream.
+        """

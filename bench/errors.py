@@ -1,0 +1,13 @@
+"""The two kinds of failure that the suite tells apart."""
+
+
+class BadInput(ValueError):
+    """Something the caller gave cannot be used.
+
+    The message is one line that says what is wrong, why, and what to do. The command line prints it and exits with 2;
+    nothing is recorded.
+    """
+
+
+class AccessDenied(BadInput):
+    """A defense asked for data that it did not declare in its `DataAccess`."""

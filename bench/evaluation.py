@@ -1,0 +1,485 @@
+"""Run cells: build, attack, judge, record."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from bench.audit import Finding
+from bench.data.dataset import ImageSet
+from bench.defense import DataAccess, DefendedClassifier, Need
+from bench.errors import BadInput
+from bench.metrics import measure
+from bench.noise import Noise, Query, Stream, isolated, judging
+from bench.outcomes import Outcomes
+from bench.plan import Cell, Request, Subject, plan, subject_of
+from bench.preflight import check, replay_level
+from bench.provenance import environment
+from bench.record import Cost, Failure, Points, Record, Store, file_stem, write_whole
+from bench.victim import Victim, frozen, predict
+from bench.work import Arrays, Part, Workspace, complete, parts_of
+
+PREFLIGHT_IMAGES = 8
+
+Progress = Callable[[Cell, int, int, float], None]
+"""(cell, images done, images in all, share right under attack so far)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, never what: none of this can change an outcome.
+
+    Attributes:
+        device: where to compute.
+        batch_size: most rows in one forward pass.
+        progress: called after each part.
+    """
+
+    device: torch.device = torch.device("cpu")
+    batch_size: int = 128
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one cell: a record, a failure, or bad input that only building it could show (which leaves no file)."""
+
+    cell: Cell
+    record: Record | None = None
+    failure: Failure | None = None
+    rejected: BadInput | None = None
+    path: Path | None = None
+    computed: bool = True
+
+
+def read_device(text: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises `BadInput` where there is no such device."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise BadInput(f"unknown device {text!r}: use auto, cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"device {text!r} is not supported: use auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"no such GPU {text!r}: torch sees {torch.cuda.device_count()} of them; use --device cpu")
+    return device
+
+
+def run_cells(cells: Sequence[Cell], store: Store, options: Options) -> Iterator[Result]:
+    """Run cells one after the other. A stored cell is not computed again; one that crashes becomes a `Failure`."""
+    for cell in cells:
+        stored = store.find(cell.id)
+        if stored is not None:
+            yield Result(cell, record=stored, path=store.folder / f"{stored.stem}.json", computed=False)
+            continue
+        try:
+            record = run_cell(cell, store, options)
+            yield Result(cell, record=record, path=store.folder / f"{record.stem}.json")
+        except BadInput as error:
+            yield Result(cell, rejected=error)
+        except Exception as error:
+            failure = _failure(cell, error)
+            yield Result(cell, failure=failure, path=store.save_failure(failure))
+
+
+def _failure(cell: Cell, error: Exception) -> Failure:
+    return Failure(
+        cell=cell.id,
+        title=cell.title,
+        error=f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+        finished=_now(),
+    )
+
+
+def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] | None = None) -> Record:
+    """Compute one cell together with any other process that works on it, and store its record.
+
+    Args:
+        parts: the order in which to take parts; ascending by default.
+    """
+    work = Workspace(store.work(cell.id))
+    order = list(parts) if parts is not None else parts_of(len(cell.subject.images), options.batch_size)
+    with _exact(options.device):
+        defended = build(cell, options.device)
+        findings, level = _preflight(cell, defended, options.device)
+        with frozen(defended):
+            compute = _Compute(cell, defended, options, len(cell.subject.images))
+            done = complete(work, order, compute, lambda: store.find(cell.id) is not None)
+    if done is None:
+        found = store.find(cell.id)
+        if found is None:
+            raise RuntimeError(f"the record of cell {cell.id} vanished while it was being finished")
+        return found
+    record = _record(cell, _merge(done), findings, level, store, options.device)
+    store.save(record)
+    work.remove()
+    return record
+
+
+def compute_cell(cell: Cell, options: Options) -> Outcomes:
+    """Compute one cell's outcomes here and now, keeping nothing."""
+    with _exact(options.device):
+        defended = build(cell, options.device)
+        with frozen(defended):
+            compute = _Compute(cell, defended, options, len(cell.subject.images))
+            parts = parts_of(len(cell.subject.images), options.batch_size)
+            return _outcomes(cell, _merge({part: compute(part) for part in parts}))
+
+
+def build(cell: Cell, device: torch.device) -> DefendedClassifier:
+    """Build a cell's defended classifier: on `device`, in evaluation mode, the global generators as found."""
+    subject, defense = cell.subject, cell.defense.plugin
+    noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
+    access = DataAccess(frozenset(defense.needs), _sources(subject), cell.defense.name)
+    with isolated(cell.build_seed), frozen(subject.classifier.to(device)):
+        defended = defense.build(subject.classifier, access, noise)
+    if not isinstance(defended, DefendedClassifier):
+        raise BadInput(f"defense {cell.defense.name!r} built {type(defended).__name__}: return a DefendedClassifier")
+    # A module whose parts stay in training mode on purpose (dropout at test time) keeps them.
+    return defended.to(device).eval() if defended.training else defended.to(device)
+
+
+def _sources(subject: Subject) -> dict[Need, Callable[[], tuple[Tensor, Tensor]]]:
+    def training_data() -> tuple[Tensor, Tensor]:
+        images = subject.dataset.plugin.train()
+        return images.pixels(), images.labels
+
+    return {Need.TRAINING_DATA: training_data}
+
+
+def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -> tuple[list[Finding], str]:
+    sample = cell.subject.images.first(min(PREFLIGHT_IMAGES, len(cell.subject.images)))
+    pixels, labels = sample.pixels().to(device), sample.labels.to(device)
+    with frozen(defended):
+        findings = check(defended, pixels, labels, cell.gradient)
+        level = replay_level(defended, pixels)
+    return [*findings, *_trained_on(cell)], level
+
+
+def _trained_on(cell: Cell) -> Iterator[Finding]:
+    subject = cell.subject
+    trained = getattr(subject.classifier, "trained_on", ())
+    seen = sorted(set(trained) & set(subject.dataset.plugin.drawn_from))
+    if seen:
+        yield Finding(
+            name="trained-on-test",
+            verdict="warn",
+            message=f"the classifier was trained on {', '.join(seen)}, which holds the evaluated images: all accuracies flatter it",
+        )
+
+
+@dataclass(frozen=True)
+class _Compute:
+    """Attacks and judges one part of a cell."""
+
+    cell: Cell
+    defended: DefendedClassifier
+    options: Options
+    total: int
+
+    def __call__(self, part: Part) -> Arrays:
+        """Arrays of a finished part, images along the first axis."""
+        began = time.perf_counter()
+        subset = self.cell.subject.images.at(np.arange(*part))
+        arrays = self._attack(subset)
+        arrays["seconds"] = np.array([time.perf_counter() - began])
+        if self.options.progress:
+            right = float((arrays["adversarial"] == subset.labels.numpy()[:, None]).mean())
+            self.options.progress(self.cell, len(subset), self.total, right)
+        return arrays
+
+    def _attack(self, subset: ImageSet) -> Arrays:
+        images = subset.pixels().to(self.options.device)
+        labels = subset.labels.to(self.options.device)
+        clean = self._judge(images, subset.ids)
+        # A deterministic defense that is wrong on the clean image is broken already.
+        stochastic = self.defended.stochastic
+        chosen = torch.ones(len(images), dtype=torch.bool) if stochastic else clean[:, 0] == labels.cpu()
+        on_device = chosen.to(images.device)
+        victim = self._victim(subset.ids[chosen.numpy()])
+        attacked = self.cell.attack.plugin(victim, images[on_device], labels[on_device], self.cell.subject.threat)
+        points = images.clone()
+        points[on_device] = attacked.points
+        adversarial = clean.clone()
+        if stochastic:
+            adversarial = self._judge(points, subset.ids)
+        else:
+            adversarial[chosen] = attacked.predictions.cpu()
+        replayed = attacked.predictions.cpu() if stochastic else torch.empty(len(images), 0, dtype=torch.int64)
+        forwards, backwards = torch.zeros(2, len(images), dtype=torch.int64)
+        forwards[chosen], backwards[chosen] = victim.forwards.cpu(), victim.backwards.cpu()
+        tensors = {
+            "points": points.cpu(),
+            "clean": clean,
+            "adversarial": adversarial,
+            "replayed": replayed,
+            "forwards": forwards,
+            "backwards": backwards,
+        }
+        flags = {"reprojected": attacked.reprojected, "blocked": int(victim.gradient_blocked)}
+        return {
+            **{name: tensor.numpy() for name, tensor in tensors.items()},
+            **{name: np.array([value]) for name, value in flags.items()},
+        }
+
+    def _victim(self, ids: Any) -> Victim:
+        return Victim(
+            self.defended,
+            ids,
+            law=self.cell.law,
+            gradient=self.cell.gradient,
+            root=self.cell.seed,
+            batch_size=self.options.batch_size,
+            device=self.options.device,
+        )
+
+    def _judge(self, images: Tensor, ids: Any) -> Tensor:
+        return judge(self.defended, images, ids, self.cell, self.options)
+
+
+def judge(defended: DefendedClassifier, images: Tensor, ids: Any, cell: Cell, options: Options) -> Tensor:
+    """Predictions of the deployed defense on fresh draws of the evaluation stream: int64 (n, draws), on the CPU."""
+    images = images.to(options.device)
+    observer = Victim(
+        defended,
+        ids,
+        law=judging(cell.judged_draws),
+        root=cell.seed,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+    rows = torch.arange(len(images), device=options.device)
+    return predict(observer.logits(images, rows, Query())).cpu()
+
+
+def _merge(parts: dict[Part, Arrays]) -> Arrays:
+    ordered = [parts[part] for part in sorted(parts)]
+    return {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}
+
+
+def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, store: Store, device: torch.device) -> Record:
+    subject = cell.subject
+    outcomes = _outcomes(cell, arrays)
+    base = cell.base()
+    stem = file_stem([cell.title[key] for key in ("dataset", "defense", "attack")], cell.id)
+    return Record(
+        cell=cell.id,
+        title=cell.title,
+        sources=subject.sources,
+        identity=cell.identity,
+        given={**subject.given, "defense": list(cell.defense.given), "attack": list(cell.attack.given)},
+        access=sorted(str(need) for need in cell.defense.plugin.needs),
+        stochastic=cell.stochastic,
+        replay_level=cast(Any, level),
+        base=base.id if base else "",
+        scale={"n": len(subject.images), "available": subject.available, "reduced": len(subject.images) < subject.available},
+        outcomes=outcomes,
+        metrics=measure(outcomes, control=cell.attack.plugin.card.control),
+        findings=[*findings, *_attack_findings(cell, arrays)],
+        cost=_cost(cell, arrays),
+        points=_save_points(store, stem, arrays),
+        environment=environment(device),
+        finished=_now(),
+    )
+
+
+def _outcomes(cell: Cell, arrays: Arrays) -> Outcomes:
+    images = cell.subject.images
+    return Outcomes.of(
+        cell.subject.classifier.num_classes,
+        images.ids,
+        images.labels.numpy(),
+        *(cast(Any, arrays[name]) for name in ("clean", "adversarial", "replayed")),
+    )
+
+
+def _attack_findings(cell: Cell, arrays: Arrays) -> Iterator[Finding]:
+    outside = int(cast(Any, arrays["reprojected"]).sum())
+    if outside:
+        yield Finding(
+            name="reprojected",
+            verdict="warn",
+            message=f"{outside} points lay outside ball or box when the attack returned them; they were projected and judged there",
+        )
+    if bool(cast(Any, arrays["blocked"]).any()):
+        yield Finding(
+            name="no-gradient",
+            verdict="warn",
+            message="no gradient reaches the image at all: the attack was a blind search, and its number is no evidence of robustness",
+        )
+
+
+def _cost(cell: Cell, arrays: Arrays) -> Cost:
+    forwards, backwards = cast(Any, arrays["forwards"]), cast(Any, arrays["backwards"])
+    judged = 2 * cell.judged_draws if cell.stochastic else 1
+    return Cost(
+        attack_forwards=float(forwards.mean()),
+        attack_backwards=float(backwards.mean()),
+        max_attack_forwards=int(forwards.max()),
+        max_attack_backwards=int(backwards.max()),
+        judge_forwards=float(judged),
+        seconds=float(cast(Any, arrays["seconds"]).sum()),
+    )
+
+
+def _save_points(store: Store, stem: str, arrays: Arrays) -> Points:
+    data = save({"points": np.ascontiguousarray(arrays["points"])})
+    name = f"{stem}.points.safetensors"
+    write_whole(store.folder / name, data)
+    return Points(file=name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Full float32 and repeatable kernels on a GPU: TF32 convolutions would decide near ties otherwise."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, False, True, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+
+
+# The Python interface -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """Records of one `evaluate` call; printing it shows the table."""
+
+    records: list[Record]
+    failures: list[Failure]
+
+    def __str__(self) -> str:
+        from bench.report.leaderboard import rows_table
+
+        return rows_table(self.records, self.failures)
+
+
+class _Probabilities(nn.Module):
+    """Turns a model's probabilities into logits by the logarithm."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities (n, K)."""
+        probabilities: Tensor = self.model(images)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+def evaluate(
+    model: nn.Module | None = None,
+    *,
+    dataset: str = "mnist5k",
+    attacks: str | Sequence[str] = ("pgd",),
+    defenses: str | Sequence[str] = ("undefended",),
+    eps: float | None = None,
+    norm: str | None = None,
+    n: int | None = None,
+    randomness: str | None = None,
+    gradient: str | None = None,
+    seeds: Sequence[int] = (0,),
+    build_seed: int = 0,
+    classifier: str | None = None,
+    output: str = "logits",
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluate a model, or registered defenses, under attacks.
+
+    Args:
+        model: any `nn.Module` from float32 images (n, C, H, W) in [0, 1] to logits (n, K), normalisation inside; put into evaluation
+            mode. A stochastic one
+            (dropout in its forward pass, say) is detected and its randomness controlled row by row. A `DefendedClassifier` takes its
+            randomness as an argument. None evaluates `classifier`, or the data set's own.
+        dataset, attacks, defenses, classifier, randomness, gradient: specs as on the command line.
+        eps, norm: the threat model; eps in pixel units of [0, 1].
+        n: how many images, in evaluation order; the first 1,000 by default.
+        seeds, build_seed: attack seeds, and the seed of the defense's construction.
+        output: `logits`, or `probabilities` to take their logarithm.
+        out: folder for records; kept nowhere by default.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
+        progress: called after each part.
+
+    Returns:
+        A report with one record a cell, the undefended base's included.
+
+    Raises:
+        BadInput: for anything that cannot work, before anything is computed.
+    """
+    if output not in ("logits", "probabilities"):
+        raise BadInput(f"output is {output!r}: use logits or probabilities")
+    if model is not None and classifier is not None:
+        raise BadInput("both model and classifier are given: keep one")
+    if model is not None and output == "probabilities":
+        model = _Probabilities(model.eval() if model.training else model).eval()
+    request = Request(
+        defenses=_tuple(defenses),
+        attacks=_tuple(attacks),
+        dataset=dataset,
+        classifier=classifier,
+        norm=norm,
+        eps=eps,
+        n=n,
+        randomness=randomness,
+        gradient=gradient,
+        seeds=tuple(seeds),
+        build_seed=build_seed,
+    )
+    where = read_device(device)
+    size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
+    options = Options(where, size, progress)
+    cells = plan(request, subject_of(request, model))
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(out) if out is not None else Path(scratch))
+        store.check_writable()
+        results = list(run_cells(cells, store, options))
+    for result in results:
+        if result.rejected:
+            raise result.rejected
+    return Report([r.record for r in results if r.record], [r.failure for r in results if r.failure])
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Rows that keep a device busy without filling its memory."""
+    return 1024 if device.type == "cuda" else 128
+
+
+def check_batch_size(batch_size: int) -> int:
+    """The batch size, if it is one."""
+    if batch_size < 1:
+        raise BadInput(f"batch size is {batch_size}: give at least 1")
+    return batch_size
+
+
+def _tuple(specs: str | Sequence[str]) -> tuple[str, ...]:
+    return (specs,) if isinstance(specs, str) else tuple(specs)

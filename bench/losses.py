@@ -1,0 +1,48 @@
+"""Losses that an attack maximises, one value an image: logits (n, K) and labels (n,) to (n,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (n, K), labels (n,)) to one value an image (n,); larger is worse for the defense."""
+
+# Success must survive the rounding by which sums differ between batch sizes; float32 convolutions differ by a few 1e-6.
+SUCCESS_SLACK = 1e-5
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the true class, in nats."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Best wrong logit minus true logit; positive where the image is misclassified (Carlini and Wagner 2017, f6)."""
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    best_wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return best_wrong - true
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, arXiv 2003.01690, eq. 6): the margin over z_pi1 - z_pi3.
+
+    With two or three classes the denominator is the margin itself or spans all logits, and ascending the ratio no longer
+    means ascending the margin; the margin takes its place there.
+    """
+    if logits.shape[1] < 4:
+        return margin(logits, labels)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which rows are wrong by a margin that no rounding turns around; bool (n,)."""
+    scale = logits.abs().amax(1)
+    return (margin(logits, labels) > SUCCESS_SLACK * scale) | torch.isnan(logits).any(1)

@@ -1,0 +1,89 @@
+"""The one gradient-ascent loop, for attacks and for adversarial training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one query tells of each image.
+
+    Attributes:
+        value: the objective, (n,).
+        gradient: its gradient to the image, (n, C, H, W); None where it was not asked for.
+        success: which images need no further step, because the function is deterministic and they are broken; bool (n,).
+    """
+
+    value: Tensor
+    gradient: Tensor | None
+    success: Tensor
+
+
+class Objective(Protocol):
+    """Something to maximise over images."""
+
+    def __call__(self, x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
+        """Read the objective at `x`; `rows` (int64) says which of the images that the loop started with these are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Result of `ascend`.
+
+    Attributes:
+        points: the first success of each image, else its point of largest value, (n, C, H, W).
+        values: the objective there, (n,).
+        success: which images succeeded, bool (n,).
+        last: the iterate after the last step taken, (n, C, H, W).
+    """
+
+    points: Tensor
+    values: Tensor
+    success: Tensor
+    last: Tensor
+
+
+def ascend(objective: Objective, start: Tensor, origin: Tensor, threat: ThreatModel, *, steps: int, size: float) -> Ascent:
+    """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, section 2.1): x <- project(x + size * direction).
+
+    The iterate itself is projected to ball and box. Images leave the batch at their first success, so they cost nothing more.
+    A survivor costs steps + 1 forward and `steps` backward passes a draw.
+
+    Args:
+        objective: what to maximise.
+        start: starting points inside ball and box, (n, C, H, W).
+        origin: the images at the ball's centre.
+        threat: ball, box and step direction.
+        steps: number of steps.
+        size: step length in the threat's norm.
+    """
+    count = len(start)
+    points, last = start.clone(), start.clone()
+    values = torch.full((count,), -torch.inf, device=start.device)
+    success = torch.zeros(count, dtype=torch.bool, device=start.device)
+    rows, x, centre = torch.arange(count, device=start.device), start, origin
+    for iteration in range(steps + 1):
+        if not len(rows):
+            break
+        reading = objective(x, rows, iteration, iteration < steps)
+        better = reading.success | (reading.value > values[rows])
+        improved = rows[better]
+        points[improved], values[improved] = x[better], reading.value[better]
+        success[rows] = reading.success
+        last[rows] = x
+        if reading.gradient is None:
+            break
+        alive = ~reading.success
+        gradient = reading.gradient
+        if not bool(alive.all()):
+            rows, x, centre, gradient = rows[alive], x[alive], centre[alive], gradient[alive]
+        x = threat.ascend(x, gradient, size, centre)
+    return Ascent(points, values, success, last)

@@ -1,0 +1,54 @@
+"""From outcomes to metrics: pure functions, so that a record can be checked against itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench import statistics
+from bench.outcomes import Outcomes
+from bench.record import Judged, Metrics, Share
+
+
+def measure(outcomes: Outcomes, *, control: bool) -> Metrics:
+    """All metrics of a cell.
+
+    Args:
+        outcomes: predictions on clean and attacked images.
+        control: whether the attack was none that is meant to succeed; the collapse verdict then ignores it.
+    """
+    clean = outcomes.predictions("clean")
+    adversarial = _judged(outcomes, "adversarial")
+    collapse = statistics.collapsed(
+        outcomes.true_labels(), clean, outcomes.num_classes, None if control else adversarial.mean.value
+    )
+    return Metrics(
+        n=len(clean),
+        clean=_judged(outcomes, "clean"),
+        adversarial=adversarial,
+        replayed=_judged(outcomes, "replayed") if outcomes.replayed else None,
+        constant_accuracy=collapse.constant_accuracy,
+        balanced_accuracy=_share(collapse.balanced_accuracy),
+        largest_predicted_share=collapse.largest_predicted_share,
+        collapsed=collapse.verdict,
+        collapse_reason=collapse.reason,
+    )
+
+
+def _share(interval: statistics.Interval) -> Share:
+    return Share(value=interval.value, low=interval.low, high=interval.high)
+
+
+def _judged(outcomes: Outcomes, which: str) -> Judged:
+    correct = outcomes.correct(which)
+    judged = statistics.judge(correct)
+    # A prediction on a point that counts as broken regardless (clean-wrong) is no right answer for F1 either.
+    predictions = np.where(correct | (outcomes.predictions(which) != outcomes.true_labels()[:, None]),
+                           outcomes.predictions(which), -1)  # fmt: skip
+    f1 = statistics.cluster_bootstrap(outcomes.true_labels(), predictions, outcomes.num_classes, statistics.macro_f1)
+    return Judged(
+        mean=_share(judged.mean),
+        all_draws=_share(judged.all_draws),
+        majority=_share(judged.majority),
+        macro_f1=_share(f1),
+        draws=correct.shape[1],
+    )

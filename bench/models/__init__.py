@@ -1,0 +1,1 @@
+"""Classifiers: architectures, weights, loading and training."""

@@ -1,0 +1,345 @@
+"""From what the user asked to the cells that answer it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.attack import Attack
+from bench.data.dataset import Dataset, ImageSet
+from bench.defense import DefendedClassifier, Defense
+from bench.errors import BadInput
+from bench.laws import read_law
+from bench.models.classifier import Classifier
+from bench.models.source import ClassifierSource
+from bench.noise import Law, isolated
+from bench.plugins import (
+    ATTACKS,
+    BASE,
+    CLASSIFIERS,
+    DATASETS,
+    DEFENSES,
+    AttackChoice,
+    Named,
+    create,
+    create_attack,
+)
+from bench.preflight import probe
+from bench.record import cell_id
+from bench.registry import load_file
+from bench.spec import parse
+from bench.threat import ThreatModel, parse_threat
+
+__all__ = ["ATTACKS", "Cell", "Request", "Subject", "plan", "subject_of"]
+
+JUDGED_DRAWS = 20
+"""Fresh draws on which a stochastic defense is judged, after the attack has ended."""
+
+PROTOCOL = 1
+"""Raise it when the engine's own arithmetic may change an outcome."""
+
+DEFAULT_N = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked: a matrix of defenses, attacks and seeds on one data set and classifier.
+
+    None stands for the default: the data set's own classifier and threat model, its first 1,000 images, and whatever an attack's
+    spec says of gradient and randomness (else `full` and `fresh`).
+    """
+
+    defenses: tuple[str, ...]
+    attacks: tuple[str, ...]
+    dataset: str = "mnist5k"
+    classifier: str | None = None
+    norm: str | None = None
+    eps: float | None = None
+    n: int | None = None
+    randomness: str | None = None
+    gradient: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    build_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images and the classifier that every cell of a request shares.
+
+    Attributes:
+        images: the evaluated images, in evaluation order.
+        available: how many images the split has.
+        classifier: on the CPU, in evaluation mode.
+        classifier_spec, classifier_sha: how to name it and what it is.
+        sources: specs as given, to rebuild from.
+    """
+
+    dataset: Named[Dataset[Any]]
+    images: ImageSet
+    available: int
+    threat: ThreatModel
+    classifier: DefendedClassifier
+    classifier_spec: str
+    classifier_sha: str
+    sources: dict[str, str]
+    given: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to be: a defense under an attack on a subject."""
+
+    subject: Subject
+    defense: Named[Defense[Any]]
+    attack: Named[Attack[Any]]
+    gradient: str
+    law: Law
+    seed: int
+    build_seed: int
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the defended classifier draws random numbers."""
+        return bool(self.defense.plugin.stochastic) or self.subject.classifier.stochastic
+
+    @property
+    def judged_draws(self) -> int:
+        """Fresh draws an image on which the verdict rests."""
+        return JUDGED_DRAWS if self.stochastic else 1
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the outcome, and nothing else."""
+        subject = self.subject
+        return {
+            "protocol": PROTOCOL,
+            "defense": self.defense.identity,
+            "attack": self.attack.identity,
+            "gradient": self.gradient,
+            "randomness": str(self.law),
+            "dataset": {"name": subject.dataset.name, "sha256": subject.images.sha256, "n": len(subject.images)},
+            "classifier": {"sha256": subject.classifier_sha},
+            "threat": {"norm": subject.threat.norm, "eps": subject.threat.eps},
+            "seeds": {"build": self.build_seed, "attack": self.seed},
+            "judged_draws": self.judged_draws,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """The cell's name by content."""
+        return cell_id(self.identity)
+
+    @cached_property
+    def title(self) -> dict[str, str]:
+        """Canonical specs to read."""
+        return {
+            "defense": self.defense.spec,
+            "attack": self.attack.spec,
+            "gradient": self.gradient,
+            "randomness": str(self.law) if self.stochastic else "none",
+            "dataset": self.subject.dataset.spec,
+            "classifier": self.subject.classifier_spec,
+            "threat": str(self.subject.threat),
+            "seed": str(self.seed),
+        }
+
+    def __str__(self) -> str:
+        title = self.title
+        extra = [title["gradient"]] * (title["gradient"] != "full") + [title["randomness"]] * self.stochastic
+        return f"{title['defense']} x {title['attack']}{' (' + ', '.join(extra) + ')' if extra else ''}"
+
+    def base(self) -> Cell | None:
+        """The undefended base under the same attack; None for the base itself."""
+        if self.defense.name == BASE:
+            return None
+        return _settled(replace(self, defense=create(DEFENSES, parse(BASE))))
+
+
+def plan(request: Request, subject: Subject | None = None) -> list[Cell]:
+    """All cells of a request, each base before the first row that needs it, without duplicates.
+
+    Raises `BadInput` for anything that cannot work, before anything is computed.
+    """
+    defenses = [create(DEFENSES, parse(text)) for text in request.defenses]
+    attacks = [(create_attack(text), text) for text in request.attacks]
+    settings = [_settings(choice, text, request) for choice, text in attacks]
+    subject = subject or subject_of(request)
+    cells: dict[str, Cell] = {}
+    for seed in request.seeds:
+        for defense in defenses:
+            for (choice, _), (gradient, law) in zip(attacks, settings, strict=True):
+                cell = Cell(subject, defense, choice.attack, gradient, law, seed, request.build_seed)
+                _check_gradient(cell)
+                cell = _settled(cell)
+                for one in filter(None, (cell.base(), cell)):
+                    cells.setdefault(one.id, one)
+    return list(cells.values())
+
+
+def _settings(choice: AttackChoice, text: str, request: Request) -> tuple[str, Law]:
+    if choice.gradient and request.gradient and choice.gradient != request.gradient:
+        raise BadInput(f"attack {text!r} means gradient {choice.gradient}, but --gradient {request.gradient}: keep one")
+    law = read_law(choice.randomness or request.randomness or "fresh")
+    if choice.randomness and request.randomness:
+        asked = read_law(request.randomness)
+        if asked.name != law.name:
+            raise BadInput(f"attack {text!r} means randomness {law.name}, but --randomness {asked.name}: keep one")
+        law = asked
+    return choice.gradient or request.gradient or "full", law
+
+
+def _offered(cell: Cell) -> tuple[str, ...]:
+    own = tuple(cell.defense.plugin.gradients)
+    return own if own != ("full",) else cell.subject.classifier.gradients
+
+
+def _check_gradient(cell: Cell) -> None:
+    offered = _offered(cell)
+    if cell.gradient not in offered and cell.gradient != "bpda":
+        raise BadInput(f"defense {cell.defense.name!r} offers no gradient {cell.gradient!r}: use {' or '.join(offered)}")
+
+
+def _settled(cell: Cell) -> Cell:
+    """Settings that cannot matter, set to their plain value, so that equal work has one name.
+
+    Where the native backward is exact there is nothing for BPDA to replace; where nothing is random, no law to choose.
+    """
+    gradient = cell.gradient if cell.gradient in _offered(cell) else "full"
+    return replace(cell, gradient=gradient, law=cell.law if cell.stochastic else Law())
+
+
+# Loading ------------------------------------------------------------------------------------------------------------
+
+
+def subject_of(request: Request, model: nn.Module | None = None) -> Subject:
+    """Load data set and classifier (or take the user's own `model`) and settle the threat model."""
+    dataset = create(DATASETS, parse(request.dataset))
+    everything = dataset.plugin.test()
+    images = everything.first(_count(request.n, len(everything)))
+    threat = _threat(request, dataset.plugin)
+    threat.check_shape(tuple(images.images.shape[1:]))
+    text = request.classifier or dataset.plugin.default_classifier
+    given: list[str]
+    if model is not None:
+        classifier, text, given = _own(model, dataset.plugin.num_classes), f"python:{type(model).__name__}", []
+    elif not text:
+        raise BadInput(f"dataset {dataset.name!r} has no classifier of its own: give --classifier file:PATH or zoo:NAME")
+    else:
+        classifier, text, given = _load_classifier(text, dataset.plugin.num_classes, images.images.shape[1])
+    if isinstance(classifier, Classifier):
+        probe(classifier, images.first(min(4, len(images))).pixels())
+    return Subject(
+        dataset=dataset,
+        images=images,
+        available=len(everything),
+        threat=threat,
+        classifier=classifier,
+        classifier_spec=text,
+        classifier_sha=fingerprint(classifier),
+        sources={"dataset": request.dataset, "classifier": request.classifier or text},
+        given={"dataset": list(dataset.given), "classifier": given, "request": _given(request)},
+    )
+
+
+def _given(request: Request) -> list[str]:
+    defaults = Request((), ())
+    names = ("dataset", "classifier", "norm", "eps", "n", "randomness", "gradient", "seeds", "build_seed")
+    return [name for name in names if getattr(request, name) != getattr(defaults, name)]
+
+
+def _count(asked: int | None, available: int) -> int:
+    if asked is None:
+        return min(DEFAULT_N, available)
+    if not 1 <= asked <= available:
+        raise BadInput(f"n is {asked}, but the split has {available} images: give 1 to {available}")
+    return asked
+
+
+def _threat(request: Request, dataset: Dataset[Any]) -> ThreatModel:
+    norm = request.norm or dataset.default_norm
+    eps = request.eps
+    if eps is None and norm == dataset.default_norm:
+        eps = dataset.default_eps or None
+    if eps is None:
+        raise BadInput(f"no default eps under {norm} for this data set: give --eps, such as --eps 8/255")
+    return parse_threat(norm, eps)
+
+
+def _load_classifier(text: str, num_classes: int, channels: int) -> tuple[DefendedClassifier, str, list[str]]:
+    spec = parse(text)
+    kind: object = _attribute(spec.name) if "@" in spec.name else CLASSIFIERS.get(spec.name)
+    if not (inspect.isclass(kind) and issubclass(kind, ClassifierSource)):
+        if spec.positional or spec.options:
+            raise BadInput(f"{spec.name!r} is a function and takes no parameters: drop what follows the colon")
+        return _own(_call(kind, spec.name), num_classes), text, []
+    source = create(CLASSIFIERS, spec)
+    return source.plugin.load(num_classes, channels), source.spec, list(source.given)
+
+
+def _attribute(name: str) -> object:
+    path, _, attribute = name.rpartition("@")
+    module = load_file(path, "classifier")
+    if not hasattr(module, attribute):
+        raise BadInput(f"{path} defines no {attribute!r}: name a function that returns the model")
+    return getattr(module, attribute)
+
+
+def _call(make: object, name: str) -> nn.Module:
+    if not callable(make):
+        raise BadInput(f"{name!r} is not a function: name a function that returns the model")
+    try:
+        with isolated(0):
+            model = make()
+    except Exception as error:
+        raise BadInput(f"{name} fails with {type(error).__name__}: {error}".replace("\n", " ")) from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{name} returned {type(model).__name__}: return a torch.nn.Module")
+    return model
+
+
+def _own(model: nn.Module, num_classes: int) -> DefendedClassifier:
+    """A user's own module as a classifier. One that speaks the contract already stays as it is."""
+    if isinstance(model, DefendedClassifier):
+        return model
+    if model.training:
+        model.eval()
+    return Classifier(model, num_classes)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over a module's structure, source files and every tensor it holds."""
+    digest = hashlib.sha256(repr(module).encode())
+    for kind in sorted({type(m) for m in module.modules()}, key=lambda k: f"{k.__module__}.{k.__qualname__}"):
+        digest.update(_source(kind))
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _source(kind: type) -> bytes:
+    """Source of a class that is neither torch's nor ours, whose behaviour only its file tells."""
+    name = f"{kind.__module__}.{kind.__qualname__}".encode()
+    if kind.__module__.partition(".")[0] in ("torch", "bench"):
+        return name
+    try:
+        return name + Path(inspect.getfile(kind)).read_bytes()
+    except (TypeError, OSError):
+        return name
+
+
+def read_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    """Attack seeds, each once, in order."""
+    found: Sequence[int] = list(dict.fromkeys(seeds))
+    if any(seed < 0 or seed >= 2**63 for seed in found):
+        raise BadInput("a seed is negative or beyond 2^63: give whole numbers from 0")
+    return tuple(found)

@@ -1,0 +1,72 @@
+"""Progress on stderr: images, robust accuracy so far, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from bench.plan import Cell
+
+LOG_SECONDS = 30.0
+
+
+class Reporter:
+    """A live bar on a terminal; elsewhere a line at each tenth of a cell or every half minute."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("robust {task.fields[robust]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not self._live,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
+        self._right: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+        self._logged: dict[str, tuple[int, float]] = {}
+
+    def __enter__(self) -> Reporter:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def start(self, cell: Cell) -> None:
+        """Announce a cell."""
+        self._began[cell.id] = time.monotonic()
+        self._done[cell.id], self._right[cell.id] = 0, 0.0
+        self._logged[cell.id] = (0, time.monotonic())
+        total = len(cell.subject.images)
+        self._tasks[cell.id] = self._bars.add_task(str(cell), total=total, robust="...")
+
+    def __call__(self, cell: Cell, done: int, total: int, right: float) -> None:
+        """Take note of a finished part: its images and the share of them still right."""
+        if cell.id not in self._began:
+            self.start(cell)
+        self._done[cell.id] += done
+        self._right[cell.id] += right * done
+        count = self._done[cell.id]
+        robust = f"{100 * self._right[cell.id] / count:.1f} %"
+        self._bars.update(self._tasks[cell.id], completed=count, robust=robust)
+        if not self._live and self._due(cell, count, total):
+            spent = time.monotonic() - self._began[cell.id]
+            left = spent / count * (total - count)
+            print(f"{cell}: {count}/{total} images, robust {robust}, ETA {left:.0f} s", file=sys.stderr, flush=True)
+
+    def _due(self, cell: Cell, count: int, total: int) -> bool:
+        last, when = self._logged[cell.id]
+        now = time.monotonic()
+        if count < total and 10 * (count - last) < total and now - when < LOG_SECONDS:
+            return False
+        self._logged[cell.id] = (count, now)
+        return True

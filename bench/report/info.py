@@ -1,0 +1,88 @@
+"""What `bench info` shows of a plugin."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from bench.errors import BadInput
+from bench.registry import Alias
+from bench.spec import Params, nearest, parse, show_number
+
+
+def describe(name: str, registries: dict[str, Any]) -> dict[str, Any]:
+    """Name, kind, description, parameters and card of the plugin called `name`, whichever kind it is."""
+    known = {entry: kind for kind, registry in registries.items() for entry in registry.names()}
+    kind = _kind_in_file(name, registries) if "@" in name else known.get(parse(name).name.split("+")[0])
+    if kind is None:
+        raise BadInput(f"nothing is registered as {name!r}.{nearest(name, known)}")
+    plugin = registries[kind].get(name if "@" in name else parse(name).name.split("+")[0])
+    if isinstance(plugin, Alias):
+        return {"name": name, "kind": kind, "alias_of": plugin.spec, **_of(parse(plugin.spec).name, kind, registries)}
+    return {"name": name, "kind": kind, **_facts(plugin)}
+
+
+def _kind_in_file(name: str, registries: dict[str, Any]) -> str | None:
+    """The kind of a plugin in a file, told by the contract that its class derives from."""
+    from bench.attack import Attack
+    from bench.data.dataset import Dataset
+    from bench.defense import Defense
+    from bench.models.source import ClassifierSource
+
+    plugin = registries["defenses"].get(name)
+    kinds = {"defenses": Defense, "attacks": Attack, "datasets": Dataset, "classifiers": ClassifierSource}
+    return next((k for k, base in kinds.items() if inspect.isclass(plugin) and issubclass(plugin, base)), None)
+
+
+def _of(name: str, kind: str, registries: dict[str, Any]) -> dict[str, Any]:
+    return _facts(registries[kind].get(name))
+
+
+def _facts(plugin: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "description": inspect.getdoc(plugin) or "",
+        "version": plugin.version,
+        "parameters": _parameters(plugin.Params, getattr(plugin, "positional", None)),
+    }
+    card = getattr(plugin, "card", None)
+    if card is not None:
+        facts.update(paper=card.paper, note=card.note)
+    if hasattr(plugin, "needs"):
+        facts["data access"] = ", ".join(sorted(plugin.needs)) or "none"
+        facts["gradients"] = ", ".join(plugin.gradients)
+        facts["fitting attacks"] = ", ".join(card.attacks) if card else ""
+    return {key: value for key, value in facts.items() if value not in ("", [])}
+
+
+def _parameters(params: type[Params], positional: str | None) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name + (" (positional)" if name == positional else ""),
+            "type": _type_name(field.annotation),
+            "default": "required" if field.is_required() else _shown(field.get_default(call_default_factory=True)),
+            "meaning": field.description or "",
+        }
+        for name, field in params.model_fields.items()
+    ]
+
+
+def _type_name(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return show_number(value)
+
+
+def render(described: dict[str, Any]) -> str:
+    """Plain text."""
+    lines = [f"{described['name']}  ({described['kind']})"]
+    for key, value in described.items():
+        if key == "parameters":
+            lines.append("parameters")
+            lines += [f"  {p['name']}: {p['type']} = {p['default']}  {p['meaning']}".rstrip() for p in value]
+        elif key not in ("name", "kind"):
+            lines.append(f"{key}: {value}")
+    return "\n".join(lines)

@@ -1,0 +1,257 @@
+"""Tables made from records: one row a cell, and the board with the worst case per image over attacks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from bench.record import Failure, Record, Share, read_folder
+from bench.statistics import wilson, worst_case
+
+NOTE = (
+    "Shares in percent with 95 % intervals (Wilson). Robust accuracy is an upper bound: a stronger attack may lower it. "
+    "Clean-wrong images count as broken. `base`: the undefended classifier under the same attack. "
+    "Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts images right in every one, "
+    "clean -> attacked, so that luck shows; `replayed` is judged on the attack's own tapes."
+)
+
+
+def attack_label(record: Record) -> str:
+    """Attack with the settings that differ from plain: `pgd (bpda, eot:k=20)`."""
+    title = record.title
+    extra = [title["gradient"]] * (title["gradient"] != "full")
+    extra += [title["randomness"]] * (title["randomness"] not in ("none", "fresh"))
+    return title["attack"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def flags(records: Iterable[Record]) -> str:
+    """What a reader must know: collapse, findings, reduced scale."""
+    found: dict[str, None] = {}
+    for record in records:
+        if record.metrics.collapsed:
+            found["COLLAPSED"] = None
+        if record.scale["reduced"]:
+            found[f"n={record.scale['n']} of {record.scale['available']}"] = None
+        for finding in record.findings:
+            if finding.verdict != "note":
+                found[finding.name] = None
+    return ", ".join(found)
+
+
+def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> str:
+    """One row a record, as a Markdown table; failures below, as errors and not as numbers."""
+    bases = {record.cell: record for record in records}
+    rows = [_row(record, bases.get(record.base)) for record in records]
+    for failure in failures:
+        rows.append({"defense": failure.title["defense"], "attack": failure.title["attack"], "robust": "error"})
+    table = pd.DataFrame(rows).dropna(axis=1, how="all").fillna("").astype(str)
+    return _markdown(table.loc[:, (table != "").any()])
+
+
+def _row(record: Record, base: Record | None) -> dict[str, str]:
+    metrics = record.metrics
+    stochastic = record.stochastic
+    luck = f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * metrics.adversarial.all_draws.value:.1f}"
+    return {
+        "defense": _struck(record.title["defense"], [record]),
+        "attack": attack_label(record),
+        "clean": str(metrics.clean.mean),
+        "robust": str(metrics.adversarial.mean),
+        "replayed": str(metrics.replayed.mean) if metrics.replayed else "",
+        f"all {metrics.adversarial.draws} draws" if stochastic else "": luck if stochastic else "",
+        "base": f"{100 * base.metrics.adversarial.mean.value:.1f}" if base else "",
+        "macro-F1": f"{100 * metrics.adversarial.macro_f1.value:.1f}",
+        "passes/image": f"{record.cost.attack_forwards:.1f}F {record.cost.attack_backwards:.1f}B",
+        "flags": flags([record]),
+    }
+
+
+def _struck(name: str, records: Iterable[Record]) -> str:
+    """The name, struck through where an audit failed: shown, not hidden."""
+    failed = any(r.metrics.collapsed or any(f.verdict == "fail" for f in r.findings) for r in records)
+    return f"~~{name}~~" if failed else name
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return tabulate(table, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)  # type: ignore[arg-type]
+
+
+# The board ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All records of one defense on one subject."""
+
+    records: list[Record]
+
+    @property
+    def first(self) -> Record:
+        """Any of them."""
+        return self.records[0]
+
+    def worst(self) -> Share:
+        """Worst case per image over all attacks and attack seeds, with its interval.
+
+        For a stochastic defense the worst attack of an image is chosen on the even judged draws and reported on the odd ones.
+        """
+        values = worst_case([record.outcomes.correct("adversarial") for record in self.records])
+        interval = wilson(float(values.sum()), len(values))
+        return Share(value=interval.value, low=interval.low, high=interval.high)
+
+    def replayed(self) -> Share | None:
+        """The lowest accuracy on an attack's own tapes."""
+        shares = [record.metrics.replayed.mean for record in self.records if record.metrics.replayed]
+        return min(shares, key=lambda share: share.value, default=None)
+
+
+def _subject(record: Record) -> tuple[str, ...]:
+    identity = record.identity
+    dataset, threat = identity["dataset"], identity["threat"]
+    return (dataset["sha256"], str(dataset["n"]), identity["classifier"]["sha256"], threat["norm"], str(threat["eps"]))
+
+
+def _defense(record: Record) -> tuple[str, str]:
+    return record.title["defense"], str(record.identity["seeds"]["build"])
+
+
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard of one subject: data set, classifier, threat model and images.
+
+    Attributes:
+        heading: the subject in words.
+        table: one row a defense, best worst case first; every share in percent as text.
+        numbers: the same rows with plain numbers, for CSV.
+    """
+
+    heading: str
+    table: pd.DataFrame
+    numbers: pd.DataFrame
+
+
+def boards(records: Sequence[Record], failures: Sequence[Failure] = ()) -> list[Board]:
+    """One board a subject."""
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[_subject(record)].append(record)
+    return [_board(group, records, failures) for group in groups.values()]
+
+
+def _board(group: list[Record], everything: Sequence[Record], failures: Sequence[Failure]) -> Board:
+    rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in group:
+        rows[_defense(record)].append(record)
+    columns = list(dict.fromkeys(attack_label(record) for record in group))
+    by_cell = {record.cell: record for record in everything}
+    entries = [Entry(found) for found in rows.values()]
+    entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
+    first = group[0]
+    title, scale = first.title, first.scale
+    heading = f"{title['dataset']}, {title['classifier']}, {title['threat']}, {scale['n']} of {scale['available']} images"
+    texts = [_text_row(entry, columns, by_cell) for entry in entries]
+    texts += [{"defense": f.title["defense"], f.title["attack"]: "error"} for f in failures if _is_of(f, first)]
+    numbers = [{"subject": heading, **_number_row(entry, by_cell)} for entry in entries]
+    table = pd.DataFrame(texts).fillna("").astype(str)
+    return Board(heading, table.loc[:, (table != "").any()], pd.DataFrame(numbers))
+
+
+def _is_of(failure: Failure, record: Record) -> bool:
+    return all(failure.title[key] == record.title[key] for key in ("dataset", "classifier", "threat"))
+
+
+def _base_of(entry: Entry, by_cell: dict[str, Record]) -> Entry | None:
+    bases = {record.base: by_cell[record.base] for record in entry.records if record.base in by_cell}
+    return Entry(list(bases.values())) if bases else None
+
+
+def _text_row(entry: Entry, columns: list[str], by_cell: dict[str, Record]) -> dict[str, str]:
+    metrics, base, replayed = entry.first.metrics, _base_of(entry, by_cell), entry.replayed()
+    draws = metrics.adversarial.draws
+    worst_luck = min(record.metrics.adversarial.all_draws.value for record in entry.records)
+    return {
+        "defense": _struck(entry.first.title["defense"], entry.records),
+        "clean": str(metrics.clean.mean),
+        **{column: _attack_cell(entry, column) for column in columns},
+        "worst case": str(entry.worst()),
+        "replayed": str(replayed) if replayed else "",
+        "all draws": f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * worst_luck:.1f}" if draws > 1 else "",
+        "base": f"{100 * base.worst().value:.1f}" if base else "",
+        "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * _lowest_f1(entry):.1f}",
+        "constant": f"{100 * metrics.constant_accuracy:.1f}",
+        "data access": ", ".join(entry.first.access) or "none",
+        "passes/image": f"{_passes(entry):.0f}",
+        "flags": flags(entry.records),
+    }
+
+
+def _attack_cell(entry: Entry, column: str) -> str:
+    values = [100 * r.metrics.adversarial.mean.value for r in entry.records if attack_label(r) == column]
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def _lowest_f1(entry: Entry) -> float:
+    return min(record.metrics.adversarial.macro_f1.value for record in entry.records)
+
+
+def _passes(entry: Entry) -> float:
+    return sum(record.cost.attack_forwards + record.cost.attack_backwards for record in entry.records)
+
+
+def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
+    metrics, worst, base, replayed = entry.first.metrics, entry.worst(), _base_of(entry, by_cell), entry.replayed()
+    return {
+        "defense": entry.first.title["defense"],
+        "build_seed": entry.first.identity["seeds"]["build"],
+        "n": metrics.n,
+        "clean": metrics.clean.mean.value,
+        "clean_low": metrics.clean.mean.low,
+        "clean_high": metrics.clean.mean.high,
+        "worst_case": worst.value,
+        "worst_case_low": worst.low,
+        "worst_case_high": worst.high,
+        "replayed": replayed.value if replayed else None,
+        "base_worst_case": base.worst().value if base else None,
+        "clean_macro_f1": metrics.clean.macro_f1.value,
+        "lowest_macro_f1": _lowest_f1(entry),
+        "constant_accuracy": metrics.constant_accuracy,
+        "collapsed": any(record.metrics.collapsed for record in entry.records),
+        "data_access": ", ".join(entry.first.access) or "none",
+        "passes_per_image": _passes(entry),
+        "flags": flags(entry.records),
+        "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
+        "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),
+    }
+
+
+def load(folders: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
+    """All records and failures below these folders, each cell once."""
+    records: dict[str, Record] = {}
+    failures: dict[str, Failure] = {}
+    for folder in folders:
+        for found in read_folder(folder):
+            if isinstance(found, Record):
+                records.setdefault(found.cell, found)
+            else:
+                failures.setdefault(found.cell, found)
+    return list(records.values()), [failure for cell, failure in failures.items() if cell not in records]
+
+
+def markdown(found: Sequence[Board]) -> str:
+    """All boards as one Markdown page."""
+    sections = [f"## {board.heading}\n\n{_markdown(board.table)}\n" for board in found]
+    return "\n".join(["# Leaderboard\n", *sections, NOTE + "\n"])
+
+
+def csv(found: Sequence[Board]) -> str:
+    """All boards as one CSV table with plain numbers."""
+    return str(pd.concat([board.numbers for board in found]).to_csv(index=False))

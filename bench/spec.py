@@ -1,0 +1,212 @@
+"""Specs: the one grammar that names defenses, attacks, data sets, classifiers and randomness laws.
+
+    NAME[:POSITIONAL][,key=value...]
+
+    pgd:steps=40,step=eps/16          npz:/data/cifar10.npz,split=test
+    public-at:images=(fashion-mnist:n=1000),objective=trades
+
+The first item without `=` is positional. A value may be a fraction (`8/255`), a list of numbers joined by `+`
+(`0.49+0.48+0.45`), or a nested spec in parentheses. Double quotes protect commas and equals signs in paths.
+`parse` and `str` are inverse to each other up to the order of keys, which `str` sorts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from bench.errors import BadInput
+
+_NEEDS_QUOTES = re.compile(r'[,="()]')
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec: a name, at most one positional argument, and keyword arguments, all still text."""
+
+    name: str
+    positional: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        items = [] if self.positional is None else [_quote(self.positional)]
+        items += [f"{key}={_quote(value)}" for key, value in sorted(self.options.items())]
+        return f"{self.name}:{','.join(items)}" if items else self.name
+
+
+def _quote(text: str) -> str:
+    nested = text.startswith("(") and text.endswith(")")
+    return f'"{text}"' if not nested and _NEEDS_QUOTES.search(text) else text
+
+
+def parse(text: str) -> Spec:
+    """Read a spec. Raises `BadInput` with the offending part where the text does not follow the grammar."""
+    name, colon, rest = text.strip().partition(":")
+    if not name or _NEEDS_QUOTES.search(name):
+        raise BadInput(f"cannot read the spec {text!r}: it must look like NAME or NAME:key=value,key=value")
+    if colon and not rest.strip():
+        raise BadInput(f"cannot read the spec {text!r}: nothing follows the colon; drop it or add key=value")
+    positional: str | None = None
+    options: dict[str, str] = {}
+    for item in _split(rest, text) if colon else ():
+        key, equals, value = _split_item(item)
+        if not equals:
+            if positional is not None or options:
+                raise BadInput(f"cannot read {item!r} in {text!r}: only the first item may stand without key=")
+            positional = value
+        elif not key or not value:
+            raise BadInput(f"cannot read {item!r} in {text!r}: write key=value")
+        elif key in options:
+            raise BadInput(f"{key!r} is given twice in {text!r}: keep one")
+        else:
+            options[key] = value
+    return Spec(name, positional, options)
+
+
+def _split(rest: str, whole: str) -> Iterator[str]:
+    """Cut at the commas that stand outside quotes and parentheses."""
+    depth, quoted, start = 0, False, 0
+    for i, char in enumerate(rest):
+        quoted ^= char == '"'
+        depth += (not quoted) * ((char == "(") - (char == ")"))
+        if depth < 0:
+            break
+        if char == "," and not quoted and depth == 0:
+            yield rest[start:i].strip()
+            start = i + 1
+    if depth or quoted:
+        raise BadInput(f"cannot read the spec {whole!r}: a quote or parenthesis is not closed")
+    yield rest[start:].strip()
+
+
+def _split_item(item: str) -> tuple[str, bool, str]:
+    if item.startswith('"'):
+        return "", False, item.strip('"')
+    key, equals, value = item.partition("=")
+    if not equals:
+        return "", False, item
+    return key.strip(), True, value.strip().strip('"')
+
+
+def unnest(text: str) -> str:
+    """The spec inside a value that may be wrapped in parentheses."""
+    return text[1:-1] if text.startswith("(") and text.endswith(")") else text
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` where a known name is close, else the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+    return f" Known: {', '.join(names) or 'none'}."
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+def read_number(value: object) -> object:
+    """`8/255` to a float; anything else unchanged, for pydantic to judge."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{value!r} is not a fraction such as 8/255") from error
+    return value
+
+
+def show_number(value: float) -> str:
+    """The shortest text that reads back to the same float; multiples of 1/255 as fractions."""
+    shade = value * 255
+    if value and not float(value).is_integer() and abs(shade) < 1000 and round(shade) / 255 == value:
+        return f"{round(shade)}/255"
+    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def _read_numbers(value: object) -> object:
+    return tuple(value.split("+")) if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(read_number)]
+"""A float parameter that also accepts fractions such as `8/255`."""
+
+Numbers = Annotated[
+    tuple[Number, ...],
+    BeforeValidator(_read_numbers),
+    PlainSerializer(lambda numbers: list(numbers)),
+]
+"""A tuple of floats, written `0.49+0.48+0.45`."""
+
+
+class Params(BaseModel):
+    """Base of every plugin's parameters: frozen, no unknown keys, no infinities or NaN.
+
+    A field named in `positional` receives the item without a key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+P = TypeVar("P", bound=Params)
+
+
+def read_params(kind: type[P], spec: Spec, what: str, positional: str | None = None) -> P:
+    """Turn a spec's text into typed parameters.
+
+    Args:
+        kind: the plugin's parameter model.
+        spec: the parsed spec.
+        what: how to name the plugin in an error, for example `attack 'pgd'`.
+        positional: the field that the item without a key fills, if the plugin takes one.
+    """
+    options: dict[str, Any] = dict(spec.options)
+    if spec.positional is not None:
+        if positional is None:
+            raise BadInput(f"{what} takes no positional argument, but got {spec.positional!r}: write key=value")
+        if positional in options:
+            raise BadInput(f"{what} got {positional!r} twice, once without and once with its key: keep one")
+        options[positional] = spec.positional
+    for key in options:
+        if key not in kind.model_fields:
+            raise BadInput(f"{what} has no parameter {key!r}.{nearest(key, kind.model_fields)}")
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        raise BadInput(f"{what}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str)) or "parameters"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem.get("input")
+    if problem["type"] == "missing":
+        return f"parameter {where!r} is required: add {where}=VALUE"
+    return f"parameter {where!r} got {got!r}: {message[:1].lower()}{message[1:]}"
+
+
+def canonical(name: str, params: Params, positional: str | None = None) -> str:
+    """The one printed form: the name and every parameter that differs from its default, keys sorted."""
+    changed = {
+        key: _show(getattr(params, key))
+        for key, info in type(params).model_fields.items()
+        if info.is_required() or getattr(params, key) != info.get_default(call_default_factory=True)
+    }
+    first = changed.pop(positional, None) if positional else None
+    return str(Spec(name, first, changed))
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return show_number(value)
+    if isinstance(value, tuple):
+        return "+".join(_show(item) for item in value)
+    return str(value)

@@ -1,0 +1,342 @@
+"""What a count of right answers says: intervals, class-aware scores, collapse, and verdicts over repeated draws.
+
+An interval covers the sampling of images only. A robust accuracy stays an upper bound however narrow its interval is,
+because no interval knows how weak the attack was.
+
+Predictions are class numbers in [0, K), or `NO_CLASS` where the output was NaN: such an answer is never right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.integer[Any]]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.integer[Any] | np.floating[Any]]
+Statistic = Callable[[Numbers], Floats]
+"""Confusion counts (..., K, K+1) to one value in [0, 1] for each leading index."""
+
+NO_CLASS = -1
+"""The prediction that stands for a NaN output."""
+
+_Z = 1.959963984540054  # the 97.5 % point of the normal law
+_CHUNK_ELEMENTS = 1 << 22  # bounds the working memory of the bootstrap to a few times 32 MB
+_ROUNDING = 1e-9  # differences such as 0.35 - 0.34 must not fall on the wrong side of one point
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; all three are shares in [0, 1].
+
+    A bootstrap interval is not forced to hold its value: where the statistic is strongly biased, it may not.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low <= self.high <= 1 and 0 <= self.value <= 1):
+            raise ValueError(f"{self} is not made of ordered shares in [0, 1]")
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """The 95 % score interval of a binomial share (Wilson, JASA 1927), without continuity correction.
+
+    Args:
+        successes: in [0, n]. It may be fractional, as when each image adds its share of right draws: the variance of
+            such shares is at most p(1-p), so the interval is then conservative.
+        n: number of images, at least 1.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes out of {n} is no share: n must be at least 1 and 0 <= successes <= n")
+    p, z2 = successes / n, _Z**2
+    scale = 1 + z2 / n
+    center = (p + z2 / (2 * n)) / scale
+    half = _Z / scale * sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    # At 0/n and n/n the exact bounds are 0 and 1, which rounding misses by an ulp.
+    return Interval(p, min(max(center - half, 0.0), p), max(min(center + half, 1.0), p))
+
+
+# Class-aware scores ---------------------------------------------------------------------------------------------------
+
+
+def confusion(labels: Ints, predictions: Ints, K: int) -> npt.NDArray[np.int64]:
+    """Count label against prediction.
+
+    Args:
+        labels: (n,) in [0, K).
+        predictions: (n,) or (n, draws), in [-1, K); all draws are pooled.
+        K: number of classes.
+
+    Returns:
+        int64 (K, K+1): row = label, column = prediction, the last column for `NO_CLASS`.
+    """
+    drawn = _checked(labels, predictions, K)
+    return np.bincount(_cells(labels, drawn, K).ravel(), minlength=K * (K + 1)).reshape(K, K + 1)
+
+
+def _checked(labels: Ints, predictions: Ints, K: int) -> Ints:
+    """The predictions as (n, draws), once everything is known to be in range."""
+    drawn = predictions[:, None] if predictions.ndim == 1 else predictions
+    if labels.ndim != 1 or drawn.ndim != 2 or len(drawn) != len(labels) or drawn.size == 0:
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must be (n,) and (n, draws), not empty")
+    if labels.min() < 0 or labels.max() >= K or drawn.min() < NO_CLASS or drawn.max() >= K:
+        raise ValueError(f"with {K} classes, labels must be in [0, {K}) and predictions in [-1, {K})")
+    return drawn
+
+
+def _cells(labels: Ints, drawn: Ints, K: int) -> npt.NDArray[np.int64]:
+    """The flat index into a (K, K+1) table of each (image, draw)."""
+    columns = np.where(drawn == NO_CLASS, K, drawn).astype(np.int64)
+    return labels[:, None].astype(np.int64) * (K + 1) + columns
+
+
+def macro_f1(confusion: Numbers) -> Floats:
+    """Mean of 2TP/(2TP+FP+FN) over the classes that have support; 0 for such a class that is never predicted.
+
+    The constant predictor of a class with share p gets 2p/(K(1+p)) where all K classes have support.
+
+    Args:
+        confusion: counts (..., K, K+1), as `confusion` makes them.
+
+    Returns:
+        (...) in [0, 1].
+    """
+    right, support = _right_and_support(confusion)
+    predicted = confusion.sum(axis=-2)[..., :-1]
+    return _mean_over_supported(2 * right / np.maximum(support + predicted, 1), support)
+
+
+def balanced_accuracy(confusion: Numbers) -> Floats:
+    """Mean recall over the classes that have support: (..., K, K+1) counts to (...) in [0, 1]."""
+    right, support = _right_and_support(confusion)
+    return _mean_over_supported(right / np.maximum(support, 1), support)
+
+
+def _right_and_support(confusion: Numbers) -> tuple[Numbers, Numbers]:
+    return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1)
+
+
+def _mean_over_supported(scores: Floats, support: Numbers) -> Floats:
+    """Mean over the last axis where `support` is positive; scores elsewhere must not count, whatever they are."""
+    has_support = support > 0
+    mean: Floats = (scores * has_support).sum(axis=-1) / has_support.sum(axis=-1)
+    return mean
+
+
+def constant_accuracy(labels: Ints, K: int) -> float:
+    """The accuracy of the best constant predictor, which is the share of the largest class; labels (n,) in [0, K)."""
+    if labels.size == 0:
+        raise ValueError("no labels: a share needs at least one image")
+    return float(np.bincount(labels, minlength=K).max() / len(labels))
+
+
+# Bootstrap ------------------------------------------------------------------------------------------------------------
+
+
+def cluster_bootstrap(
+    labels: Ints, predictions: Ints, K: int, statistic: Statistic, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The percentile 95 % bootstrap over images of a statistic of the pooled confusion counts.
+
+    All draws of an image enter a resample together (cluster bootstrap), since they are no independent evidence. A class
+    that a resample misses has no support there and drops out of that resample's mean.
+
+    Args:
+        labels: (n,) in [0, K).
+        predictions: (n,) or (n, draws), in [-1, K).
+        K: number of classes.
+        statistic: for example `macro_f1`; it gets float64 counts (c, K, K+1) of c resamples at a time.
+        resamples: number of resamples, at least 1.
+        seed: key of the Philox generator; the same seed gives the same interval.
+    """
+    drawn = _checked(labels, predictions, K)
+    observed = float(statistic(confusion(labels, drawn, K)))
+    values = np.concatenate([statistic(tables) for tables in _resampled(_cells(labels, drawn, K), K, resamples, seed)])
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Interval(observed, float(low), float(high))
+
+
+def _resampled(cells: npt.NDArray[np.int64], K: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Confusion counts (c, K, K+1) of resampled images, in chunks.
+
+    Images with the same draws in any order are exchangeable, so how often each such pattern is drawn is multinomial,
+    and there are far fewer patterns than images.
+    """
+    patterns, sizes = np.unique(np.sort(cells, axis=1), axis=0, return_counts=True)
+    n, tables = int(sizes.sum()), _pattern_tables(patterns, K * (K + 1))
+    generator = np.random.Generator(np.random.Philox(seed))
+    chunk = max(1, _CHUNK_ELEMENTS // max(tables.shape))
+    for start in range(0, resamples, chunk):
+        times = generator.multinomial(n, sizes / n, size=min(chunk, resamples - start))
+        counts = tables @ np.ascontiguousarray(times.T, dtype=np.float64)
+        yield np.moveaxis(counts.reshape(K, K + 1, -1), -1, 0)
+
+
+def _pattern_tables(patterns: npt.NDArray[np.int64], cells: int) -> Any:
+    """Sparse (cells, patterns): what one image of each pattern adds to the confusion counts."""
+    from scipy.sparse import csr_array  # slow to import, and only the bootstrap needs it
+
+    columns = np.repeat(np.arange(len(patterns)), patterns.shape[1])
+    return csr_array((np.ones(patterns.size), (patterns.ravel(), columns)), shape=(cells, len(patterns)))
+
+
+# Collapse -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Whether a classifier answers (almost) the same class whatever it sees, and the numbers that tell.
+
+    Attributes:
+        verdict: True where at least one sign of collapse was found.
+        reason: the signs, joined by semicolons; empty where there is none.
+        largest_predicted_share: share of all answers that name the most predicted class; a NaN output names none.
+        balanced_accuracy: with its bootstrap interval.
+        macro_f1: with its bootstrap interval.
+        constant_accuracy: accuracy of the best constant predictor.
+    """
+
+    verdict: bool
+    reason: str
+    largest_predicted_share: float
+    balanced_accuracy: Interval
+    macro_f1: Interval
+    constant_accuracy: float
+
+
+def collapsed(labels: Ints, predictions: Ints, K: int, robust: float | None) -> Collapse:
+    """Judge whether accuracy is bought by answering one class.
+
+    Any of these is a sign: one class gets at least 95 % of the answers; the lower bound of balanced accuracy does not
+    exceed chance by two points; accuracy is within half a point of the best constant predictor's with at least 90 % of
+    the answers in one class; a gradient attack takes less than one point although macro-F1 is poor.
+
+    Little data must not look like collapse, so:
+
+    - the bound of balanced accuracy is not used below 10 K images, and every other sign found there says how few
+      images it rests on;
+    - where at least 95 % of the labels are of the most predicted class, a perfect classifier would answer it as often,
+      so how often it is answered is no sign, and balanced accuracy has to tell. Where all labels are of that class,
+      nothing can.
+
+    Args:
+        labels: (n,) in [0, K).
+        predictions: answers to the clean images, (n,) or (n, draws), in [-1, K).
+        K: number of classes.
+        robust: accuracy in [0, 1] under a gradient attack, None where none was run.
+    """
+    counts = confusion(labels, predictions, K)
+    balanced = cluster_bootstrap(labels, predictions, K, balanced_accuracy)
+    f1 = cluster_bootstrap(labels, predictions, K, macro_f1)
+    accuracy = float(np.trace(counts) / counts.sum())
+    signs = [*_share_signs(counts, accuracy), *_unmoved_sign(accuracy, robust, f1.value, K)]
+    if len(labels) >= 10 * K:
+        signs += _chance_sign(balanced, K)
+    elif signs:
+        signs.append(f"on {len(labels)} images only, where {10 * K} are needed to be sure")
+    constant = constant_accuracy(labels, K)
+    return Collapse(bool(signs), "; ".join(signs), _largest_share(counts)[1], balanced, f1, constant)
+
+
+def _largest_share(counts: npt.NDArray[np.int64]) -> tuple[int, float]:
+    """The most predicted class and its share of all answers."""
+    predicted = counts[:, :-1].sum(axis=0)
+    return int(predicted.argmax()), float(predicted.max() / counts.sum())
+
+
+def _share_signs(counts: npt.NDArray[np.int64], accuracy: float) -> Iterator[str]:
+    top, share = _largest_share(counts)
+    label_shares = counts.sum(axis=1) / counts.sum()
+    if label_shares[top] >= 0.95:
+        return
+    if share >= 0.95:
+        yield f"class {top} gets {share:.1%} of the answers"
+    constant = float(label_shares.max())
+    if abs(accuracy - constant) <= 0.005 + _ROUNDING and share >= 0.9:
+        yield f"accuracy {accuracy:.2%} is that of a constant answer, {constant:.2%}, and class {top} gets {share:.1%}"
+
+
+def _chance_sign(balanced: Interval, K: int) -> Iterator[str]:
+    if balanced.low <= 1 / K + 0.02 + _ROUNDING:
+        bound = f"balanced accuracy {balanced.value:.1%} may be as low as {balanced.low:.1%}"
+        yield f"{bound}, not two points above chance ({1 / K:.1%})"
+
+
+def _unmoved_sign(accuracy: float, robust: float | None, f1: float, K: int) -> Iterator[str]:
+    # 2/K is twice what a constant answer can reach. For two classes that would be 1, which every classifier is under:
+    # there the limit lies half way between the constant answer and the perfect one (for K = 3 the two rules agree).
+    limit = min(2 / K, (1 + 1 / K) / 2)
+    if robust is not None and accuracy - robust < 0.01 - _ROUNDING and f1 < limit:
+        yield f"a gradient attack takes {accuracy - robust:.2%}, under one point, with macro-F1 {f1:.1%} < {limit:.1%}"
+
+
+# Verdicts over draws and attacks --------------------------------------------------------------------------------------
+
+
+def worst_case(correct: Sequence[Bools]) -> Floats:
+    """Each image's share of right answers under the attack that is worst for it (Carlini et al., arXiv 1902.06705).
+
+    With one judged draw an attack, the defense is taken as deterministic: an image is right if it is right under all
+    attacks. Otherwise the attack is chosen on the draws 0, 2, 4, … (lowest share right, the first of equals) and the
+    share is reported on the draws 1, 3, 5, …, also where there is one attack: the luck of the draws that made an attack
+    look worst cannot enter the number.
+
+    Args:
+        correct: for each attack, bool (n, draws). The number of draws is 1 for all attacks or at least 2 for each.
+
+    Returns:
+        float64 (n,) in [0, 1].
+    """
+    draws = {judged.shape[1] for judged in correct}
+    if len({len(judged) for judged in correct}) != 1 or 0 in draws or (1 in draws and draws != {1}):
+        raise ValueError(
+            f"verdicts of shape {[judged.shape for judged in correct]} do not go together: give each attack the same "
+            "images, and one draw for all attacks or at least two for each"
+        )
+    if draws == {1}:
+        always: Bools = np.all([judged[:, 0] for judged in correct], axis=0)
+        return always.astype(np.float64)
+    chosen = np.argmin([judged[:, 0::2].mean(axis=1) for judged in correct], axis=0)
+    reported = np.array([judged[:, 1::2].mean(axis=1) for judged in correct])
+    shares: Floats = reported[chosen, np.arange(chosen.size)]
+    return shares
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Accuracy under three laws of judging the same draws, each with its Wilson interval over images.
+
+    Attributes:
+        mean: the mean share of right draws; its interval is conservative.
+        all_draws: the share of images right in every draw; one wrong draw breaks an image.
+        majority: the share of images right in more than half of their draws; a tie counts as wrong.
+    """
+
+    mean: Interval
+    all_draws: Interval
+    majority: Interval
+
+
+def judge(correct: Bools) -> Judged:
+    """Judge bool verdicts (n, draws), both at least 1."""
+    if correct.ndim != 2 or correct.size == 0:
+        raise ValueError(f"verdicts of shape {correct.shape} must be (n, draws), not empty")
+    n, draws = correct.shape
+    right = correct.sum(axis=1)
+    return Judged(
+        mean=wilson(float(right.sum() / draws), n),
+        all_draws=wilson(int((right == draws).sum()), n),
+        majority=wilson(int((2 * right > draws).sum()), n),
+    )

@@ -1,0 +1,130 @@
+"""Check a record: against itself, and against the defense built anew."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load
+from torch import Tensor
+
+from bench.errors import BadInput
+from bench.evaluation import Options, build, compute_cell, judge
+from bench.metrics import measure
+from bench.outcomes import Outcomes
+from bench.plan import Cell, Request, plan
+from bench.plugins import create_attack
+from bench.record import Record, read_record
+from bench.victim import Victim, frozen
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison and whether it held."""
+
+    name: str
+    held: bool
+    message: str
+
+
+def verify(path: Path, options: Options) -> list[Check]:
+    """Re-score a record's points under the rebuilt defense, or re-run the attack where the points are missing.
+
+    Raises `BadInput` where the record cannot be read or its objects cannot be rebuilt.
+    """
+    record = read_record(path)
+    checks = list(_check_itself(record))
+    cell = rebuild(record)
+    points = _points(record, path.parent)
+    if points is None:
+        rerun = compute_cell(cell, options)
+        return [*checks, *_compare(record.outcomes, rerun, "re-running the attack (its points are missing)")]
+    checks.append(_check_budget(cell, points))
+    return [*checks, *_compare(record.outcomes, _rescore(cell, points, options), "re-scoring the stored points")]
+
+
+def rebuild(record: Record) -> Cell:
+    """The cell that a record came from. Raises `BadInput` where data, weights or plugins are not the same any more."""
+    if record.sources["classifier"].startswith("python:"):
+        raise BadInput("this record was made from a Python object, which no file holds: evaluate it again from Python")
+    title, identity = record.title, record.identity
+    request = Request(
+        defenses=(title["defense"],),
+        attacks=(title["attack"],),
+        dataset=record.sources["dataset"],
+        classifier=record.sources["classifier"],
+        norm=identity["threat"]["norm"],
+        eps=identity["threat"]["eps"],
+        n=identity["dataset"]["n"],
+        randomness=identity["randomness"],
+        gradient=identity["gradient"],
+        seeds=(identity["seeds"]["attack"],),
+        build_seed=identity["seeds"]["build"],
+    )
+    cell = plan(request)[-1]
+    if cell.id != record.cell:
+        changed = [key for key in identity if cell.identity.get(key) != identity[key]]
+        raise BadInput(f"the record's {' and '.join(changed)} changed since it was made: rebuild from the same data and code")
+    return cell
+
+
+def _check_itself(record: Record) -> Iterator[Check]:
+    control = _is_control(record)
+    same = measure(record.outcomes, control=control) == record.metrics
+    yield Check("metrics", same, "metrics follow from the outcomes" if same else "metrics do not follow from the outcomes")
+
+
+def _is_control(record: Record) -> bool:
+
+    return bool(create_attack(record.title["attack"]).attack.plugin.card.control)
+
+
+def _points(record: Record, folder: Path) -> Tensor | None:
+    if record.points is None:
+        return None
+    file = folder / record.points.file
+    if not file.exists():
+        return None
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != record.points.sha256:
+        raise BadInput(f"{file} is not the sidecar of this record (its SHA-256 differs): remove it to re-run the attack")
+    return torch.from_numpy(load(data)["points"])
+
+
+def _check_budget(cell: Cell, points: Tensor) -> Check:
+    inside = cell.subject.threat.contains(points, cell.subject.images.pixels())
+    outside = int((~inside).sum())
+    return Check("budget", outside == 0, f"{outside} of {len(points)} points lie outside {cell.subject.threat} or [0,1]")
+
+
+def _rescore(cell: Cell, points: Tensor, options: Options) -> Outcomes:
+    images = cell.subject.images
+    defended = build(cell, options.device)
+    with frozen(defended):
+        scored = [judge(defended, part, images.ids, cell, options) for part in (images.pixels(), points)]
+        victim = Victim(defended, images.ids, law=cell.law, root=cell.seed, batch_size=options.batch_size, device=options.device)
+        replayed = victim.verify(points.to(options.device)).cpu()
+    arrays: list[Any] = [scored[0].numpy(), scored[1].numpy(), replayed.numpy() if cell.stochastic else _none(points)]
+    return Outcomes.of(defended.num_classes, images.ids, images.labels.numpy(), arrays[0], arrays[1], arrays[2])
+
+
+def _none(points: Tensor) -> np.ndarray[Any, Any]:
+    return np.empty((len(points), 0), dtype=np.int64)
+
+
+def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[Check]:
+    for which in ("clean", "adversarial", "replayed"):
+        old, new = stored.predictions(which), again.predictions(which)
+        if old.shape != new.shape:
+            yield Check(which, False, f"{how}: {old.shape[1]} draws an image were stored, {new.shape[1]} came out")
+        elif old.size:
+            differ = int((old != new).any(1).sum())
+            yield Check(which, differ == 0, f"{how}: predictions of {differ} of {len(old)} images differ")
+
+
+__all__ = ["Check", "rebuild", "verify"]

@@ -1,0 +1,246 @@
+"""The Victim: all that an attack may see of a defense.
+
+It owns the gradient mode and the randomness, counts forward and backward passes per image, and says when a success is one
+that stays. An attack asks it for logits, views and objectives; it never meets the defense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bench.defense import DefendedClassifier, Forward
+from bench.losses import Loss, misclassified
+from bench.maximise import Objective, Reading
+from bench.noise import Law, Noise, Query, Stream, pack_draw
+
+# Scoring draws live in a restart of their own, so that they never meet the draws of a search.
+_SCORING_RESTART = 2**16 - 1
+
+
+class Victim:
+    """A defended classifier under attack, for one batch of images.
+
+    Args:
+        classifier: the defended classifier, on `device`, frozen (see `frozen`).
+        ids: image id of each row, (n,).
+        law: how queries draw the defense's randomness.
+        gradient: which backward pass attacks get: `full`, or another one that the classifier offers.
+        root: root seed of the attack.
+        batch_size: most rows (images x draws) in one forward pass, where one image's draws fit.
+        device: where images lie.
+
+    Attributes:
+        forwards, backwards: passes per image so far, int64 (n,).
+        gradient_blocked: whether some gradient did not exist at all (no path from the objective to the image).
+    """
+
+    def __init__(
+        self,
+        classifier: DefendedClassifier,
+        ids: npt.NDArray[np.int64],
+        *,
+        law: Law | None = None,
+        gradient: str = "full",
+        root: int = 0,
+        batch_size: int = 128,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.num_classes = classifier.num_classes
+        self.stochastic = classifier.stochastic
+        self.law = law or Law()
+        self.forwards = torch.zeros(len(ids), dtype=torch.int64, device=device)
+        self.backwards = torch.zeros_like(self.forwards)
+        self.gradient_blocked = False
+        self.views = classifier.views()
+        self._classifier = classifier
+        self._gradient = gradient
+        self._ids = ids
+        self._root = root
+        self._batch_size = batch_size
+        self._device = torch.device(device)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the attacked function of an image is fixed, so that its first success is final."""
+        return not self.stochastic or self.law.deterministic
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all queries of an image read the same function, so that the values they tell can be compared."""
+        return not self.stochastic or self.law.taped
+
+    def random(self, rows: Tensor, restart: int = 0) -> Noise:
+        """Random numbers for the attack's own use, apart from all that the defense draws."""
+        return self._noise(rows, Stream.ATTACK, [pack_draw(restart, 0)]).at("attacker")
+
+    def logits(self, x: Tensor, rows: Tensor, query: Query, view: str = "logits") -> Tensor:
+        """Outputs for the draws of one query, without gradient: (n, draws, ...).
+
+        Args:
+            x: images (n, C, H, W).
+            rows: which of the victim's images these are, int64 (n,).
+            query: names the draws.
+            view: which output; one of `views`.
+        """
+        return self._outputs(x, rows, *self._draws(query), view)
+
+    def objective(
+        self, labels: Tensor, loss: Loss, *, rows: Tensor | None = None, restart: int = 0, view: str = "logits"
+    ) -> Objective:
+        """The mean over the law's draws of `loss(output, labels)`, to be maximised by `ascend`.
+
+        Under `average=logits` the loss of the mean output instead. A success is final only where the function is
+        deterministic given its key; elsewhere a lucky draw is none.
+
+        Args:
+            labels: true labels of all the victim's images, int64 (n,).
+            loss: takes the view's output and the labels.
+            rows: the images to work on; all by default.
+            restart: number of the restart, part of the key of every draw.
+            view: the output that `loss` reads. Success is always read off the logits.
+        """
+        chosen = torch.arange(len(self._ids), device=self._device) if rows is None else rows
+
+        def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
+            here = chosen[rows]
+            stream, draws = self._draws(Query(restart, iteration))
+            per_chunk = max(1, self._batch_size // len(draws))
+            parts = [
+                self._read(x_part, here_part, labels[here_part], stream, draws, loss, view, gradient)
+                for x_part, here_part in zip(x.split(per_chunk), here.split(per_chunk), strict=True)
+            ]
+            return parts[0] if len(parts) == 1 else _join(parts)
+
+        return read
+
+    def score(self, x: Tensor, rows: Tensor, labels: Tensor, loss: Loss, draws: int) -> Tensor:
+        """Mean loss over `draws` fresh draws, the same for every candidate; (n,).
+
+        To choose between candidates under fresh randomness, where the losses seen during a search flatter the lucky ones.
+        """
+        numbers = [pack_draw(_SCORING_RESTART, 0, j) for j in range(draws)]
+        outputs = self._outputs(x, rows, Stream.ATTACK, numbers, "logits")
+        flat = loss(outputs.flatten(0, 1), labels[rows].repeat_interleave(draws))
+        return flat.reshape(len(x), draws).mean(1)
+
+    def verify(self, points: Tensor) -> Tensor:
+        """Predicted labels of the final points on the native forward pass, where the law fixes the draws: (n, draws)."""
+        if self.stochastic and not self.law.taped:
+            return torch.empty(len(points), 0, dtype=torch.int64, device=points.device)
+        rows = torch.arange(len(points), device=self._device)
+        return predict(self.logits(points, rows, Query()))
+
+    def _draws(self, query: Query) -> tuple[Stream, list[int]]:
+        return self.law.draws(query) if self.stochastic else (Stream.ATTACK, [0])
+
+    def _noise(self, rows: Tensor, stream: Stream, draws: list[int]) -> Noise:
+        ids = self._ids[rows.cpu().numpy()]
+        numbers = np.tile(np.asarray(draws, dtype=np.uint64), len(ids))
+        return Noise.of(self._root, stream, np.repeat(ids, len(draws)), numbers, self._device).at("forward")
+
+    def _outputs(self, x: Tensor, rows: Tensor, stream: Stream, draws: list[int], view: str) -> Tensor:
+        per_chunk = max(1, self._batch_size // len(draws))
+        forward = self._classifier.twin("full", view)
+        with torch.no_grad():
+            parts = [
+                self._forward(forward, x_part, rows_part, stream, draws)
+                for x_part, rows_part in zip(x.split(per_chunk), rows.split(per_chunk), strict=True)
+            ]
+        return torch.cat(parts)
+
+    def _forward(self, forward: Forward, x: Tensor, rows: Tensor, stream: Stream, draws: list[int]) -> Tensor:
+        """One counted forward pass of every image under every draw: (n, draws, ...)."""
+        k = len(draws)
+        output = forward(x.repeat_interleave(k, 0) if k > 1 else x, self._noise(rows, stream, draws)).float()
+        self.forwards[rows] += k
+        return output.reshape(len(x), k, *output.shape[1:])
+
+    def _read(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        stream: Stream,
+        draws: list[int],
+        loss: Loss,
+        view: str,
+        gradient: bool,
+    ) -> Reading:
+        leaf = x.detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            outputs = self._forward(self._classifier.twin(self._gradient, view), leaf, rows, stream, draws)
+            values = self._average(outputs, labels, loss)
+        if not self.deterministic:
+            success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        else:
+            logits = outputs if view == "logits" else self._outputs(x, rows, stream, draws, "logits")
+            success = misclassified(logits.detach()[:, 0], labels)
+        slope = self._differentiate(values, leaf, rows, len(draws), success) if gradient else None
+        return Reading(values.detach(), slope, success)
+
+    def _average(self, outputs: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        n, k = outputs.shape[:2]
+        if self.law.average == "logits":
+            return loss(outputs.mean(1), labels)
+        return loss(outputs.flatten(0, 1), labels.repeat_interleave(k)).reshape(n, k).mean(1)
+
+    def _differentiate(self, values: Tensor, leaf: Tensor, rows: Tensor, k: int, success: Tensor) -> Tensor:
+        if bool(success.all()):
+            return torch.zeros_like(leaf)
+        if not values.requires_grad:
+            self.gradient_blocked = True
+            return torch.zeros_like(leaf)
+        (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        self.backwards[rows] += k
+        if slope is None:
+            self.gradient_blocked = True
+            return torch.zeros_like(leaf)
+        return torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _join(parts: list[Reading]) -> Reading:
+    slopes = [part.gradient for part in parts if part.gradient is not None]
+    return Reading(
+        torch.cat([part.value for part in parts]),
+        torch.cat(slopes) if slopes else None,
+        torch.cat([part.success for part in parts]),
+    )
+
+
+def predict(logits: Tensor) -> Tensor:
+    """Predicted labels, int64 (...,); -1 where a logit is NaN, which is never right."""
+    labels = logits.argmax(-1)
+    return torch.where(torch.isnan(logits).any(-1), torch.full_like(labels, -1), labels)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient for weights inside the block, and buffers as they were after it.
+
+    Gradients to the weights would double the cost of a backward pass. Raises `RuntimeError` if a forward pass changed a buffer,
+    after putting it back: a defense that learns while it is attacked has no fixed function to judge.
+    """
+    flags = [(p, p.requires_grad) for p in module.parameters()]
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        changed = [n for n, b in module.named_buffers() if n in before and not _same(b, before[n])]
+        for name in changed:
+            module.get_buffer(name).copy_(before[name])
+    if changed:
+        raise RuntimeError(f"the forward pass changed the buffer {changed[0]!r}: put the model into evaluation mode")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))

@@ -1,0 +1,1 @@
+"""Defenses that change the image or the computation at test time."""

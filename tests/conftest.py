@@ -1,0 +1,29 @@
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.noise import generators
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def global_generators_stay_as_found(request):
+    """Every test doubles as a check that no public call moves the global generators."""
+    before = generators()
+    yield
+    if "moves_generators" not in request.keywords:
+        assert generators() == before, "a global generator was moved"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    folder = os.environ.get("BENCH_REAL_DATA")
+    if not folder:
+        pytest.skip("BENCH_REAL_DATA is not set: it names a folder with data/ and models/")
+    return Path(folder)

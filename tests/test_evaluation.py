@@ -1,0 +1,339 @@
+"""The engine end to end on toys: invariance, resuming, failures, identity."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bench
+from bench.evaluation import Options, run_cell, run_cells
+from bench.noise import generators
+from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
+from bench.plan import Request, plan
+from bench.record import Store, read_folder, read_record
+from bench.report.leaderboard import boards, csv, markdown, rows_table
+from bench.verify import verify
+from bench.work import MIN_PART_IMAGES, parts_of
+from tests import toy_model, toy_plugins  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+MODEL = f"{ROOT}/tests/toy_model.py@make_model"
+
+
+def request(**changes) -> Request:
+    defaults = {
+        "defenses": ("toy-jitter",),
+        "attacks": ("pgd+replay:steps=5",),
+        "dataset": "toy:n=150",
+        "classifier": MODEL,
+    }
+    return Request(**{**defaults, **changes})
+
+
+def run(folder: Path, batch_size: int = 128, parts=None, **changes):
+    cells = plan(request(**changes))
+    store = Store(folder)
+    return [run_cell(cell, store, Options(batch_size=batch_size), parts) for cell in cells]
+
+
+@pytest.mark.parametrize("attack", ["pgd:steps=5", "pgd+eot:randomness=(eot:k=3),steps=5", "pgd+replay:steps=5", "noise:tries=3"])
+def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
+    backwards = list(reversed(parts_of(150, 7)))
+    runs = {
+        "one": run(tmp_path / "1", 1, attacks=(attack,)),
+        "seven": run(tmp_path / "7", 7, attacks=(attack,)),
+        "sixty-four": run(tmp_path / "64", 64, attacks=(attack,)),
+        "backwards": run(tmp_path / "b", 7, parts=backwards, attacks=(attack,)),
+    }
+    for name, records in runs.items():
+        for record, reference in zip(records, runs["seven"], strict=True):
+            assert record.cell == reference.cell
+            assert record.outcomes == reference.outcomes, name
+            assert record.metrics == reference.metrics
+    assert all(r.points.sha256 == s.points.sha256 for r, s in zip(runs["backwards"], runs["seven"], strict=True))
+
+
+KILLED = """
+import tests.toy_plugins
+from bench.cli import main
+main(["run", "--defense", "undefended", "--attack", "toy-kill:at={at}", "--dataset", "toy:n=150", "--classifier", "{model}",
+      "--out", "{out}", "--device", "cpu", "--batch-size", "64", "--json"])
+"""
+
+
+def start(out: Path, at: int, kill: bool) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if kill:
+        environment["TOY_KILL"] = "1"
+    code = KILLED.format(at=at, model=MODEL, out=out)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, **pipes)
+
+
+def killable(out: Path, at: int, kill: bool) -> subprocess.CompletedProcess:
+    process = start(out, at, kill)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+
+
+def test_two_workers_share_a_cell(tmp_path):
+    """Two processes start the same command at once: one record, as one process alone would make it."""
+    commands = [start(tmp_path / "both", 0, kill=False) for _ in range(2)]
+    outputs = [process.communicate() for process in commands]
+    assert [process.returncode for process in commands] == [0, 0], outputs
+    one, two = (json.loads(text)[0] for text, _ in outputs)
+    assert one["outcomes"] == two["outcomes"]
+    assert len(list((tmp_path / "both").glob("*.json"))) == 1
+    assert not list((tmp_path / "both" / ".work").glob("*/*"))
+    alone = json.loads(killable(tmp_path / "alone", 0, kill=False).stdout)[0]
+    assert alone["outcomes"] == one["outcomes"] and alone["points"]["sha256"] == one["points"]["sha256"]
+
+
+@pytest.mark.parametrize("at", [0, 70, 149])
+def test_a_killed_run_resumes(tmp_path, at):
+    killed = killable(tmp_path / "a", at, kill=True)
+    assert killed.returncode == -9
+    assert not list((tmp_path / "a").glob("*.json")), "a killed run leaves no record"
+    saved = sorted((tmp_path / "a" / ".work").rglob("part-*"))
+    assert len(saved) == at // MIN_PART_IMAGES
+    resumed = killable(tmp_path / "a", at, kill=False)
+    assert resumed.returncode == 0, resumed.stderr
+    straight = killable(tmp_path / "b", at, kill=False)
+    one, two = (json.loads(p.stdout)[0] for p in (resumed, straight))
+    assert one["outcomes"] == two["outcomes"]
+    assert one["points"]["sha256"] == two["points"]["sha256"]
+    again = killable(tmp_path / "a", at, kill=False)
+    assert "already stored" not in again.stdout and json.loads(again.stdout)[0]["finished"] == one["finished"]
+
+
+def test_a_stored_cell_is_not_computed_again(tmp_path):
+    cells = plan(request())
+    first = list(run_cells(cells, Store(tmp_path), Options()))
+    second = list(run_cells(cells, Store(tmp_path), Options()))
+    assert [r.computed for r in first] == [True, True]
+    assert [r.computed for r in second] == [False, False]
+    assert [r.record for r in first] == [r.record for r in second]
+
+
+def test_a_crash_is_an_error_and_takes_nothing_down(tmp_path):
+    cells = plan(request(defenses=("toy-crash", "toy-jitter"), attacks=("pgd:steps=3",)))
+    results = {r.cell.defense.name: r for r in run_cells(cells, Store(tmp_path), Options())}
+    assert results["toy-jitter"].record and results["undefended"].record
+    assert results["toy-crash"].record is None
+    assert "crashes on larger batches" in results["toy-crash"].failure.error
+    found = list(read_folder(tmp_path))
+    failures = [f for f in found if hasattr(f, "traceback")]
+    assert len(found) == 3 and len(failures) == 1
+    table = markdown(boards([f for f in found if not hasattr(f, "traceback")], failures))
+    assert "error" in table
+
+
+def test_undeclared_data_is_refused_and_leaves_no_record(tmp_path):
+    cells = plan(request(defenses=("toy-thief",), attacks=("pgd",)))
+    results = list(run_cells(cells, Store(tmp_path), Options()))
+    assert "without declaring" in str(results[-1].rejected)
+    assert len(list(tmp_path.glob("*.json"))) == 1, "only the base's record"
+
+
+def test_the_base_stands_beside_every_row(tmp_path):
+    cells = plan(request(defenses=("toy-jitter", "undefended"), attacks=("pgd", "pgd+eot", "bpda")))
+    assert [str(c) for c in cells if c.defense.name == "undefended"] == ["undefended x pgd"], "one base serves all laws"
+    records = run(tmp_path)
+    assert records[1].base == records[0].cell
+    assert "base" in rows_table(records)
+
+
+def test_settings_that_cannot_matter_do_not_split_cells():
+    plain, *rest = plan(request(defenses=("undefended",), attacks=("pgd", "pgd+replay", "bpda", "bpda+eot")))
+    assert not rest
+    assert plain.gradient == "full" and str(plain.law) == "fresh"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attacks": ("pgd+replay:steps=6",)}, {"eps": 0.06}, {"n": 149}, {"seeds": (1,)}, {"build_seed": 1}, {"norm": "l2", "eps": 0.05},
+     {"defenses": ("toy-jitter:sigma=0.06",)}, {"dataset": "toy:n=151"}, {"attacks": ("pgd+eot:steps=5",)}, {"gradient": "bpda"}],
+)  # fmt: skip
+def test_everything_that_can_matter_changes_the_identity(change):
+    assert plan(request(**change))[-1].id != plan(request())[-1].id
+
+
+def test_a_replayed_verdict_comes_out_of_its_record(tmp_path):
+    """In a new process: re-scored from the points, and re-run without them."""
+    record = run(tmp_path)[-1]
+    assert record.outcomes.replayed
+    path = tmp_path / f"{record.stem}.json"
+    code = (
+        "import sys, tests.toy_plugins\nfrom bench.cli import main\n"
+        "main(['verify', sys.argv[1], '--device', 'cpu', '--batch-size', '128'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for remove in (False, True):
+        if remove:
+            (tmp_path / record.points.file).unlink()
+        done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "replayed" in done.stdout
+        assert ("re-running" in done.stdout) == remove
+
+
+def test_verify_notices_tampering(tmp_path):
+    record = run(tmp_path)[-1]
+    path = tmp_path / f"{record.stem}.json"
+    clean = path.read_text()
+    tampered = json.loads(clean)
+    word = tampered["outcomes"]["replayed"][0]
+    tampered["outcomes"]["replayed"][0] = word[::-1] if word != word[::-1] else "0" * len(word)
+    path.write_text(json.dumps(tampered))
+    held = {check.name: check.held for check in verify(path, Options())}
+    assert not held["metrics"] and not held["replayed"] and held["adversarial"]
+    path.write_text(clean)
+    assert all(check.held for check in verify(path, Options()))
+    (tmp_path / record.points.file).write_bytes(b"other")
+    with pytest.raises(bench.BadInput, match="SHA-256"):
+        verify(path, Options())
+    tampered = json.loads(clean)
+    tampered["cell"] = "0" * 16
+    path.write_text(json.dumps(tampered))
+    with pytest.raises(bench.BadInput):
+        verify(path, Options())
+
+
+class Dropout(nn.Module):
+    """An opaque stochastic model: dropout in its forward pass, drawn from the global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = toy_model.make_model()
+
+    def forward(self, images):
+        return self.inner(nn.functional.dropout(images, 0.3, training=True))
+
+
+def test_evaluate_controls_an_opaque_stochastic_model():
+    before = generators()
+    attacks = ["pgd:steps=3", "pgd+replay:steps=3"]
+    reports = [
+        bench.evaluate(Dropout(), dataset="toy:n=30", attacks=attacks, device="cpu", batch_size=size, seeds=[5]) for size in (7, 64)
+    ]
+    assert generators() == before
+    first, second = (report.records for report in reports)
+    assert [r.replay_level for r in first] == ["process", "process"]
+    assert all(r.stochastic and len(r.outcomes.adversarial) == 20 for r in first)
+    assert [r.outcomes for r in first] == [r.outcomes for r in second]
+    assert first[1].outcomes.replayed
+    assert "replayed" in str(reports[0])
+
+
+def test_evaluate_finds_models_that_cannot_be_trusted():
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = toy_model.make_model(), 0
+
+        def forward(self, images):
+            self.calls += 1
+            return self.inner(images) + 0.001 * self.calls * torch.arange(3)
+
+    class BatchDependent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy_model.make_model()
+
+        def forward(self, images):
+            return self.inner(images - images.mean(0, keepdim=True))
+
+    class NoGradient(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy_model.make_model()
+
+        def forward(self, images):
+            return self.inner(images.detach())
+
+    class Softmax(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy_model.make_model()
+
+        def forward(self, images):
+            return self.inner(images).softmax(1)
+
+    expected = {
+        Stateful: "hidden-randomness",
+        BatchDependent: "batch-dependence",
+        NoGradient: "zero-gradient",
+        Softmax: "probabilities",
+    }
+    for model, name in expected.items():
+        (record,) = bench.evaluate(model(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu").records
+        assert name in [f.name for f in record.findings], name
+    (clean,) = bench.evaluate(toy_model.make_model(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu").records
+    assert clean.findings == []
+    (mended,) = bench.evaluate(Softmax(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu", output="probabilities").records
+    assert "probabilities" not in [f.name for f in mended.findings]
+    assert mended.outcomes == clean.outcomes
+
+
+def test_evaluation_without_gradients_says_so():
+    class Opaque(nn.Module):
+        def forward(self, images):
+            return torch.from_numpy(np.stack([images.detach().numpy().sum((1, 2, 3))] * 3, 1) * np.arange(3))
+
+    (record,) = bench.evaluate(Opaque(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu").records
+    assert {"zero-gradient", "no-gradient"} <= {f.name for f in record.findings}
+
+
+def test_a_classifier_judged_on_its_training_images_is_flagged(tmp_path):
+    cell = plan(request(defenses=("undefended",)))[0]
+    cell.subject.classifier.trained_on = ("toy/test",)
+    record = run_cell(cell, Store(tmp_path), Options())
+    assert "trained-on-test" in [f.name for f in record.findings]
+
+
+def test_record_round_trip_and_self_consistency(tmp_path):
+    record = run(tmp_path)[-1]
+    path = tmp_path / f"{record.stem}.json"
+    assert read_record(path) == record
+    assert len(path.read_bytes()) < 60_000
+    metrics = record.metrics
+    correct = record.outcomes.predictions("adversarial") == record.outcomes.true_labels()[:, None]
+    assert metrics.adversarial.mean.value == pytest.approx(correct.mean())
+    assert metrics.adversarial.all_draws.value == pytest.approx(correct.all(1).mean())
+    assert metrics.replayed.mean.value <= metrics.clean.mean.value
+    assert record.given["attack"] == ["steps"] and "sigma" not in record.given["defense"]
+    assert record.scale == {"n": 150, "available": 150, "reduced": False}
+    assert record.environment["versions"]["torch"]
+
+
+def test_clean_wrong_images_are_broken(tmp_path):
+    """A deterministic defense that is wrong on the clean image is not attacked, and stays broken."""
+    outcomes = Outcomes.of(3, np.arange(3), np.array([0, 1, 2]), np.array([[1], [1], [2]]), np.array([[0], [1], [0]]), np.empty((3, 0), int))
+    assert outcomes.correct("adversarial").tolist() == [[False], [True], [False]]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 36, 37, 1000])
+def test_outcome_strings_round_trip(classes):
+    labels = np.array([0, 1, classes - 1, -1, 1])
+    assert decode(encode(labels, classes), classes).tolist() == labels.tolist()
+    ids = [5, 6, 7, 100, 3, 4, 0]
+    assert decode_ids(encode_ids(ids)).tolist() == ids
+    assert encode_ids(range(10_000)) == "0-9999"
+
+
+def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
+    records = run(tmp_path, defenses=("undefended",), attacks=("pgd:steps=1", "noise:tries=1"), eps=0.02)
+    (board,) = boards(records)
+    each = [r.outcomes.correct("adversarial")[:, 0] for r in records]
+    expected = (each[0] & each[1]).mean()
+    assert board.numbers["worst_case"].iloc[0] == pytest.approx(expected)
+    assert expected <= min(e.mean() for e in each)
+    page = markdown([board])
+    assert "worst case" in page and "data access" in page and "toy" in page
+    assert "worst_case_low" in csv([board]).splitlines()[0]

@@ -1,0 +1,140 @@
+"""Noise: golden values, purity, and the scope that may touch global generators."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import nn
+
+from bench.laws import read_law
+from bench.errors import BadInput
+from bench.noise import Law, Noise, Query, Stream, generators, inject, isolated, judging, pack_draw
+
+
+def noise(ids=range(4), draws=0, root=7, stream=Stream.TAPE):
+    return Noise.of(root, stream, ids, draws)
+
+
+def test_the_bits_are_philox_as_published():
+    """Known answers of Random123: philox4x64-10 at counter 0 with key 0, and at all ones."""
+    words = np.random.Philox(key=np.zeros(2, np.uint64), counter=np.full(4, 2**64 - 1, np.uint64)).random_raw(4)
+    assert [hex(w) for w in words] == ["0x16554d9eca36314c", "0xdb20fe9d672d0fdc", "0xd7e772cee186176b", "0x7e68b68aec7ba23b"]
+
+
+def test_golden_values():
+    """Written down once; a change of key, counter or transform changes every stored result."""
+    rows = noise(ids=[0, 1, 2**40], draws=[0, 3, pack_draw(1, 2, 3)]).at("layer")
+    assert [round(v, 6) for v in rows.uniform("u").tolist()] == GOLDEN_UNIFORM
+    assert [round(v, 5) for v in rows.normal("n", (3,)).flatten().tolist()] == GOLDEN_NORMAL
+
+
+GOLDEN_UNIFORM = [0.90707, 0.629613, 0.556909]
+GOLDEN_NORMAL = [1.32685, 0.75594, -0.53247, 1.15137, 2.10246, 0.92647, 0.05574, -0.41529, 0.64418]
+
+
+def test_a_row_is_a_pure_function_of_its_key():
+    whole = noise(ids=range(10)).normal("x", (3, 5))
+    assert torch.equal(noise(ids=[7]).normal("x", (3, 5))[0], whole[7])
+    assert torch.equal(noise(ids=[7, 2, 7]).normal("x", (3, 5)), whole[[7, 2, 7]])
+    assert torch.equal(noise(ids=range(10)).rows(slice(4, 6)).normal("x", (3, 5)), whole[4:6])
+    assert torch.equal(noise(ids=range(10)).rows(np.arange(10) > 7).normal("x", (3, 5)), whole[8:])
+
+
+def test_every_part_of_the_key_matters():
+    base = noise().normal("x", (64,))
+    others = [
+        noise(root=8).normal("x", (64,)),
+        noise(stream=Stream.EVAL).normal("x", (64,)),
+        noise(ids=range(4, 8)).normal("x", (64,)),
+        noise(draws=1).normal("x", (64,)),
+        noise().normal("y", (64,)),
+        noise().at("x").normal("x", (64,)),
+    ]
+    for other in others:
+        assert abs(np.corrcoef(base.flatten(), other.flatten())[0, 1]) < 0.25
+        assert not torch.equal(base, other)
+
+
+def test_neighbouring_keys_do_not_overlap():
+    """Counters of (image, draw) pairs lie apart, image 0 and draw 0 included."""
+    blocks = [noise(ids=[i], draws=d).uniform("x", (512,)) for i in (0, 1, 2) for d in (0, 1, 2)]
+    together = torch.cat(blocks).flatten()
+    assert len(together.unique()) > len(together) - 5
+
+
+def test_distributions():
+    assert kstest(noise(range(200)).normal("x", (500,)).flatten().numpy(), "norm").pvalue > 1e-3
+    assert kstest(noise(range(200)).uniform("x", (500,)).flatten().numpy(), "uniform").pvalue > 1e-3
+    values = noise(range(3000)).integers("x", 5, 9)
+    assert sorted(values.unique().tolist()) == [5, 6, 7, 8]
+    assert (torch.bincount(values, minlength=9)[5:] > 650).all()
+    high = torch.tensor([1, 2, 100])
+    assert (noise(range(3)).integers("x", 0, high) < high).all()
+    with pytest.raises(ValueError, match="no integer"):
+        noise().integers("x", 3, 3)
+
+
+def test_odd_sizes_are_prefixes_of_even_ones():
+    assert torch.equal(noise().normal("x", (5,)), noise().normal("x", (6,))[:, :5])
+    assert noise().uniform("x").shape == (4,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_tape_is_the_same_on_a_gpu():
+    assert torch.equal(noise().to("cuda").normal("x", (9,)).cpu(), noise().normal("x", (9,)))
+
+
+def test_draws_are_packed_without_collision():
+    seen = {pack_draw(r, i, j) for r in (0, 1, 65535) for i in (0, 1, 2**24 - 1) for j in (0, 1, 2**24 - 1)}
+    assert len(seen) == 27
+    assert max(seen) < 2**64
+    for bad in ((-1, 0, 0), (0, 2**24, 0), (65536, 0, 0)):
+        with pytest.raises(ValueError, match="out of range"):
+            pack_draw(*bad)
+
+
+def test_laws_choose_draws():
+    first, second = Query(0, 1), Query(0, 2)
+    for law in ("fresh", "eot:k=3"):
+        assert not set(read_law(law).draws(first)[1]) & set(read_law(law).draws(second)[1])
+        assert read_law(law).draws(first)[0] == Stream.ATTACK
+    for law in ("replay", "replay-set:k=3"):
+        assert read_law(law).draws(first) == read_law(law).draws(second)
+        assert read_law(law).draws(first)[0] == Stream.TAPE
+    assert judging(5).draws(first) == (Stream.EVAL, [0, 1, 2, 3, 4])
+    assert [str(read_law(t)) for t in ("eot", "replay-set", "eot:average=logits,k=2")] == [
+        "eot:k=20",
+        "replay-set:k=5",
+        "eot:average=logits,k=2",
+    ]
+    assert read_law("fresh") == Law()
+    for bad in ("eott", "eot:k=0", "eot:q=1", "replay:k=2", "replay-set:k=1", "judge"):
+        with pytest.raises(BadInput):
+            read_law(bad)
+
+
+def test_hooks_reach_inside_for_one_forward_pass():
+    with isolated(0):
+        net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
+    x = torch.ones(4, 3)
+    plain = net(x)
+    change = {"1.0": lambda n, h: h + n.normal("gauss", tuple(h.shape[1:]))}
+    with inject(net, noise(), change):
+        noisy = net(x)
+    assert torch.allclose(noisy - plain, noise().at("1.0").normal("gauss", (2,)), atol=1e-6)
+    assert torch.equal(net(x), plain)
+
+
+def test_isolated_seeds_and_leaves_as_found():
+    before = generators()
+    with isolated(3):
+        first = torch.rand(2), np.random.rand(2), random.random()
+    with isolated(3):
+        second = torch.rand(2), np.random.rand(2), random.random()
+    assert generators() == before
+    assert torch.equal(first[0], second[0]) and (first[1] == second[1]).all() and first[2] == second[2]
+    with pytest.raises(RuntimeError), isolated(3):
+        raise RuntimeError
+    assert generators() == before

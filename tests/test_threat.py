@@ -1,0 +1,112 @@
+"""Balls inside the box: projections against slow oracles, exact membership."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from bench.errors import BadInput
+from bench.threat import ThreatModel, parse_threat
+
+
+def images(seed, n=6, hug=True):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(size=(n, 1, 2, 3))
+    return torch.tensor(np.round(x) if hug else x, dtype=torch.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 1.5))
+def test_l2_projection_is_the_nearest_point_of_ball_and_box(seed, eps):
+    origin = images(seed, n=1)
+    x = origin + torch.tensor(np.random.default_rng(seed + 1).normal(size=origin.shape), dtype=torch.float32)
+    ours = ThreatModel("l2", eps).project(x, origin)
+    o, target = origin.flatten().double().numpy(), x.flatten().double().numpy()
+    oracle = minimize(
+        lambda z: ((z - target) ** 2).sum(),
+        np.clip(o, 0, 1),
+        jac=lambda z: 2 * (z - target),
+        bounds=[(0, 1)] * len(o),
+        constraints={"type": "ineq", "fun": lambda z: eps**2 - ((z - o) ** 2).sum(), "jac": lambda z: -2 * (z - o)},
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-12},
+    )
+    assert np.linalg.norm(ours.flatten().numpy() - target) <= np.linalg.norm(oracle.x - target) + 2e-3
+    assert ThreatModel("l2", eps).contains(ours, origin).all()
+
+
+def test_clipping_after_projecting_is_not_optimal():
+    """The reason for the bisection: the two differ on points that hug the box."""
+    origin, threat = images(0), ThreatModel("l2", 1.0)
+    x = origin + torch.tensor(np.random.default_rng(1).normal(size=origin.shape), dtype=torch.float32) * 2
+    delta = x - origin
+    naive = (origin + delta / delta.flatten(1).norm(dim=1).clamp(min=1)[:, None, None, None]).clamp(0, 1)
+    ours = threat.project(x, origin)
+    closer = (naive - x).flatten(1).norm(dim=1) - (ours - x).flatten(1).norm(dim=1)
+    assert (closer > -1e-5).all()
+    assert closer.max() > 0.01
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projection_is_idempotent_and_keeps_inner_points(norm):
+    origin, threat = images(0, hug=False), ThreatModel(norm, 0.1)
+    inner = threat.random(origin, torch.rand(origin.shape, generator=torch.Generator().manual_seed(0)), torch.ones_like(origin))
+    assert torch.allclose(threat.project(inner, origin), inner, atol=1e-7)
+    far = threat.project(origin + 5, origin)
+    assert torch.allclose(threat.project(far, origin), far, atol=1e-6)
+    assert threat.contains(far, origin).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_points_fill_the_ball(norm):
+    origin = torch.full((4000, 1, 2, 2), 0.5)
+    threat = ThreatModel(norm, 0.2)
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(4000, 1, 2, 2, generator=generator)
+    points = threat.random(origin, uniform, torch.randn(4000, 1, 2, 2, generator=generator))
+    distance = threat.distance(points, origin) / threat.eps
+    assert threat.contains(points, origin).all()
+    # The largest of four uniforms, and the radius in four dimensions, both have mean 4/5.
+    assert float(distance.mean()) == pytest.approx(0.8, abs=0.01)
+
+
+def test_contains_is_exact():
+    origin = torch.full((1, 1, 2, 2), 0.5)
+    for norm, slack in (("linf", 1e-6), ("l2", 1e-5)):
+        threat = ThreatModel(norm, 0.1)
+        point = origin.clone()
+        point[0, 0, 0, 0] += 0.1
+        assert threat.contains(point, origin).all()
+        point[0, 0, 0, 0] += 5 * slack
+        assert not threat.contains(point, origin).any()
+    assert not threat.contains(torch.full_like(origin, float("nan")), origin).any()
+    edge = torch.ones(1, 1, 1, 1)
+    assert not ThreatModel("linf", 0.1).contains(edge + 1e-6, edge).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_step_climbs_and_stays_inside(norm):
+    origin, threat = images(3), ThreatModel(norm, 0.1)
+    slope = torch.tensor(np.random.default_rng(0).normal(size=origin.shape), dtype=torch.float32)
+    moved = threat.ascend(origin, slope, 0.05, origin)
+    assert ((moved - origin) * slope).sum() > 0
+    assert threat.contains(moved, origin).all()
+    assert threat.distance(moved, origin).max() <= 0.05 + 1e-6
+    assert torch.equal(threat.ascend(origin, torch.zeros_like(origin), 0.05, origin), origin)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "words"),
+    [("linf", 0, "positive"), ("linf", -1, "positive"), ("linf", 8, "8/255"), ("l1", 0.1, "linf or l2"), ("l2", float("nan"), "positive")],
+)
+def test_bad_budgets_are_refused(norm, eps, words):
+    with pytest.raises(BadInput, match=words):
+        parse_threat(norm, eps)
+
+
+def test_l2_beyond_the_diameter_is_refused():
+    with pytest.raises(BadInput, match="lower it"):
+        ThreatModel("l2", 8).check_shape((1, 4, 4))
+    ThreatModel("l2", 3.9).check_shape((1, 4, 4))

@@ -1,0 +1,185 @@
+"""The Victim: exact counts, gradient modes, views, retirement, frozen weights."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attacks.pgd import PGD, SCORING_DRAWS, PGDParams
+from bench.defense import InputTransform, straight_through
+from bench.errors import BadInput
+from bench.laws import read_law
+from bench.losses import cross_entropy, dlr, margin, misclassified
+from bench.noise import Noise, Query, isolated
+from bench.threat import ThreatModel
+from bench.victim import Victim, frozen, predict
+from tests.toys import Linear, NoisyLinear, classifier, linear_problem
+
+LINF = ThreatModel("linf", 1e-4)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return linear_problem(3, 10, active_box=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_counts_are_exact(problem, batch_size):
+    """Nothing is breakable at this eps: steps + 1 forwards and steps backwards a start, and one forward to verify."""
+    model, images, labels = problem
+    victim = Victim(classifier(model, 3), np.arange(10), batch_size=batch_size)
+    PGD(PGDParams(steps=7, restarts=2))(victim, images, labels, LINF)
+    assert (victim.forwards == 2 * 8 + 1).all()
+    assert (victim.backwards == 2 * 7).all()
+
+
+@pytest.mark.parametrize(("law", "k", "verify"), [("fresh", 1, 0), ("eot:k=4", 4, 0), ("replay", 1, 1), ("replay-set:k=3", 3, 3)])
+def test_counts_of_stochastic_defenses(problem, law, k, verify):
+    model, images, labels = problem
+    victim = Victim(NoisyLinear(model, 1e-6), np.arange(10), law=read_law(law), batch_size=5)
+    PGD(PGDParams(steps=7))(victim, images, labels, LINF)
+    scoring = 0 if victim.fixed else 2 * SCORING_DRAWS
+    assert (victim.forwards == 8 * k + verify + scoring).all()
+    assert (victim.backwards == 7 * k).all()
+
+
+def test_retired_images_cost_nothing_more(problem):
+    model, images, labels = problem
+    victim = Victim(classifier(model, 3), np.arange(10))
+    points = PGD(PGDParams(steps=50))(victim, images, labels, ThreatModel("linf", 0.5)).points
+    assert (predict(model(points)) != labels).all()
+    assert victim.backwards.max() < 10
+
+
+def test_batch_size_changes_no_number(problem):
+    model, images, labels = problem
+    results = []
+    for batch_size in (1, 7, 64):
+        victim = Victim(NoisyLinear(model, 0.1), np.arange(10), law=read_law("eot:k=5"), batch_size=batch_size)
+        objective = victim.objective(labels, cross_entropy)
+        reading = objective(images, torch.arange(10), 3, True)
+        results.append((reading.value, reading.gradient))
+    for value, gradient in results[1:]:
+        assert torch.allclose(value, results[0][0], rtol=1e-5)
+        assert torch.allclose(gradient, results[0][1], rtol=1e-4, atol=1e-4)
+
+
+def test_averages_of_losses_and_of_logits_differ_as_defined(problem):
+    model, images, labels = problem
+    stochastic = NoisyLinear(model, 0.3)
+    readings = {}
+    for average in ("loss", "logits"):
+        victim = Victim(stochastic, np.arange(10), law=read_law(f"eot:k=6,average={average}"))
+        outputs = victim.logits(images, torch.arange(10), Query(0, 2))
+        readings[average] = victim.objective(labels, cross_entropy)(images, torch.arange(10), 2, False).value
+    by_loss = cross_entropy(outputs.flatten(0, 1), labels.repeat_interleave(6)).reshape(10, 6).mean(1)
+    assert torch.allclose(readings["loss"], by_loss, rtol=1e-5)
+    assert torch.allclose(readings["logits"], cross_entropy(outputs.mean(1), labels), rtol=1e-5)
+    assert (readings["loss"] >= readings["logits"] - 1e-5).all()
+
+
+class Blocked(InputTransform):
+    def transform(self, images, noise):
+        return images.detach().round()
+
+
+def test_gradient_modes(problem):
+    model, images, labels = problem
+    blocked = Blocked(classifier(model, 3))
+    full = Victim(blocked, np.arange(10))
+    reading = full.objective(labels, margin)(images, torch.arange(10), 0, True)
+    assert full.gradient_blocked
+    assert not reading.gradient.any()
+    bpda = Victim(blocked, np.arange(10), gradient="bpda")
+    assert bpda.objective(labels, margin)(images, torch.arange(10), 0, True).gradient.any()
+    assert not bpda.gradient_blocked
+    noise = Noise.of(0, "eval", range(10))
+    assert torch.equal(blocked.twin("bpda")(images, noise), blocked(images, noise))
+    with pytest.raises(BadInput, match="no gradient"):
+        blocked.twin("surrogate")
+
+
+def test_views(problem):
+    model, images, labels = problem
+    blocked = Blocked(classifier(model, 3))
+    assert blocked.views() == ("transformed", "logits")
+    victim = Victim(blocked, np.arange(10), gradient="bpda")
+    seen = victim.logits(images, torch.arange(10), Query(), view="transformed")
+    assert torch.equal(seen[:, 0], images.round())
+    objective = victim.objective(labels, lambda out, _: out.flatten(1).sum(1), view="transformed")
+    reading = objective(images, torch.arange(10), 0, True)
+    assert torch.allclose(reading.gradient, torch.ones_like(images))
+    assert torch.equal(reading.success, misclassified(model(images.round()), labels))
+
+
+def test_straight_through_is_exact_forward():
+    x = torch.linspace(-3, 3, 11, requires_grad=True)
+    y = straight_through(x.round(), 2 * x)
+    assert torch.equal(y, x.round())
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.full_like(x, 2))
+
+
+def test_weights_are_frozen_and_buffers_put_back():
+    with isolated(0):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4))
+    net.train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(RuntimeError, match="evaluation mode"), frozen(net):
+        assert not any(p.requires_grad for p in net.parameters())
+        net(torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_losses():
+    logits = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 4.0]])
+    labels = torch.tensor([0, 1])
+    assert torch.allclose(margin(logits, labels), torch.tensor([-2.0, 2.0]))
+    assert torch.allclose(dlr(logits, labels), torch.tensor([-2 / 3, 2 / 3]), atol=1e-5)
+    for k in (2, 3):
+        assert torch.equal(dlr(logits[:, :k], torch.tensor([0, 0])), margin(logits[:, :k], torch.tensor([0, 0])))
+    assert misclassified(logits, labels).tolist() == [False, True]
+    tie = torch.tensor([[1.0, 1.0 + 1e-7]])
+    assert not misclassified(tie, torch.tensor([0])).any(), "a success must survive rounding"
+    nan = torch.tensor([[float("nan"), 1.0]])
+    assert misclassified(nan, torch.tensor([1])).all() and predict(nan).tolist() == [-1]
+
+
+def test_an_attack_that_leaves_the_ball_is_projected_and_counted(problem):
+    model, images, labels = problem
+
+    class Rogue(PGD):
+        def run(self, victim, images, labels, threat):
+            return images + 3
+
+    attacked = Rogue(PGDParams())(Victim(classifier(model, 3), np.arange(10)), images, labels, ThreatModel("linf", 0.1))
+    assert attacked.reprojected == 10
+    assert ThreatModel("linf", 0.1).contains(attacked.points, images).all()
+
+    class Broken(PGD):
+        def run(self, victim, images, labels, threat):
+            return images * float("nan")
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        Broken(PGDParams())(Victim(classifier(model, 3), np.arange(10)), images, labels, LINF)
+
+
+def test_the_first_success_is_returned_not_the_last_iterate():
+    """A model that is wrong only in a thin shell: later iterates are right again."""
+
+    class Shell(nn.Module):
+        def forward(self, images):
+            distance = (images - 0.5).flatten(1).amax(1)
+            bump = torch.relu(0.02 - (distance - 0.05).abs())
+            return torch.stack([torch.full_like(distance, 0.01) - distance * 1e-3, bump], 1)
+
+    images, labels = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
+    attacked = PGD(PGDParams(steps=20, step="eps/10", random_start=False))(
+        Victim(classifier(Shell(), 2), np.arange(1)), images, labels, ThreatModel("linf", 0.1)
+    )
+    assert attacked.predictions.tolist() == [[1]]
+
+
+def test_linear_is_what_it_says():
+    model = Linear(torch.eye(2, 16), torch.zeros(2))
+    assert model(torch.ones(1, 1, 4, 4)).tolist() == [[1.0, 1.0]]
