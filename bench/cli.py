@@ -134,18 +134,17 @@ def _print_plan(cells: Sequence[Cell], out: Path, as_json: bool) -> None:
 
 
 def _print_results(results: Sequence[Result], as_json: bool) -> None:
-    from bench.report.leaderboard import NOTE, rows_table
+    from bench.report.leaderboard import heading, note, rows_table
 
     records = [result.record for result in results if result.record]
     failures = [result.failure for result in results if result.failure]
     if as_json:
         _print_json([found.model_dump(mode="json") for found in (*records, *failures)])
     elif records or failures:
-        first = records[0].title if records else failures[0].title
-        seeds = "+".join(dict.fromkeys(found.title["seed"] for found in (*records, *failures)))
-        print(f"{first['dataset']}, {first['classifier']}, {first['threat']}, attack seed {seeds}\n")
+        if records:
+            print(f"{heading(records[0])}\n")
         print(rows_table(records, failures))
-        print(f"\n{NOTE}")
+        print(f"\n{note(records)}")
     for result in results:
         if result.failure:
             print(f"bench: {result.cell} failed: {result.failure.error} (traceback in {result.path})", file=sys.stderr)
@@ -217,7 +216,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a classifier by the committed recipe of its data set; no test image is touched."""
-    from bench.training_command import train_and_save
+    from bench.train import train_and_save
 
     print(train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device))
 

@@ -110,7 +110,7 @@ class InputTransform(DefendedClassifier):
     the identity unless the defense names a better one.
     """
 
-    gradients = ("full", "bpda")
+    gradients: tuple[str, ...] = ("full", "bpda")
 
     def __init__(self, classifier: DefendedClassifier) -> None:
         super().__init__()

@@ -180,7 +180,7 @@ def _trained_on(cell: Cell) -> Iterator[Finding]:
         yield Finding(
             name="trained-on-test",
             verdict="warn",
-            message=f"the classifier was trained on {', '.join(seen)}, which holds the evaluated images: all accuracies flatter it",
+            message=f"the classifier was trained on {', '.join(seen)}, which holds the evaluated images: accuracies flatter it",
         )
 
 
@@ -315,13 +315,13 @@ def _attack_findings(cell: Cell, arrays: Arrays) -> Iterator[Finding]:
         yield Finding(
             name="reprojected",
             verdict="warn",
-            message=f"{outside} points lay outside ball or box when the attack returned them; they were projected and judged there",
+            message=f"{outside} points lay outside ball or box when the attack returned them; they were projected",
         )
     if bool(cast(Any, arrays["blocked"]).any()):
         yield Finding(
             name="no-gradient",
             verdict="warn",
-            message="no gradient reaches the image at all: the attack was a blind search, and its number is no evidence of robustness",
+            message="no gradient reaches the image at all: the attack was a blind search, no evidence of robustness",
         )
 
 
@@ -416,10 +416,9 @@ def evaluate(
     """Evaluate a model, or registered defenses, under attacks.
 
     Args:
-        model: any `nn.Module` from float32 images (n, C, H, W) in [0, 1] to logits (n, K), normalisation inside; put into evaluation
-            mode. A stochastic one
-            (dropout in its forward pass, say) is detected and its randomness controlled row by row. A `DefendedClassifier` takes its
-            randomness as an argument. None evaluates `classifier`, or the data set's own.
+        model: any `nn.Module` from float32 images (n, C, H, W) in [0, 1] to logits (n, K), normalisation inside; it is put into
+            evaluation mode. A stochastic one (dropout in its forward pass, say) is detected and its randomness controlled row by
+            row. A `DefendedClassifier` takes its randomness as an argument. None evaluates `classifier`, or the data set's own.
         dataset, attacks, defenses, classifier, randomness, gradient: specs as on the command line.
         eps, norm: the threat model; eps in pixel units of [0, 1].
         n: how many images, in evaluation order; the first 1,000 by default.

@@ -104,7 +104,7 @@ def _check_randomness(classifier: DefendedClassifier, images: Tensor) -> Iterato
         yield Finding(
             name="hidden-randomness",
             verdict="fail",
-            message="two passes with the same noise differ: the model holds state or a private generator, so nothing can be replayed",
+            message="two passes with the same noise differ: the model holds state or a private generator; nothing can be replayed",
         )
         return
     with isolated(_PROBE_SEED):

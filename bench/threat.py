@@ -93,8 +93,13 @@ def _like(per_image: Tensor, images: Tensor) -> Tensor:
     return per_image.reshape(-1, *[1] * (images.dim() - 1))
 
 
+def _length(x: Tensor) -> Tensor:
+    length: Tensor = x.flatten(1).norm(dim=1)
+    return length
+
+
 def _unit(x: Tensor) -> Tensor:
-    norm: Tensor = x.flatten(1).norm(dim=1)
+    norm = _length(x)
     unit: Tensor = x / _like(torch.where(norm > 0, norm, torch.ones_like(norm)), x)
     return unit
 
@@ -111,7 +116,7 @@ def _project_l2(x: Tensor, origin: Tensor, eps: float) -> Tensor:
         return torch.clamp(origin + _like(s, x) * delta, 0.0, 1.0)
 
     def length(s: Tensor) -> Tensor:
-        return (point(s) - origin).flatten(1).norm(dim=1)
+        return _length(point(s) - origin)
 
     low = torch.zeros(len(x), device=x.device, dtype=x.dtype)
     high = torch.ones_like(low)

@@ -157,7 +157,8 @@ def test_settings_that_cannot_matter_do_not_split_cells():
 
 @pytest.mark.parametrize(
     "change",
-    [{"attacks": ("pgd+replay:steps=6",)}, {"eps": 0.06}, {"n": 149}, {"seeds": (1,)}, {"build_seed": 1}, {"norm": "l2", "eps": 0.05},
+    [{"attacks": ("pgd+replay:steps=6",)}, {"eps": 0.06}, {"n": 149},
+     {"seeds": (1,)}, {"build_seed": 1}, {"norm": "l2", "eps": 0.05},
      {"defenses": ("toy-jitter:sigma=0.06",)}, {"dataset": "toy:n=151"}, {"attacks": ("pgd+eot:steps=5",)}, {"gradient": "bpda"}],
 )  # fmt: skip
 def test_everything_that_can_matter_changes_the_identity(change):
@@ -314,7 +315,9 @@ def test_record_round_trip_and_self_consistency(tmp_path):
 
 def test_clean_wrong_images_are_broken(tmp_path):
     """A deterministic defense that is wrong on the clean image is not attacked, and stays broken."""
-    outcomes = Outcomes.of(3, np.arange(3), np.array([0, 1, 2]), np.array([[1], [1], [2]]), np.array([[0], [1], [0]]), np.empty((3, 0), int))
+    outcomes = Outcomes.of(
+        3, np.arange(3), np.array([0, 1, 2]), np.array([[1], [1], [2]]), np.array([[0], [1], [0]]), np.empty((3, 0), int)
+    )
     assert outcomes.correct("adversarial").tolist() == [[False], [True], [False]]
 
 

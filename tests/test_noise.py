@@ -8,8 +8,8 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from bench.laws import read_law
 from bench.errors import BadInput
+from bench.laws import read_law
 from bench.noise import Law, Noise, Query, Stream, generators, inject, isolated, judging, pack_draw
 
 

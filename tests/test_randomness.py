@@ -167,7 +167,7 @@ def check_the_judge_draws_afresh(problem):
     replay = attacked(problem, "replay")
     on_tape = (replay.predictions[:, 0] == labels).numpy()
     afresh = judged(problem, replay.points)[:, 0]
-    assert 0.05 < (on_tape != afresh).mean()
+    assert (on_tape != afresh).mean() > 0.05
 
 
 def test_the_judge_draws_afresh(problem):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ks_2samp
-from sklearn.metrics import balanced_accuracy_score, f1_score  # noqa: TID251 - the reference, in tests only
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from statsmodels.stats.proportion import proportion_confint
 
 from bench.statistics import (

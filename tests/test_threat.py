@@ -99,7 +99,13 @@ def test_a_step_climbs_and_stays_inside(norm):
 
 @pytest.mark.parametrize(
     ("norm", "eps", "words"),
-    [("linf", 0, "positive"), ("linf", -1, "positive"), ("linf", 8, "8/255"), ("l1", 0.1, "linf or l2"), ("l2", float("nan"), "positive")],
+    [
+        ("linf", 0, "positive"),
+        ("linf", -1, "positive"),
+        ("linf", 8, "8/255"),
+        ("l1", 0.1, "linf or l2"),
+        ("l2", float("nan"), "positive"),
+    ],
 )
 def test_bad_budgets_are_refused(norm, eps, words):
     with pytest.raises(BadInput, match=words):

@@ -115,4 +115,3 @@ class Kill(Attack[KillParams]):
         if os.environ.get("TOY_KILL") and self.params.at in ids:
             os.kill(os.getpid(), signal.SIGKILL)
         return PGD(PGDParams(steps=5)).run(victim, images, labels, threat)
-

@@ -20,6 +20,7 @@ from bench.spec import Params
 
 _SPLITS = ("test", "train", "val")
 _NAMINGS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+_MOST_CLASSES = 100_000
 # An archive of one unnamed split can only be what is evaluated.
 _UNNAMED = (("x", "y"), ("images", "labels"))
 
@@ -35,9 +36,9 @@ class NpzParams(Params):
 class Npz(Dataset[NpzParams]):
     """Any .npz with x_test and y_test, with test_images and test_labels (MedMNIST), or with one unnamed part.
 
-    Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where both orders of axes fit,
-    the channels come last. Labels are integers (n,) or (n, 1). ids are indices in the part. The file's order is kept
-    where its labels are mixed, else a fixed permutation lets the classes take turns. Nothing is unpickled.
+    Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where both orders of axes
+    fit, the channels come last. Labels are integers (n,) or (n, 1). ids are indices in the part. The file's order is
+    kept where its labels are mixed, else a fixed permutation lets the classes take turns. Nothing is unpickled.
     """
 
     Params: ClassVar[type[Params]] = NpzParams
@@ -72,9 +73,7 @@ class Npz(Dataset[NpzParams]):
             labels = archive.labels(split)
             images = archive.images(split)
         if len(labels) != len(images):
-            raise BadInput(
-                f"{self.params.path} has {len(images)} {split} images but {len(labels)} labels: give one each"
-            )
+            raise BadInput(f"{self.params.path} has {len(images)} {split} images but {len(labels)} labels: give one each")
         found = ImageSet(images, torch.from_numpy(labels), np.arange(len(labels)))
         return found if is_mixed(labels) else found.at(interleaved(labels))
 
@@ -108,9 +107,7 @@ class _Archive:
     def lacks(self, split: str) -> str:
         """The message for a part that is not there."""
         held = ", ".join(self._arrays.files) or "nothing"
-        return (
-            f"{self.path} has no {split} images with labels, it holds {held}: name the arrays x_{split} and y_{split}"
-        )
+        return f"{self.path} has no {split} images with labels, it holds {held}: name the arrays x_{split} and y_{split}"
 
     def images(self, split: str) -> Tensor:
         """A part's images (n, C, H, W), uint8 or float32 in [0, 1]."""
@@ -129,7 +126,7 @@ class _Archive:
             raise BadInput(f"{what} has shape {array.shape}: give one class number an image, (n,) and not one-hot")
         if array.dtype.kind not in "iu":
             raise BadInput(f"{what} is {array.dtype}: labels must be integers; convert them with .astype('int64')")
-        if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        if array.min() < 0 or array.max() >= _MOST_CLASSES:
             raise BadInput(f"{what} has labels from {array.min()} to {array.max()}: number the classes from 0")
         return array.reshape(-1).astype(np.int64)
 

@@ -72,15 +72,11 @@ class File(ClassifierSource[FileParams]):
         found = describe(path)
         given = [key for key in ("arch", "mean", "std") if getattr(self.params, key)]
         if found is not None and given:
-            raise BadInput(
-                f"a JSON file beside {path} already describes it, but {given[0]}= was given: drop one of them"
-            )
+            raise BadInput(f"a JSON file beside {path} already describes it, but {given[0]}= was given: drop one of them")
         if found is not None:
             return found
         if not self.params.arch:
-            raise BadInput(
-                f"nothing says the architecture of {path}: add arch=NAME, or a file {path.name}.json beside it"
-            )
+            raise BadInput(f"nothing says the architecture of {path}: add arch=NAME, or a file {path.name}.json beside it")
         return Description(arch=self.params.arch, mean=self.params.mean, std=self.params.std)
 
 
@@ -134,9 +130,7 @@ def read_classifier(path: Path, about: Description, num_classes: int, channels: 
 
 def _check_normalisation(path: Path, about: Description, channels: int) -> None:
     if about.mean and len(about.mean) != channels:
-        raise BadInput(
-            f"{path}: the mean has {len(about.mean)} numbers, but the images have {channels} channels: give one each"
-        )
+        raise BadInput(f"{path}: the mean has {len(about.mean)} numbers, but the images have {channels} channels: give one each")
 
 
 def _read_state(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -175,9 +169,7 @@ def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> No
         raise BadInput(f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all): check the architecture")
     unexpected = sorted(set(state) - set(network.state_dict()))
     if unexpected:
-        raise BadInput(
-            f"{path} has a tensor too many, {unexpected[0]!r} ({len(unexpected)} in all): check the architecture"
-        )
+        raise BadInput(f"{path} has a tensor too many, {unexpected[0]!r} ({len(unexpected)} in all): check the architecture")
     for key, value in expected.items():
         if state[key].shape != value.shape:
             shapes = f"{tuple(state[key].shape)}, not {tuple(value.shape)}"

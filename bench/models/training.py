@@ -30,7 +30,8 @@ Progress = Callable[[int, int, float], None]
 class Recipe:
     """Everything that decides a training run besides data, architecture and seed.
 
-    SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of all steps and falls linearly to 0.
+    SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of all steps and then falls
+    linearly towards 0.
 
     Attributes:
         trained_on: name of the training images.
@@ -53,9 +54,7 @@ class Recipe:
 
 
 RECIPES: dict[type[Dataset[Any]], Recipe] = {
-    Mnist5k: Recipe(
-        trained_on="mnist5k/train", epochs=16, batch=64, rate=0.1, warmup=0.2, momentum=0.9, decay=5e-4, shift=2
-    )
+    Mnist5k: Recipe(trained_on="mnist5k/train", epochs=30, batch=64, rate=0.1, warmup=0.2, momentum=0.9, decay=5e-4, shift=2)
 }
 """The committed recipes, by kind of data set."""
 
@@ -129,7 +128,7 @@ def _steps(classifier: nn.Module, recipe: Recipe, total: int) -> Iterator[Callab
     rise = max(1, round(recipe.warmup * total))
     for done in range(1, total + 1):
         for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * min(done / rise, (total - done) / max(1, total - rise))
+            group["lr"] = recipe.rate * min(done / rise, (total - done + 1) / (total - rise + 1))
         yield step
 
 
@@ -194,9 +193,7 @@ def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> Non
         raise BadInput(f"cannot write weights to {path}: name a .safetensors file in a folder that exists")
     # A counter of training batches changes nothing in evaluation mode.
     state = {
-        key: value.contiguous()
-        for key, value in classifier.network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
+        key: value.contiguous() for key, value in classifier.network.state_dict().items() if not key.endswith("num_batches_tracked")
     }
     content = safetensors.torch.save(state)
     mean, std = (_shortest(buffer) for buffer in (classifier.mean, classifier.std))
@@ -210,5 +207,3 @@ def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> Non
 def _shortest(values: Tensor) -> list[float]:
     """The shortest decimals that read back to the same float32."""
     return [float(str(value)) for value in values.flatten().numpy()]
-
-

@@ -14,12 +14,25 @@ from tabulate import tabulate
 from bench.record import Failure, Record, Share, read_folder
 from bench.statistics import wilson, worst_case
 
-NOTE = (
+_NOTE = (
     "Shares in percent with 95 % intervals (Wilson). Robust accuracy is an upper bound: a stronger attack may lower it. "
-    "Clean-wrong images count as broken. `base`: the undefended classifier under the same attack. "
-    "Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts images right in every one, "
+    "Clean-wrong images count as broken. `base`: the undefended classifier under the same attack."
+)
+_STOCHASTIC_NOTE = (
+    " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts images right in every one, "
     "clean -> attacked, so that luck shows; `replayed` is judged on the attack's own tapes."
 )
+
+
+def note(records: Iterable[Record]) -> str:
+    """What the columns mean."""
+    return _NOTE + (_STOCHASTIC_NOTE if any(record.stochastic for record in records) else "")
+
+
+def heading(record: Record) -> str:
+    """Data set, classifier, threat model and number of images."""
+    title, scale = record.title, record.scale
+    return f"{title['dataset']}, {title['classifier']}, {title['threat']}, {scale['n']} of {scale['available']} images"
 
 
 def attack_label(record: Record) -> str:
@@ -127,11 +140,13 @@ class Board:
 
     Attributes:
         heading: the subject in words.
+        note: what the columns mean.
         table: one row a defense, best worst case first; every share in percent as text.
         numbers: the same rows with plain numbers, for CSV.
     """
 
     heading: str
+    note: str
     table: pd.DataFrame
     numbers: pd.DataFrame
 
@@ -153,13 +168,11 @@ def _board(group: list[Record], everything: Sequence[Record], failures: Sequence
     entries = [Entry(found) for found in rows.values()]
     entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
     first = group[0]
-    title, scale = first.title, first.scale
-    heading = f"{title['dataset']}, {title['classifier']}, {title['threat']}, {scale['n']} of {scale['available']} images"
     texts = [_text_row(entry, columns, by_cell) for entry in entries]
     texts += [{"defense": f.title["defense"], f.title["attack"]: "error"} for f in failures if _is_of(f, first)]
-    numbers = [{"subject": heading, **_number_row(entry, by_cell)} for entry in entries]
+    numbers = [{"subject": heading(first), **_number_row(entry, by_cell)} for entry in entries]
     table = pd.DataFrame(texts).fillna("").astype(str)
-    return Board(heading, table.loc[:, (table != "").any()], pd.DataFrame(numbers))
+    return Board(heading(first), note(group), table.loc[:, (table != "").any()], pd.DataFrame(numbers))
 
 
 def _is_of(failure: Failure, record: Record) -> bool:
@@ -248,8 +261,8 @@ def load(folders: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
 
 def markdown(found: Sequence[Board]) -> str:
     """All boards as one Markdown page."""
-    sections = [f"## {board.heading}\n\n{_markdown(board.table)}\n" for board in found]
-    return "\n".join(["# Leaderboard\n", *sections, NOTE + "\n"])
+    sections = [f"## {board.heading}\n\n{_markdown(board.table)}\n\n{board.note}\n" for board in found]
+    return "\n".join(["# Leaderboard\n", *sections])
 
 
 def csv(found: Sequence[Board]) -> str:

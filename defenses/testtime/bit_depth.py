@@ -27,8 +27,9 @@ class ReducedBits(InputTransform):
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
         """floor(255 x / step) * step / 255."""
         # A pixel k/255 times 255 may round to just below k; the nudge keeps its level.
-        levels: Tensor = torch.floor((images * 255 + 1e-3) / self.step)
-        return levels * (self.step / 255)
+        levels = torch.floor((images * 255 + 1e-3) / self.step)
+        reduced: Tensor = levels * (self.step / 255)
+        return reduced
 
 
 class BitDepth(Defense[BitDepthParams]):
