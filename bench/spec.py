@@ -122,11 +122,10 @@ def read_number(value: object) -> object:
 
 
 def show_number(value: float) -> str:
-    """The shortest text that reads back to the same float; multiples of 1/255 as fractions."""
-    shade = value * 255
-    if value and not float(value).is_integer() and abs(shade) < 1000 and round(shade) / 255 == value:
-        return f"{round(shade)}/255"
-    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    """The shortest text that reads back to the same float: an integer, a decimal, or a fraction of 255."""
+    plain = repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    fraction = f"{round(value * 255)}/255"
+    return fraction if len(fraction) < len(plain) and round(value * 255) / 255 == value else plain
 
 
 def _read_numbers(value: object) -> object:

@@ -28,7 +28,7 @@ def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int
     about = {
         "arch": arch,
         "recipe": recipe_record(source, epochs, seed),
-        "measured": {"clean": accuracy, "images": len(source.test()), "dataset": dataset},
+        "measured": {"clean": accuracy, "n": len(source.test()), "images": f"{dataset}/test"},
         "commit": commit()[0],
     }
     save(classifier, out, about)

@@ -106,7 +106,7 @@ def test_data_access_is_enforced():
 
 
 def test_declared_properties_agree_with_what_is_built():
-    for name in DEFENSES.names():
+    for name in (name for name in DEFENSES.names() if not name.startswith("toy-")):
         named = create(DEFENSES, parse(name))
         built = build(name)
         assert built.stochastic == named.plugin.stochastic

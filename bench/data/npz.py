@@ -21,6 +21,7 @@ from bench.spec import Params
 _SPLITS = ("test", "train", "val")
 _NAMINGS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 _MOST_CLASSES = 100_000
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 # An archive of one unnamed split can only be what is evaluated.
 _UNNAMED = (("x", "y"), ("images", "labels"))
 
@@ -73,7 +74,8 @@ class Npz(Dataset[NpzParams]):
             labels = archive.labels(split)
             images = archive.images(split)
         if len(labels) != len(images):
-            raise BadInput(f"{self.params.path} has {len(images)} {split} images but {len(labels)} labels: give one each")
+            counts = f"{len(images)} {split} images but {len(labels)} labels"
+            raise BadInput(f"{self.params.path} has {counts}: give one each")
         found = ImageSet(images, torch.from_numpy(labels), np.arange(len(labels)))
         return found if is_mixed(labels) else found.at(interleaved(labels))
 
@@ -90,8 +92,8 @@ class _Archive:
             raise BadInput(f"{path} is not a complete .npz (truncated, or another format): write it with numpy.savez")
         try:
             self._arrays = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise BadInput(f"{path} cannot be opened as .npz ({error}): write it with numpy.savez") from error
+        except _UNREADABLE as error:
+            raise BadInput(f"{path} cannot be opened ({_one_line(error)}): write it with numpy.savez") from error
 
     def __enter__(self) -> _Archive:
         return self
@@ -107,7 +109,8 @@ class _Archive:
     def lacks(self, split: str) -> str:
         """The message for a part that is not there."""
         held = ", ".join(self._arrays.files) or "nothing"
-        return f"{self.path} has no {split} images with labels, it holds {held}: name the arrays x_{split} and y_{split}"
+        wanted = f"name the arrays x_{split} and y_{split}"
+        return f"{self.path} has no {split} images with labels, it holds {held}: {wanted}"
 
     def images(self, split: str) -> Tensor:
         """A part's images (n, C, H, W), uint8 or float32 in [0, 1]."""
@@ -136,9 +139,12 @@ class _Archive:
             raise BadInput(self.lacks(split))
         key = pair[which]
         try:
-            array: npt.NDArray[Any] = self._arrays[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            array: npt.NDArray[Any] | bytes = self._arrays[key]
+        except _UNREADABLE as error:
             raise BadInput(self._unreadable(key, error)) from error
+        # NumPy hands out a member that is not in its own format as it is.
+        if isinstance(array, bytes):
+            raise BadInput(f"{key} in {self.path} is not a NumPy array: write the file with numpy.savez")
         if array.size == 0 or array.ndim == 0:
             raise BadInput(f"{key} in {self.path} is empty (shape {array.shape}): give at least one image")
         return key, array

@@ -25,8 +25,8 @@ def is_mixed(labels: Integers) -> bool:
 def interleaved(labels: Integers) -> Integers:
     """A fixed permutation (n,) of positions that mixes labels (n,).
 
-    Each class is shuffled and its j-th of m images placed at (j + 1/2) / m, so that every prefix holds each class in its
-    share; balanced classes take turns, and no prefix's class counts differ by more than one.
+    Each class is shuffled and its j-th of m images placed at (j + 1/2) / m, so that every prefix holds each class in
+    its share; balanced classes take turns, and no prefix's class counts differ by more than one.
     """
     uniform = Noise.of(_ROOT, Stream.BUILD, [0]).uniform("order", (len(labels),)).numpy()[0]
     by_class = np.lexsort((uniform, labels))

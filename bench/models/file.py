@@ -72,11 +72,11 @@ class File(ClassifierSource[FileParams]):
         found = describe(path)
         given = [key for key in ("arch", "mean", "std") if getattr(self.params, key)]
         if found is not None and given:
-            raise BadInput(f"a JSON file beside {path} already describes it, but {given[0]}= was given: drop one of them")
+            raise BadInput(f"a JSON file beside {path} describes it, but {given[0]}= was given: drop one of them")
         if found is not None:
             return found
         if not self.params.arch:
-            raise BadInput(f"nothing says the architecture of {path}: add arch=NAME, or a file {path.name}.json beside it")
+            raise BadInput(f"nothing says the architecture of {path}: add arch=NAME or {path.name}.json beside it")
         return Description(arch=self.params.arch, mean=self.params.mean, std=self.params.std)
 
 
@@ -97,7 +97,11 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is not readable JSON ({error}): repair or remove it") from error
+        raise BadInput(f"{path} is not readable JSON ({_one_line(error)}): repair or remove it") from error
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _validated(content: Any, what: str) -> Description:
@@ -118,10 +122,10 @@ def read_classifier(path: Path, about: Description, num_classes: int, channels: 
     digest = hashlib.sha256(content).hexdigest()
     if about.sha256 and digest != about.sha256.lower():
         raise BadInput(f"{path} has SHA-256 {digest}, but its description says {about.sha256}: get the right file")
-    _check_normalisation(path, about, channels)
     state = _read_state(path, content)
     network = build(about.arch, num_classes, channels)
     _check_state(path, network, state)
+    _check_normalisation(path, about, channels)
     network.load_state_dict(state, strict=False)
     trained_on = about.trained_on or _TRAINED_ON.get(about.dataset, ())
     classifier = Classifier(network, num_classes, mean=about.mean or None, std=about.std or None, trained_on=trained_on)
@@ -130,7 +134,8 @@ def read_classifier(path: Path, about: Description, num_classes: int, channels: 
 
 def _check_normalisation(path: Path, about: Description, channels: int) -> None:
     if about.mean and len(about.mean) != channels:
-        raise BadInput(f"{path}: the mean has {len(about.mean)} numbers, but the images have {channels} channels: give one each")
+        counts = f"the mean has {len(about.mean)} numbers, but the images have {channels} channels"
+        raise BadInput(f"{path}: {counts}: give one each")
 
 
 def _read_state(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -145,7 +150,7 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} is not a complete safetensors file ({error}): get or write it again") from error
+        raise BadInput(f"{path} is not complete safetensors ({_one_line(error)}): get or write it again") from error
     return state
 
 
@@ -169,7 +174,8 @@ def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> No
         raise BadInput(f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all): check the architecture")
     unexpected = sorted(set(state) - set(network.state_dict()))
     if unexpected:
-        raise BadInput(f"{path} has a tensor too many, {unexpected[0]!r} ({len(unexpected)} in all): check the architecture")
+        found = f"{unexpected[0]!r} ({len(unexpected)} in all)"
+        raise BadInput(f"{path} has a surplus tensor {found}: check the architecture")
     for key, value in expected.items():
         if state[key].shape != value.shape:
             shapes = f"{tuple(state[key].shape)}, not {tuple(value.shape)}"

@@ -128,14 +128,14 @@ class LayerList(nn.Sequential):
     """A plain network from a list of layers.
 
     A layer is `["conv", in, out, kernel, stride, padding]`, `["relu"]`, `["flat"]` or `["lin", in, out]`. Keys of the
-    state are `0.weight`, `0.bias` and so on, by place in the list. Raises `BadInput` for a layer that cannot be built, or
-    a last layer that is not linear.
+    state are `0.weight`, `0.bias` and so on, by place in the list. Raises `BadInput` for a layer that cannot be built,
+    or a last layer that is not linear.
     """
 
     def __init__(self, layers: Sequence[Sequence[Any]]) -> None:
         super().__init__(*(_layer(place, tuple(layer)) for place, layer in enumerate(layers)))
         if not len(self) or not isinstance(self[-1], nn.Linear):
-            raise BadInput('the list of layers does not end in a linear layer: make ["lin", in, classes] its last entry')
+            raise BadInput('the list of layers does not end in a linear layer: end it with ["lin", in, classes]')
 
     def features(self, x: Tensor) -> Tensor:
         """Images (n, C, H, W) to the input of the last layer (n, d)."""

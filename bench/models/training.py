@@ -30,8 +30,8 @@ Progress = Callable[[int, int, float], None]
 class Recipe:
     """Everything that decides a training run besides data, architecture and seed.
 
-    SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of all steps and then falls
-    linearly towards 0.
+    SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of all steps and then
+    falls linearly towards 0.
 
     Attributes:
         trained_on: name of the training images.
@@ -54,7 +54,16 @@ class Recipe:
 
 
 RECIPES: dict[type[Dataset[Any]], Recipe] = {
-    Mnist5k: Recipe(trained_on="mnist5k/train", epochs=30, batch=64, rate=0.1, warmup=0.2, momentum=0.9, decay=5e-4, shift=2)
+    Mnist5k: Recipe(
+        trained_on="mnist5k/train",
+        epochs=30,
+        batch=64,
+        rate=0.1,
+        warmup=0.2,
+        momentum=0.9,
+        decay=5e-4,
+        shift=2,
+    )
 }
 """The committed recipes, by kind of data set."""
 
@@ -192,9 +201,8 @@ def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> Non
     if target.suffix != ".safetensors" or not target.parent.is_dir():
         raise BadInput(f"cannot write weights to {path}: name a .safetensors file in a folder that exists")
     # A counter of training batches changes nothing in evaluation mode.
-    state = {
-        key: value.contiguous() for key, value in classifier.network.state_dict().items() if not key.endswith("num_batches_tracked")
-    }
+    everything = classifier.network.state_dict().items()
+    state = {key: value.contiguous() for key, value in everything if not key.endswith("num_batches_tracked")}
     content = safetensors.torch.save(state)
     mean, std = (_shortest(buffer) for buffer in (classifier.mean, classifier.std))
     known = {"num_classes": classifier.num_classes, "channels": len(mean), "mean": mean, "std": std}

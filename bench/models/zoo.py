@@ -23,7 +23,7 @@ class ZooParams(Params):
 
 
 class Zoo(ClassifierSource[ZooParams]):
-    """A classifier that comes with the suite, trained by `bench train`; its sidecar tells the recipe and the accuracy."""
+    """A classifier that comes with the suite, trained by `bench train`; its sidecar tells recipe and accuracy."""
 
     Params: ClassVar[type[Params]] = ZooParams
     positional: ClassVar[str | None] = "name"
