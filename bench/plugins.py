@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from bench.errors import BadInput
@@ -55,10 +57,14 @@ class Named(Generic[T]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What enters a cell's hash: name, version and every parameter, defaults included."""
+        """What enters a cell's hash: name, version and every parameter, defaults included.
+
+        A plugin from a file is its file: an edit makes another plugin, whatever its version says.
+        """
         plugin = cast(Any, self.plugin)
-        name = self.name.rpartition("@")[2]
-        return {"name": name, "version": plugin.version, "params": plugin.params.model_dump(mode="json")}
+        path, _, name = self.name.rpartition("@")
+        source = {"source": hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()} if path else {}
+        return {"name": name, "version": plugin.version, "params": plugin.params.model_dump(mode="json"), **source}
 
 
 def create(registry: Registry[T], spec: Spec) -> Named[T]:

@@ -77,7 +77,7 @@ def _row(record: Record, base: Record | None) -> dict[str, str]:
         "clean": str(metrics.clean.mean),
         "robust": str(metrics.adversarial.mean),
         "replayed": str(metrics.replayed.mean) if metrics.replayed else "",
-        f"all {metrics.adversarial.draws} draws" if stochastic else "": luck if stochastic else "",
+        "all draws": luck if stochastic else "",
         "base": f"{100 * base.metrics.adversarial.mean.value:.1f}" if base else "",
         "macro-F1": f"{100 * metrics.adversarial.macro_f1.value:.1f}",
         "passes/image": f"{record.cost.attack_forwards:.1f}F {record.cost.attack_backwards:.1f}B",
