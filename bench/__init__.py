@@ -14,14 +14,14 @@ from bench.errors import BadInput
 from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
 
 if TYPE_CHECKING:
-    from bench.evaluation import Report, evaluate
+    from bench.api import Report, evaluate
 
 __all__ = ["ATTACKS", "CLASSIFIERS", "DATASETS", "DEFENSES", "BadInput", "Report", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("evaluate", "Report"):
-        from bench import evaluation
+        from bench import api
 
-        return getattr(evaluation, name)
+        return getattr(api, name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")
