@@ -53,8 +53,8 @@ class Recipe:
     shift: int
 
 
-# The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6, 97.4, 98.0 and 98.6 % (mean of two seeds);
-# 30 is what trains within a minute on one core.
+# The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6, 97.4, 98.0 and 98.6 %
+# (mean of two seeds); 30 is what trains within a minute on one core.
 RECIPES: dict[type[Dataset[Any]], Recipe] = {
     Mnist5k: Recipe(
         trained_on="mnist5k/train",
