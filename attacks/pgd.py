@@ -18,7 +18,7 @@ from bench.spec import Params, read_number
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
-_STEP = re.compile(r"eps(?:/(?P<divisor>\d+(?:\.\d+)?))?$")
+_STEP = re.compile(r"eps(?:/(?P<divisor>\d*[1-9]\d*(?:\.\d+)?))?$")
 
 
 def _check_step(text: str) -> str:

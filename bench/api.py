@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from bench.errors import BadInput
 from bench.evaluation import Options, Progress, check_batch_size, default_batch_size, read_device, run_cells
-from bench.plan import Request, plan, subject_of
+from bench.plan import plan, request_of, subject_of
 from bench.record import Failure, Record, Store
 from bench.report.leaderboard import rows_table
+from bench.suite import read_options
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def evaluate(
     dataset: str = "mnist5k",
     attacks: str | Sequence[str] = ("pgd",),
     defenses: str | Sequence[str] = ("undefended",),
-    eps: float | None = None,
+    eps: float | str | None = None,
     norm: str | None = None,
     n: int | None = None,
     randomness: str | None = None,
@@ -68,7 +69,7 @@ def evaluate(
             evaluation mode. A stochastic one (dropout in its forward pass, say) is detected and its randomness controlled row by
             row. A `DefendedClassifier` takes its randomness as an argument. None evaluates `classifier`, or the data set's own.
         dataset, attacks, defenses, classifier, randomness, gradient: specs as on the command line.
-        eps, norm: the threat model; eps in pixel units of [0, 1].
+        eps, norm: the threat model; eps in pixel units of [0, 1], a number or a fraction such as `8/255`.
         n: how many images, in evaluation order; the first 1,000 by default.
         seeds, build_seed: attack seeds, and the seed of the defense's construction.
         output: `logits`, or `probabilities` to take their logarithm.
@@ -89,19 +90,20 @@ def evaluate(
         raise BadInput("both model and classifier are given: keep one")
     if model is not None and output == "probabilities":
         model = _Probabilities(model.eval() if model.training else model).eval()
-    request = Request(
-        defenses=_tuple(defenses),
-        attacks=_tuple(attacks),
-        dataset=dataset,
-        classifier=classifier,
-        norm=norm,
-        eps=eps,
-        n=n,
-        randomness=randomness,
-        gradient=gradient,
-        seeds=tuple(seeds),
-        build_seed=build_seed,
-    )
+    given = {
+        "defense": defenses,
+        "attack": attacks,
+        "seed": tuple(seeds) if isinstance(seeds, Iterable) else seeds,
+        "build_seed": build_seed,
+        "dataset": dataset,
+        "classifier": classifier,
+        "norm": norm,
+        "eps": eps,
+        "n": n,
+        "randomness": randomness,
+        "gradient": gradient,
+    }
+    request = request_of(read_options({key: value for key, value in given.items() if value is not None}, "evaluate"))
     where = read_device(device)
     size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
     options = Options(where, size, progress)
@@ -114,7 +116,3 @@ def evaluate(
         if result.rejected:
             raise result.rejected
     return Report([r.record for r in results if r.record], [r.failure for r in results if r.failure])
-
-
-def _tuple(specs: str | Sequence[str]) -> tuple[str, ...]:
-    return (specs,) if isinstance(specs, str) else tuple(specs)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Two torch threads that spin while another process runs slow each other tenfold; must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="bench",
     help="Measure adversarial robustness of defenses, and say how far the number can be believed.",
@@ -82,26 +84,11 @@ def run(
 
 
 def _cells(runs: Sequence[RunOptions]) -> list[Cell]:
-    from bench.plan import Request, plan, read_seeds
+    from bench.plan import plan, request_of
 
     cells: dict[str, Cell] = {}
     for one in runs:
-        if not one.defense or not one.attack:
-            raise BadInput("no defense or no attack given: add --defense NAME and --attack NAME (see `bench list`)")
-        request = Request(
-            defenses=one.defense,
-            attacks=one.attack,
-            dataset=one.dataset or Request.dataset,
-            classifier=one.classifier,
-            norm=one.norm,
-            eps=one.eps,
-            n=one.n,
-            randomness=one.randomness,
-            gradient=one.gradient,
-            seeds=read_seeds(one.seed or (0,)),
-            build_seed=read_seeds((one.build_seed or 0,))[0],
-        )
-        cells.update({cell.id: cell for cell in plan(request)})
+        cells.update({cell.id: cell for cell in plan(request_of(one))})
     return list(cells.values())
 
 
@@ -134,17 +121,14 @@ def _print_plan(cells: Sequence[Cell], out: Path, as_json: bool) -> None:
 
 
 def _print_results(results: Sequence[Result], as_json: bool) -> None:
-    from bench.report.leaderboard import heading, note, rows_table
+    from bench.report.leaderboard import rows_table
 
     records = [result.record for result in results if result.record]
     failures = [result.failure for result in results if result.failure]
     if as_json:
         _print_json([found.model_dump(mode="json") for found in (*records, *failures)])
     elif records or failures:
-        if records:
-            print(f"{heading(records[0])}\n")
         print(rows_table(records, failures))
-        print(f"\n{note(records)}")
     for result in results:
         if result.failure:
             print(f"bench: {result.cell} failed: {result.failure.error} (traceback in {result.path})", file=sys.stderr)
@@ -257,10 +241,10 @@ def leaderboard(
         raise BadInput(f"unknown format {form!r}: use md or csv")
     places = folders or [Path("results")]
     records, failures = load(places)
-    if not records:
+    if not records and not failures:
         raise BadInput(f"no records in {', '.join(map(str, places))}: run some cells first")
-    found = boards(records, failures)
-    text = markdown(found) if form == "md" else csv(found)
+    found = boards(records)
+    text = markdown(found, failures) if form == "md" else csv(found)
     if out is None:
         print(text, end="")
         return
@@ -294,13 +278,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _main(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="bench", standalone_mode=False)
+        if code == _INTERRUPTED:
+            print("bench: interrupted; the same command resumes", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command resumes", file=sys.stderr)
-        return 130
     except Exception as error:
         # Usage errors of the argument parser, which has no public base class.
         message = getattr(error, "format_message", None)

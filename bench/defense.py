@@ -117,6 +117,7 @@ class InputTransform(DefendedClassifier):
         self.classifier = classifier
         self.num_classes = classifier.num_classes
         self.stochastic = classifier.stochastic
+        self.gradients = tuple(dict.fromkeys((*type(self).gradients, *classifier.gradients)))
 
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
         """The image that the classifier sees; any shape that the classifier accepts."""
@@ -135,13 +136,14 @@ class InputTransform(DefendedClassifier):
         return ("transformed", *self.classifier.views())
 
     def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """The gradients in `gradients`, for each view."""
+        """The gradients in `gradients`, for each view; a gradient that the classifier offers too reaches through to it."""
         if gradient not in self.gradients:
             raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
-        front = self.transform if gradient == "full" else self._transform_bpda
+        replaced = gradient == "bpda" and "bpda" in type(self).gradients
+        front = self._transform_bpda if replaced else self.transform
         if view == "transformed":
             return front
-        inner = self.classifier.twin("full", view)
+        inner = self.classifier.twin(gradient if gradient in self.classifier.gradients else "full", view)
         return lambda images, noise: inner(front(images, noise), noise.at("classifier"))
 
     def _transform_bpda(self, images: Tensor, noise: Noise) -> Tensor:
@@ -179,7 +181,8 @@ class Defense(ABC, Generic[P]):
         Params: the parameter model; `name:key=value` fills it.
         version: raise it when the numbers may change; it enters the identity of every result.
         needs: the data that `build` may ask for.
-        gradients: the names that the result's `twin` accepts. `("full",)` says that the native backward is exact.
+        gradients: the names that the result's `twin` accepts, beside those of the classifier given to it. `("full",)` says that
+            nothing in it blocks gradients. Checked against what `build` returns, as is `stochastic`.
         card: paper, note, fitting attacks.
     """
 

@@ -9,5 +9,10 @@ class BadInput(ValueError):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """An error as `Type: first line of its message`."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
+
+
 class AccessDenied(BadInput):
     """A defense asked for data that it did not declare in its `DataAccess`."""

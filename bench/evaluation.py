@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 import traceback
@@ -17,6 +18,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
+from bench.attack import Attacked
 from bench.audit import Finding
 from bench.data.dataset import ImageSet
 from bench.defense import DataAccess, DefendedClassifier, Need
@@ -86,7 +88,7 @@ def default_batch_size(device: torch.device) -> int:
 
 def check_batch_size(batch_size: int) -> int:
     """The batch size, if it is one."""
-    if batch_size < 1:
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise BadInput(f"batch size is {batch_size}: give at least 1")
     return batch_size
 
@@ -96,6 +98,7 @@ def run_cells(cells: Sequence[Cell], store: Store, options: Options) -> Iterator
     for cell in cells:
         stored = store.find(cell.id)
         if stored is not None:
+            Workspace(store.work(cell.id)).remove()
             yield Result(cell, record=stored, path=store.folder / f"{stored.stem}.json", computed=False)
             continue
         try:
@@ -104,6 +107,10 @@ def run_cells(cells: Sequence[Cell], store: Store, options: Options) -> Iterator
         except BadInput as error:
             yield Result(cell, rejected=error)
         except Exception as error:
+            finished = store.find(cell.id)
+            if finished is not None:
+                yield Result(cell, record=finished, path=store.folder / f"{finished.stem}.json")
+                continue
             failure = _failure(cell, error)
             yield Result(cell, failure=failure, path=store.save_failure(failure))
 
@@ -126,7 +133,7 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
     """
     work = Workspace(store.work(cell.id))
     order = list(parts) if parts is not None else parts_of(len(cell.subject.images), options.batch_size)
-    with _exact(options.device):
+    with exact_float32(options.device):
         defended = build(cell, options.device)
         findings, level = _preflight(cell, defended, options.device)
         with frozen(defended):
@@ -145,7 +152,7 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
 
 def compute_cell(cell: Cell, options: Options) -> Outcomes:
     """Compute one cell's outcomes here and now, keeping nothing."""
-    with _exact(options.device):
+    with exact_float32(options.device):
         defended = build(cell, options.device)
         with frozen(defended):
             compute = _Compute(cell, defended, options, len(cell.subject.images))
@@ -158,12 +165,32 @@ def build(cell: Cell, device: torch.device) -> DefendedClassifier:
     subject, defense = cell.subject, cell.defense.plugin
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
     access = DataAccess(frozenset(defense.needs), _sources(subject), cell.defense.name)
-    with isolated(cell.build_seed), frozen(subject.classifier.to(device)):
-        defended = defense.build(subject.classifier, access, noise)
+    classifier = _copy(subject.classifier).to(device)
+    with isolated(cell.build_seed), frozen(classifier):
+        defended = defense.build(classifier, access, noise)
     if not isinstance(defended, DefendedClassifier):
         raise BadInput(f"defense {cell.defense.name!r} built {type(defended).__name__}: return a DefendedClassifier")
+    _check_declared(cell, defended)
     # A module whose parts stay in training mode on purpose (dropout at test time) keeps them.
     return defended.to(device).eval() if defended.training else defended.to(device)
+
+
+def _copy(classifier: DefendedClassifier) -> DefendedClassifier:
+    """A copy of the classifier, so that a defense that trains it in place spoils no other cell."""
+    try:
+        return copy.deepcopy(classifier)
+    except Exception as error:
+        name = type(getattr(classifier, "network", classifier)).__name__
+        raise BadInput(f"{name} cannot be copied ({error}), and each cell needs its own: mend its __deepcopy__") from error
+
+
+def _check_declared(cell: Cell, defended: DefendedClassifier) -> None:
+    """The class decided which attacks make sense before anything was built; what it built must agree."""
+    name = cell.defense.name
+    if defended.stochastic != cell.stochastic:
+        raise BadInput(f"defense {name!r} says stochastic={cell.stochastic}, but what it builds {defended.stochastic}: agree")
+    if set(defended.gradients) != set(cell.gradients):
+        raise BadInput(f"defense {name!r} says gradients={cell.gradients}, but what it builds {tuple(defended.gradients)}: agree")
 
 
 def _sources(subject: Subject) -> dict[Need, Callable[[], tuple[Tensor, Tensor]]]:
@@ -224,9 +251,12 @@ class _Compute:
         chosen = torch.ones(len(images), dtype=torch.bool) if stochastic else clean[:, 0] == labels.cpu()
         on_device = chosen.to(images.device)
         victim = self._victim(subset.ids[chosen.numpy()])
-        attacked = self.cell.attack.plugin(victim, images[on_device], labels[on_device], self.cell.subject.threat)
         points = images.clone()
-        points[on_device] = attacked.points
+        if not bool(chosen.any()):
+            attacked = Attacked(images[:0], clean[:0], 0)
+        else:
+            attacked = self.cell.attack.plugin(victim, images[on_device], labels[on_device], self.cell.subject.threat)
+            points[on_device] = attacked.points
         adversarial = clean.clone()
         if stochastic:
             adversarial = self._judge(points, subset.ids)
@@ -288,7 +318,7 @@ def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, sto
     subject = cell.subject
     outcomes = _outcomes(cell, arrays)
     base = cell.base()
-    stem = file_stem([cell.title[key] for key in ("dataset", "defense", "attack")], cell.id)
+    stem = file_stem(cell.title, cell.id)
     return Record(
         cell=cell.id,
         title=cell.title,
@@ -351,9 +381,11 @@ def _cost(cell: Cell, arrays: Arrays) -> Cost:
 
 def _save_points(store: Store, stem: str, arrays: Arrays) -> Points:
     data = save({"points": np.ascontiguousarray(arrays["points"])})
-    name = f"{stem}.points.safetensors"
+    digest = hashlib.sha256(data).hexdigest()
+    # Two processes that finish at once with other batch sizes write two files; each record names its own.
+    name = f"{stem}.{digest[:8]}.points.safetensors"
     write_whole(store.folder / name, data)
-    return Points(file=name, sha256=hashlib.sha256(data).hexdigest())
+    return Points(file=name, sha256=digest)
 
 
 def _now() -> str:
@@ -361,7 +393,7 @@ def _now() -> str:
 
 
 @contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
+def exact_float32(device: torch.device) -> Iterator[None]:
     """Full float32 and repeatable kernels on a GPU: TF32 convolutions would decide near ties otherwise."""
     if device.type != "cuda":
         yield

@@ -43,6 +43,12 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which rows are wrong by a margin that no rounding turns around; bool (n,)."""
-    scale = logits.abs().amax(1)
-    return (margin(logits, labels) > SUCCESS_SLACK * scale) | torch.isnan(logits).any(1)
+    """Which rows are wrong by a margin that no rounding turns around; bool (n,).
+
+    The slack scales with the two logits that decide, so that a masked class (-1e9, -inf) does not swallow it.
+    """
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    best_wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    scale = torch.maximum(true.abs(), best_wrong.abs())
+    slack = torch.where(torch.isfinite(scale), SUCCESS_SLACK * scale, torch.zeros_like(scale))
+    return (best_wrong - true > slack) | torch.isnan(logits).any(1)

@@ -5,8 +5,8 @@ that could leak from one use into another. Fresh randomness, expectation over tr
 ways to choose draws, and a result cannot depend on batch size, order, worker or resume point.
 
 The bits are Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Its 128-bit key is a
-hash of (root seed, stream, site); its 256-bit counter is (block, image id, draw, 0). Numbers are always born on the CPU, so that
-a tape is the same on every device.
+hash of (root seed, stream, site, kind of number); its 256-bit counter is (block, image id, draw, 0). Numbers are always
+born on the CPU, so that a tape is the same on every device.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Noise:
 
     def uniform(self, site: str, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform numbers in [0, 1), multiples of 2^-24: float32 (rows, *shape)."""
-        halves = self._words(site, shape).view(np.uint32)[:, : _size(shape)]
+        halves = self._words("uniform", site, shape).view(np.uint32)[:, : _size(shape)]
         return self._deliver((halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24), shape)
 
     def normal(self, site: str, shape: tuple[int, ...] = ()) -> Tensor:
@@ -97,11 +97,12 @@ class Noise:
 
         Computed in float64 and rounded once, so that the last bit of a platform's `log` and `cos` does not show.
         """
-        halves = self._words(site, shape).view(np.uint32).astype(np.float64)
+        halves = self._words("normal", site, shape).view(np.uint32).astype(np.float64)
         radius = np.sqrt(-2 * np.log((halves[:, 0::2] + 1) * 2.0**-32))
         angle = halves[:, 1::2] * (2 * np.pi * 2.0**-32)
         pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-        return self._deliver(pairs.reshape(len(self), -1)[:, : _size(shape)].astype(np.float32), shape)
+        flat = pairs.reshape(len(self), 2 * pairs.shape[1])
+        return self._deliver(flat[:, : _size(shape)].astype(np.float32), shape)
 
     def integers(self, site: str, low: int, high: int | Tensor) -> Tensor:
         """Uniform integers in [low, high), `high` one number or one a row: int64 (rows,).
@@ -117,12 +118,12 @@ class Noise:
         """A 63-bit seed for one row's foreign generator. Only for a batch of one row."""
         if len(self) != 1:
             raise ValueError("a seed belongs to one row")
-        return int(self._words(site, (1,))[0, 0] >> np.uint64(1))
+        return int(self._words("seed", site, (1,))[0, 0] >> np.uint64(1))
 
-    def _words(self, site: str, shape: tuple[int, ...]) -> Words:
+    def _words(self, kind: str, site: str, shape: tuple[int, ...]) -> Words:
         count = (_size(shape) + 1) // 2
         words = np.empty((len(self), count), dtype=np.uint64)
-        source = np.random.Philox(key=_key(self.root, self.stream, f"{self.site}/{site}"))
+        source = np.random.Philox(key=_key(self.root, self.stream, f"{self.site}/{site}", kind))
         state = source.state
         # NumPy steps the 256-bit counter before its first block.
         for row, (image, draw) in enumerate(zip(self.ids.astype(np.uint64), self.draws, strict=True)):
@@ -147,8 +148,8 @@ def _before(image: int, draw: int) -> Words:
 
 
 @lru_cache(maxsize=4096)
-def _key(root: int, stream: Stream, site: str) -> Words:
-    text = f"{root}\x00{stream}\x00{site}".encode()
+def _key(root: int, stream: Stream, site: str, kind: str) -> Words:
+    text = f"{root}\x00{stream}\x00{site}\x00{kind}".encode()
     return np.frombuffer(hashlib.blake2b(text, digest_size=16, person=b"bench.noise").digest(), dtype="<u8")
 
 
@@ -218,7 +219,8 @@ def judging(draws: int) -> Law:
 def inject(network: nn.Module, noise: Noise, at: Mapping[str, Callable[[Noise, Tensor], Tensor]]) -> Iterator[None]:
     """Let functions of (noise, output) change the outputs of submodules during one forward pass.
 
-    Each function gets the noise at its submodule's path, so numbers do not depend on the order of calls.
+    Each function gets the noise at its submodule's path, so numbers do not depend on the order of calls. A pass that is computed
+    again later (gradient checkpointing) needs the block inside what is computed again.
 
         with inject(net, noise, {"layer3": lambda n, h: h + 0.1 * n.normal("gauss", tuple(h.shape[1:]))}):
             logits = net(images)
@@ -253,7 +255,10 @@ def isolated(seed: int) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also queue a seed for a GPU that is not in use yet, and so leak out of the block.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         try:

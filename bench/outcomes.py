@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _WRONG = "-"
@@ -69,6 +69,14 @@ class Outcomes(BaseModel):
     clean: list[str]
     adversarial: list[str]
     replayed: list[str]
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Outcomes:
+        n = len(self.image_ids())
+        strings = [self.labels, *self.clean, *self.adversarial, *self.replayed]
+        if not (n and self.clean and self.adversarial and all(len(s) == n * _width(self.num_classes) for s in strings)):
+            raise ValueError("ids, labels and predictions differ in length")
+        return self
 
     @classmethod
     def of(cls, k: int, ids: Labels, labels: Labels, clean: Labels, adversarial: Labels, replayed: Labels) -> Outcomes:

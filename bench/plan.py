@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +13,13 @@ from torch import nn
 
 from bench.attack import Attack
 from bench.data.dataset import Dataset, ImageSet
-from bench.defense import DefendedClassifier, Defense
+from bench.defense import DefendedClassifier, Defense, Need
 from bench.errors import BadInput
 from bench.laws import read_law
 from bench.models.classifier import Classifier
 from bench.models.source import ClassifierSource
 from bench.noise import Law, isolated
 from bench.plugins import (
-    ATTACKS,
     BASE,
     CLASSIFIERS,
     DATASETS,
@@ -33,12 +30,11 @@ from bench.plugins import (
     create_attack,
 )
 from bench.preflight import probe
-from bench.record import cell_id
+from bench.record import Sources, Title, cell_id
 from bench.registry import load_file
 from bench.spec import parse
+from bench.suite import RunOptions
 from bench.threat import ThreatModel, parse_threat
-
-__all__ = ["ATTACKS", "Cell", "Request", "Subject", "plan", "subject_of"]
 
 JUDGED_DRAWS = 20
 """Fresh draws on which a stochastic defense is judged, after the attack has ended."""
@@ -70,6 +66,25 @@ class Request:
     build_seed: int = 0
 
 
+def request_of(options: RunOptions) -> Request:
+    """A request from checked options. Raises `BadInput` where no defense or no attack is given."""
+    if not options.defense or not options.attack:
+        raise BadInput("no defense or no attack given: add --defense NAME and --attack NAME (see `bench list`)")
+    return Request(
+        defenses=options.defense,
+        attacks=options.attack,
+        dataset=options.dataset or Request.dataset,
+        classifier=options.classifier,
+        norm=options.norm,
+        eps=options.eps,
+        n=options.n,
+        randomness=options.randomness,
+        gradient=options.gradient,
+        seeds=options.seed or (0,),
+        build_seed=options.build_seed or 0,
+    )
+
+
 @dataclass(frozen=True)
 class Subject:
     """Images and the classifier that every cell of a request shares.
@@ -89,7 +104,7 @@ class Subject:
     classifier: DefendedClassifier
     classifier_spec: str
     classifier_sha: str
-    sources: dict[str, str]
+    sources: Sources
     given: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -111,6 +126,11 @@ class Cell:
         return bool(self.defense.plugin.stochastic) or self.subject.classifier.stochastic
 
     @property
+    def gradients(self) -> tuple[str, ...]:
+        """The backward passes that the defended classifier offers."""
+        return tuple(dict.fromkeys((*self.defense.plugin.gradients, *self.subject.classifier.gradients)))
+
+    @property
     def judged_draws(self) -> int:
         """Fresh draws an image on which the verdict rests."""
         return JUDGED_DRAWS if self.stochastic else 1
@@ -130,7 +150,12 @@ class Cell:
             "threat": {"norm": subject.threat.norm, "eps": subject.threat.eps},
             "seeds": {"build": self.build_seed, "attack": self.seed},
             "judged_draws": self.judged_draws,
+            "data": {str(need): subject.dataset.plugin.train().sha256 for need in self._served()},
         }
+
+    def _served(self) -> list[Need]:
+        """The declared needs that the data set itself serves; what they serve can change the defense."""
+        return [need for need in sorted(self.defense.plugin.needs) if need == Need.TRAINING_DATA]
 
     @cached_property
     def id(self) -> str:
@@ -138,7 +163,7 @@ class Cell:
         return cell_id(self.identity)
 
     @cached_property
-    def title(self) -> dict[str, str]:
+    def title(self) -> Title:
         """Canonical specs to read."""
         return {
             "defense": self.defense.spec,
@@ -148,6 +173,7 @@ class Cell:
             "dataset": self.subject.dataset.spec,
             "classifier": self.subject.classifier_spec,
             "threat": str(self.subject.threat),
+            "n": str(len(self.subject.images)),
             "seed": str(self.seed),
         }
 
@@ -190,19 +216,15 @@ def _settings(choice: AttackChoice, text: str, request: Request) -> tuple[str, L
     law = read_law(choice.randomness or request.randomness or "fresh")
     if choice.randomness and request.randomness:
         asked = read_law(request.randomness)
-        if asked.name != law.name:
-            raise BadInput(f"attack {text!r} means randomness {law.name}, but --randomness {asked.name}: keep one")
+        detailed = parse(choice.randomness).options
+        if asked.name != law.name or (detailed and asked != law):
+            raise BadInput(f"attack {text!r} means randomness {law}, but --randomness {asked}: keep one")
         law = asked
     return choice.gradient or request.gradient or "full", law
 
 
-def _offered(cell: Cell) -> tuple[str, ...]:
-    own = tuple(cell.defense.plugin.gradients)
-    return own if own != ("full",) else cell.subject.classifier.gradients
-
-
 def _check_gradient(cell: Cell) -> None:
-    offered = _offered(cell)
+    offered = cell.gradients
     if cell.gradient not in offered and cell.gradient != "bpda":
         raise BadInput(f"defense {cell.defense.name!r} offers no gradient {cell.gradient!r}: use {' or '.join(offered)}")
 
@@ -212,7 +234,7 @@ def _settled(cell: Cell) -> Cell:
 
     Where the native backward is exact there is nothing for BPDA to replace; where nothing is random, no law to choose.
     """
-    gradient = cell.gradient if cell.gradient in _offered(cell) else "full"
+    gradient = cell.gradient if cell.gradient in cell.gradients else "full"
     return replace(cell, gradient=gradient, law=cell.law if cell.stochastic else Law())
 
 
@@ -235,7 +257,7 @@ def subject_of(request: Request, model: nn.Module | None = None) -> Subject:
     else:
         classifier, text, given = _load_classifier(text, dataset.plugin.num_classes, images.images.shape[1])
     if isinstance(classifier, Classifier):
-        probe(classifier, images.first(min(4, len(images))).pixels())
+        probe(classifier, images.first(min(4, len(images))).pixels().to(classifier.mean.device))
     return Subject(
         dataset=dataset,
         images=images,
@@ -315,10 +337,10 @@ def _own(model: nn.Module, num_classes: int) -> DefendedClassifier:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over a module's structure, source files and every tensor it holds."""
+    """SHA-256 over a module's structure, its classes' source, its plain attributes and every tensor it holds."""
     digest = hashlib.sha256(repr(module).encode())
-    for kind in sorted({type(m) for m in module.modules()}, key=lambda k: f"{k.__module__}.{k.__qualname__}"):
-        digest.update(_source(kind))
+    for name, part in module.named_modules():
+        digest.update(f"{name} {_source(type(part))} {_attributes(part)}".encode())
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -326,20 +348,28 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _source(kind: type) -> bytes:
-    """Source of a class that is neither torch's nor ours, whose behaviour only its file tells."""
-    name = f"{kind.__module__}.{kind.__qualname__}".encode()
+def _attributes(module: nn.Module) -> str:
+    """Plain attributes such as a temperature; torch's own bookkeeping starts with an underscore."""
+    plain = (bool, int, float, str, tuple, list, type(None))
+    items = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("training", "stochastic")}
+    return repr(sorted((k, v if isinstance(v, plain) else _code(v)) for k, v in items.items()))
+
+
+def _code(value: object) -> str:
+    """A function by its bytecode, constants and plain closure; any other object by its type."""
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return type(value).__qualname__
+    closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    return f"{code.co_code.hex()} {code.co_consts!r} {[c for c in closed if isinstance(c, int | float | str)]}"
+
+
+def _source(kind: type) -> str:
+    """Name and source of a class; torch's and ours go by their name, as their versions are in the record."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
     if kind.__module__.partition(".")[0] in ("torch", "bench"):
         return name
     try:
-        return name + Path(inspect.getfile(kind)).read_bytes()
+        return name + inspect.getsource(kind)
     except (TypeError, OSError):
-        return name
-
-
-def read_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
-    """Attack seeds, each once, in order."""
-    found: Sequence[int] = list(dict.fromkeys(seeds))
-    if any(seed < 0 or seed >= 2**63 for seed in found):
-        raise BadInput("a seed is negative or beyond 2^63: give whole numbers from 0")
-    return tuple(found)
+        return name + _code(kind.forward)  # type: ignore[attr-defined]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.registry import Alias, Registry
 from bench.spec import Params, Spec, canonical, nearest, parse, read_params, unnest
 
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
     from bench.defense import Defense
     from bench.models.source import ClassifierSource
 
-DEFENSES: Registry[Defense[Any]] = Registry("defense", "bench.defenses")
-ATTACKS: Registry[Attack[Any]] = Registry("attack", "bench.attacks")
-DATASETS: Registry[Dataset[Any]] = Registry("dataset", "bench.datasets")
-CLASSIFIERS: Registry[ClassifierSource[Any]] = Registry("classifier", "bench.classifiers")
+DEFENSES: Registry[Defense[Any]] = Registry("defense", "bench.defenses", "bench.defense:Defense")
+ATTACKS: Registry[Attack[Any]] = Registry("attack", "bench.attacks", "bench.attack:Attack")
+DATASETS: Registry[Dataset[Any]] = Registry("dataset", "bench.datasets", "bench.data.dataset:Dataset")
+CLASSIFIERS: Registry[ClassifierSource[Any]] = Registry("classifier", "bench.classifiers", "bench.models.source:ClassifierSource")
 
 BASE = "undefended"
 """The one defense that the engine knows by name: every row is compared with it."""
@@ -72,13 +71,17 @@ def create(registry: Registry[T], spec: Spec) -> Named[T]:
     kind = registry.get(spec.name)
     if isinstance(kind, Alias):
         raise BadInput(f"{registry.kind} {spec.name!r} is an alias of {kind.spec}: give that")
-    if not inspect.isclass(kind) or not hasattr(kind, "Params"):
-        raise BadInput(f"{spec.name!r} is not a {registry.kind} class: derive it from bench's contract")
+    registry.check(kind, spec.name)
     plugin_kind = cast(type[_Plugin], kind)
     positional: str | None = getattr(kind, "positional", None)
     params = read_params(plugin_kind.Params, spec, f"{registry.kind} {spec.name!r}", positional)
     given = tuple(sorted([*spec.options, *([positional] if spec.positional and positional else [])]))
-    plugin = cast(Any, kind)(params)
+    try:
+        plugin = cast(Any, kind)(params)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{registry.kind} {spec.name!r} cannot be made ({one_line(error)}): mend its __init__") from error
     return Named(spec.name, canonical(spec.name, params, positional), plugin, given)
 
 
@@ -114,7 +117,7 @@ def _expand(spec: Spec) -> Spec:
     if not isinstance(target, Alias):
         return Spec(name, spec.positional, options)
     base = parse(target.spec)
-    clash = [key for key in SETTINGS if key in base.options and options.get(key, base.options[key]) != base.options[key]]
+    clash = [key for key, value in base.options.items() if options.get(key, value) != value]
     if clash:
         raise BadInput(f"attack {name!r} means {target.spec}, but {clash[0]}={options[clash[0]]} was given: keep one")
     return _expand(Spec(base.name, spec.positional, {**base.options, **options}))

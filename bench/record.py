@@ -9,15 +9,16 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from bench.audit import Finding
 from bench.errors import BadInput
 from bench.outcomes import Outcomes
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 
 
 class Share(BaseModel):
@@ -99,6 +100,35 @@ class Points(BaseModel):
     sha256: str
 
 
+class Title(TypedDict):
+    """Canonical specs to read."""
+
+    defense: str
+    attack: str
+    gradient: str
+    randomness: str
+    dataset: str
+    classifier: str
+    threat: str
+    n: str
+    seed: str
+
+
+class Sources(TypedDict):
+    """Specs as given, with which data and classifier can be loaded again."""
+
+    dataset: str
+    classifier: str
+
+
+class Scale(TypedDict):
+    """How many images of how many; `reduced` where not all were used."""
+
+    n: int
+    available: int
+    reduced: bool
+
+
 class Record(BaseModel):
     """The result of one cell. `identity` is what was hashed into `cell`; nothing in it depends on where or how fast it ran.
 
@@ -113,22 +143,22 @@ class Record(BaseModel):
         stochastic: whether the defended classifier draws random numbers.
         replay_level: `exact`, `process` or `none`; see `bench.preflight.replay_level`.
         base: cell id of the undefended base under the same attack; empty for the base itself.
-        scale: how many images of how many; `reduced` where not all were used.
+        scale: how many images of how many.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[1] = SCHEMA
     cell: str
-    title: dict[str, str]
-    sources: dict[str, str]
+    title: Title
+    sources: Sources
     identity: dict[str, Any]
     given: dict[str, list[str]]
     access: list[str]
     stochastic: bool
     replay_level: Literal["exact", "process", "none"]
     base: str
-    scale: dict[str, Any]
+    scale: Scale
     outcomes: Outcomes
     metrics: Metrics
     findings: list[Finding]
@@ -137,11 +167,16 @@ class Record(BaseModel):
     environment: dict[str, Any]
     finished: str
 
+    @model_validator(mode="after")
+    def _is_named_by_its_identity(self) -> Record:
+        if self.cell != cell_id(self.identity):
+            raise ValueError("the cell id is not the hash of the identity")
+        return self
+
     @property
     def stem(self) -> str:
         """File name without its ending: readable words, then the cell id."""
-        words = [self.title[key] for key in ("dataset", "defense", "attack")]
-        return file_stem(words, self.cell)
+        return file_stem(self.title, self.cell)
 
 
 class Failure(BaseModel):
@@ -150,7 +185,7 @@ class Failure(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cell: str
-    title: dict[str, str]
+    title: Title
     error: str
     traceback: str
     finished: str
@@ -162,9 +197,12 @@ def cell_id(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_stem(words: list[str], cell: str) -> str:
+def file_stem(title: Title, cell: str) -> str:
     """A file name from readable words and a cell id."""
-    cleaned = [re.sub(r"[^A-Za-z0-9.+=-]+", "_", Path(word).name)[:40] for word in words]
+    words = [title["dataset"], title["defense"], title["attack"]]
+    # Of a path only the file's name: /data/x.npz becomes x.npz, but 2/255 stays.
+    short = [re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", word) for word in words]
+    cleaned = [re.sub(r"[^A-Za-z0-9.+=-]+", "_", word)[:40] for word in short]
     return "--".join([*cleaned, cell])
 
 
@@ -199,9 +237,12 @@ class Store:
             raise BadInput(f"cannot write to {self.folder} ({error.strerror}): give another folder with --out") from error
 
     def find(self, cell: str) -> Record | None:
-        """The record of a cell, if there is one that can be read."""
+        """The record of a cell, if there is one that can be read; a damaged one is as good as none and will be replaced."""
         for path in self.folder.glob(f"*--{cell}.json"):
-            return read_record(path)
+            try:
+                return read_record(path)
+            except BadInput:
+                continue
         return None
 
     def save(self, record: Record) -> Path:
@@ -214,8 +255,7 @@ class Store:
 
     def save_failure(self, failure: Failure) -> Path:
         """Write what went wrong."""
-        words = [failure.title[key] for key in ("dataset", "defense", "attack")]
-        path = self.folder / f"{file_stem(words, failure.cell)}.error.json"
+        path = self.folder / f"{file_stem(failure.title, failure.cell)}.error.json"
         write_whole(path, _json(failure))
         return path
 
@@ -230,8 +270,15 @@ def _json(model: BaseModel) -> bytes:
 
 def read_record(path: Path) -> Record:
     """Read one record. Raises `BadInput` where the file is none."""
+    return _read(path, Record)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _read(path: Path, kind: type[M]) -> M:
     try:
-        return Record.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"cannot read the record {path} ({error.strerror}): check the path") from error
     except ValidationError as error:
@@ -247,4 +294,4 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
     for path in sorted(folder.rglob("*--*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        yield Failure.model_validate_json(path.read_bytes()) if path.name.endswith(".error.json") else read_record(path)
+        yield _read(path, Failure) if path.name.endswith(".error.json") else read_record(path)

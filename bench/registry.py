@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.spec import nearest
 
 T = TypeVar("T")
@@ -45,11 +47,13 @@ class Registry(Generic[T]):
     Args:
         kind: singular noun for messages, for example `attack`.
         group: the entry-point group, for example `bench.attacks`.
+        contract: `module:class` that plugins derive from; imported when the first one is made.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, contract: str) -> None:
         self.kind = kind
         self.group = group
+        self._contract = contract
         self._local: dict[str, type[T] | Alias] = {}
         self._points: dict[str, EntryPoint] | None = None
 
@@ -64,6 +68,16 @@ class Registry(Generic[T]):
             return plugin
 
         return add
+
+    def check(self, plugin: object, name: str) -> None:
+        """Raise `BadInput` unless `plugin` is a concrete class of this kind."""
+        module, _, attribute = self._contract.partition(":")
+        base = getattr(importlib.import_module(module), attribute)
+        if not (inspect.isclass(plugin) and issubclass(plugin, base)):
+            raise BadInput(f"{name!r} is no {self.kind}: derive its class from {module}.{attribute}")
+        if inspect.isabstract(plugin):
+            missing = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
+            raise BadInput(f"{self.kind} {name!r} cannot be used: write its {missing}")
 
     def names(self) -> list[str]:
         """All known names, sorted."""
@@ -117,11 +131,21 @@ class Registry(Generic[T]):
         return found
 
 
+def existing_file(path: str, what: str) -> Path:
+    """The file at `path`. Raises `BadInput` where there is none, or where the path cannot even be one."""
+    file = Path(path).expanduser()
+    try:
+        found = file.is_file()
+    except (OSError, ValueError):
+        found = False
+    if not found:
+        raise BadInput(f"no such file: {path[:200]} (for {what[:60]}): check the path")
+    return file
+
+
 def load_file(path: str, what: str) -> ModuleType:
     """Import a Python file as a module of its own, once per content."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise BadInput(f"no such file: {path} (for the {what} {path}@...): check the path")
+    file = existing_file(path, f"{what} {path}@...")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     name = f"_bench_file_{file.stem}_{digest}"
     if name in sys.modules:
@@ -133,9 +157,9 @@ def load_file(path: str, what: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise BadInput(f"{path} fails on import with {type(error).__name__}: {error}") from error
+        raise BadInput(f"{path} fails on import with {one_line(error)}: mend it") from error
     return module
 
 

@@ -289,9 +289,9 @@ def worst_case(correct: Sequence[Bools]) -> Floats:
     """Each image's share of right answers under the attack that is worst for it (Carlini et al., arXiv 1902.06705).
 
     With one judged draw an attack, the defense is taken as deterministic: an image is right if it is right under all
-    attacks. Otherwise the attack is chosen on the draws 0, 2, 4, … (lowest share right, the first of equals) and the
-    share is reported on the draws 1, 3, 5, …, also where there is one attack: the luck of the draws that made an attack
-    look worst cannot enter the number.
+    attacks. Otherwise the attack is chosen on the draws 0, 2, 4, … (lowest share right; of equals the one that is lower
+    over all images) and the share is reported on the draws 1, 3, 5, …, also where there is one attack: the luck of the
+    draws that made an attack look worst cannot enter the number.
 
     Args:
         correct: for each attack, bool (n, draws). The number of draws is 1 for all attacks or at least 2 for each.
@@ -308,8 +308,9 @@ def worst_case(correct: Sequence[Bools]) -> Floats:
     if draws == {1}:
         always: Bools = np.all([judged[:, 0] for judged in correct], axis=0)
         return always.astype(np.float64)
-    chosen = np.argmin([judged[:, 0::2].mean(axis=1) for judged in correct], axis=0)
-    reported = np.array([judged[:, 1::2].mean(axis=1) for judged in correct])
+    strongest_first = sorted(correct, key=lambda judged: float(judged[:, 0::2].mean()))
+    chosen = np.argmin([judged[:, 0::2].mean(axis=1) for judged in strongest_first], axis=0)
+    reported = np.array([judged[:, 1::2].mean(axis=1) for judged in strongest_first])
     shares: Floats = reported[chosen, np.arange(chosen.size)]
     return shares
 

@@ -20,14 +20,29 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bench.errors import BadInput
 from bench.spec import Number, nearest
 
 
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, tuple | list) and any(isinstance(item, bool) for item in value)):
+        raise ValueError("true and false mean nothing here")
+    if value == "" or (isinstance(value, tuple | list) and "" in value):
+        raise ValueError("it is empty; leave it out for the default")
+    return value
+
+
 def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str | int) else value
+    return _no_truth((value,) if isinstance(value, str | int) else value)
+
+
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[Annotated[tuple[_Seed, ...], Field(min_length=1)] | None, BeforeValidator(_listed)]
+Seed = Annotated[_Seed | None, BeforeValidator(_no_truth)]
+Specs = Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(_listed)]
+Text = Annotated[str | None, BeforeValidator(_no_truth)]
 
 
 class RunOptions(BaseModel):
@@ -35,17 +50,17 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    defense: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
-    attack: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
-    seed: Annotated[tuple[int, ...] | None, BeforeValidator(_listed)] = None
-    build_seed: int | None = None
-    dataset: str | None = None
-    classifier: str | None = None
-    norm: str | None = None
-    eps: Number | None = None
-    n: int | None = None
-    randomness: str | None = None
-    gradient: str | None = None
+    defense: Specs = None
+    attack: Specs = None
+    seed: Seeds = None
+    build_seed: Seed = None
+    dataset: Text = None
+    classifier: Text = None
+    norm: Text = None
+    eps: Annotated[Number | None, BeforeValidator(_no_truth)] = None
+    n: Annotated[int | None, BeforeValidator(_no_truth)] = None
+    randomness: Text = None
+    gradient: Text = None
 
     def over(self, other: RunOptions) -> RunOptions:
         """These options, and those of `other` where these are not given."""
@@ -66,7 +81,7 @@ def read_options(values: dict[str, Any], where: str) -> RunOptions:
 
 
 def read_suite(path: Path) -> list[RunOptions]:
-    """The runs of a suite file."""
+    """The runs of a suite file. Raises `BadInput` where it is none."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -74,7 +89,7 @@ def read_suite(path: Path) -> list[RunOptions]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML ({error}): mend it") from error
     runs = content.pop("run", [{}])
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise BadInput(f"{path}: `run` must be tables: write [[run]]")
     common = read_options(content, str(path))
     return [read_options(run, f"{path}, run {i}").over(common) for i, run in enumerate(runs, 1)]

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from torch import Tensor
 
 from bench.errors import BadInput
-from bench.evaluation import Options, build, compute_cell, judge
+from bench.evaluation import Options, build, compute_cell, exact_float32, judge
 from bench.metrics import measure
 from bench.outcomes import Outcomes
 from bench.plan import Cell, Request, plan
@@ -40,6 +40,7 @@ def verify(path: Path, options: Options) -> list[Check]:
     record = read_record(path)
     checks = list(_check_itself(record))
     cell = rebuild(record)
+    checks.append(_check_subject(record, cell))
     points = _points(record, path.parent)
     if points is None:
         rerun = compute_cell(cell, options)
@@ -79,6 +80,21 @@ def _check_itself(record: Record) -> Iterator[Check]:
     yield Check("metrics", same, "metrics follow from the outcomes" if same else "metrics do not follow from the outcomes")
 
 
+def _check_subject(record: Record, cell: Cell) -> Check:
+    images, outcomes, base = cell.subject.images, record.outcomes, cell.base()
+    same = {
+        "identity": record.identity == cell.identity,
+        "title": record.title == cell.title,
+        "base": record.base == (base.id if base else ""),
+        "number of classes": outcomes.num_classes == cell.subject.classifier.num_classes,
+        "image ids": np.array_equal(outcomes.image_ids(), images.ids),
+        "labels": np.array_equal(outcomes.true_labels(), images.labels.numpy()),
+        "scale": record.scale["n"] == len(images) and record.scale["available"] == cell.subject.available,
+    }
+    wrong = [name for name, held in same.items() if not held]
+    return Check("subject", not wrong, f"differs in {', '.join(wrong)}" if wrong else "same images, labels and settings")
+
+
 def _is_control(record: Record) -> bool:
 
     return bool(create_attack(record.title["attack"]).attack.plugin.card.control)
@@ -87,8 +103,8 @@ def _is_control(record: Record) -> bool:
 def _points(record: Record, folder: Path) -> Tensor | None:
     if record.points is None:
         return None
-    file = folder / record.points.file
-    if not file.exists():
+    file = folder / Path(record.points.file).name
+    if not file.is_file():
         return None
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != record.points.sha256:
@@ -105,7 +121,7 @@ def _check_budget(cell: Cell, points: Tensor) -> Check:
 def _rescore(cell: Cell, points: Tensor, options: Options) -> Outcomes:
     images = cell.subject.images
     defended = build(cell, options.device)
-    with frozen(defended):
+    with exact_float32(options.device), frozen(defended):
         scored = [judge(defended, part, images.ids, cell, options) for part in (images.pixels(), points)]
         victim = Victim(defended, images.ids, law=cell.law, root=cell.seed, batch_size=options.batch_size, device=options.device)
         replayed = victim.verify(points.to(options.device)).cpu()

@@ -158,7 +158,7 @@ class Victim:
         """One counted forward pass of every image under every draw: (n, draws, ...)."""
         k = len(draws)
         output = forward(x.repeat_interleave(k, 0) if k > 1 else x, self._noise(rows, stream, draws)).float()
-        self.forwards[rows] += k
+        self.forwards.index_add_(0, rows, torch.full_like(rows, k))
         return output.reshape(len(x), k, *output.shape[1:])
 
     def _read(
@@ -197,7 +197,7 @@ class Victim:
             self.gradient_blocked = True
             return torch.zeros_like(leaf)
         (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-        self.backwards[rows] += k
+        self.backwards.index_add_(0, rows, torch.full_like(rows, k))
         if slope is None:
             self.gradient_blocked = True
             return torch.zeros_like(leaf)

@@ -51,10 +51,6 @@ class Workspace:
         except FileNotFoundError:
             return None
 
-    def done(self, part: Part) -> bool:
-        """Whether a part is finished."""
-        return self._file(part).exists()
-
     def save(self, part: Part, arrays: Arrays) -> None:
         """Store a finished part."""
         buffer = io.BytesIO()
@@ -133,6 +129,9 @@ def _advance(
 def _take(folder: Path) -> bool:
     try:
         folder.mkdir()
+    except FileNotFoundError:
+        # Another process has just finished the cell and dropped its folder.
+        return False
     except FileExistsError:
         if not _abandoned(folder):
             return False
@@ -145,7 +144,10 @@ def _take(folder: Path) -> bool:
         shutil.rmtree(grave, ignore_errors=True)
         return _take(folder)
     owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-    write_whole(folder / "owner.json", owner.encode())
+    try:
+        (folder / "owner.json").write_text(owner, encoding="utf-8")
+    except FileNotFoundError:
+        return False
     return True
 
 
@@ -153,7 +155,7 @@ def _abandoned(folder: Path) -> bool:
     try:
         age = time.time() - folder.stat().st_mtime
         owner = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return _older_than(folder, STALE_SECONDS)
     if owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])):
         return True

@@ -202,7 +202,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--n", "0"], "1 to 20"),
         ([*RUN, "--n", "21"], "1 to 20"),
         ([*RUN, "--n", "x"], "valid integer"),
-        ([*RUN, "--seed", "-1"], "negative"),
+        ([*RUN, "--seed", "-1"], "greater than"),
         ([*RUN, "--batch-size", "0"], "at least 1"),
         ([*RUN, "--device", "cuda:99"], "no such GPU"),
         ([*RUN, "--device", "tpu"], "unknown device"),
@@ -215,6 +215,16 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--classifier", MODEL.replace("make_model", "make_number")], "returned int"),
         ([*RUN, "--classifier", MODEL + ":x=1"], "takes no parameters"),
         ([*RUN, "--suite", "none.toml"], "cannot read the suite"),
+        (["run", "--defense", f"{ROOT}/attacks/pgd.py@PGD", "--attack", "pgd"], "no defense"),
+        (["run", "--defense", f"{ROOT}/defenses/undefended.py@Defense", "--attack", "pgd"], "write its build"),
+        (["run", "--defense", "undefended", "--attack", f"{ROOT}/attacks/pgd.py@Attack"], "write its run"),
+        (["run", "--defense", "undefended", "--attack", f"{ROOT}/defenses/undefended.py@Undefended"], "no attack"),
+        (["run", "--defense", "undefended", "--attack", "pgd:step=eps/0"], "fraction"),
+        (["run", "--defense", "undefended", "--attack", "fgsm:steps=50"], "keep one"),
+        (["run", "--defense", "undefended", "--attack", "pgd:randomness=(eot:k=3)", "--randomness", "eot:k=20"], "keep one"),
+        ([*RUN, "--dataset", "npz:" + "x" * 300], "no such file"),
+        ([*RUN, "--classifier", "y" * 300 + "@m"], "no such file"),
+        ([*RUN, "--gradient", ""], "empty"),
         ([*RUN, "--bogus"], "--bogus"),
         (["verify", "none.json"], "cannot read the record"),
         (["leaderboard", "nowhere"], "no such folder"),
@@ -318,6 +328,55 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
             str(tmp_path / "r"),
         )
         assert words in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run = []", "[[run]]"),
+        ("run = 3", "[[run]]"),
+        ("eps = true", "mean nothing"),
+        ("seed = [true]", "mean nothing"),
+        ("n = 2.5", "integer"),
+        ("epz = 1", "Did you mean 'eps'"),
+        ("= 3", "not TOML"),
+        ("[[run]]\nattack = []", "at least 1"),
+        ("seed = [-1]", "greater than"),
+    ],
+)
+def test_bad_suites(capsys, tmp_path, text, words):
+    (tmp_path / "s.toml").write_text(text)
+    assert words in refused(capsys, tmp_path, *RUN, *TOY, "--suite", str(tmp_path / "s.toml"), "--out", str(tmp_path / "r"))
+
+
+CLASS = "from bench.defense import Defense\nclass D(Defense):\n"
+
+
+def test_plugin_files_that_fail(capsys, tmp_path):
+    cases = {
+        "import sys; sys.exit(0)": "SystemExit",
+        "raise ValueError('one\\ntwo')": "ValueError: one",
+        "def x(:": "SyntaxError",
+        f"{CLASS} def __init__(self, p): raise ValueError('no')\n def build(self, *a): pass": "no",
+    }
+    for i, (text, words) in enumerate(cases.items()):
+        file = tmp_path / f"p{i}.py"
+        file.write_text(text)
+        assert words in refused(
+            capsys, tmp_path, "run", "--defense", f"{file}@D", "--attack", "pgd", *TOY, "--out", str(tmp_path / "r")
+        )
+
+
+@pytest.mark.parametrize("key", ["identity", "title", "scale", "sources", "outcomes", "cell", "schema_version"])
+def test_records_edited_by_hand_are_refused(capsys, tmp_path, key):
+    call(capsys, "run", "--defense", "undefended", "--attack", "null", *TOY, "--out", str(tmp_path))
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    record[key] = 99 if key == "schema_version" else {} if isinstance(record[key], dict) else "0" * 16
+    path.write_text(json.dumps(record))
+    for command in ("verify", "leaderboard"):
+        code, stdout, stderr = call(capsys, command, str(path if command == "verify" else tmp_path))
+        assert code == 2 and "is no record" in stderr and stderr.count("\n") == 1 and not stdout
 
 
 def test_an_unwritable_folder(capsys, tmp_path):

@@ -1,9 +1,11 @@
 """The engine end to end on toys: invariance, resuming, failures, identity."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,19 @@ import torch
 from torch import nn
 
 import bench
+import bench.work
 from bench.evaluation import Options, run_cell, run_cells
-from bench.noise import generators
+from bench.losses import misclassified
+from bench.models.classifier import Classifier
+from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
-from bench.plan import Request, plan
+from bench.plan import Request, fingerprint, plan
 from bench.record import Store, read_folder, read_record
 from bench.report.leaderboard import boards, csv, markdown, rows_table
 from bench.verify import verify
 from bench.work import MIN_PART_IMAGES, parts_of
-from tests import toy_model, toy_plugins  # noqa: F401
+from tests import toy_model, toy_plugins
+from tests.toys import linear_problem
 
 ROOT = Path(__file__).parents[1]
 MODEL = f"{ROOT}/tests/toy_model.py@make_model"
@@ -109,7 +115,7 @@ def test_a_killed_run_resumes(tmp_path, at):
     assert one["outcomes"] == two["outcomes"]
     assert one["points"]["sha256"] == two["points"]["sha256"]
     again = killable(tmp_path / "a", at, kill=False)
-    assert "already stored" not in again.stdout and json.loads(again.stdout)[0]["finished"] == one["finished"]
+    assert json.loads(again.stdout)[0]["finished"] == one["finished"]
 
 
 def test_a_stored_cell_is_not_computed_again(tmp_path):
@@ -130,8 +136,8 @@ def test_a_crash_is_an_error_and_takes_nothing_down(tmp_path):
     found = list(read_folder(tmp_path))
     failures = [f for f in found if hasattr(f, "traceback")]
     assert len(found) == 3 and len(failures) == 1
-    table = markdown(boards([f for f in found if not hasattr(f, "traceback")], failures))
-    assert "error" in table
+    page = markdown(boards([f for f in found if not hasattr(f, "traceback")]), failures)
+    assert "toy-crash x pgd:steps=3 on toy:n=150, linf 0.05, n=150: error" in page
 
 
 def test_undeclared_data_is_refused_and_leaves_no_record(tmp_path):
@@ -193,7 +199,12 @@ def test_verify_notices_tampering(tmp_path):
     tampered["outcomes"]["replayed"][0] = word[::-1] if word != word[::-1] else "0" * len(word)
     path.write_text(json.dumps(tampered))
     held = {check.name: check.held for check in verify(path, Options())}
-    assert not held["metrics"] and not held["replayed"] and held["adversarial"]
+    assert not held["metrics"] and not held["replayed"] and held["adversarial"] and held["subject"]
+    for key, value in (("labels", tampered["outcomes"]["adversarial"][0]), ("ids", "1000-1149")):
+        forged = json.loads(clean)
+        forged["outcomes"][key] = value
+        path.write_text(json.dumps(forged))
+        assert not {check.name: check.held for check in verify(path, Options())}["subject"], key
     path.write_text(clean)
     assert all(check.held for check in verify(path, Options()))
     (tmp_path / record.points.file).write_bytes(b"other")
@@ -340,3 +351,176 @@ def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
     page = markdown([board])
     assert "worst case" in page and "data access" in page and "toy" in page
     assert "worst_case_low" in csv([board]).splitlines()[0]
+
+
+# Found by reviewers who tried to break the engine -----------------------------------------------------------------------
+
+
+def test_a_defense_that_trains_in_place_spoils_no_other_cell(tmp_path):
+    records = {r.title["defense"]: r for r in run(tmp_path, defenses=("toy-vandal", "toy-jitter"), attacks=("null",))}
+    assert records["undefended"].metrics.clean.mean.value == 1
+    assert records["toy-vandal"].metrics.clean.mean.value < 0.5
+    assert records["toy-jitter"].metrics.clean.mean.value > 0.6
+    assert records["toy-vandal"].metrics.collapsed
+
+
+def test_what_a_defense_says_and_what_it_builds_must_agree(tmp_path):
+    for name, words in (("toy-secret", "stochastic"), ("toy-rounding", "gradients")):
+        cells = plan(request(defenses=(name,), attacks=("bpda",)))
+        rejected = list(run_cells(cells, Store(tmp_path), Options()))[-1].rejected
+        assert words in str(rejected)
+
+
+def test_bpda_reaches_through_a_wrapper_to_the_classifier():
+    inner = toy_plugins.Rounded(Classifier(toy_model.make_model(), 3).eval())
+    outer = toy_plugins.Jittered(inner, 0.0)
+    outer.stochastic = False
+    (report,) = [bench.evaluate(outer, dataset="toy:n=60", attacks=["bpda:steps=10"], eps=0.3, device="cpu")]
+    (naive,) = [bench.evaluate(outer, dataset="toy:n=60", attacks=["pgd:steps=10,random_start=false"], eps=0.3, device="cpu")]
+    assert report.records[0].metrics.adversarial.mean.value == 0
+    assert report.records[0].title["gradient"] == "bpda"
+    assert "zero-gradient" not in {f.name for f in report.records[0].findings}
+    assert {"zero-gradient"} <= {f.name for f in naive.records[0].findings}
+
+
+def test_training_data_is_part_of_the_identity_where_it_is_declared(tmp_path):
+    _, images, labels = linear_problem(3, 20, active_box=False)
+    ids = []
+    for shift in (0.0, 0.01):
+        arrays = {"x_test": images[:, 0].numpy(), "y_test": labels.numpy(), "y_train": labels.numpy()}
+        np.savez(tmp_path / "a.npz", x_train=images[:, 0].numpy() + shift, **arrays)
+        dataset = f"npz:{tmp_path}/a.npz"
+        ids.append([plan(request(defenses=(d,), dataset=dataset, eps=0.1))[-1].id for d in ("toy-honest", "toy-jitter")])
+    assert ids[0][0] != ids[1][0] and ids[0][1] == ids[1][1]
+
+
+def test_plain_attributes_and_closures_are_part_of_a_models_identity(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, factor) -> None:
+            super().__init__()
+            self.inner, self.factor = toy_model.make_model(), factor
+
+        def forward(self, images):
+            return self.inner(images) * self.factor
+
+    kept = {"dataset": "toy:n=20", "attacks": "null", "device": "cpu", "out": tmp_path}
+    values = [bench.evaluate(Scaled(f), **kept).records[0].metrics.clean.mean.value for f in (1.0, -1.0)]
+    assert values == [1.0, 0.0]
+    with isolated(0):
+        net = nn.Linear(1, 1)
+    net.pick = lambda x: x * 2
+    other = copy.deepcopy(net)
+    other.pick = lambda x: x * 3
+    assert fingerprint(net) != fingerprint(other)
+    assert fingerprint(net) == fingerprint(copy.deepcopy(net))
+
+
+def test_an_edited_plugin_is_another_row_on_the_board(tmp_path):
+    file = tmp_path / "plugin.py"
+    text = (ROOT / "tests/toy_plugins.py").read_text().replace("@DEFENSES", "# @DEFENSES").replace("@DATASETS", "# @DATASETS")
+    file.write_text(text.replace("@ATTACKS", "# @ATTACKS"))
+    records = run(tmp_path / "r", defenses=(f"{file}@Jitter",), attacks=("null",))
+    file.write_text(file.read_text() + "\n# edited\n")
+    records += run(tmp_path / "r", defenses=(f"{file}@Jitter",), attacks=("null",))[1:]
+    (board,) = boards(records)
+    assert len(board.numbers) == 3
+
+
+def test_masked_classes_do_not_hide_success():
+    logits = torch.tensor([[0.0, 1.0, -1e9], [0.0, 1.0, -torch.inf], [1.0, 0.0, -torch.inf], [-torch.inf, 1.0, 0.0]])
+    assert misclassified(logits, torch.zeros(4, dtype=torch.int64)).tolist() == [True, True, False, True]
+
+
+def test_a_log_of_mean_softmax_may_rule_classes_out():
+    class Ruled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy_model.make_model()
+
+        def forward(self, images):
+            logits = self.inner(images)
+            return torch.where(logits < logits.amax(1, keepdim=True) - 15, -torch.inf, logits)
+
+    (record,) = bench.evaluate(Ruled(), dataset="toy:n=20", attacks="pgd:steps=5,loss=margin", eps=0.3, device="cpu").records
+    assert record.metrics.clean.mean.value == 1
+    assert record.metrics.adversarial.mean.value == 0
+
+
+def test_a_part_without_a_right_image_is_not_attacked():
+    class Wrong(nn.Module):
+        def forward(self, images):
+            return -toy_model.make_model()(images.view(images.size(0), 1, 4, 4))
+
+    for attack in ("pgd", "noise"):
+        (record,) = bench.evaluate(Wrong(), dataset="toy:n=3", attacks=attack, norm="l2", eps=0.1, device="cpu").records
+        assert record.cost.attack_forwards == 0 and record.metrics.adversarial.mean.value == 0
+
+
+def test_a_damaged_record_is_replaced(tmp_path):
+    record = run(tmp_path, attacks=("null",))[-1]
+    path = tmp_path / f"{record.stem}.json"
+    whole = path.read_text()
+    path.write_text(whole[:100])
+    (again,) = run_cells(plan(request(attacks=("null",)))[1:], Store(tmp_path), Options())
+    assert again.computed and again.record.outcomes == record.outcomes
+    assert read_record(path).outcomes == record.outcomes
+
+
+def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
+    """Another process stores the record and drops the work folder while this one is about to claim."""
+    cell = plan(request(attacks=("null",)))[-1]
+    store = Store(tmp_path)
+    right = bench.work._take
+
+    def lose(folder):
+        monkeypatch.setattr(bench.work, "_take", right)
+        run_cell(cell, store, Options())
+        return right(folder)
+
+    monkeypatch.setattr(bench.work, "_take", lose)
+    (result,) = run_cells([cell], store, Options())
+    assert result.record is not None and result.failure is None
+    assert not list(tmp_path.glob("*.error.json"))
+
+
+def test_a_stale_claim_is_taken_over(tmp_path):
+    work = bench.work.Workspace(tmp_path / "w")
+    claim = tmp_path / "w" / "claim-0000000-0000064"
+    claim.mkdir(parents=True)
+    (claim / "owner.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    with work.claim((0, 64)) as ours:
+        assert not ours, "a fresh claim of another host stands"
+    old = time.time() - 2 * bench.work.STALE_SECONDS
+    os.utime(claim, (old, old))
+    with work.claim((0, 64)) as ours, work.claim((0, 64)) as twice:
+        assert ours and not twice
+    assert not claim.exists()
+
+
+def test_subjects_are_not_mixed_in_one_table(tmp_path):
+    records = run(tmp_path, defenses=("undefended",), attacks=("null",), eps=0.01, seeds=(0, 1))
+    records += run(tmp_path, defenses=("undefended",), attacks=("null",), eps=0.1)
+    text = rows_table(records)
+    assert "linf 0.01, 150 of 150" in text and "linf 0.1, 150 of 150" in text
+    assert text.count("| defense") == 2 and "| seed" in text
+
+
+def test_replayed_worst_case_is_taken_per_image(tmp_path):
+    attacks = ("pgd+replay:steps=1,step=eps/8", "noise+replay:tries=2")
+    records = [r for r in run(tmp_path, attacks=attacks) if r.stochastic]
+    (board,) = boards(records)
+    both = np.min([r.outcomes.correct("replayed")[:, 0] for r in records], axis=0).mean()
+    assert board.numbers["replayed"].iloc[0] == pytest.approx(both)
+    assert both < min(r.metrics.replayed.mean.value for r in records)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"eps": "1/0"}, {"eps": True}, {"seeds": 5.5}, {"seeds": [-1]}, {"seeds": [2**70]}, {"seeds": []},
+     {"n": 2.5}, {"attacks": [None]},
+     {"attacks": []}, {"batch_size": "x"}, {"output": "x"}, {"gradient": ""}, {"device": "tpu"}],
+)  # fmt: skip
+def test_evaluate_refuses_what_the_command_refuses(arguments):
+    with pytest.raises(bench.BadInput) as error:
+        bench.evaluate(toy_model.make_model(), **{"dataset": "toy:n=5", "attacks": "null", "device": "cpu", **arguments})
+    assert "\n" not in str(error.value)

@@ -176,7 +176,7 @@ def test_the_judge_draws_afresh(problem):
 
 def test_a_leaked_seed_is_caught(problem, monkeypatch):
     key = bench.noise._key
-    monkeypatch.setattr(bench.noise, "_key", lambda root, stream, site: key(root, Stream.TAPE, site))
+    monkeypatch.setattr(bench.noise, "_key", lambda root, stream, *rest: key(root, Stream.TAPE, *rest))
     with pytest.raises(AssertionError):
         check_the_judge_draws_afresh(problem)
 

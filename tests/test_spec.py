@@ -137,7 +137,7 @@ def test_step_lengths():
 
 
 def test_registry_takes_decorators_and_refuses_doubles():
-    registry: Registry[Params] = Registry("thing", "bench.no_such_group")
+    registry: Registry[Params] = Registry("thing", "bench.no_such_group", "bench.spec:Params")
 
     @registry.register("one")
     class One(Params):

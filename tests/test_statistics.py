@@ -397,8 +397,8 @@ def test_worst_case_of_deterministic_verdicts_is_and() -> None:
 def test_worst_case_chooses_on_even_draws_and_reports_odd_ones() -> None:
     one = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=bool)
     two = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]], dtype=bool)
-    assert worst_case([one, two]).tolist() == [1.0, 0.5, 1.0]  # the last is a tie, which the first attack wins
-    assert worst_case([two, one]).tolist() == [1.0, 0.5, 0.0]
+    # The last is a tie, which goes to the attack that is lower on the even draws of all images.
+    assert worst_case([one, two]).tolist() == worst_case([two, one]).tolist() == [1.0, 0.5, 1.0]
 
 
 def test_worst_case_is_not_flattered_by_its_own_choice() -> None:
@@ -435,3 +435,11 @@ def test_judge_of_one_draw_has_one_answer() -> None:
     assert judged.mean == judged.all_draws == judged.majority == wilson(7, 10)
     with pytest.raises(ValueError, match="not empty"):
         judge(np.ones((4, 0), dtype=bool))
+
+
+def test_a_tie_on_the_choosing_draws_goes_to_the_attack_that_is_stronger_overall():
+    """Both attacks break image 0 on every even draw; only the one that also breaks image 1 breaks its odd draws."""
+    weak = np.array([[False, True] * 5, [True, True] * 5])
+    strong = np.zeros((2, 10), dtype=bool)
+    for order in ([weak, strong], [strong, weak]):
+        assert worst_case(order).tolist() == [0.0, 0.0]

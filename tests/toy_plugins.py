@@ -11,7 +11,7 @@ from pydantic import Field
 
 from bench.attack import Attack
 from bench.data.dataset import Dataset, ImageSet
-from bench.defense import Defense, InputTransform, NoParams
+from bench.defense import Defense, InputTransform, Need, NoParams
 from bench.plugins import ATTACKS, DATASETS, DEFENSES
 from bench.spec import Params
 from tests.toys import linear_problem
@@ -115,3 +115,51 @@ class Kill(Attack[KillParams]):
         if os.environ.get("TOY_KILL") and self.params.at in ids:
             os.kill(os.getpid(), signal.SIGKILL)
         return PGD(PGDParams(steps=5)).run(victim, images, labels, threat)
+
+
+@DEFENSES.register("toy-vandal")
+class Vandal(Defense[NoParams]):
+    """Destroys the classifier's weights in place."""
+
+    def build(self, classifier, access, noise):
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.zero_()
+        return classifier
+
+
+@DEFENSES.register("toy-secret")
+class Secret(Defense[NoParams]):
+    """Builds something stochastic without saying so."""
+
+    gradients = ("full", "bpda")
+
+    def build(self, classifier, access, noise):
+        return Jittered(classifier, 0.1)
+
+
+class Rounded(InputTransform):
+    """Blocks gradients."""
+
+    def transform(self, images, noise):
+        return (images * 8).round() / 8
+
+
+@DEFENSES.register("toy-rounding")
+class Rounding(Defense[NoParams]):
+    """Offers bpda without saying so."""
+
+    def build(self, classifier, access, noise):
+        return Rounded(classifier)
+
+
+@DEFENSES.register("toy-honest")
+class Honest(Defense[NoParams]):
+    """Declares training data and asks for it."""
+
+    needs = frozenset({Need.TRAINING_DATA})
+
+    def build(self, classifier, access, noise):
+        images, labels = access.training_data()
+        assert len(images) == len(labels)
+        return classifier

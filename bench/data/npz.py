@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from bench.data.dataset import Dataset, ImageSet
 from bench.data.order import Integers, interleaved, is_mixed
 from bench.errors import BadInput
+from bench.registry import existing_file
 from bench.spec import Params
 
 _SPLITS = ("test", "train", "val")
@@ -85,9 +85,7 @@ class _Archive:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise BadInput(f"no such file: {path}: check the path of npz:PATH")
+        file = existing_file(path, "npz:PATH")
         if not zipfile.is_zipfile(file):
             raise BadInput(f"{path} is not a complete .npz (truncated, or another format): write it with numpy.savez")
         try:

@@ -18,6 +18,7 @@ from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.models.nets import build, wrong_channels, wrong_classes
 from bench.models.source import ClassifierSource
+from bench.registry import existing_file
 from bench.spec import Numbers, Params
 
 _MANIFEST = "MANIFEST.json"
@@ -63,9 +64,7 @@ class File(ClassifierSource[FileParams]):
 
     def load(self, num_classes: int, channels: int) -> Classifier:
         """The classifier, frozen, in evaluation mode. Raises `BadInput` where the file cannot be used."""
-        path = Path(self.params.path).expanduser()
-        if not path.is_file():
-            raise BadInput(f"no such file: {self.params.path}: check the path of file:PATH")
+        path = existing_file(self.params.path, "file:PATH")
         return read_classifier(path, self._description(path), num_classes, channels)
 
     def _description(self, path: Path) -> Description:

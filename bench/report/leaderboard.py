@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
@@ -58,22 +61,33 @@ def flags(records: Iterable[Record]) -> str:
 
 
 def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> str:
-    """One row a record, as a Markdown table; failures below, as errors and not as numbers."""
+    """One row a record in Markdown, a table for each subject; failures below, as errors and not as numbers."""
     bases = {record.cell: record for record in records}
-    rows = [_row(record, bases.get(record.base)) for record in records]
-    for failure in failures:
-        rows.append({"defense": failure.title["defense"], "attack": failure.title["attack"], "robust": "error"})
-    table = pd.DataFrame(rows).dropna(axis=1, how="all").fillna("").astype(str)
-    return _markdown(table.loc[:, (table != "").any()])
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[_subject(record)].append(record)
+    several = len({record.title["seed"] for record in records}) > 1
+    parts = []
+    for group in groups.values():
+        rows = [_row(record, bases.get(record.base), several) for record in group]
+        parts.append(f"{heading(group[0])}\n\n{_markdown(_without_empty_columns(rows))}")
+    parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
+    return "\n\n".join([*parts, note(records)])
 
 
-def _row(record: Record, base: Record | None) -> dict[str, str]:
+def _without_empty_columns(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows).fillna("").astype(str)
+    return table.loc[:, (table != "").any()]
+
+
+def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]:
     metrics = record.metrics
     stochastic = record.stochastic
     luck = f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * metrics.adversarial.all_draws.value:.1f}"
     return {
         "defense": _struck(record.title["defense"], [record]),
         "attack": attack_label(record),
+        "seed": record.title["seed"] if with_seed else "",
         "clean": str(metrics.clean.mean),
         "robust": str(metrics.adversarial.mean),
         "replayed": str(metrics.replayed.mean) if metrics.replayed else "",
@@ -115,23 +129,35 @@ class Entry:
         For a stochastic defense the worst attack of an image is chosen on the even judged draws and reported on the odd ones.
         """
         values = worst_case([record.outcomes.correct("adversarial") for record in self.records])
-        interval = wilson(float(values.sum()), len(values))
-        return Share(value=interval.value, low=interval.low, high=interval.high)
+        return _share(values)
 
     def replayed(self) -> Share | None:
-        """The lowest accuracy on an attack's own tapes."""
-        shares = [record.metrics.replayed.mean for record in self.records if record.metrics.replayed]
-        return min(shares, key=lambda share: share.value, default=None)
+        """Worst case per image over the attacks that ran on tapes, each on its own tapes."""
+        shares = [r.outcomes.correct("replayed").mean(1) for r in self.records if r.outcomes.replayed]
+        return _share(np.min(shares, axis=0)) if shares else None
+
+    def all_draws(self) -> Share:
+        """Images right in every judged draw under every attack."""
+        return _share(np.min([r.outcomes.correct("adversarial").all(1) for r in self.records], axis=0))
+
+
+def _share(values: npt.NDArray[Any]) -> Share:
+    interval = wilson(float(values.sum()), len(values))
+    return Share(value=interval.value, low=interval.low, high=interval.high)
 
 
 def _subject(record: Record) -> tuple[str, ...]:
     identity = record.identity
     dataset, threat = identity["dataset"], identity["threat"]
-    return (dataset["sha256"], str(dataset["n"]), identity["classifier"]["sha256"], threat["norm"], str(threat["eps"]))
+    weights = identity["classifier"]["sha256"]
+    return (dataset["sha256"], str(dataset["n"]), weights, threat["norm"], str(threat["eps"]), str(identity["protocol"]))
 
 
-def _defense(record: Record) -> tuple[str, str]:
-    return record.title["defense"], str(record.identity["seeds"]["build"])
+def _defense(record: Record) -> str:
+    """All that makes two rows different defenses: an edited plugin is another one under the same name."""
+    identity = record.identity
+    parts = [identity["defense"], identity["data"], identity["seeds"]["build"], identity["judged_draws"]]
+    return json.dumps(parts, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -151,16 +177,16 @@ class Board:
     numbers: pd.DataFrame
 
 
-def boards(records: Sequence[Record], failures: Sequence[Failure] = ()) -> list[Board]:
+def boards(records: Sequence[Record]) -> list[Board]:
     """One board a subject."""
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
         groups[_subject(record)].append(record)
-    return [_board(group, records, failures) for group in groups.values()]
+    return [_board(group, records) for group in groups.values()]
 
 
-def _board(group: list[Record], everything: Sequence[Record], failures: Sequence[Failure]) -> Board:
-    rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
+def _board(group: list[Record], everything: Sequence[Record]) -> Board:
+    rows: dict[str, list[Record]] = defaultdict(list)
     for record in group:
         rows[_defense(record)].append(record)
     columns = list(dict.fromkeys(attack_label(record) for record in group))
@@ -169,14 +195,8 @@ def _board(group: list[Record], everything: Sequence[Record], failures: Sequence
     entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
     first = group[0]
     texts = [_text_row(entry, columns, by_cell) for entry in entries]
-    texts += [{"defense": f.title["defense"], f.title["attack"]: "error"} for f in failures if _is_of(f, first)]
     numbers = [{"subject": heading(first), **_number_row(entry, by_cell)} for entry in entries]
-    table = pd.DataFrame(texts).fillna("").astype(str)
-    return Board(heading(first), note(group), table.loc[:, (table != "").any()], pd.DataFrame(numbers))
-
-
-def _is_of(failure: Failure, record: Record) -> bool:
-    return all(failure.title[key] == record.title[key] for key in ("dataset", "classifier", "threat"))
+    return Board(heading(first), note(group), _without_empty_columns(texts), pd.DataFrame(numbers))
 
 
 def _base_of(entry: Entry, by_cell: dict[str, Record]) -> Entry | None:
@@ -187,14 +207,13 @@ def _base_of(entry: Entry, by_cell: dict[str, Record]) -> Entry | None:
 def _text_row(entry: Entry, columns: list[str], by_cell: dict[str, Record]) -> dict[str, str]:
     metrics, base, replayed = entry.first.metrics, _base_of(entry, by_cell), entry.replayed()
     draws = metrics.adversarial.draws
-    worst_luck = min(record.metrics.adversarial.all_draws.value for record in entry.records)
     return {
         "defense": _struck(entry.first.title["defense"], entry.records),
         "clean": str(metrics.clean.mean),
         **{column: _attack_cell(entry, column) for column in columns},
         "worst case": str(entry.worst()),
         "replayed": str(replayed) if replayed else "",
-        "all draws": f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * worst_luck:.1f}" if draws > 1 else "",
+        "all draws": f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * entry.all_draws().value:.1f}" if draws > 1 else "",
         "base": f"{100 * base.worst().value:.1f}" if base else "",
         "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * _lowest_f1(entry):.1f}",
         "constant": f"{100 * metrics.constant_accuracy:.1f}",
@@ -259,12 +278,20 @@ def load(folders: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
     return list(records.values()), [failure for cell, failure in failures.items() if cell not in records]
 
 
-def markdown(found: Sequence[Board]) -> str:
-    """All boards as one Markdown page."""
+def markdown(found: Sequence[Board], failures: Sequence[Failure] = ()) -> str:
+    """All boards as one Markdown page, and the cells that crashed, as errors and not as numbers."""
     sections = [f"## {board.heading}\n\n{_markdown(board.table)}\n\n{board.note}\n" for board in found]
+    if failures:
+        lines = [f"- {_what(failure)}: error ({failure.error})" for failure in failures]
+        sections.append("## Errors\n\n" + "\n".join(lines) + "\n")
     return "\n".join(["# Leaderboard\n", *sections])
+
+
+def _what(failure: Failure) -> str:
+    title = failure.title
+    return f"{title['defense']} x {title['attack']} on {title['dataset']}, {title['threat']}, n={title['n']}"
 
 
 def csv(found: Sequence[Board]) -> str:
     """All boards as one CSV table with plain numbers."""
-    return str(pd.concat([board.numbers for board in found]).to_csv(index=False))
+    return str(pd.concat([board.numbers for board in found]).to_csv(index=False)) if found else ""
