@@ -76,7 +76,7 @@ def evaluate(
         out: folder for records; kept nowhere by default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
-        progress: called after each part.
+        progress: told of each cell's beginning and of each finished part.
 
     Returns:
         A report with one record a cell, the undefended base's included.

@@ -36,7 +36,8 @@ from bench.work import Arrays, Part, Workspace, complete, parts_of
 PREFLIGHT_IMAGES = 8
 
 Progress = Callable[[Cell, int, int, float], None]
-"""(cell, images done, images in all, share right under attack so far)."""
+"""Called with no image when a cell begins, then for each finished part: (cell, images of the part, images of the cell, share of the
+part's images that are right under attack)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Options:
     Attributes:
         device: where to compute.
         batch_size: most rows in one forward pass.
-        progress: called after each part.
+        progress: told of each cell's beginning and of each finished part.
     """
 
     device: torch.device = torch.device("cpu")
@@ -137,8 +138,9 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
         defended = build(cell, options.device)
         findings, level = _preflight(cell, defended, options.device)
         with frozen(defended):
-            compute = _Compute(cell, defended, options, len(cell.subject.images))
-            done = complete(work, order, compute, lambda: store.find(cell.id) is not None)
+            compute = _Compute(cell, defended, options)
+            _report(options, cell, 0, 0.0)
+            done = complete(work, order, compute, lambda: store.find(cell.id) is not None, compute.report)
     if done is None:
         found = store.find(cell.id)
         if found is None:
@@ -155,7 +157,7 @@ def compute_cell(cell: Cell, options: Options) -> Outcomes:
     with exact_float32(options.device):
         defended = build(cell, options.device)
         with frozen(defended):
-            compute = _Compute(cell, defended, options, len(cell.subject.images))
+            compute = _Compute(cell, defended, options)
             parts = parts_of(len(cell.subject.images), options.batch_size)
             return _outcomes(cell, _merge({part: compute(part) for part in parts}))
 
@@ -222,6 +224,11 @@ def _trained_on(cell: Cell) -> Iterator[Finding]:
         )
 
 
+def _report(options: Options, cell: Cell, images: int, right: float) -> None:
+    if options.progress:
+        options.progress(cell, images, len(cell.subject.images), right)
+
+
 @dataclass(frozen=True)
 class _Compute:
     """Attacks and judges one part of a cell."""
@@ -229,7 +236,12 @@ class _Compute:
     cell: Cell
     defended: DefendedClassifier
     options: Options
-    total: int
+
+    def report(self, part: Part, arrays: Arrays) -> None:
+        """Tell the progress callback of a finished part."""
+        labels = self.cell.subject.images.at(np.arange(*part)).labels.numpy()
+        right = float((arrays["adversarial"] == labels[:, None]).mean())
+        _report(self.options, self.cell, part[1] - part[0], right)
 
     def __call__(self, part: Part) -> Arrays:
         """Arrays of a finished part, images along the first axis."""
@@ -237,9 +249,6 @@ class _Compute:
         subset = self.cell.subject.images.at(np.arange(*part))
         arrays = self._attack(subset)
         arrays["seconds"] = np.array([time.perf_counter() - began])
-        if self.options.progress:
-            right = float((arrays["adversarial"] == subset.labels.numpy()[:, None]).mean())
-            self.options.progress(self.cell, len(subset), self.total, right)
         return arrays
 
     def _attack(self, subset: ImageSet) -> Arrays:

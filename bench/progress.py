@@ -41,27 +41,27 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bars.stop()
 
-    def start(self, cell: Cell) -> None:
-        """Announce a cell."""
-        self._began[cell.id] = time.monotonic()
-        self._done[cell.id], self._right[cell.id] = 0, 0.0
-        self._logged[cell.id] = (0, time.monotonic())
-        total = len(cell.subject.images)
-        self._tasks[cell.id] = self._bars.add_task(str(cell), total=total, robust="...")
-
-    def __call__(self, cell: Cell, done: int, total: int, right: float) -> None:
-        """Take note of a finished part: its images and the share of them still right."""
+    def __call__(self, cell: Cell, images: int, total: int, right: float) -> None:
+        """Take note of a cell's beginning (no images) or of a finished part and the share of it still right."""
         if cell.id not in self._began:
-            self.start(cell)
-        self._done[cell.id] += done
-        self._right[cell.id] += right * done
+            self._start(cell, total)
+        self._done[cell.id] += images
+        self._right[cell.id] += right * images
         count = self._done[cell.id]
+        if not count:
+            return
         robust = f"{100 * self._right[cell.id] / count:.1f} %"
         self._bars.update(self._tasks[cell.id], completed=count, robust=robust)
         if not self._live and self._due(cell, count, total):
             spent = time.monotonic() - self._began[cell.id]
             left = spent / count * (total - count)
             print(f"{cell}: {count}/{total} images, robust {robust}, ETA {left:.0f} s", file=sys.stderr, flush=True)
+
+    def _start(self, cell: Cell, total: int) -> None:
+        self._began[cell.id] = time.monotonic()
+        self._done[cell.id], self._right[cell.id] = 0, 0.0
+        self._logged[cell.id] = (0, time.monotonic())
+        self._tasks[cell.id] = self._bars.add_task(str(cell), total=total, robust="...")
 
     def _due(self, cell: Cell, count: int, total: int) -> bool:
         last, when = self._logged[cell.id]

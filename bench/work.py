@@ -84,7 +84,11 @@ class Workspace:
 
 
 def complete(
-    work: Workspace, parts: list[Part], compute: Callable[[Part], Arrays], finished: Callable[[], bool]
+    work: Workspace,
+    parts: list[Part],
+    compute: Callable[[Part], Arrays],
+    finished: Callable[[], bool],
+    report: Callable[[Part, Arrays], None],
 ) -> dict[Part, Arrays] | None:
     """All parts, computed here or by others; None if another process finished the cell meanwhile.
 
@@ -93,6 +97,7 @@ def complete(
         parts: what to complete, in the order of preference.
         compute: makes one part.
         finished: whether the cell's record already stands.
+        report: told of each part that is there, whoever made it.
     """
     results: dict[Part, Arrays] = {}
     while len(results) < len(parts):
@@ -101,29 +106,28 @@ def complete(
         before = len(results)
         for part in parts:
             if part not in results:
-                _advance(work, part, compute, results, finished)
+                arrays = _obtain(work, part, compute, finished)
+                if arrays is not None:
+                    results[part] = arrays
+                    report(part, arrays)
         if len(results) == before:
             time.sleep(0.2)
     return results
 
 
-def _advance(
-    work: Workspace,
-    part: Part,
-    compute: Callable[[Part], Arrays],
-    results: dict[Part, Arrays],
-    finished: Callable[[], bool],
-) -> None:
+def _obtain(work: Workspace, part: Part, compute: Callable[[Part], Arrays], finished: Callable[[], bool]) -> Arrays | None:
+    """A part, loaded or computed; None while another process has it, or when the cell is finished."""
     arrays = work.load(part)
-    if arrays is None:
-        with work.claim(part) as ours:
-            if not ours or finished():
-                return
-            arrays = work.load(part)
-            if arrays is None:
-                arrays = compute(part)
-                work.save(part, arrays)
-    results[part] = arrays
+    if arrays is not None:
+        return arrays
+    with work.claim(part) as ours:
+        if not ours or finished():
+            return None
+        arrays = work.load(part)
+        if arrays is None:
+            arrays = compute(part)
+            work.save(part, arrays)
+        return arrays
 
 
 def _take(folder: Path) -> bool:

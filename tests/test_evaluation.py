@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
 import bench
@@ -63,6 +64,28 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
             assert record.outcomes == reference.outcomes, name
             assert record.metrics == reference.metrics
     assert all(r.points.sha256 == s.points.sha256 for r, s in zip(runs["backwards"], runs["seven"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("defense", "attack", "eps"),
+    [
+        ("undefended", "pgd", 0.05),
+        ("bit-depth", "bpda", 0.12),
+        ("random-resize", "pgd", 0.05),
+        ("random-resize", "pgd+replay", 0.03),
+    ],
+)
+def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense, attack, eps):
+    """Floating-point sums differ by batch; outcomes do not, and at most 2 % of the points do."""
+    (cell,) = plan(Request((defense,), (attack,), eps=eps, n=100))[-1:]
+    found = {}
+    for size in (1, 7, 64):
+        record = run_cell(cell, Store(tmp_path / str(size)), Options(batch_size=size))
+        found[size] = record.outcomes, load_file(tmp_path / str(size) / record.points.file)["points"]
+    assert 0.05 < record.metrics.adversarial.mean.value < 0.95, "a verdict that is all one tells nothing"
+    for size in (1, 7):
+        assert found[size][0] == found[64][0]
+        assert (found[size][1] == found[64][1]).all((1, 2, 3)).mean() >= 0.98
 
 
 KILLED = """
