@@ -145,6 +145,14 @@ def test_losses():
     assert misclassified(nan, torch.tensor([1])).all() and predict(nan).tolist() == [-1]
 
 
+def test_cross_entropy_keeps_its_gradient_on_confident_images():
+    """In float32 the true class's term of the gradient is lost from a margin of about 17 nats on."""
+    logits = torch.tensor([[30.0, 5.0, 0.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(cross_entropy(logits, torch.tensor([0])).sum(), logits)
+    expected = torch.tensor([[-(np.exp(-25) + np.exp(-30)), np.exp(-25), np.exp(-30)]], dtype=torch.float32)
+    assert torch.allclose(slope, expected, rtol=1e-4, atol=0)
+
+
 def test_an_attack_that_leaves_the_ball_is_projected_and_counted(problem):
     model, images, labels = problem
 
