@@ -205,7 +205,7 @@ class Defense(ABC, Generic[P]):
         """The defended classifier.
 
         Args:
-            classifier: the undefended one, weights frozen, in evaluation mode.
+            classifier: the undefended one, in evaluation mode; a copy of its own, which it may train or change.
             access: the door to the declared data.
             noise: one row of the construction stream.
         """

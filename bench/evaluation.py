@@ -168,7 +168,7 @@ def build(cell: Cell, device: torch.device) -> DefendedClassifier:
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
     access = DataAccess(frozenset(defense.needs), _sources(subject), cell.defense.name)
     classifier = _copy(subject.classifier).to(device)
-    with isolated(cell.build_seed), frozen(classifier):
+    with isolated(cell.build_seed):
         defended = defense.build(classifier, access, noise)
     if not isinstance(defended, DefendedClassifier):
         raise BadInput(f"defense {cell.defense.name!r} built {type(defended).__name__}: return a DefendedClassifier")
