@@ -263,6 +263,7 @@ def test_evaluate_controls_an_opaque_stochastic_model():
     assert all(r.stochastic and len(r.outcomes.adversarial) == 20 for r in first)
     assert [r.outcomes for r in first] == [r.outcomes for r in second]
     assert first[1].outcomes.replayed
+    assert len(set(first[0].outcomes.clean)) > 10, "draws differ"
     assert "replayed" in str(reports[0])
 
 
@@ -371,6 +372,15 @@ def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
     expected = (each[0] & each[1]).mean()
     assert board.numbers["worst_case"].iloc[0] == pytest.approx(expected)
     assert expected <= min(e.mean() for e in each)
+    # Two attacks that each break the other half of the images leave nothing, though either alone leaves half.
+    labels = records[0].outcomes.labels
+    halves = [labels[:75] + "2" * 75, "2" * 75 + labels[75:]]
+    apart = [
+        r.model_copy(update={"outcomes": r.outcomes.model_copy(update={"adversarial": [h]})})
+        for r, h in zip(records, halves, strict=True)
+    ]
+    kept = np.mean([label == "2" for label in labels])
+    assert boards(apart)[0].numbers["worst_case"].iloc[0] == pytest.approx(kept)
     page = markdown([board])
     assert "worst case" in page and "data access" in page and "toy" in page
     assert "worst_case_low" in csv([board]).splitlines()[0]
