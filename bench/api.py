@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def evaluate(
     """
     if output not in ("logits", "probabilities"):
         raise BadInput(f"output is {output!r}: use logits or probabilities")
+    if model is not None and not isinstance(model, nn.Module):
+        raise BadInput(f"model is {type(model).__name__}, not a torch.nn.Module: give the module itself, not what makes it")
     if model is not None and classifier is not None:
         raise BadInput("both model and classifier are given: keep one")
     if model is not None and output == "probabilities":
@@ -107,7 +110,7 @@ def evaluate(
     where = read_device(device)
     size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
     options = Options(where, size, progress)
-    cells = plan(request, subject_of(request, model))
+    cells = plan(request, subject_of(request, model), note=warnings.warn)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(out) if out is not None else Path(scratch))
         store.check_writable()

@@ -88,8 +88,12 @@ def _cells(runs: Sequence[RunOptions]) -> list[Cell]:
 
     cells: dict[str, Cell] = {}
     for one in runs:
-        cells.update({cell.id: cell for cell in plan(request_of(one))})
+        cells.update({cell.id: cell for cell in plan(request_of(one), note=_say)})
     return list(cells.values())
+
+
+def _say(text: str) -> None:
+    print(f"bench: note: {text}", file=sys.stderr)
 
 
 def _run(cells: list[Cell], out: Path, device: str, batch_size: int | None) -> list[Result]:

@@ -116,7 +116,7 @@ class InputTransform(DefendedClassifier):
         super().__init__()
         self.classifier = classifier
         self.num_classes = classifier.num_classes
-        self.stochastic = classifier.stochastic
+        self.stochastic = type(self).stochastic or classifier.stochastic
         self.gradients = tuple(dict.fromkeys((*type(self).gradients, *classifier.gradients)))
 
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
@@ -205,7 +205,8 @@ class Defense(ABC, Generic[P]):
         """The defended classifier.
 
         Args:
-            classifier: the undefended one, in evaluation mode; a copy of its own, which it may train or change.
+            classifier: the undefended one, in evaluation mode; a copy of its own, which it may change or train (its weights take
+                gradients). As a function it takes noise with one row an image; a deterministic one ignores it.
             access: the door to the declared data.
             noise: one row of the construction stream.
         """

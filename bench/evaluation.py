@@ -36,8 +36,8 @@ from bench.work import Arrays, Part, Workspace, complete, parts_of
 PREFLIGHT_IMAGES = 8
 
 Progress = Callable[[Cell, int, int, float], None]
-"""Called with no image when a cell begins, then for each finished part: (cell, images of the part, images of the cell, share of the
-part's images that are right under attack)."""
+"""Called with no image when work on a part begins, then for each finished part: (cell, images of the part, images of the cell,
+share of the part's images that are right under attack)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,6 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
         findings, level = _preflight(cell, defended, options.device)
         with frozen(defended):
             compute = _Compute(cell, defended, options)
-            _report(options, cell, 0, 0.0)
             done = complete(work, order, compute, lambda: store.find(cell.id) is not None, compute.report)
     if done is None:
         found = store.find(cell.id)
@@ -167,7 +166,7 @@ def build(cell: Cell, device: torch.device) -> DefendedClassifier:
     subject, defense = cell.subject, cell.defense.plugin
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
     access = DataAccess(frozenset(defense.needs), _sources(subject), cell.defense.name)
-    classifier = _copy(subject.classifier).to(device)
+    classifier = _copy(subject.classifier).to(device).requires_grad_(True)
     with isolated(cell.build_seed):
         defended = defense.build(classifier, access, noise)
     if not isinstance(defended, DefendedClassifier):
@@ -190,9 +189,12 @@ def _check_declared(cell: Cell, defended: DefendedClassifier) -> None:
     """The class decided which attacks make sense before anything was built; what it built must agree."""
     name = cell.defense.name
     if defended.stochastic != cell.stochastic:
-        raise BadInput(f"defense {name!r} says stochastic={cell.stochastic}, but what it builds {defended.stochastic}: agree")
+        raise BadInput(
+            f"defense {name!r} has stochastic={cell.stochastic}, but the module it builds has {defended.stochastic}: set both alike"
+        )
     if set(defended.gradients) != set(cell.gradients):
-        raise BadInput(f"defense {name!r} says gradients={cell.gradients}, but what it builds {tuple(defended.gradients)}: agree")
+        built = tuple(defended.gradients)
+        raise BadInput(f"defense {name!r} has gradients={cell.gradients}, but the module it builds has {built}: set both alike")
 
 
 def _sources(subject: Subject) -> dict[Need, Callable[[], tuple[Tensor, Tensor]]]:
@@ -245,6 +247,7 @@ class _Compute:
 
     def __call__(self, part: Part) -> Arrays:
         """Arrays of a finished part, images along the first axis."""
+        _report(self.options, self.cell, 0, 0.0)
         began = time.perf_counter()
         subset = self.cell.subject.images.at(np.arange(*part))
         arrays = self._attack(subset)
@@ -341,7 +344,7 @@ def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, sto
         scale={"n": len(subject.images), "available": subject.available, "reduced": len(subject.images) < subject.available},
         outcomes=outcomes,
         metrics=measure(outcomes, control=cell.attack.plugin.card.control),
-        findings=[*findings, *_attack_findings(cell, arrays)],
+        findings=[*_that_matter(findings, arrays), *_attack_findings(cell, arrays)],
         cost=_cost(cell, arrays),
         points=_save_points(store, stem, arrays),
         environment=environment(device),
@@ -357,6 +360,12 @@ def _outcomes(cell: Cell, arrays: Arrays) -> Outcomes:
         images.labels.numpy(),
         *(cast(Any, arrays[name]) for name in ("clean", "adversarial", "replayed")),
     )
+
+
+def _that_matter(findings: list[Finding], arrays: Arrays) -> list[Finding]:
+    """Without the missing gradient where the attack asked for none."""
+    used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
+    return [finding for finding in findings if used or finding.name != "zero-gradient"]
 
 
 def _attack_findings(cell: Cell, arrays: Arrays) -> Iterator[Finding]:

@@ -74,7 +74,8 @@ class Outcomes(BaseModel):
     def _lengths_agree(self) -> Outcomes:
         n = len(self.image_ids())
         strings = [self.labels, *self.clean, *self.adversarial, *self.replayed]
-        if not (n and self.clean and self.adversarial and all(len(s) == n * _width(self.num_classes) for s in strings)):
+        paired = 0 < len(self.clean) == len(self.adversarial)
+        if not n or not paired or any(len(s) != n * _width(self.num_classes) for s in strings):
             raise ValueError("ids, labels and predictions differ in length")
         return self
 
@@ -106,8 +107,12 @@ class Outcomes(BaseModel):
         return np.stack(columns, axis=1) if columns else np.empty((len(self.true_labels()), 0), dtype=np.int64)
 
     def correct(self, which: str) -> npt.NDArray[np.bool_]:
-        """Whether each prediction is right, bool (n, draws). A clean-wrong image of a deterministic defense is never robust."""
+        """Whether each prediction is right, bool (n, draws).
+
+        On an attacked image it must be right on the clean image under the same draw as well: a clean-wrong answer is never
+        robust, and an attack that happens to mend one wins nothing for the defense.
+        """
         right = self.predictions(which) == self.true_labels()[:, None]
-        if which == "adversarial" and len(self.clean) == 1:
+        if which == "adversarial":
             right &= self.correct("clean")
         return np.asarray(right)

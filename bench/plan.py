@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -189,8 +190,14 @@ class Cell:
         return _settled(replace(self, defense=create(DEFENSES, parse(BASE))))
 
 
-def plan(request: Request, subject: Subject | None = None) -> list[Cell]:
+def _ignore(_: str) -> None:
+    pass
+
+
+def plan(request: Request, subject: Subject | None = None, note: Callable[[str], None] = _ignore) -> list[Cell]:
     """All cells of a request, each base before the first row that needs it, without duplicates.
+
+    `note` is told where a requested gradient is not offered and the native one takes its place.
 
     Raises `BadInput` for anything that cannot work, before anything is computed.
     """
@@ -204,6 +211,10 @@ def plan(request: Request, subject: Subject | None = None) -> list[Cell]:
             for (choice, _), (gradient, law) in zip(attacks, settings, strict=True):
                 cell = Cell(subject, defense, choice.attack, gradient, law, seed, request.build_seed)
                 _check_gradient(cell)
+                if cell.gradient not in cell.gradients:
+                    note(
+                        f"{defense.spec} offers no gradient {cell.gradient!r}; it runs with its native one, as {choice.attack.spec}"
+                    )
                 cell = _settled(cell)
                 for one in filter(None, (cell.base(), cell)):
                     cells.setdefault(one.id, one)

@@ -153,10 +153,11 @@ def _check_gradient(classifier: DefendedClassifier, images: Tensor, labels: Tens
     if output.requires_grad:
         (slope,) = torch.autograd.grad(cross_entropy(output, labels).sum(), leaf, allow_unused=True)
     blocked = 1.0 if slope is None else float((slope.flatten(1).abs().amax(1) == 0).float().mean())
+    others = [name for name in classifier.gradients if name != gradient]
+    way_out = f"attack with gradient {others[0]}" if others else "put what blocks it into an InputTransform, which offers bpda"
     if blocked > 0.1:
         yield Finding(
             name="zero-gradient",
             verdict="warn",
-            message=f"{blocked:.0%} of probed images have no {gradient} gradient: the number is no evidence of robustness; "
-            "attack with another gradient (bpda) or without one",
+            message=f"{blocked:.0%} of probed images have no {gradient} gradient: this is no evidence of robustness; {way_out}",
         )

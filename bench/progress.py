@@ -31,7 +31,7 @@ class Reporter:
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
         self._right: dict[str, float] = {}
-        self._began: dict[str, float] = {}
+        self._fresh: dict[str, tuple[int, float]] = {}
         self._logged: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> Reporter:
@@ -43,22 +43,31 @@ class Reporter:
 
     def __call__(self, cell: Cell, images: int, total: int, right: float) -> None:
         """Take note of a cell's beginning (no images) or of a finished part and the share of it still right."""
-        if cell.id not in self._began:
+        if cell.id not in self._tasks:
             self._start(cell, total)
         self._done[cell.id] += images
         self._right[cell.id] += right * images
         count = self._done[cell.id]
-        if not count:
+        if not images:
+            # Parts found on disk cost no time and must not enter the estimate.
+            self._fresh.setdefault(cell.id, (count, time.monotonic()))
             return
         robust = f"{100 * self._right[cell.id] / count:.1f} %"
         self._bars.update(self._tasks[cell.id], completed=count, robust=robust)
         if not self._live and self._due(cell, count, total):
-            spent = time.monotonic() - self._began[cell.id]
-            left = spent / count * (total - count)
-            print(f"{cell}: {count}/{total} images, robust {robust}, ETA {left:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{cell}: {count}/{total} images, robust {robust}, ETA {self._left(cell, count, total)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _left(self, cell: Cell, count: int, total: int) -> str:
+        done_before, since = self._fresh.get(cell.id, (count, 0.0))
+        if count <= done_before:
+            return "unknown"
+        return f"{(time.monotonic() - since) / (count - done_before) * (total - count):.0f} s"
 
     def _start(self, cell: Cell, total: int) -> None:
-        self._began[cell.id] = time.monotonic()
         self._done[cell.id], self._right[cell.id] = 0, 0.0
         self._logged[cell.id] = (0, time.monotonic())
         self._tasks[cell.id] = self._bars.add_task(str(cell), total=total, robust="...")

@@ -197,12 +197,15 @@ def cell_id(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def without_folders(spec: str) -> str:
+    """A spec with of each path only the file's name: npz:/data/x.npz becomes npz:x.npz, but step=2/255 stays."""
+    return re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", spec)
+
+
 def file_stem(title: Title, cell: str) -> str:
     """A file name from readable words and a cell id."""
     words = [title["dataset"], title["defense"], title["attack"]]
-    # Of a path only the file's name: /data/x.npz becomes x.npz, but 2/255 stays.
-    short = [re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", word) for word in words]
-    cleaned = [re.sub(r"[^A-Za-z0-9.+=-]+", "_", word)[:40] for word in short]
+    cleaned = [re.sub(r"[^A-Za-z0-9.+=-]+", "_", without_folders(word))[:40] for word in words]
     return "--".join([*cleaned, cell])
 
 

@@ -144,7 +144,7 @@ def existing_file(path: str, what: str) -> Path:
 
 
 def load_file(path: str, what: str) -> ModuleType:
-    """Import a Python file as a module of its own, once per content."""
+    """Import a Python file as a module of its own, once per content; it may import its neighbours."""
     file = existing_file(path, f"{what} {path}@...")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     name = f"_bench_file_{file.stem}_{digest}"
@@ -155,11 +155,15 @@ def load_file(path: str, what: str) -> ModuleType:
         raise BadInput(f"{path} is not a Python file: give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise BadInput(f"{path} fails on import with {one_line(error)}: mend it") from error
+    finally:
+        sys.path.remove(folder)
     return module
 
 

@@ -289,9 +289,10 @@ def worst_case(correct: Sequence[Bools]) -> Floats:
     """Each image's share of right answers under the attack that is worst for it (Carlini et al., arXiv 1902.06705).
 
     With one judged draw an attack, the defense is taken as deterministic: an image is right if it is right under all
-    attacks. Otherwise the attack is chosen on the draws 0, 2, 4, … (lowest share right; of equals the one that is lower
-    over all images) and the share is reported on the draws 1, 3, 5, …, also where there is one attack: the luck of the
-    draws that made an attack look worst cannot enter the number.
+    attacks. Otherwise the draws are split into even and odd ones: the attack is chosen on one half (lowest share right; of
+    equals the one that is lower over all images) and its share reported on the other, both ways round, and the two are
+    averaged. So the luck of the draws that made an attack look worst cannot enter the number, and with one attack it is
+    that attack's own mean.
 
     Args:
         correct: for each attack, bool (n, draws). The number of draws is 1 for all attacks or at least 2 for each.
@@ -308,10 +309,15 @@ def worst_case(correct: Sequence[Bools]) -> Floats:
     if draws == {1}:
         always: Bools = np.all([judged[:, 0] for judged in correct], axis=0)
         return always.astype(np.float64)
-    strongest_first = sorted(correct, key=lambda judged: float(judged[:, 0::2].mean()))
-    chosen = np.argmin([judged[:, 0::2].mean(axis=1) for judged in strongest_first], axis=0)
-    reported = np.array([judged[:, 1::2].mean(axis=1) for judged in strongest_first])
-    shares: Floats = reported[chosen, np.arange(chosen.size)]
+    even, odd = ([judged[:, start::2].mean(axis=1) for judged in correct] for start in (0, 1))
+    return (_chosen(even, odd) + _chosen(odd, even)) / 2
+
+
+def _chosen(choose: list[Floats], report: list[Floats]) -> Floats:
+    """Choose each image's attack by one list of shares (n,), report its share from the other."""
+    strongest_first = sorted(range(len(choose)), key=lambda attack: float(choose[attack].mean()))
+    chosen = np.argmin([choose[attack] for attack in strongest_first], axis=0)
+    shares: Floats = np.array([report[attack] for attack in strongest_first])[chosen, np.arange(chosen.size)]
     return shares
 
 

@@ -339,7 +339,8 @@ def test_record_round_trip_and_self_consistency(tmp_path):
     assert read_record(path) == record
     assert len(path.read_bytes()) < 60_000
     metrics = record.metrics
-    correct = record.outcomes.predictions("adversarial") == record.outcomes.true_labels()[:, None]
+    right = [record.outcomes.predictions(w) == record.outcomes.true_labels()[:, None] for w in ("adversarial", "clean")]
+    correct = right[0] & right[1]
     assert metrics.adversarial.mean.value == pytest.approx(correct.mean())
     assert metrics.adversarial.all_draws.value == pytest.approx(correct.all(1).mean())
     assert metrics.replayed.mean.value <= metrics.clean.mean.value
@@ -354,6 +355,8 @@ def test_clean_wrong_images_are_broken(tmp_path):
         3, np.arange(3), np.array([0, 1, 2]), np.array([[1], [1], [2]]), np.array([[0], [1], [0]]), np.empty((3, 0), int)
     )
     assert outcomes.correct("adversarial").tolist() == [[False], [True], [False]]
+    draws = Outcomes.of(3, np.arange(1), np.array([0]), np.array([[1, 0]]), np.array([[0, 0]]), np.empty((1, 0), int))
+    assert draws.correct("adversarial").tolist() == [[False, True]], "draw by draw, on the same noise"
 
 
 @pytest.mark.parametrize("classes", [2, 10, 36, 37, 1000])
@@ -557,3 +560,40 @@ def test_evaluate_refuses_what_the_command_refuses(arguments):
     with pytest.raises(bench.BadInput) as error:
         bench.evaluate(toy_model.make_model(), **{"dataset": "toy:n=5", "attacks": "null", "device": "cpu", **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_a_defense_may_train_its_copy(tmp_path):
+    records = {r.title["defense"]: r for r in run(tmp_path, defenses=("toy-trainer",), attacks=("pgd:steps=2",))}
+    assert records["toy-trainer"].metrics.clean.mean.value > 0.5
+    assert records["toy-trainer"].access == ["training data"]
+    assert records["undefended"].metrics.clean.mean.value == 1
+
+
+def test_a_gradient_that_is_not_offered_is_said():
+    said = []
+    plan(request(defenses=("undefended",), attacks=("bpda",)), note=said.append)
+    assert len(said) == 1 and "offers no gradient 'bpda'" in said[0]
+    said.clear()
+    plan(request(defenses=("toy-jitter",), attacks=("bpda", "pgd")), note=said.append)
+    assert said == [], "the base under a defense's attack is no request of the user"
+
+
+def test_a_missing_gradient_does_not_matter_to_an_attack_without(tmp_path):
+    class Blocked(nn.Module):
+        def forward(self, images):
+            return toy_model.make_model()((images * 8).round() / 8)
+
+    report = bench.evaluate(Blocked(), dataset="toy:n=20", attacks=["null", "pgd:steps=2"], device="cpu")
+    assert [("zero-gradient" in {f.name for f in r.findings}) for r in report.records] == [False, True]
+
+
+def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
+    record = run(tmp_path, defenses=("undefended",), attacks=("pgd:steps=1",))[0]
+    older = record.model_copy(update={"finished": "2000-01-01T00:00:00+00:00", "cell": "0" * 16})
+    (board,) = boards([record, older])
+    assert board.numbers["passes_per_image"].iloc[0] == record.cost.attack_forwards + record.cost.attack_backwards
+
+
+def test_evaluate_wants_a_module():
+    with pytest.raises(bench.BadInput, match="give the module itself"):
+        bench.evaluate(toy_model.make_model, dataset="toy:n=5")

@@ -163,3 +163,17 @@ class Honest(Defense[NoParams]):
         images, labels = access.training_data()
         assert len(images) == len(labels)
         return classifier
+
+
+@DEFENSES.register("toy-trainer")
+class Trainer(Defense[NoParams]):
+    """Takes one step of ordinary training on the training images."""
+
+    needs = frozenset({Need.TRAINING_DATA})
+
+    def build(self, classifier, access, noise):
+        images, labels = access.training_data()
+        optimiser = torch.optim.SGD(classifier.parameters(), lr=1e-4)
+        torch.nn.functional.cross_entropy(classifier(images, noise), labels).backward()
+        optimiser.step()
+        return classifier

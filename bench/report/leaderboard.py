@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
-from bench.record import Failure, Record, Share, read_folder
+from bench.record import Failure, Record, Share, read_folder, without_folders
 from bench.statistics import wilson, worst_case
 
 _NOTE = (
@@ -23,7 +24,8 @@ _NOTE = (
 )
 _STOCHASTIC_NOTE = (
     " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts images right in every one, "
-    "clean -> attacked, so that luck shows; `replayed` is judged on the attack's own tapes."
+    "clean -> attacked, so that luck shows; `replayed` is judged on the attack's own tapes. An answer counts as robust if it was "
+    "right on the clean image under the same draw."
 )
 
 
@@ -35,7 +37,8 @@ def note(records: Iterable[Record]) -> str:
 def heading(record: Record) -> str:
     """Data set, classifier, threat model and number of images."""
     title, scale = record.title, record.scale
-    return f"{title['dataset']}, {title['classifier']}, {title['threat']}, {scale['n']} of {scale['available']} images"
+    names = f"{without_folders(title['dataset'])}, {without_folders(title['classifier'])}"
+    return f"{names}, {title['threat']}, {scale['n']} of {scale['available']} images"
 
 
 def attack_label(record: Record) -> str:
@@ -123,11 +126,14 @@ class Entry:
         """Any of them."""
         return self.records[0]
 
-    def worst(self) -> Share:
-        """Worst case per image over all attacks and attack seeds, with its interval.
+    def flags(self) -> str:
+        """What a reader must know; a missing gradient only where no attack without that flaw went lower."""
+        lowest = min(self.records, key=lambda record: record.metrics.adversarial.mean.value)
+        found = flags(self.records).split(", ")
+        return ", ".join(flag for flag in found if flag != "zero-gradient" or flag in flags([lowest]).split(", "))
 
-        For a stochastic defense the worst attack of an image is chosen on the even judged draws and reported on the odd ones.
-        """
+    def worst(self) -> Share:
+        """Worst case per image over all attacks and attack seeds, with its interval; see `statistics.worst_case`."""
         values = worst_case([record.outcomes.correct("adversarial") for record in self.records])
         return _share(values)
 
@@ -136,14 +142,22 @@ class Entry:
         shares = [r.outcomes.correct("replayed").mean(1) for r in self.records if r.outcomes.replayed]
         return _share(np.min(shares, axis=0)) if shares else None
 
-    def all_draws(self) -> Share:
-        """Images right in every judged draw under every attack."""
-        return _share(np.min([r.outcomes.correct("adversarial").all(1) for r in self.records], axis=0))
+    def all_draws(self, which: str) -> Share:
+        """Images right in every judged draw under every attack and seed, `clean` or `adversarial`."""
+        return _share(np.min([r.outcomes.correct(which).all(1) for r in self.records], axis=0))
 
 
 def _share(values: npt.NDArray[Any]) -> Share:
     interval = wilson(float(values.sum()), len(values))
     return Share(value=interval.value, low=interval.low, high=interval.high)
+
+
+def _newest(records: Iterable[Record]) -> list[Record]:
+    """One record for each defense, attack and seed: of an attack's versions the last that ran."""
+    kept: dict[tuple[str, ...], Record] = {}
+    for record in sorted(records, key=lambda record: record.finished):
+        kept[(_defense(record), attack_label(record), record.title["seed"])] = record
+    return list(kept.values())
 
 
 def _subject(record: Record) -> tuple[str, ...]:
@@ -187,16 +201,25 @@ def boards(records: Sequence[Record]) -> list[Board]:
 
 def _board(group: list[Record], everything: Sequence[Record]) -> Board:
     rows: dict[str, list[Record]] = defaultdict(list)
-    for record in group:
+    for record in _newest(group):
         rows[_defense(record)].append(record)
     columns = list(dict.fromkeys(attack_label(record) for record in group))
     by_cell = {record.cell: record for record in everything}
     entries = [Entry(found) for found in rows.values()]
     entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
     first = group[0]
-    texts = [_text_row(entry, columns, by_cell) for entry in entries]
+    names = _names(entries)
+    texts = [{"defense": name, **_text_row(entry, columns, by_cell)} for name, entry in zip(names, entries, strict=True)]
     numbers = [{"subject": heading(first), **_number_row(entry, by_cell)} for entry in entries]
     return Board(heading(first), note(group), _without_empty_columns(texts), pd.DataFrame(numbers))
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """Names of the rows; where two rows share one (an edited plugin), with the start of their identity's hash."""
+    titles = [entry.first.title["defense"] for entry in entries]
+    hashes = [hashlib.sha256(_defense(entry.first).encode()).hexdigest()[:6] for entry in entries]
+    unique = [t if titles.count(t) == 1 else f"{t} #{h}" for t, h in zip(titles, hashes, strict=True)]
+    return [_struck(name, entry.records) for name, entry in zip(unique, entries, strict=True)]
 
 
 def _base_of(entry: Entry, by_cell: dict[str, Record]) -> Entry | None:
@@ -208,18 +231,19 @@ def _text_row(entry: Entry, columns: list[str], by_cell: dict[str, Record]) -> d
     metrics, base, replayed = entry.first.metrics, _base_of(entry, by_cell), entry.replayed()
     draws = metrics.adversarial.draws
     return {
-        "defense": _struck(entry.first.title["defense"], entry.records),
         "clean": str(metrics.clean.mean),
         **{column: _attack_cell(entry, column) for column in columns},
         "worst case": str(entry.worst()),
         "replayed": str(replayed) if replayed else "",
-        "all draws": f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * entry.all_draws().value:.1f}" if draws > 1 else "",
+        "all draws": f"{100 * entry.all_draws('clean').value:.1f} -> {100 * entry.all_draws('adversarial').value:.1f}"
+        if draws > 1
+        else "",
         "base": f"{100 * base.worst().value:.1f}" if base else "",
         "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * _lowest_f1(entry):.1f}",
         "constant": f"{100 * metrics.constant_accuracy:.1f}",
         "data access": ", ".join(entry.first.access) or "none",
         "passes/image": f"{_passes(entry):.0f}",
-        "flags": flags(entry.records),
+        "flags": entry.flags(),
     }
 
 
@@ -259,7 +283,7 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
         "collapsed": any(record.metrics.collapsed for record in entry.records),
         "data_access": ", ".join(entry.first.access) or "none",
         "passes_per_image": _passes(entry),
-        "flags": flags(entry.records),
+        "flags": entry.flags(),
         "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
         "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),
     }
@@ -275,7 +299,8 @@ def load(folders: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
                 records.setdefault(found.cell, found)
             else:
                 failures.setdefault(found.cell, found)
-    return list(records.values()), [failure for cell, failure in failures.items() if cell not in records]
+    done = [record.title for record in records.values()]
+    return list(records.values()), [failure for failure in failures.values() if failure.title not in done]
 
 
 def markdown(found: Sequence[Board], failures: Sequence[Failure] = ()) -> str:
