@@ -1,5 +1,6 @@
 """PGD against foolbox and torchattacks on the same nets, images, steps and threads, in one run.
 
+    pip install foolbox; pip install --no-deps torchattacks      # whose pins would downgrade requests
     BENCH_REAL_DATA=/path/with/data/and/models pytest benchmarks --benchmark-group-by=group
 
 The table's parentheses are the ratios to the fastest of a group. The undefended ResNet-20 shows what retiring broken images is
