@@ -11,8 +11,8 @@ from bench.data import mnist5k
 from bench.data.mnist5k import Mnist5k
 from bench.data.npz import Npz, NpzParams
 from bench.data.order import interleaved, is_mixed
-from bench.errors import BadInput
 from bench.spec import Params, canonical, parse, read_params
+from tests.toys import message
 
 IMAGES = np.arange(6 * 5 * 4, dtype=np.uint8).reshape(6, 5, 4)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
@@ -22,14 +22,6 @@ def npz(tmp_path, split="test", drawn_from="", **arrays):
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)
     return Npz(NpzParams(path=str(path), split=split, drawn_from=drawn_from))
-
-
-def message(call):
-    with pytest.raises(BadInput) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # Order ----------------------------------------------------------------------------------------------------------------

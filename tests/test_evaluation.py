@@ -519,6 +519,22 @@ def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.error.json"))
 
 
+def test_saved_parts_are_not_computed_again(tmp_path):
+    work = bench.work.Workspace(tmp_path / "w")
+    work.folder.mkdir()
+    work.save((0, 64), {"x": np.arange(3)})
+    computed, reported = [], []
+
+    def compute(part):
+        computed.append(part)
+        return {"x": np.arange(5)}
+
+    parts = [(0, 64), (64, 100)]
+    found = bench.work.complete(work, parts, compute, lambda: False, lambda part, arrays: reported.append(part))
+    assert computed == [(64, 100)] and reported == parts
+    assert [len(found[part]["x"]) for part in parts] == [3, 5]
+
+
 def test_a_stale_claim_is_taken_over(tmp_path):
     work = bench.work.Workspace(tmp_path / "w")
     claim = tmp_path / "w" / "claim-0000000-0000064"

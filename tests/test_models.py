@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from bench.data.npz import Npz, NpzParams
-from bench.errors import BadInput
 from bench.models import zoo
 from bench.models.file import File, FileParams
 from bench.models.nets import ARCHITECTURES, build
@@ -16,16 +15,9 @@ from bench.models.training import clean_accuracy
 from bench.models.zoo import Zoo, ZooParams
 from bench.noise import Noise
 from bench.spec import canonical, parse, read_params
+from tests.toys import message
 
 LAYERS = [["conv", 1, 2, 4, 2, 1], ["relu"], ["flat"], ["lin", 32, 5], ["relu"], ["lin", 5, 3]]
-
-
-def message(call):
-    with pytest.raises(BadInput) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def noise(n):

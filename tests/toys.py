@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier
+from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.noise import Noise
 from bench.victim import Victim, frozen
@@ -96,3 +98,12 @@ def attack_robust(model: DefendedClassifier, images: Tensor, labels: Tensor, att
 
 def classifier(model: nn.Module, classes: int) -> Classifier:
     return Classifier(model, classes).eval()
+
+
+def message(call) -> str:
+    """The message of the `BadInput` that a call raises, one line."""
+    with pytest.raises(BadInput) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
