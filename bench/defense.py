@@ -44,7 +44,6 @@ class DataAccess:
         self._needs = needs
         self._sources = sources
         self._defense = defense
-        self.used: set[Need] = set()
 
     def training_data(self) -> tuple[Tensor, Tensor]:
         """Training images (n, C, H, W) in [0, 1] and labels (n,) of the data set under evaluation."""
@@ -55,7 +54,6 @@ class DataAccess:
             raise AccessDenied(f"defense {self._defense!r} asked for {need} without declaring it: add it to `needs`")
         if need not in self._sources:
             raise BadInput(f"defense {self._defense!r} needs {need}, which this data set does not offer: use another")
-        self.used.add(need)
         return self._sources[need]()
 
 

@@ -241,8 +241,8 @@ class _Compute:
 
     def report(self, part: Part, arrays: Arrays) -> None:
         """Tell the progress callback of a finished part."""
-        labels = self.cell.subject.images.at(np.arange(*part)).labels.numpy()
-        right = float((arrays["adversarial"] == labels[:, None]).mean())
+        labels = self.cell.subject.images.at(np.arange(*part)).labels.numpy()[:, None]
+        right = float(((arrays["adversarial"] == labels) & (arrays["clean"] == labels)).mean())
         _report(self.options, self.cell, part[1] - part[0], right)
 
     def __call__(self, part: Part) -> Arrays:
@@ -258,38 +258,41 @@ class _Compute:
         images = subset.pixels().to(self.options.device)
         labels = subset.labels.to(self.options.device)
         clean = self._judge(images, subset.ids)
-        # A deterministic defense that is wrong on the clean image is broken already.
-        stochastic = self.defended.stochastic
-        chosen = torch.ones(len(images), dtype=torch.bool) if stochastic else clean[:, 0] == labels.cpu()
-        on_device = chosen.to(images.device)
+        fixed = self._fixed(images, subset.ids, clean)
+        # Where the attacked function is fixed and wrong on the clean image, the image is broken already.
+        chosen = torch.ones(len(images), dtype=torch.bool) if fixed is None else fixed == subset.labels
         victim = self._victim(subset.ids[chosen.numpy()])
-        points = images.clone()
-        if not bool(chosen.any()):
-            attacked = Attacked(images[:0], clean[:0], 0)
-        else:
-            attacked = self.cell.attack.plugin(victim, images[on_device], labels[on_device], self.cell.subject.threat)
-            points[on_device] = attacked.points
-        adversarial = clean.clone()
-        if stochastic:
-            adversarial = self._judge(points, subset.ids)
-        else:
-            adversarial[chosen] = attacked.predictions.cpu()
-        replayed = attacked.predictions.cpu() if stochastic else torch.empty(len(images), 0, dtype=torch.int64)
-        forwards, backwards = torch.zeros(2, len(images), dtype=torch.int64)
-        forwards[chosen], backwards[chosen] = victim.forwards.cpu(), victim.backwards.cpu()
+        points, attacked = images.clone(), Attacked(images[:0], clean[:0], 0)
+        if bool(chosen.any()):
+            here = chosen.to(images.device)
+            attacked = self.cell.attack.plugin(victim, images[here], labels[here], self.cell.subject.threat)
+            points[here] = attacked.points
+        answers = attacked.predictions.cpu()
+        if fixed is not None:
+            answers = fixed[:, None].clone()
+            answers[chosen] = attacked.predictions.cpu()
+        stochastic = self.defended.stochastic
+        passes = torch.zeros(2, len(images), dtype=torch.int64)
+        passes[:, chosen] = torch.stack([victim.forwards, victim.backwards]).cpu()
         tensors = {
             "points": points.cpu(),
             "clean": clean,
-            "adversarial": adversarial,
-            "replayed": replayed,
-            "forwards": forwards,
-            "backwards": backwards,
+            "adversarial": self._judge(points, subset.ids) if stochastic else answers,
+            "replayed": answers if stochastic else answers[:, :0],
+            "forwards": passes[0],
+            "backwards": passes[1],
         }
         flags = {"reprojected": attacked.reprojected, "blocked": int(victim.gradient_blocked)}
         return {
             **{name: tensor.numpy() for name, tensor in tensors.items()},
             **{name: np.array([value]) for name, value in flags.items()},
         }
+
+    def _fixed(self, images: Tensor, ids: Any, clean: Tensor) -> Tensor | None:
+        """Predictions (n,) of the attacked function on the clean images where that function is fixed, else None."""
+        if not self.defended.stochastic:
+            return clean[:, 0]
+        return self._victim(ids).verify(images)[:, 0].cpu() if self.cell.law.deterministic else None
 
     def _victim(self, ids: Any) -> Victim:
         return Victim(
@@ -386,7 +389,7 @@ def _attack_findings(cell: Cell, arrays: Arrays) -> Iterator[Finding]:
 
 def _cost(cell: Cell, arrays: Arrays) -> Cost:
     forwards, backwards = cast(Any, arrays["forwards"]), cast(Any, arrays["backwards"])
-    judged = 2 * cell.judged_draws if cell.stochastic else 1
+    judged = 2 * cell.judged_draws + cell.law.deterministic if cell.stochastic else 1
     return Cost(
         attack_forwards=float(forwards.mean()),
         attack_backwards=float(backwards.mean()),

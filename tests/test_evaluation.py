@@ -27,6 +27,7 @@ from bench.report.leaderboard import boards, csv, markdown, rows_table
 from bench.verify import verify
 from bench.work import MIN_PART_IMAGES, parts_of
 from tests import toy_model, toy_plugins
+from tests.toy_plugins import Toy
 from tests.toys import linear_problem
 
 ROOT = Path(__file__).parents[1]
@@ -613,3 +614,15 @@ def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
 def test_evaluate_wants_a_module():
     with pytest.raises(bench.BadInput, match="give the module itself"):
         bench.evaluate(toy_model.make_model, dataset="toy:n=5")
+
+
+def test_an_image_that_is_wrong_on_its_tape_stays_broken_under_replay(tmp_path):
+    """Whatever the attack makes of it: the attacked function is fixed, so the deterministic rule holds."""
+    record = run(tmp_path, attacks=("toy-mend+replay",), eps=0.3)[-1]
+    null = run(tmp_path, attacks=("null+replay",), eps=0.3)[-1]
+    wrong_on_tape = ~null.outcomes.correct("replayed")[:, 0]
+    assert 5 < wrong_on_tape.sum() < 100
+    assert not record.outcomes.correct("replayed")[wrong_on_tape].any()
+    assert record.metrics.replayed.mean.value <= null.metrics.replayed.mean.value
+    points = load_file(tmp_path / record.points.file)["points"]
+    assert (points[wrong_on_tape] == Toy(Toy.Params(n=150)).test().images.numpy()[wrong_on_tape]).all()

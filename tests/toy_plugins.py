@@ -12,6 +12,7 @@ from pydantic import Field
 from bench.attack import Attack
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import Defense, InputTransform, Need, NoParams
+from bench.losses import margin
 from bench.plugins import ATTACKS, DATASETS, DEFENSES
 from bench.spec import Params
 from tests.toys import linear_problem
@@ -177,3 +178,13 @@ class Trainer(Defense[NoParams]):
         torch.nn.functional.cross_entropy(classifier(images, noise), labels).backward()
         optimiser.step()
         return classifier
+
+
+@ATTACKS.register("toy-mend")
+class Mend(Attack[NoParams]):
+    """Lowers the loss instead of raising it: an attack that mends what was wrong."""
+
+    def run(self, victim, images, labels, threat):
+        rows = torch.arange(len(images))
+        slope = victim.objective(labels, margin)(images, rows, 0, True).gradient
+        return threat.ascend(images, -slope, threat.eps, images)
