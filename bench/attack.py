@@ -9,12 +9,47 @@ from typing import ClassVar, Generic, TypeVar, final
 import torch
 from torch import Tensor
 
+from bench.audit import Finding
 from bench.defense import Card, NoParams
+from bench.noise import Law
+from bench.outcomes import NO_STAGE
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
 P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where an attack is to run.
+
+    Attributes:
+        stochastic: whether the defended classifier draws random numbers.
+        law: how queries draw them.
+        num_classes: number of classes K.
+    """
+
+    stochastic: bool
+    law: Law
+    threat: ThreatModel
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `Attack.run` returns where points alone do not tell all.
+
+    Attributes:
+        points: (n, C, H, W).
+        stages: which of the attack's stages broke each image in its own view, int64 (n,);
+            `NO_STAGE` where none did, `WRONG_BEFORE` where the image was wrong before the first.
+        findings: what a reader of the number must know.
+    """
+
+    points: Tensor
+    stages: Tensor | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,11 +61,14 @@ class Attacked:
         predictions: predicted labels of the points re-evaluated in float32 on the native forward pass; int64 (n, draws). One
             column for a deterministic defense, one a tape under replay, none under fresh randomness, where the judge decides.
         reprojected: how many points the attack had left outside ball or box.
+        stages, findings: as the attack returned them; see `Found`.
     """
 
     points: Tensor
     predictions: Tensor
     reprojected: int
+    stages: Tensor
+    findings: tuple[Finding, ...] = ()
 
 
 class Attack(ABC, Generic[P]):
@@ -40,6 +78,7 @@ class Attack(ABC, Generic[P]):
         Params: the parameter model.
         version: raise it when the points may change; it enters the identity of every result.
         card: paper and note.
+        stages: names of the attacks that run one after the other on what the earlier ones left; empty for a single attack.
     """
 
     Params: ClassVar[type[Params]] = NoParams
@@ -49,18 +88,41 @@ class Attack(ABC, Generic[P]):
     def __init__(self, params: P) -> None:
         self.params = params
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages."""
+        return ()
+
+    def unit(self, stochastic: bool) -> int | None:
+        """How many images, counted along the evaluation order, are attacked in one call.
+
+        None where an image's points do not depend on who stands beside it; the engine then chooses.
+        """
+        return None
+
+    def check(self, setting: Setting) -> None:
+        """Raise `BadInput` where the attack makes no sense in this setting; nothing has been computed yet."""
+
+    def review(self, left: dict[str, float]) -> list[Finding]:
+        """Findings on a whole cell from the share of images that each stage left standing, in the order of the stages."""
+        return []
+
     @abstractmethod
-    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor | Found:
         """Adversarial points of the shape of `images` (n, C, H, W); row i belongs to the victim's row i."""
 
     @final
     def __call__(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Attacked:
         """Run the attack, put its points into ball and box, and re-evaluate them."""
-        points = self.run(victim, images, labels, threat).detach().float()
+        found = self.run(victim, images, labels, threat)
+        if isinstance(found, Tensor):
+            found = Found(found)
+        points = found.points.detach().float()
         if points.shape != images.shape or not bool(torch.isfinite(points).all()):
             raise RuntimeError(f"{type(self).__name__} returned points of shape {tuple(points.shape)} or not finite ones")
         outside = ~threat.contains(points, images)
         if bool(outside.any()):
             points = points.clone()
             points[outside] = threat.project(points[outside], images[outside])
-        return Attacked(points, victim.verify(points), int(outside.sum()))
+        stages = torch.full((len(points),), NO_STAGE) if found.stages is None else found.stages.cpu()
+        return Attacked(points, victim.verify(points), int(outside.sum()), stages, found.findings)

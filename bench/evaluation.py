@@ -18,14 +18,13 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from bench.attack import Attacked
 from bench.audit import Finding
 from bench.data.dataset import ImageSet
 from bench.defense import DataAccess, DefendedClassifier, Need
 from bench.errors import BadInput
 from bench.metrics import measure
 from bench.noise import Noise, Query, Stream, isolated, judging
-from bench.outcomes import Outcomes
+from bench.outcomes import WRONG_BEFORE, Outcomes, Stages
 from bench.plan import Cell, Subject
 from bench.preflight import check, replay_level
 from bench.provenance import environment
@@ -133,7 +132,7 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
         parts: the order in which to take parts; ascending by default.
     """
     work = Workspace(store.work(cell.id))
-    order = list(parts) if parts is not None else parts_of(len(cell.subject.images), options.batch_size)
+    order = list(parts) if parts is not None else _parts(cell, options)
     with exact_float32(options.device):
         defended = build(cell, options.device)
         findings, level = _preflight(cell, defended, options.device)
@@ -157,8 +156,11 @@ def compute_cell(cell: Cell, options: Options) -> Outcomes:
         defended = build(cell, options.device)
         with frozen(defended):
             compute = _Compute(cell, defended, options)
-            parts = parts_of(len(cell.subject.images), options.batch_size)
-            return _outcomes(cell, _merge({part: compute(part) for part in parts}))
+            return _outcomes(cell, _merge({part: compute(part) for part in _parts(cell, options)}))
+
+
+def _parts(cell: Cell, options: Options) -> list[Part]:
+    return parts_of(len(cell.subject.images), options.batch_size, cell.attack.plugin.unit(cell.stochastic))
 
 
 def build(cell: Cell, device: torch.device) -> DefendedClassifier:
@@ -261,32 +263,54 @@ class _Compute:
         fixed = self._fixed(images, subset.ids, clean)
         # Where the attacked function is fixed and wrong on the clean image, the image is broken already.
         chosen = torch.ones(len(images), dtype=torch.bool) if fixed is None else fixed == subset.labels
-        victim = self._victim(subset.ids[chosen.numpy()])
-        points, attacked = images.clone(), Attacked(images[:0], clean[:0], 0)
-        if bool(chosen.any()):
-            here = chosen.to(images.device)
-            attacked = self.cell.attack.plugin(victim, images[here], labels[here], self.cell.subject.threat)
-            points[here] = attacked.points
-        answers = attacked.predictions.cpu()
-        if fixed is not None:
-            answers = fixed[:, None].clone()
-            answers[chosen] = attacked.predictions.cpu()
+        arrays = self._untouched(images, fixed)
+        for block in torch.arange(len(subset)).split(self.cell.attack.plugin.unit(self.cell.stochastic) or len(subset)):
+            here = block[chosen[block]]
+            if len(here):
+                self._attack_block(images, labels, subset.ids, here, arrays)
+        answers = arrays.pop("answers")
         stochastic = self.defended.stochastic
-        passes = torch.zeros(2, len(images), dtype=torch.int64)
-        passes[:, chosen] = torch.stack([victim.forwards, victim.backwards]).cpu()
-        tensors = {
-            "points": points.cpu(),
-            "clean": clean,
-            "adversarial": self._judge(points, subset.ids) if stochastic else answers,
-            "replayed": answers if stochastic else answers[:, :0],
-            "forwards": passes[0],
-            "backwards": passes[1],
-        }
-        flags = {"reprojected": attacked.reprojected, "blocked": int(victim.gradient_blocked)}
+        points = torch.from_numpy(arrays["points"])
         return {
-            **{name: tensor.numpy() for name, tensor in tensors.items()},
-            **{name: np.array([value]) for name, value in flags.items()},
+            **arrays,
+            "clean": clean.numpy(),
+            "adversarial": self._judge(points, subset.ids).numpy() if stochastic else answers,
+            "replayed": answers if stochastic else answers[:, :0],
         }
+
+    def _untouched(self, images: Tensor, fixed: Tensor | None) -> dict[str, Any]:
+        """What is known of a part before any of its images is attacked; images along the first axis."""
+        n = len(images)
+        tapes = self.cell.law.k if self.defended.stochastic and self.cell.law.taped else 0
+        return {
+            "points": images.cpu().numpy().copy(),
+            "answers": np.zeros((n, tapes), dtype=np.int64) if fixed is None else fixed.numpy()[:, None].copy(),
+            "stages": np.full(n, WRONG_BEFORE, dtype=np.int64),
+            "forwards": np.zeros(n, dtype=np.int64),
+            "backwards": np.zeros(n, dtype=np.int64),
+            "reprojected": np.zeros(1, dtype=np.int64),
+            "blocked": np.zeros(1, dtype=np.int64),
+            "findings": np.array([], dtype=np.str_),
+        }
+
+    def _attack_block(self, images: Tensor, labels: Tensor, ids: Any, here: Tensor, arrays: dict[str, Any]) -> None:
+        """Attack the images at positions `here` in one call and enter what came of it."""
+        victim = self._victim(ids[here.numpy()])
+        there = here.to(images.device)
+        attacked = self.cell.attack.plugin(victim, images[there], labels[there], self.cell.subject.threat)
+        found = {
+            "points": attacked.points,
+            "answers": attacked.predictions,
+            "stages": attacked.stages,
+            "forwards": victim.forwards,
+            "backwards": victim.backwards,
+        }
+        for name, tensor in found.items():
+            arrays[name][here.numpy()] = tensor.cpu().numpy()
+        arrays["reprojected"] += attacked.reprojected
+        arrays["blocked"] += victim.gradient_blocked
+        texts = [finding.model_dump_json() for finding in attacked.findings]
+        arrays["findings"] = np.unique(np.array([*arrays["findings"], *texts], dtype=np.str_))
 
     def _fixed(self, images: Tensor, ids: Any, clean: Tensor) -> Tensor | None:
         """Predictions (n,) of the attacked function on the clean images where that function is fixed, else None."""
@@ -346,6 +370,7 @@ def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, sto
         base=base.id if base else "",
         scale={"n": len(subject.images), "available": subject.available, "reduced": len(subject.images) < subject.available},
         outcomes=outcomes,
+        stages=_stages(cell, arrays),
         metrics=measure(outcomes, control=cell.attack.plugin.card.control),
         findings=[*_that_matter(findings, arrays), *_attack_findings(cell, arrays)],
         cost=_cost(cell, arrays),
@@ -365,6 +390,13 @@ def _outcomes(cell: Cell, arrays: Arrays) -> Outcomes:
     )
 
 
+def _stages(cell: Cell, arrays: Arrays) -> Stages | None:
+    names = cell.attack.plugin.stages
+    if not names:
+        return None
+    return Stages.of(names, cast(Any, arrays["stages"]))
+
+
 def _that_matter(findings: list[Finding], arrays: Arrays) -> list[Finding]:
     """Without the missing gradient where the attack asked for none."""
     used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
@@ -372,6 +404,11 @@ def _that_matter(findings: list[Finding], arrays: Arrays) -> list[Finding]:
 
 
 def _attack_findings(cell: Cell, arrays: Arrays) -> Iterator[Finding]:
+    for text in np.unique(arrays["findings"]):
+        yield Finding.model_validate_json(str(text))
+    stages = _stages(cell, arrays)
+    if stages:
+        yield from cell.attack.plugin.review(stages.left())
     outside = int(cast(Any, arrays["reprojected"]).sum())
     if outside:
         yield Finding(

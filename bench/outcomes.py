@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _WRONG = "-"
 
+NO_STAGE, WRONG_BEFORE = -1, -2
+"""Instead of the index of a stage: none broke the image, or it was wrong before the first began."""
+
 Labels = npt.NDArray[np.int64]
 
 
@@ -116,3 +119,36 @@ class Outcomes(BaseModel):
         if which == "adversarial":
             right &= self.correct("clean")
         return np.asarray(right)
+
+
+class Stages(BaseModel):
+    """Which of an attack's stages broke each image, as the attack itself saw it while it ran.
+
+    A later stage attacks what the earlier ones left. Where nothing is random this is the verdict taken apart; under random draws
+    an attack may take a lucky draw for a success, and the verdict is the judge's alone.
+
+    Attributes:
+        names: the stages in their order.
+        broken_by: one character an image: the stage's index in base 36, `.` where the clean image was wrong already, `-` where all
+            stages failed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: list[str]
+    broken_by: str
+
+    @classmethod
+    def of(cls, names: Sequence[str], stages: Labels) -> Stages:
+        """From indices (n,) of stages, `NO_STAGE` or `WRONG_BEFORE`."""
+        special = {NO_STAGE: _WRONG, WRONG_BEFORE: "."}
+        return cls(names=list(names), broken_by="".join(special.get(int(s)) or _DIGITS[s] for s in stages))
+
+    def left(self) -> dict[str, float]:
+        """Share of the images that each stage left standing, `clean` first."""
+        n, standing = len(self.broken_by), len(self.broken_by) - self.broken_by.count(".")
+        shares = {"clean": standing / n}
+        for index, name in enumerate(self.names):
+            standing -= self.broken_by.count(_DIGITS[index])
+            shares[name] = standing / n
+        return shares

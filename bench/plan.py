@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.attack import Attack
+from bench.attack import Attack, Setting
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier, Defense, Need
 from bench.errors import BadInput
@@ -132,6 +132,11 @@ class Cell:
         return tuple(dict.fromkeys((*self.defense.plugin.gradients, *self.subject.classifier.gradients)))
 
     @property
+    def setting(self) -> Setting:
+        """What the attack may know before anything is built."""
+        return Setting(self.stochastic, self.law, self.subject.threat, self.subject.classifier.num_classes)
+
+    @property
     def judged_draws(self) -> int:
         """Fresh draws an image on which the verdict rests."""
         return JUDGED_DRAWS if self.stochastic else 1
@@ -216,6 +221,7 @@ def plan(request: Request, subject: Subject | None = None, note: Callable[[str],
                         f"{defense.spec} offers no gradient {cell.gradient!r}; it runs with its native one, as {choice.attack.spec}"
                     )
                 cell = _settled(cell)
+                choice.attack.plugin.check(cell.setting)
                 for one in filter(None, (cell.base(), cell)):
                     cells.setdefault(one.id, one)
     return list(cells.values())

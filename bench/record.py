@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from bench.audit import Finding
 from bench.errors import BadInput
-from bench.outcomes import Outcomes
+from bench.outcomes import Outcomes, Stages
 
 SCHEMA: Literal[1] = 1
 
@@ -144,6 +144,7 @@ class Record(BaseModel):
         replay_level: `exact`, `process` or `none`; see `bench.preflight.replay_level`.
         base: cell id of the undefended base under the same attack; empty for the base itself.
         scale: how many images of how many.
+        stages: which stage of the attack broke each image; None for an attack without stages.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -160,6 +161,7 @@ class Record(BaseModel):
     base: str
     scale: Scale
     outcomes: Outcomes
+    stages: Stages | None = None
     metrics: Metrics
     findings: list[Finding]
     cost: Cost

@@ -6,8 +6,10 @@ that stays. An attack asks it for logits, views and objectives; it never meets t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +138,34 @@ class Victim:
         rows = torch.arange(len(points), device=self._device)
         return predict(self.logits(points, rows, Query()))
 
+    def as_function(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The victim as a plain differentiable function, (m, C, H, W) to logits (m, K), for attacks of other libraries.
+
+        Such an attack does not say which images it asks about: they are recognised as the nearest of `images` (n, C, H, W), the
+        victim's clean ones, for the counters alone. Each call is one query; under several draws it returns their mean logits.
+        Raises `RuntimeError` for a stochastic victim of several images, whose draws are keyed by image.
+        """
+        if self.stochastic and len(images) > 1:
+            raise RuntimeError("a stochastic victim is a function of one image: hand it over image by image")
+        calls = count()
+
+        def function(x: Tensor) -> Tensor:
+            rows = _nearest(x, images)
+            stream, draws = self._draws(Query(0, next(calls)))
+            metered: Tensor = _Meter.apply(x, lambda: self._count_backward(rows, len(draws)))
+            forward = self._classifier.twin(self._gradient, "logits")
+            output = self._forward(forward, metered, rows, stream, draws).mean(1)
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return output
+            self.gradient_blocked |= not output.requires_grad
+            # A path of gradient zero, so that autograd does not refuse a defense that blocks all others.
+            return output + 0 * x.flatten(1).sum(1, keepdim=True)
+
+        return function
+
+    def _count_backward(self, rows: Tensor, draws: int) -> None:
+        self.backwards.index_add_(0, rows, torch.full_like(rows, draws))
+
     def _draws(self, query: Query) -> tuple[Stream, list[int]]:
         return self.law.draws(query) if self.stochastic else (Stream.ATTACK, [0])
 
@@ -197,11 +227,33 @@ class Victim:
             self.gradient_blocked = True
             return torch.zeros_like(leaf)
         (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-        self.backwards.index_add_(0, rows, torch.full_like(rows, k))
+        self._count_backward(rows, k)
         if slope is None:
             self.gradient_blocked = True
             return torch.zeros_like(leaf)
         return torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class _Meter(torch.autograd.Function):
+    """The identity, which reports each backward pass through it and lets no NaN out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, report: Callable[[], None]) -> Tensor:
+        ctx.report = report
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        ctx.report()
+        return torch.nan_to_num(slope.contiguous(), nan=0.0, posinf=0.0, neginf=0.0), None
+
+
+def _nearest(x: Tensor, images: Tensor) -> Tensor:
+    """Of each of x (m, ...) the index of the nearest of images (n, ...) in L2; int64 (m,)."""
+    if len(x) == len(images):
+        return torch.arange(len(x), device=x.device)
+    with torch.no_grad():
+        return torch.cdist(x.detach().flatten(1), images.flatten(1)).argmin(1)
 
 
 def _join(parts: list[Reading]) -> Reading:

@@ -8,6 +8,11 @@ def make_model():
     return linear_problem(3, 1, active_box=False)[0]
 
 
+def make_four():
+    """The linear model of the toy data set with four classes."""
+    return linear_problem(4, 1, active_box=False)[0]
+
+
 def make_number():
     """Not a model."""
     return 7

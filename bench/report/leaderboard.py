@@ -74,8 +74,16 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     for group in groups.values():
         rows = [_row(record, bases.get(record.base), several) for record in group]
         parts.append(f"{heading(group[0])}\n\n{_markdown(_without_empty_columns(rows))}")
+        parts += [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
     parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
     return "\n\n".join([*parts, note(records)])
+
+
+def stages_line(record: Record) -> str:
+    """What each stage of an attack left standing, in percent; `record.stages` must be there."""
+    assert record.stages is not None
+    left = ", ".join(f"{name} {100 * share:.1f}" for name, share in record.stages.left().items())
+    return f"{record.title['defense']}, {attack_label(record)}, left standing by each stage in its own view: {left}"
 
 
 def _without_empty_columns(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
