@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from attacks.autoattack import AutoAttack
 from attacks.pgd import PGD, PGDParams
 from bench.data.npz import Npz
 from bench.models.file import File
@@ -26,11 +27,16 @@ def correct(classifier, images, pixels) -> torch.Tensor:
 
 
 def attack(classifier, images, eps: float, **params):
+    """Robust accuracy under PGD in percent."""
+    return robust(classifier, images, eps, PGD(PGDParams(**params)))
+
+
+def robust(classifier, images, eps: float, attack):
     """Robust accuracy in percent, with points re-checked against ball and box."""
     pixels, threat = images.pixels(), ThreatModel("linf", eps)
     clean = correct(classifier, images, pixels)
     with frozen(classifier):
-        result = PGD(PGDParams(**params))(Victim(classifier, images.ids), pixels, images.labels, threat)
+        result = attack(Victim(classifier, images.ids), pixels, images.labels, threat)
     assert threat.contains(result.points, pixels).all()
     return 100 * float(((result.predictions[:, 0] == images.labels) & clean).float().mean())
 
@@ -49,6 +55,26 @@ def test_pgd_on_robust_cifar_nets(real_data, net, robust):
 def test_pgd_on_a_certified_mnist_net(real_data):
     classifier, images = load(real_data, "mnist_kw_0.1", "mnist", 1000)
     assert attack(classifier, images, 0.1, steps=40, step="0.01") == pytest.approx(95.4, abs=0.2)
+
+
+@pytest.mark.parametrize("n", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_autoattack_leaves_nothing_of_an_undefended_net(real_data, n):
+    classifier, images = load(real_data, "cifar_resnet20", "cifar10_exact", n)
+    assert robust(classifier, images, 8 / 255, AutoAttack(AutoAttack.Params())) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("net", "data", "eps"),
+    [("cifar_kw_wide", "cifar10_exact", 2 / 255), ("cifar_cnn_a_adv", "cifar10_exact", 2 / 255), ("mnist_kw_0.1", "mnist", 0.1)],
+)
+def test_autoattack_leaves_no_more_than_long_pgd(real_data, net, data, eps):
+    classifier, images = load(real_data, net, data, 100)
+    pgd = attack(classifier, images, eps, steps=100, step="eps/16")
+    found = robust(classifier, images, eps, AutoAttack(AutoAttack.Params()))
+    print(f"{net}, first 100: PGD-100 {pgd:.1f}, AutoAttack {found:.1f}")
+    assert found <= pgd
 
 
 @pytest.mark.slow
