@@ -12,7 +12,7 @@ from pyautoattack import checks
 from torch import nn
 
 from attacks import autoattack as module
-from attacks.autoattack import ApgdCe, ApgdT, AutoAttack, FabT, Square
+from attacks.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
 from bench.attack import Setting
 from bench.evaluation import Options, run_cell
 from bench.noise import Law, generators, isolated
@@ -70,6 +70,19 @@ def test_points_are_bit_equal_to_the_librarys_own_harness():
     assert torch.equal(found.points, points)
     assert torch.equal(found.stages == -1, answers == labels)
     assert 0 < (found.stages == -1).sum() < 12
+
+
+@pytest.mark.parametrize(("kind", "params"), [(ApgdCe, {}), (ApgdDlr, {}), (ApgdT, {}), (FabT, {}), (Square, {"queries": 40})])
+def test_each_attack_alone_is_the_librarys(kind, params):
+    model, images, labels, threat, _ = problem(10, 8, standing=0.3)
+    found, _ = run(model, images, labels, make(kind, **params), threat)
+    seed = Victim(model, np.arange(8)).random(torch.zeros(1, dtype=torch.int64)).seed("library")
+    with frozen(model), isolated(0):
+        library = Library(model.network, norm="Linf", eps=threat.eps, seed=seed, version="custom", attacks=[kind.stage])
+        library.apgd.n_restarts, library.square.n_queries = 1, 40
+        points, _ = library.run_standard_evaluation(images, labels, batch_size=8)
+    assert torch.equal(found.points, points)
+    assert not torch.equal(points, images)
 
 
 class Unbreakable(nn.Module):
