@@ -292,6 +292,23 @@ def leaderboard(
 
 
 @app.command()
+def reference(
+    path: Annotated[Path, typer.Argument(help="a CSV file, or a folder of them")] = Path("leaderboards/reference"),
+    dataset: Annotated[str, typer.Option(help="only data sets whose name contains this")] = "",
+    defense: Annotated[str, typer.Option(help="only defenses whose name contains this")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show published numbers, to read beside a leaderboard: who printed them, under which ball and protocol, how doubtful."""
+    from bench.report.reference import read_references, render, select
+
+    found = select(read_references(path), dataset, defense)
+    if as_json:
+        _print_json([row.model_dump(mode="json") for row in found])
+    else:
+        print(render(found))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, devices and plugins that cannot be loaded."""
     from bench.report.doctor import examine, render
