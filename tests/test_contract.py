@@ -11,7 +11,7 @@ from torch import nn
 from attacks.pgd import PGD, PGDParams
 from bench.attack import Attack
 from bench.contract.attack import ATTACK_CHECKS, AttackCase
-from bench.contract.check import examine
+from bench.contract.check import examine, name_of
 from bench.contract.defense import DEFENSE_CHECKS, DefenseCase
 from bench.contract.toys import CLASSES, Linear, SmallNet, gratings, linear_problem
 from bench.defense import Card, Defense, InputTransform, Need
@@ -487,6 +487,20 @@ def without_a_card():
     return attack(Honest.run, card=Card())
 
 
+def with_unread_parameters():
+    class Sizes(PGDParams):
+        sizes: tuple[int, int] = (3, 5)
+
+    return attack(Honest.run, Params=Sizes)
+
+
+def with_loose_parameters():
+    class Loose(PGDParams):
+        model_config = ConfigDict(extra="ignore")
+
+    return attack(Honest.run, Params=Loose)
+
+
 BROKEN_ATTACKS = {
     leaves_the_ball: "points in ball and box",
     works_in_place: "inputs left alone",
@@ -500,12 +514,27 @@ BROKEN_ATTACKS = {
     expects_a_gradient: "works without gradients",
     nameless: "describes itself",
     without_a_card: "describes itself",
+    with_unread_parameters: "parameters survive their spec",
+    with_loose_parameters: "bad parameters are refused",
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN_ATTACKS, ids=lambda broken: broken.__name__)
 def test_each_broken_attack_fails_its_check_and_no_other(broken):
     assert set(failures(ATTACK_CHECKS, AttackCase(broken()))) == {BROKEN_ATTACKS[broken]}
+
+
+def test_every_check_has_caught_something():
+    seen_by_several = {"same noise same logits"}
+    assert {name_of(check) for check in DEFENSE_CHECKS} == {*BROKEN.values(), *seen_by_several}
+    assert {name_of(check) for check in ATTACK_CHECKS} == {*BROKEN_ATTACKS.values(), "engine runs it"}
+
+
+def test_a_class_with_required_parameters_needs_a_spec():
+    class Required(Params):
+        sigma: float
+
+    assert "'sigma' is required" in message(lambda: DefenseCase(defense(Params=Required)))
 
 
 def test_the_linear_problem_knows_its_own_distances():

@@ -31,7 +31,7 @@ from bench.models.classifier import Classifier
 from bench.noise import Law, isolated
 from bench.plan import Cell
 from bench.plugins import ATTACKS, BASE, DEFENSES, AttackChoice, Named, create, create_attack
-from bench.spec import canonical, parse
+from bench.spec import Spec, canonical, parse, read_params
 from bench.threat import Norm, ThreatModel
 from bench.victim import Victim, frozen
 
@@ -96,7 +96,7 @@ def _choice(attack: str | type[Attack[Any]]) -> AttackChoice:
     if isinstance(attack, str):
         return create_attack(attack)
     ATTACKS.check(attack, getattr(attack, "__name__", str(attack)))
-    params = attack.Params()
+    params = read_params(attack.Params, Spec(attack.__name__), f"attack {attack.__name__!r}")
     return AttackChoice(Named(attack.__name__, canonical(attack.__name__, params), attack(params), ()), None, None)
 
 

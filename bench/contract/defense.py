@@ -38,7 +38,7 @@ from bench.models.classifier import Classifier
 from bench.noise import Law, Noise, Stream, isolated
 from bench.plan import Cell, Request, Subject, subject_of
 from bench.plugins import DEFENSES, AttackChoice, Named, create, create_attack
-from bench.spec import canonical, parse
+from bench.spec import Spec, canonical, parse, read_params
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
@@ -131,7 +131,7 @@ def named_defense(defense: str | type[Defense[Any]]) -> Named[Defense[Any]]:
     if isinstance(defense, str):
         return create(DEFENSES, parse(defense))
     DEFENSES.check(defense, getattr(defense, "__name__", str(defense)))
-    params = defense.Params()
+    params = read_params(defense.Params, Spec(defense.__name__), f"defense {defense.__name__!r}")
     return Named(defense.__name__, canonical(defense.__name__, params), defense(params), ())
 
 

@@ -170,8 +170,12 @@ def _row(where: str, values: dict[str, Any]) -> Reference:
 
 
 def select(references: Sequence[Reference], dataset: str = "", defense: str = "") -> list[Reference]:
-    """The rows whose data set and defense contain these words, in any case. Raises `BadInput` where there are none."""
-    found = [r for r in references if _within(dataset, r.dataset) and _within(defense, r.defense)]
+    """The rows whose data set and defense contain these words, in any case; what one source printed twice only once.
+
+    Raises `BadInput` where there are none.
+    """
+    chosen = [r for r in references if _within(dataset, r.dataset) and _within(defense, r.defense)]
+    found = list({r.model_dump_json(exclude={"table", "note"}): r for r in reversed(chosen)}.values())[::-1]
     if not found:
         known = {r.dataset for r in references} if not any(_within(dataset, r.dataset) for r in references) else set()
         known = known or {r.defense for r in references}
