@@ -171,7 +171,7 @@ def list_plugins(
     for name, entries in chosen.items():
         print(name)
         for entry in entries:
-            print(f"  {entry.name:<16}{entry.summary}")
+            print(f"  {entry.name:<15} {entry.summary}")
         if name == "attacks":
             print(f"  any attack also as NAME{', NAME'.join('+' + m for m in MODIFIERS)}, and combined")
 
@@ -192,6 +192,37 @@ def info(name: Annotated[str, typer.Argument(help="a registered name or FILE.py@
         _print_json(described)
     else:
         print(render(described))
+
+
+@app.command()
+def check(
+    plugin: Annotated[str, typer.Argument(help="spec of a defense or an attack, such as my_defense.py@MyDefense:sigma=0.1")],
+    dataset: Annotated[str, typer.Option(help="data set to check a defense on [default: twelve built-in images]")] = "",
+    classifier: Annotated[str | None, typer.Option(help="classifier to check a defense on")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a defense or an attack keeps its contract, and say what to mend. Exit code 1 where it does not."""
+    from bench.contract.command import check_plugin
+
+    found = check_plugin(plugin, _registries(), dataset, classifier)
+    if as_json:
+        _print_json({"verdicts": [vars(verdict) for verdict in found.verdicts], "next": found.advice})
+    else:
+        print(found)
+    if found.broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="defense or attack")],
+    name: Annotated[str, typer.Argument(help="its name, such as my-guard")],
+    package: Annotated[bool, typer.Option("--package", help="write a folder that pip installs")] = False,
+) -> None:
+    """Write a defense or an attack that runs as it is, with its test; put your own method in its place."""
+    from bench.scaffold import write
+
+    print(write(kind, name, Path.cwd(), package=package))
 
 
 @app.command()
@@ -258,6 +289,23 @@ def leaderboard(
         write_whole(out, text.encode())
     except OSError as error:
         raise BadInput(f"cannot write {out} ({error.strerror}): give another file") from error
+
+
+@app.command()
+def reference(
+    path: Annotated[Path, typer.Argument(help="a CSV file, or a folder of them")] = Path("leaderboards/reference"),
+    dataset: Annotated[str, typer.Option(help="only data sets whose name contains this")] = "",
+    defense: Annotated[str, typer.Option(help="only defenses whose name contains this")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show published numbers, to read beside a leaderboard: who printed them, under which ball and protocol, how doubtful."""
+    from bench.report.reference import read_references, render, select
+
+    found = select(read_references(path), dataset, defense)
+    if as_json:
+        _print_json([row.model_dump(mode="json") for row in found])
+    else:
+        print(render(found))
 
 
 @app.command()

@@ -163,11 +163,19 @@ def _parts(cell: Cell, options: Options) -> list[Part]:
     return parts_of(len(cell.subject.images), options.batch_size, cell.attack.plugin.unit(cell.stochastic))
 
 
-def build(cell: Cell, device: torch.device) -> DefendedClassifier:
-    """Build a cell's defended classifier: on `device`, in evaluation mode, the global generators as found."""
+def data_access(cell: Cell) -> DataAccess:
+    """The door to the data that a cell's defense declared."""
+    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell.subject), cell.defense.name)
+
+
+def build(cell: Cell, device: torch.device, access: DataAccess | None = None) -> DefendedClassifier:
+    """Build a cell's defended classifier: on `device`, in evaluation mode, the global generators as found.
+
+    `access` stands in for the cell's own door to its data.
+    """
     subject, defense = cell.subject, cell.defense.plugin
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
-    access = DataAccess(frozenset(defense.needs), _sources(subject), cell.defense.name)
+    access = access or data_access(cell)
     classifier = _copy(subject.classifier).to(device).requires_grad_(True)
     with isolated(cell.build_seed):
         defended = defense.build(classifier, access, noise)

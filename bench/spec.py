@@ -201,6 +201,12 @@ def canonical(name: str, params: Params, positional: str | None = None) -> str:
     return str(Spec(name, first, changed))
 
 
+def spelled_out(name: str, params: Params) -> str:
+    """A spec that writes every parameter, defaults included, apart from those that are None or empty."""
+    values = {key: getattr(params, key) for key in type(params).model_fields}
+    return str(Spec(name, None, {key: _show(value) for key, value in values.items() if value not in (None, "", ())}))
+
+
 def _show(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()

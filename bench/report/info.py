@@ -12,14 +12,20 @@ from bench.spec import Params, nearest, parse, show_number
 
 def describe(name: str, registries: dict[str, Any]) -> dict[str, Any]:
     """Name, kind, description, parameters and card of the plugin called `name`, whichever kind it is."""
-    known = {entry: kind for kind, registry in registries.items() for entry in registry.names()}
-    kind = _kind_in_file(name, registries) if "@" in name else known.get(parse(name).name.split("+")[0])
-    if kind is None:
-        raise BadInput(f"nothing is registered as {name!r}.{nearest(name, known)}")
+    kind = kind_of(name, registries)
     plugin = registries[kind].get(name if "@" in name else parse(name).name.split("+")[0])
     if isinstance(plugin, Alias):
         return {"name": name, "kind": kind, "alias_of": plugin.spec, **_of(parse(plugin.spec).name, kind, registries)}
     return {"name": name, "kind": kind, **_facts(plugin)}
+
+
+def kind_of(name: str, registries: dict[str, Any]) -> str:
+    """The kind of the plugin called `name`, one of the registries' keys. Raises `BadInput` where there is none."""
+    known = {entry: kind for kind, registry in registries.items() for entry in registry.names()}
+    kind = _kind_in_file(name, registries) if "@" in name else known.get(parse(name).name.split("+")[0])
+    if kind is None:
+        raise BadInput(f"nothing is registered as {name!r}.{nearest(name, known)}")
+    return kind
 
 
 def _kind_in_file(name: str, registries: dict[str, Any]) -> str | None:

@@ -1,0 +1,237 @@
+"""The contract of an attack, check by check, on small models whose exact robustness is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.attack import Attack, Attacked
+from bench.contract.check import (
+    Broken,
+    Check,
+    built_in_subject,
+    check_bad_parameters,
+    check_description,
+    check_engine,
+    check_generators,
+    check_round_trip,
+    demand,
+)
+from bench.contract.toys import Jittered, LinearProblem, Quantised, linear_problem
+from bench.data.dataset import ImageSet
+from bench.defense import DefendedClassifier
+from bench.errors import BadInput, one_line
+from bench.laws import read_law
+from bench.models.classifier import Classifier
+from bench.noise import Law, isolated
+from bench.plan import Cell
+from bench.plugins import ATTACKS, BASE, DEFENSES, AttackChoice, Named, create, create_attack
+from bench.spec import Spec, canonical, parse, read_params
+from bench.threat import Norm, ThreatModel
+from bench.victim import Victim, frozen
+
+_EPS: dict[Norm, float] = {"linf": 0.024, "l2": 0.6}
+_LAWS = (Law(), Law("eot", 2), Law("replay"), Law("replay-set", 2))
+_POINT_TOLERANCE = 1e-4
+
+
+class AttackCase:
+    """An attack to check: its spec, such as `my_attack.py@MyAttack:steps=5`, or its class (with its default parameters)."""
+
+    def __init__(self, attack: str | type[Attack[Any]]) -> None:
+        choice = _choice(attack)
+        self.attack, self.gradient = choice.attack, choice.gradient
+        self.plugin: Attack[Any] = self.attack.plugin
+        self.law = read_law(choice.randomness or "fresh")
+        self.subject = built_in_subject()
+        self.images = self.subject.images
+
+    @cached_property
+    def norm(self) -> Norm:
+        """The first norm that the attack takes."""
+        return next(iter(self.points_by_norm))
+
+    @cached_property
+    def points_by_norm(self) -> dict[Norm, Attacked]:
+        """What the attack makes of the built-in images in each norm that it takes."""
+        return dict(self._points())
+
+    def _points(self) -> Iterator[tuple[Norm, Attacked]]:
+        for norm in cast(tuple[Norm, ...], get_args(Norm)):
+            try:
+                yield norm, self.run(self.subject.classifier, self.images, ThreatModel(norm, _EPS[norm]))
+            except BadInput:
+                continue
+
+    @property
+    def threat(self) -> ThreatModel:
+        """A ball in which about half of the images can be broken."""
+        return ThreatModel(self.norm, _EPS[self.norm])
+
+    @cached_property
+    def cell(self) -> Cell:
+        """The cell that the engine runs: the undefended classifier."""
+        base = create(DEFENSES, parse(BASE))
+        return Cell(self.subject, base, self.attack, "full", Law(), seed=0, build_seed=0)
+
+    def run(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law | None = None) -> Attacked:
+        """Run the attack on these images, the global generators seeded alike and left as found."""
+        with isolated(0):
+            return self.run_openly(classifier, images, threat, law)
+
+    def run_openly(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law | None = None) -> Attacked:
+        """Run the attack on these images."""
+        gradient = self.gradient if self.gradient in classifier.gradients else "full"
+        with frozen(classifier):
+            victim = Victim(classifier, images.ids, law=law or self.law, gradient=gradient or "full")
+            return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
+
+
+def _choice(attack: str | type[Attack[Any]]) -> AttackChoice:
+    if isinstance(attack, str):
+        return create_attack(attack)
+    ATTACKS.check(attack, getattr(attack, "__name__", str(attack)))
+    params = read_params(attack.Params, Spec(attack.__name__), f"attack {attack.__name__!r}")
+    return AttackChoice(Named(attack.__name__, canonical(attack.__name__, params), attack(params), ()), None, None)
+
+
+# The checks -------------------------------------------------------------------------------------------------------------------
+
+
+def points_in_ball_and_box(case: AttackCase) -> None:
+    """Points lie in ball and box as they are returned, under every norm that the attack takes."""
+    demand(bool(case.points_by_norm), "it raises BadInput under linf and under l2: take at least one of them")
+    for norm, attacked in case.points_by_norm.items():
+        out = attacked.reprojected
+        demand(out == 0, f"{out} of {len(attacked.points)} points lie outside ball or box under {norm}: end with threat.project")
+
+
+def inputs_left_alone(case: AttackCase) -> None:
+    """Images and labels that it was given stay as they are."""
+    images, labels = case.images.pixels().clone(), case.images.labels.clone()
+    with isolated(0), frozen(case.subject.classifier):
+        case.plugin(Victim(case.subject.classifier, case.images.ids), images, labels, case.threat)
+    same = torch.equal(images, case.images.pixels()) and torch.equal(labels, case.images.labels)
+    demand(same, "it changes the images or labels that it was given: work on a clone")
+
+
+def nothing_in_a_tiny_ball(case: AttackCase) -> None:
+    """In a ball of radius 1e-9 it runs, and no image that is right falls."""
+    found = case.run(case.subject.classifier, case.images, ThreatModel(case.norm, 1e-9))
+    fallen = int((found.predictions[:, 0] != case.images.labels).sum())
+    demand(fallen == 0, f"{fallen} images fall in a ball of radius 1e-9: scale every step by threat.eps")
+
+
+def same_points_again(case: AttackCase) -> None:
+    """Run twice it returns the same points."""
+    first, second = (case.run(case.subject.classifier, case.images, case.threat).points for _ in range(2))
+    demand(torch.equal(first, second), "two runs differ: keep no state, and take every number from `victim.random(rows)`")
+
+
+def generators_untouched(case: AttackCase) -> None:
+    """It neither reads nor moves a global random generator."""
+    check_generators(lambda: case.run_openly(case.subject.classifier, case.images, case.threat).points, "the attack")
+
+
+def rows_stand_alone(case: AttackCase) -> None:
+    """An image's verdict and point depend neither on its batch nor on its place in it."""
+    classifier = case.subject.classifier
+    together = case.run(classifier, case.images, case.threat)
+    order = np.arange(len(case.images))[::-1].copy()
+    turned = case.run(classifier, case.images.at(order), case.threat)
+    alone = [case.run(classifier, case.images.at(np.array([i])), case.threat) for i in range(len(case.images))]
+    for name, points, predictions in (
+        ("place", turned.points.flip(0), turned.predictions.flip(0)),
+        ("batch", torch.cat([one.points for one in alone]), torch.cat([one.predictions for one in alone])),
+    ):
+        # A gradient that is zero up to rounding may change its sign with the batch size; a few points may differ by that.
+        moved = ((points - together.points).abs().flatten(1).amax(1) > _POINT_TOLERANCE).float().mean()
+        same = torch.equal(predictions, together.predictions) and float(moved) <= 0.25
+        demand(same, f"points change with an image's {name}: take no means over the batch, and numbers from `victim.random(rows)`")
+
+
+def sound_on_a_linear_model(case: AttackCase) -> None:
+    """It breaks no image of a linear model that cannot be broken."""
+    problem, broken = _on_a_linear_model(case)
+    wrong = int((broken & (problem.distance > 1.01 * _EPS["linf"])).sum())
+    demand(wrong == 0, f"{wrong} images fall that no attack can break: let the victim's model and the labels alone")
+
+
+def finds_something(case: AttackCase) -> None:
+    """Unless its card says that it is a control, it breaks images of a linear model that can be broken."""
+    problem, broken = _on_a_linear_model(case)
+    found = int(broken.sum())
+    able = int((problem.distance < 0.99 * _EPS["linf"]).sum())
+    demand(
+        found > 0 or case.plugin.card.control,
+        f"it breaks none of {able} images of a linear model that can be broken: maximise the loss or set Card(control=True)",
+    )
+
+
+def _on_a_linear_model(case: AttackCase) -> tuple[LinearProblem, Tensor]:
+    """The problem, and which of its images the attack breaks under Linf; none where it takes no Linf ball."""
+    problem = linear_problem(24)
+    if "linf" not in case.points_by_norm:
+        return problem, torch.zeros(24, dtype=torch.bool)
+    attacked = case.run(Classifier(problem.model, 2).eval(), problem.images, ThreatModel("linf", _EPS["linf"]))
+    return problem, attacked.predictions[:, 0] != problem.images.labels
+
+
+def works_on_random_defenses(case: AttackCase) -> None:
+    """It runs on a stochastic defense under every randomness law."""
+    for law in _LAWS:
+        try:
+            case.run(Jittered(case.subject.classifier), case.images, case.threat, law)
+        except Exception as error:
+            raise Broken(f"it fails on a stochastic defense under {law} ({one_line(error)}): logits are (n, draws, K)") from error
+
+
+def works_without_gradients(case: AttackCase) -> None:
+    """It runs on a defense that has no gradient."""
+    try:
+        case.run(Quantised(case.subject.classifier), case.images, case.threat)
+    except Exception as error:
+        raise Broken(f"it fails where there is no gradient ({one_line(error)}): gradients may be zero; guard divisions") from error
+
+
+def describes_itself(case: AttackCase) -> None:
+    """Docstring, paper or note, version."""
+    check_description(case.plugin)
+
+
+def parameters_survive_their_spec(case: AttackCase) -> None:
+    """Parameters come out of their printed spec again."""
+    check_round_trip(case.plugin, getattr(case.plugin, "positional", None))
+
+
+def bad_parameters_are_refused(case: AttackCase) -> None:
+    """Unknown parameters and senseless values are refused by `BadInput`."""
+    check_bad_parameters(case.plugin, getattr(case.plugin, "positional", None))
+
+
+def engine_runs_it(case: AttackCase) -> None:
+    """The engine runs it on a few images and stores a record that can be read again."""
+    check_engine(case.cell)
+
+
+ATTACK_CHECKS: Sequence[Check[AttackCase]] = (
+    points_in_ball_and_box,
+    inputs_left_alone,
+    nothing_in_a_tiny_ball,
+    same_points_again,
+    generators_untouched,
+    rows_stand_alone,
+    sound_on_a_linear_model,
+    finds_something,
+    works_on_random_defenses,
+    works_without_gradients,
+    describes_itself,
+    parameters_survive_their_spec,
+    bad_parameters_are_refused,
+    engine_runs_it,
+)
