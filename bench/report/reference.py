@@ -23,7 +23,6 @@ BADGES = {
     "secondary": "read where somebody else quotes it",
     "static-transfer": "attacked without the defense: an upper bound that an adaptive attack lowers",
     "suspect": "damaged, swapped, or contradicted in its source",
-    "unpublished": "in no publication",
 }
 """What is wrong with a number, and what that means."""
 
