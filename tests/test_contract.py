@@ -48,6 +48,14 @@ class TestPGDClass(AttackContract):
     attack = PGD
 
 
+class TestSquare(AttackContract):
+    attack = "square:queries=50"
+
+
+class TestApgd(AttackContract):
+    attack = "apgd-ce:steps=10"
+
+
 class TestRandomNoise(AttackContract):
     attack = "noise:tries=3"
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.attack import Attack, Attacked
+from bench.attack import Attack, Attacked, Setting
 from bench.contract.check import (
     Broken,
     Check,
@@ -85,11 +85,21 @@ class AttackCase:
             return self.run_openly(classifier, images, threat, law)
 
     def run_openly(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law | None = None) -> Attacked:
-        """Run the attack on these images."""
-        gradient = self.gradient if self.gradient in classifier.gradients else "full"
+        """Run the attack on these images, as many a call as it declares."""
+        unit = self.plugin.unit(classifier.stochastic) or len(images)
+        blocks = np.split(np.arange(len(images)), range(unit, len(images), unit))
         with frozen(classifier):
-            victim = Victim(classifier, images.ids, law=law or self.law, gradient=gradient or "full")
-            return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
+            return _joined([self._call(classifier, images.at(block), threat, law or self.law) for block in blocks])
+
+    def _call(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law) -> Attacked:
+        gradient = self.gradient if self.gradient in classifier.gradients else "full"
+        victim = Victim(classifier, images.ids, law=law, gradient=gradient or "full")
+        return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
+
+
+def _joined(parts: list[Attacked]) -> Attacked:
+    points, predictions, stages = (torch.cat([getattr(p, name) for p in parts]) for name in ("points", "predictions", "stages"))
+    return Attacked(points, predictions, sum(part.reprojected for part in parts), stages)
 
 
 def _choice(attack: str | type[Attack[Any]]) -> AttackChoice:
@@ -139,7 +149,9 @@ def generators_untouched(case: AttackCase) -> None:
 
 
 def rows_stand_alone(case: AttackCase) -> None:
-    """An image's verdict and point depend neither on its batch nor on its place in it."""
+    """An image's verdict and point depend neither on its batch nor on its place in it, unless the attack declares a unit."""
+    if (case.plugin.unit(stochastic=False) or 1) > 1:
+        return
     classifier = case.subject.classifier
     together = case.run(classifier, case.images, case.threat)
     order = np.arange(len(case.images))[::-1].copy()
@@ -183,12 +195,22 @@ def _on_a_linear_model(case: AttackCase) -> tuple[LinearProblem, Tensor]:
 
 
 def works_on_random_defenses(case: AttackCase) -> None:
-    """It runs on a stochastic defense under every randomness law."""
-    for law in _LAWS:
+    """It runs on a stochastic defense under every randomness law that it does not refuse, and refuses not all."""
+    laws = [law for law in _LAWS if _accepts(case, law)]
+    demand(bool(laws), "it refuses stochastic defenses under every randomness law: let `check` accept at least replay")
+    for law in laws:
         try:
             case.run(Jittered(case.subject.classifier), case.images, case.threat, law)
         except Exception as error:
             raise Broken(f"it fails on a stochastic defense under {law} ({one_line(error)}): logits are (n, draws, K)") from error
+
+
+def _accepts(case: AttackCase, law: Law) -> bool:
+    try:
+        case.plugin.check(Setting(True, law, case.threat, case.subject.classifier.num_classes))
+    except BadInput:
+        return False
+    return True
 
 
 def works_without_gradients(case: AttackCase) -> None:
