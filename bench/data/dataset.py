@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench.errors import BadInput
 from bench.spec import Params
 
 
@@ -96,3 +97,7 @@ class Dataset(ABC, Generic[P]):
     @abstractmethod
     def train(self) -> ImageSet:
         """The training images. Raises `BadInput` where there are none."""
+
+    def validation(self) -> ImageSet:
+        """The official validation split. Raises `BadInput` where there is none."""
+        raise BadInput(f"{type(self).__name__.lower()} has no official validation split: use its training images")
