@@ -63,7 +63,7 @@ def fetch(name: str, urls: Sequence[str], checksum: str, folder: Path | None = N
     """
     _check(checksum)
     path = (folder or data_root()) / name
-    if not path.exists():
+    if not os.path.exists(path):  # Not Path.exists, which raises where a folder may not be entered.
         _download(path, urls, checksum)
     found = digest_of(path, checksum)
     if found != checksum:
@@ -131,6 +131,8 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX)
             if _is_still(file, part):
                 yield file
+                if _is_still(file, part) and not part.stat().st_size:
+                    part.unlink()
                 return
 
 

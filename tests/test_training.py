@@ -209,6 +209,7 @@ def test_recipes_by_name_architecture_and_family():
     colour, grey = (3, 32, 32), (1, 28, 28)
     assert recipe_for("cifar10", "resnet18", colour) == RECIPES["cifar10", ""] != RECIPES["cifar10", "wrn28-10"]
     assert recipe_for("cifar10", "wrn28-10", colour) == RECIPES["cifar10", "wrn28-10"]
+    assert recipe_for("tissuemnist", "cnn", grey).epochs < recipe_for("pneumoniamnist", "cnn", grey).epochs
     assert recipe_for("cifar10", "cnn", colour).flip and recipe_for("pneumoniamnist", "cnn", grey).flip
     assert not any(recipe_for(name, "cnn", grey).flip for name in ("mnist5k", "mnist", "svhn"))
     # Of images nobody knows, it is not known whether a mirror image is one of them.

@@ -99,5 +99,5 @@ class Dataset(ABC, Generic[P]):
         """The training images. Raises `BadInput` where there are none."""
 
     def validation(self) -> ImageSet:
-        """The official validation split. Raises `BadInput` where there is none."""
-        raise BadInput(f"{type(self).__name__.lower()} has no official validation split: use its training images")
+        """The official validation images, apart from the others. Raises `BadInput` where there are none."""
+        raise BadInput(f"{type(self).__name__} has no official validation images: hold some of train() back")

