@@ -34,15 +34,18 @@ def noise(n=2):
 # Without the packages -------------------------------------------------------------------------------------------------
 
 
-def test_missing_packages_are_said(monkeypatch):
+@pytest.mark.parametrize("source", [Timm(TimmParams(name="resnet18")), Hf(HfParams(repo="me/net"))])
+def test_a_missing_package_is_said(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    for source in (Timm(TimmParams(name="resnet18")), Robustbench(RobustbenchParams(name="Wong2020Fast"))):
-        if isinstance(source, Robustbench):
-            monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-            rb._zoo.cache_clear()
-        text = message(lambda: source.load(10, 3))
-        assert "pip install 'adversarial-bench[zoo]'" in text
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install 'adversarial-bench[zoo]'" in message(lambda: source.load(10, 3))
+
+
+def test_missing_robustbench_is_said(monkeypatch):
     rb._zoo.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    source = Robustbench(RobustbenchParams(name="Wong2020Fast"))
+    assert "pip install 'adversarial-bench[zoo]'" in message(lambda: source.load(10, 3))
 
 
 # timm and hf ----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,13 @@ class Few(Mnist5k):
         raise AssertionError("training looked at test images")
 
 
+class Fewer(Few):
+    """The first 129."""
+
+    def train(self):
+        return super().train().first(129)
+
+
 class Split(Few):
     """With a validation split of 100 images."""
 
@@ -109,6 +116,17 @@ def test_the_best_epoch_is_chosen_on_the_validation_split():
     assert score(trained.classifier, Split(Params()).validation()) == best.validation
 
 
+def scoring(monkeypatch, *accuracies):
+    """Make validation return these accuracies, one an epoch."""
+    found = iter(accuracies)
+    monkeypatch.setattr(training, "score", lambda *_: training.Score(next(found), 0.0, 1))
+
+
+def test_of_equal_epochs_the_later_one_is_kept(monkeypatch):
+    scoring(monkeypatch, 0.2, 0.5, 0.5, 0.4)
+    assert fit(Split, epochs=4, recipe=replace(MNIST5K, choose="best")).epoch.done == 3
+
+
 class Constant(torch.nn.Module):
     def forward(self, images):
         return torch.tensor([0.0, 1.0]).expand(len(images), 2)
@@ -152,10 +170,21 @@ def test_a_resumed_run_gives_the_same_bits(tmp_path, recipe):
     assert resumed.epoch == whole.epoch
 
 
+def test_weights_kept_before_the_kill_are_kept_after_it(tmp_path, monkeypatch):
+    path, recipe = tmp_path / "net.checkpoint", replace(MNIST5K, choose="best")
+    scoring(monkeypatch, 0.9, 0.8, 0.7)
+    with pytest.raises(Killed):
+        fit(Split, epochs=3, recipe=recipe, checkpoint=path, progress=kill_after(2))
+    resumed = fit(Split, epochs=3, recipe=recipe, checkpoint=path)
+    scoring(monkeypatch, 0.9, 0.8, 0.7)
+    assert same(resumed, fit(Split, epochs=3, recipe=recipe))
+    assert resumed.epoch.done == 1
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "net.checkpoint"
     fit(checkpoint=path)
-    for options in ({"seed": 1}, {"epochs": 2}, {"arch": "resnet20"}, {"dataset": Digits, "recipe": replace(MNIST5K, decay=0.0)}):
+    for options in ({"seed": 1}, {"epochs": 2}, {"arch": "resnet20"}, {"dataset": Fewer}, {"recipe": replace(MNIST5K, decay=0.0)}):
         with pytest.raises(BadInput, match="of a run with another"):
             fit(checkpoint=path, **options)
     path.write_bytes(b"?")
@@ -242,14 +271,15 @@ def test_mirror_by_hand():
 
 
 def test_about_half_of_the_images_are_mirrored_where_the_recipe_says_so(monkeypatch):
-    shares = []
-    monkeypatch.setattr(training, "_mirrored", lambda images, which: shares.append(float(which.float().mean())) or images)
+    seen = []
+    monkeypatch.setattr(training, "_mirrored", lambda images, which: seen.append(tuple(which.tolist())) or images)
     fit(recipe=MNIST5K)
-    assert set(shares) == {0}
-    shares.clear()
+    assert not any(map(any, seen))
+    seen.clear()
     fit(epochs=4, recipe=replace(MNIST5K, flip=True))
-    assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.1)
-    assert len(set(shares)) > 1
+    assert sum(map(sum, seen)) / sum(map(len, seen)) == pytest.approx(0.5, abs=0.1)
+    # Two batches in each of four epochs: no epoch repeats another.
+    assert len(set(seen)) == len(seen) == 8
 
 
 def test_learning_rate_rises_and_falls():

@@ -117,7 +117,9 @@ def theirs(key):
             number, tail = rest.split(".")
             return f"{place}.identity_conv.{('conv', 'bn')[int(number)]}.{tail}"
         return f"{place}.body.conv{part[-1]}.{part[:-1]}.{rest}"
-    return key.replace("conv1.", "features.init_block.conv.").replace("bn1.", "features.init_block.bn.").replace("linear.", "output.")
+    return (
+        key.replace("conv1.", "features.init_block.conv.").replace("bn1.", "features.init_block.bn.").replace("linear.", "output.")
+    )
 
 
 def test_a_pytorchcv_zip_becomes_a_classifier(tmp_path, root, monkeypatch):
