@@ -211,6 +211,8 @@ def test_train_writes_weights_and_sidecar(tmp_path, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.safetensors", "net.safetensors.json"]
     read = File(FileParams(path=str(out))).load(10, 1)
     assert score(read, Digits(Params()).test()).accuracy == sidecar["measured"]["clean"]
+    again = fit(Digits, epochs=2, recipe=recipe_for("toy-digits", "cnn", (1, 28, 28)), seed=3).classifier
+    assert torch.equal(read.network.linear.weight, again.network.linear.weight)
 
 
 def test_train_resumes_beside_its_output(tmp_path, monkeypatch):
