@@ -1,15 +1,19 @@
-"""`bench train`: run a data set's recipe, measure once, write weights and sidecar."""
+"""`bench train`: run a recipe, measure once, write weights and sidecar."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench.data.dataset import Dataset
 from bench.errors import BadInput
 from bench.evaluation import read_device
-from bench.models.training import clean_accuracy, recipe_record, save, train
+from bench.models.recipes import recipe_for
+from bench.models.training import Epoch, Score, save, score, train
 from bench.plugins import DATASETS, create
 from bench.provenance import commit
 from bench.spec import parse
@@ -18,22 +22,66 @@ from bench.spec import parse
 def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int | None, device: str) -> str:
     """Train `arch` on the data set's training images and write it to `out`; returns what to tell the user.
 
-    The test images are used once, after training, for the accuracy in the sidecar.
+    A run that was interrupted goes on from OUT.checkpoint. The official validation split is scored after each epoch; the test
+    images are used once, after training, for the accuracy in the sidecar.
     """
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise BadInput(f"cannot write weights to {out}: name a .safetensors file in a folder that exists")
-    source: Dataset[Any] = create(DATASETS, parse(dataset)).plugin
-    classifier = train(source, arch, epochs=epochs, seed=seed, device=read_device(device), progress=_log)
-    accuracy = clean_accuracy(classifier, source.test())
+    named = create(DATASETS, parse(dataset))
+    source: Dataset[Any] = named.plugin
+    # A data set read from a path has no name of its own.
+    name = named.spec if parse(dataset).positional else named.name
+    recipe = recipe_for(named.name, arch, source.train().images.shape[1:])
+    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    done = train(
+        source,
+        arch,
+        recipe,
+        trained_on=f"{name}/train",
+        seed=seed,
+        device=read_device(device),
+        checkpoint=checkpoint,
+        progress=_reporter(),
+    )
+    measured = score(done.classifier, source.test())
     about = {
         "arch": arch,
-        "recipe": recipe_record(source, epochs, seed),
-        "measured": {"clean": accuracy, "n": len(source.test()), "images": f"{dataset}/test"},
+        "recipe": {**asdict(recipe), "seed": seed},
+        "chosen": _chosen(recipe.choose, done.epoch),
+        "validation": _entry(done.epoch.validation, f"{name}/val"),
+        "measured": _entry(measured, f"{name}/test"),
         "commit": commit()[0],
     }
-    save(classifier, out, about)
-    return f"{out}: clean accuracy {100 * accuracy:.1f} % on {len(source.test())} test images\nuse it: --classifier file:{out}"
+    save(done.classifier, out, about)
+    checkpoint.unlink(missing_ok=True)
+    return f"{out}: {_shown(measured)} on {measured.n} test images\nuse it: --classifier file:{out}"
 
 
-def _log(done: int, total: int, loss: float) -> None:
-    print(f"epoch {done}/{total}, mean loss {loss:.4f}", file=sys.stderr, flush=True)
+def _chosen(choose: str, epoch: Epoch) -> str:
+    which = "the last one" if choose == "last" else "the best by accuracy on the validation split"
+    return f"epoch {epoch.done} of {epoch.total}, {which}"
+
+
+def _entry(found: Score | None, images: str) -> dict[str, Any] | None:
+    return {"clean": found.accuracy, "macro_f1": found.macro_f1, "n": found.n, "images": images} if found else None
+
+
+def _shown(found: Score) -> str:
+    return f"clean accuracy {100 * found.accuracy:.1f} %, macro-F1 {100 * found.macro_f1:.1f}"
+
+
+def _reporter() -> Callable[[Epoch], None]:
+    """Prints a line an epoch; the estimate rests on the epochs of this process."""
+    start = time.monotonic()
+    reports = 0
+
+    def report(epoch: Epoch) -> None:
+        nonlocal reports
+        reports += 1
+        left = (time.monotonic() - start) / reports * (epoch.total - epoch.done)
+        scored = f", validation {_shown(epoch.validation)}" if epoch.validation else ""
+        line = f"epoch {epoch.done}/{epoch.total}, mean loss {epoch.loss:.4f}{scored}, ETA {left:.0f} s"
+        print(line, file=sys.stderr, flush=True)
+
+    return report

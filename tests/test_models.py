@@ -39,6 +39,12 @@ def count(network):
         ("resnet56", 853_018),
         ("resnet56-projection", 853_018 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),
         ("cnn", 33_338 + 2 * 16 * 9),
+        ("resnet18", 11_173_962),
+        ("resnet50", 23_520_842),
+        ("resnet110-projection", 1_730_714),
+        ("wrn16-10", 17_116_634),
+        ("wrn28-10", 36_479_194),
+        ("wrn40-8", 35_748_314),
     ],
 )
 def test_parameter_counts(arch, parameters):
@@ -52,12 +58,15 @@ def test_projection_keys():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["cnn", "resnet20", "resnet20-projection"])
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [("cnn", 64), ("resnet20", 64), ("resnet20-projection", 64), ("resnet18", 512), ("resnet50", 2048), ("wrn16-4", 256)],
+)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 9, 14)])
-def test_features_and_logits(arch, shape):
+def test_features_and_logits(arch, width, shape):
     network = build(arch, 7, shape[0]).eval()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    assert network.features(images).shape == (2, 64)
+    assert network.features(images).shape == (2, width)
     assert torch.equal(network(images), network.linear(network.features(images)))
     assert network(images).shape == (2, 7)
 
@@ -70,6 +79,27 @@ def test_padded_shortcut_by_hand():
     assert torch.equal(out[0, 8:24], x[0, :, ::2, ::2])
     assert not out[0, :8].any()
     assert not out[0, 24:].any()
+
+
+@pytest.mark.parametrize(("arch", "sides"), [("resnet18", (28, 14, 7, 4)), ("wrn16-4", (28, 14, 7)), ("resnet20", (28, 14, 7))])
+def test_stages_halve_the_maps_and_the_stem_does_not(arch, sides):
+    network = build(arch, 10, 1).eval()
+    seen = []
+    for stage in range(len(sides)):
+        network.get_submodule(f"layer{stage + 1}").register_forward_hook(lambda *call: seen.append(call[2].shape[3]))
+    network(torch.zeros(1, 1, 28, 28))
+    assert tuple(seen) == sides
+
+
+def test_wide_block_by_hand():
+    block = build("wrn16-4", 10, 3).layer2[0].eval()
+    x = torch.randn(1, 64, 4, 4, generator=torch.Generator().manual_seed(0))
+    # Fresh batch norms divide by the square root of 1 + 1e-5, and that alone.
+    active = (x / (1 + 1e-5) ** 0.5).relu()
+    inner = block.conv2((block.conv1(active) / (1 + 1e-5) ** 0.5).relu())
+    assert torch.allclose(block(x), inner + block.shortcut(active), atol=1e-5)
+    same = build("wrn16-4", 10, 3).layer2[1].eval()
+    assert same.shortcut is None
 
 
 def test_layer_list():

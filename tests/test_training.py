@@ -1,21 +1,27 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
+from bench.data.dataset import ImageSet
 from bench.data.mnist5k import Mnist5k
-from bench.data.npz import Npz, NpzParams
 from bench.errors import BadInput
 from bench.models import training
 from bench.models.classifier import Classifier
 from bench.models.file import File, FileParams
-from bench.models.nets import build
-from bench.models.training import clean_accuracy, recipe_of, recipe_record, save, train
+from bench.models.nets import ARCHITECTURES, build
+from bench.models.recipes import RECIPES, Recipe, recipe_for
+from bench.models.training import clean_accuracy, rate_at, save, score, train
 from bench.models.zoo import Zoo, ZooParams
 from bench.noise import Noise
+from bench.plugins import DATASETS
 from bench.spec import Params
+from bench.train import train_and_save
+
+MNIST5K = recipe_for("mnist5k", "cnn", (1, 28, 28))
 
 
 class Few(Mnist5k):
@@ -28,8 +34,34 @@ class Few(Mnist5k):
         raise AssertionError("training looked at test images")
 
 
-def weights(classifier):
-    return classifier.network.state_dict()
+class Fewer(Few):
+    """The first 129."""
+
+    def train(self):
+        return super().train().first(129)
+
+
+class Split(Few):
+    """With a validation split of 100 images."""
+
+    def validation(self):
+        return Mnist5k.train(self).at(torch.arange(200, 300).numpy())
+
+
+@DATASETS.register("toy-digits")
+class Digits(Split):
+    """With few test images."""
+
+    def test(self):
+        return Mnist5k.test(self).first(50)
+
+
+def fit(dataset=Few, arch="cnn", epochs=1, recipe=MNIST5K, **options):
+    return train(dataset(Params()), arch, replace(recipe, epochs=epochs), trained_on="mnist5k/train", **options)
+
+
+def weights(trained):
+    return trained.classifier.network.state_dict()
 
 
 def same(one, other):
@@ -37,16 +69,18 @@ def same(one, other):
 
 
 def test_training_repeats_and_depends_on_its_seed():
-    one, again, other = (train(Few(Params()), "cnn", epochs=1, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (fit(seed=seed) for seed in (0, 0, 1))
     assert same(one, again)
     assert not same(one, other)
 
 
 def test_training_learns_and_reports():
     seen = []
-    classifier = train(Few(Params()), "cnn", epochs=20, progress=lambda *report: seen.append(report))
-    assert [report[:2] for report in seen] == [(epoch, 20) for epoch in range(1, 21)]
-    assert seen[-1][2] < seen[0][2]
+    trained = fit(epochs=20, progress=seen.append)
+    assert [(epoch.done, epoch.total, epoch.validation) for epoch in seen] == [(epoch, 20, None) for epoch in range(1, 21)]
+    assert seen[-1].loss < seen[0].loss
+    assert trained.epoch == seen[-1]
+    classifier = trained.classifier
     assert classifier.trained_on == ("mnist5k/train",)
     assert not classifier.training
     assert not any(p.requires_grad for p in classifier.parameters())
@@ -55,11 +89,173 @@ def test_training_learns_and_reports():
 
 def test_training_refuses_what_it_cannot_do():
     with pytest.raises(BadInput, match="epochs=0 trains nothing"):
-        train(Few(Params()), "cnn", epochs=0)
+        fit(epochs=0)
     with pytest.raises(BadInput, match="unknown architecture"):
-        train(Few(Params()), "cnm", epochs=1)
-    with pytest.raises(BadInput, match="no training recipe for npz"):
-        train(Npz(NpzParams(path="any.npz")), "cnn", epochs=1)
+        fit(arch="cnm")
+    with pytest.raises(BadInput, match="but the data set has none"):
+        fit(recipe=replace(MNIST5K, choose="best"))
+
+
+# Validation -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_validation_split_is_scored_and_changes_no_weight():
+    seen = []
+    assert same(fit(Split, epochs=2, progress=seen.append), fit(epochs=2))
+    assert [epoch.validation.n for epoch in seen] == [100, 100]
+
+
+def test_the_best_epoch_is_chosen_on_the_validation_split():
+    seen = []
+    # Rates that grow with the epoch spoil the later ones.
+    recipe = replace(MNIST5K, choose="best", rate=3.0, warmup=1.0)
+    trained = fit(Split, epochs=8, recipe=recipe, progress=seen.append)
+    best = max(seen, key=lambda epoch: (epoch.validation.accuracy, epoch.done))
+    assert best.done < 8
+    assert trained.epoch == best
+    assert score(trained.classifier, Split(Params()).validation()) == best.validation
+
+
+def scoring(monkeypatch, *accuracies):
+    """Make validation return these accuracies, one an epoch."""
+    found = iter(accuracies)
+    monkeypatch.setattr(training, "score", lambda *_: training.Score(next(found), 0.0, 1))
+
+
+def test_of_equal_epochs_the_later_one_is_kept(monkeypatch):
+    scoring(monkeypatch, 0.2, 0.5, 0.5, 0.4)
+    assert fit(Split, epochs=4, recipe=replace(MNIST5K, choose="best")).epoch.done == 3
+
+
+class Constant(torch.nn.Module):
+    def forward(self, images):
+        return torch.tensor([0.0, 1.0]).expand(len(images), 2)
+
+
+def test_score_of_the_constant_predictor():
+    labels = torch.tensor([1] * 5 + [0] * 3)
+    images = ImageSet(torch.zeros(8, 1, 2, 2), labels, torch.arange(8).numpy())
+    found = score(Classifier(Constant(), 2), images)
+    assert (found.accuracy, found.n) == (0.625, 8)
+    # One class has F1 0, the other 2 * 5 / (5 + 8).
+    assert found.macro_f1 == pytest.approx(5 / 13)
+
+
+# Resuming -------------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(epochs):
+    def progress(epoch):
+        if epoch.done == epochs:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("recipe", [replace(MNIST5K, flip=True), replace(MNIST5K, choose="best", rate=3.0, warmup=1.0)])
+def test_a_resumed_run_gives_the_same_bits(tmp_path, recipe):
+    path = tmp_path / "net.checkpoint"
+    for epochs in (2, 3):
+        with pytest.raises(Killed):
+            fit(Split, epochs=5, recipe=recipe, checkpoint=path, progress=kill_after(epochs))
+    seen = []
+    resumed = fit(Split, epochs=5, recipe=recipe, checkpoint=path, progress=seen.append)
+    assert [epoch.done for epoch in seen] == [4, 5]
+    whole = fit(Split, epochs=5, recipe=recipe)
+    assert same(resumed, whole)
+    assert resumed.epoch == whole.epoch
+
+
+def test_weights_kept_before_the_kill_are_kept_after_it(tmp_path, monkeypatch):
+    path, recipe = tmp_path / "net.checkpoint", replace(MNIST5K, choose="best")
+    scoring(monkeypatch, 0.9, 0.8, 0.7)
+    with pytest.raises(Killed):
+        fit(Split, epochs=3, recipe=recipe, checkpoint=path, progress=kill_after(2))
+    resumed = fit(Split, epochs=3, recipe=recipe, checkpoint=path)
+    scoring(monkeypatch, 0.9, 0.8, 0.7)
+    assert same(resumed, fit(Split, epochs=3, recipe=recipe))
+    assert resumed.epoch.done == 1
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "net.checkpoint"
+    fit(checkpoint=path)
+    for options in ({"seed": 1}, {"epochs": 2}, {"arch": "resnet20"}, {"dataset": Fewer}, {"recipe": replace(MNIST5K, decay=0.0)}):
+        with pytest.raises(BadInput, match="of a run with another"):
+            fit(checkpoint=path, **options)
+    path.write_bytes(b"?")
+    with pytest.raises(BadInput, match="no checkpoint"):
+        fit(checkpoint=path)
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_weights_and_sidecar(tmp_path, capsys):
+    out = tmp_path / "net.safetensors"
+    said = train_and_save("toy-digits", "cnn", out, seed=3, epochs=2, device="cpu")
+    assert "on 50 test images" in said and "macro-F1" in said
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(word in lines[0] for word in ("epoch 1/2", "loss", "validation", "macro-F1", "ETA"))
+    sidecar = json.loads((tmp_path / "net.safetensors.json").read_text())
+    assert sidecar["trained_on"] == ["toy-digits/train"]
+    assert sidecar["chosen"] == "epoch 2 of 2, the last one"
+    assert (sidecar["validation"]["images"], sidecar["validation"]["n"]) == ("toy-digits/val", 100)
+    assert (sidecar["measured"]["images"], sidecar["measured"]["n"]) == ("toy-digits/test", 50)
+    assert sidecar["recipe"]["seed"] == 3 and sidecar["recipe"]["epochs"] == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.safetensors", "net.safetensors.json"]
+    read = File(FileParams(path=str(out))).load(10, 1)
+    assert score(read, Digits(Params()).test()).accuracy == sidecar["measured"]["clean"]
+    again = fit(Digits, epochs=2, recipe=recipe_for("toy-digits", "cnn", (1, 28, 28)), seed=3).classifier
+    assert torch.equal(read.network.linear.weight, again.network.linear.weight)
+
+
+def test_train_resumes_beside_its_output(tmp_path, monkeypatch):
+    out = tmp_path / "net.safetensors"
+    keep = training._Run.store
+
+    def store_and_die(run, path):
+        keep(run, path)
+        raise Killed
+
+    monkeypatch.setattr(training._Run, "store", store_and_die)
+    with pytest.raises(Killed):
+        train_and_save("toy-digits", "cnn", out, seed=0, epochs=2, device="cpu")
+    assert (tmp_path / "net.safetensors.checkpoint").exists() and not out.exists()
+    monkeypatch.undo()
+    train_and_save("toy-digits", "cnn", out, seed=0, epochs=2, device="cpu")
+    train_and_save("toy-digits", "cnn", tmp_path / "whole.safetensors", seed=0, epochs=2, device="cpu")
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+# Recipes --------------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_by_name_architecture_and_family():
+    colour, grey = (3, 32, 32), (1, 28, 28)
+    assert recipe_for("cifar10", "resnet18", colour) == RECIPES["cifar10", ""] != RECIPES["cifar10", "wrn28-10"]
+    assert recipe_for("cifar10", "wrn28-10", colour) == RECIPES["cifar10", "wrn28-10"]
+    assert recipe_for("tissuemnist", "cnn", grey).epochs < recipe_for("pneumoniamnist", "cnn", grey).epochs
+    assert recipe_for("cifar10", "cnn", colour).flip and recipe_for("pneumoniamnist", "cnn", grey).flip
+    assert not any(recipe_for(name, "cnn", grey).flip for name in ("mnist5k", "mnist", "svhn"))
+    # Of images nobody knows, it is not known whether a mirror image is one of them.
+    assert not recipe_for("npz", "cnn", grey).flip and not recipe_for("npz", "cnn", colour).flip
+    assert all(arch in ("", *ARCHITECTURES) for _, arch in RECIPES)
+    assert Recipe(epochs=30, batch=64, rate=0.1) == MNIST5K
+
+
+@pytest.mark.parametrize("shape", [(3, 224, 224), (3, 32, 224), (1, 4, 4)])
+def test_images_without_a_recipe(shape):
+    with pytest.raises(BadInput, match=f"no training recipe for images of {shape[1]} x {shape[2]} pixels"):
+        recipe_for("imagenet", "resnet50", shape)
+
+
+# Augmentation and schedule --------------------------------------------------------------------------------------------
 
 
 def test_shift_moves_by_whole_pixels():
@@ -69,21 +265,46 @@ def test_shift_moves_by_whole_pixels():
     assert [tuple(place.tolist()) for place in moved[:, 0].nonzero()] == [(0, 2, 2), (1, 4, 0), (2, 3, 2)]
 
 
+def test_mirror_by_hand():
+    images = torch.arange(12.0).reshape(2, 1, 2, 3)
+    mirrored = training._mirrored(images, torch.tensor([False, True]))
+    assert torch.equal(mirrored[0], images[0])
+    assert mirrored[1, 0].tolist() == [[8, 7, 6], [11, 10, 9]]
+
+
+def test_about_half_of_the_images_are_mirrored_where_the_recipe_says_so(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "_mirrored", lambda images, which: seen.append(tuple(which.tolist())) or images)
+    fit(recipe=MNIST5K)
+    assert not any(map(any, seen))
+    seen.clear()
+    fit(epochs=4, recipe=replace(MNIST5K, flip=True))
+    assert sum(map(sum, seen)) / sum(map(len, seen)) == pytest.approx(0.5, abs=0.1)
+    # Two batches in each of four epochs: no epoch repeats another.
+    assert len(set(seen)) == len(seen) == 8
+
+
 def test_learning_rate_rises_and_falls():
-    network = build("cnn", 10, 1)
-    rates = []
-    steps = training._steps(network, recipe_of(Few(Params())), 10)
-    for step in steps:
-        optimiser = step.__closure__[[*step.__code__.co_freevars].index("optimiser")].cell_contents
-        rates.append(optimiser.param_groups[0]["lr"])
+    rates = [rate_at(MNIST5K, step, 10) for step in range(1, 11)]
     assert rates == pytest.approx([0.05] + [0.1 * k / 9 for k in range(9, 0, -1)])
+
+
+def test_every_step_has_its_rate(monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (seen.append(self.param_groups[0]["lr"]), step(self))[1])
+    fit(epochs=5)
+    assert seen == [rate_at(replace(MNIST5K, epochs=5), number, 10) for number in range(1, 11)]
+
+
+# Saving ---------------------------------------------------------------------------------------------------------------
 
 
 def test_saved_weights_read_back(tmp_path):
     network = build("cnn", 10, 1, seed=2)
     classifier = Classifier(network, 10, mean=[0.1307], std=[0.3081], trained_on=["a/train"]).eval()
     path = tmp_path / "net.safetensors"
-    save(classifier, path, {"arch": "cnn", "recipe": recipe_record(Few(Params()), 3, 4)})
+    save(classifier, path, {"arch": "cnn", "recipe": {"epochs": 3}})
     sidecar = json.loads((tmp_path / "net.safetensors.json").read_text())
     assert set(sidecar) == {"arch", "channels", "mean", "num_classes", "recipe", "sha256", "std", "trained_on"}
     assert sidecar["mean"] == [0.1307]
@@ -119,6 +340,6 @@ def test_shipped_classifier_has_its_stated_accuracy():
 
 @pytest.mark.slow
 def test_recipe_gives_the_shipped_classifier_again():
-    again = train(Mnist5k(Params()), "cnn")
+    again = train(Mnist5k(Params()), "cnn", MNIST5K, trained_on="mnist5k/train").classifier
     test = Mnist5k(Params()).test()
     assert clean_accuracy(again, test) == pytest.approx(clean_accuracy(shipped(), test), abs=0.006)

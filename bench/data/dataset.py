@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench.errors import BadInput
 from bench.spec import Params
 
 
@@ -96,3 +97,7 @@ class Dataset(ABC, Generic[P]):
     @abstractmethod
     def train(self) -> ImageSet:
         """The training images. Raises `BadInput` where there are none."""
+
+    def validation(self) -> ImageSet:
+        """The official validation images, apart from the others. Raises `BadInput` where there are none."""
+        raise BadInput(f"{type(self).__name__} has no official validation images: hold some of train() back")

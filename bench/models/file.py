@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,23 +122,41 @@ def read_classifier(path: Path, about: Description, num_classes: int, channels: 
     digest = hashlib.sha256(content).hexdigest()
     if about.sha256 and digest != about.sha256.lower():
         raise BadInput(f"{path} has SHA-256 {digest}, but its description says {about.sha256}: get the right file")
-    state = _read_state(path, content)
+    return assemble(path, read_state(path, content), about, num_classes, channels)
+
+
+def assemble(path: Path, state: dict[str, Tensor], about: Description, num_classes: int, channels: int) -> Classifier:
+    """The described classifier with this state, frozen, in evaluation mode; `path` is where the state came from.
+
+    Raises `BadInput` where the state does not fit architecture or data set.
+    """
     network = build(about.arch, num_classes, channels)
-    _check_state(path, network, state)
-    _check_normalisation(path, about, channels)
-    network.load_state_dict(state, strict=False)
+    fill(network, state, path)
+    check_normalisation(path, about.mean, channels)
     trained_on = about.trained_on or _TRAINED_ON.get(about.dataset, ())
-    classifier = Classifier(network, num_classes, mean=about.mean or None, std=about.std or None, trained_on=trained_on)
+    return frozen(Classifier(network, num_classes, mean=about.mean or None, std=about.std or None, trained_on=trained_on))
+
+
+def frozen(classifier: Classifier) -> Classifier:
+    """The classifier in evaluation mode, with weights that take no gradient."""
     return classifier.eval().requires_grad_(False)
 
 
-def _check_normalisation(path: Path, about: Description, channels: int) -> None:
-    if about.mean and len(about.mean) != channels:
-        counts = f"the mean has {len(about.mean)} numbers, but the images have {channels} channels"
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load a state into a network. Raises `BadInput` for a tensor that is missing, surplus or of another shape."""
+    _check_state(path, network, state)
+    network.load_state_dict(state, strict=False)
+
+
+def check_normalisation(path: Path, mean: Sequence[float], channels: int) -> None:
+    """Raise `BadInput` unless the mean is empty or has one number a channel."""
+    if mean and len(mean) != channels:
+        counts = f"the mean has {len(mean)} numbers, but the images have {channels} channels"
         raise BadInput(f"{path}: {counts}: give one each")
 
 
-def _read_state(path: Path, content: bytes) -> dict[str, Tensor]:
+def read_state(path: Path, content: bytes) -> dict[str, Tensor]:
+    """The state dict in a weights file, by the file's suffix. Raises `BadInput` where it holds anything else."""
     readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
     reader = readers.get(path.suffix)
     if reader is None:
@@ -153,15 +172,20 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
     return state
 
 
-def _read_torch(path: Path, content: bytes) -> dict[str, Tensor]:
+def read_torch(path: Path, content: bytes) -> Any:
+    """What a file of torch.save holds, tensors and plain containers. Raises `BadInput` where it holds other objects."""
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises many kinds, among them the pickle module's, for damaged files and for refused objects alike.
         raise BadInput(f"{path} is damaged or a pickled object, which is never unpickled: {_EXPORT}") from error
+
+
+def _read_torch(path: Path, content: bytes) -> dict[str, Tensor]:
+    state = read_torch(path, content)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadInput(f"{path} holds more than a state dict of tensors: {_EXPORT}")
-    return state
+    return dict(state)
 
 
 def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:

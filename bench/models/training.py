@@ -1,167 +1,225 @@
-"""How the shipped classifiers were trained: `bench train mnist5k` runs this again."""
+"""Training by recipe: repeatable, resumable, and blind to the test images."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from bench import statistics
 from bench.data.dataset import Dataset, ImageSet
-from bench.data.mnist5k import Mnist5k
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.models.nets import build
+from bench.models.recipes import Recipe
 from bench.noise import Noise, Stream
 from bench.record import write_whole
 
-Progress = Callable[[int, int, float], None]
-"""Called after each epoch with (epochs done, epochs in all, mean loss)."""
+
+@dataclass(frozen=True)
+class Score:
+    """How a classifier does on labelled images; macro-F1 is that of `bench.statistics.macro_f1`."""
+
+    accuracy: float
+    macro_f1: float
+    n: int
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a training run besides data, architecture and seed.
+class Epoch:
+    """What is known after an epoch: how many are done and due, the mean training loss, the score on the validation split."""
 
-    SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of all steps and then
-    falls linearly towards 0.
-
-    Attributes:
-        trained_on: name of the training images.
-        epochs: passes over them.
-        batch: images a step; an incomplete last batch is left out.
-        rate: peak learning rate.
-        warmup: share of the steps in which the rate rises.
-        momentum, decay: of SGD; decay applies to all parameters.
-        shift: each image is moved by up to so many pixels in each direction.
-    """
-
-    trained_on: str
-    epochs: int
-    batch: int
-    rate: float
-    warmup: float
-    momentum: float
-    decay: float
-    shift: int
+    done: int
+    total: int
+    loss: float
+    validation: Score | None
 
 
-# The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6, 97.4, 98.0 and 98.6 %
-# (mean of two seeds); 30 is what trains within a minute on one core.
-RECIPES: dict[type[Dataset[Any]], Recipe] = {
-    Mnist5k: Recipe(
-        trained_on="mnist5k/train",
-        epochs=30,
-        batch=64,
-        rate=0.1,
-        warmup=0.2,
-        momentum=0.9,
-        decay=5e-4,
-        shift=2,
-    )
-}
-"""The committed recipes, by kind of data set."""
+Progress = Callable[[Epoch], None]
 
 
-def recipe_of(dataset: Dataset[Any]) -> Recipe:
-    """The data set's recipe. Raises `BadInput` where there is none."""
-    for kind, recipe in RECIPES.items():
-        if isinstance(dataset, kind):
-            return recipe
-    known = ", ".join(kind.__name__.lower() for kind in RECIPES)
-    raise BadInput(f"there is no training recipe for {type(dataset).__name__.lower()}: there is one for {known}")
+@dataclass(frozen=True)
+class Trained:
+    """A trained classifier on the CPU, frozen, in evaluation mode, and the epoch (from 1) that its weights are of."""
+
+    classifier: Classifier
+    epoch: Epoch
 
 
 def train(
     dataset: Dataset[Any],
     arch: str,
+    recipe: Recipe,
     *,
-    epochs: int | None = None,
+    trained_on: str,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> Classifier:
-    """Train on the data set's training images by its recipe; the last weights are returned, none are selected.
+) -> Trained:
+    """Train on the data set's training images.
 
     Args:
-        dataset: its test images are not touched.
+        dataset: its test images are not touched; its official validation split, where it has one, is scored after each epoch.
         arch: a name in `bench.models.nets.ARCHITECTURES`.
-        epochs: passes over the images; the recipe's where None.
-        seed: decides initialisation, order and shifts; on one CPU thread, the same seed gives the same bits.
+        recipe: everything else.
+        trained_on: name of the training images, such as `mnist/train`.
+        seed: decides initialisation, order and augmentation; on one CPU thread, the same seed gives the same bits, whether or not
+            the run was interrupted.
         device: where to train.
+        checkpoint: file in which the state is kept after each epoch and from which a run goes on; the caller removes it.
         progress: called after each epoch.
 
-    Returns:
-        The classifier on the CPU, frozen, in evaluation mode.
-
-    Raises `BadInput` for an unknown architecture, epochs below 1, or a data set without a recipe.
+    Raises `BadInput` for an unknown architecture, epochs below 1, weights to be chosen on a validation split that is not there, or
+    a checkpoint of another run.
     """
-    recipe = recipe_of(dataset)
-    epochs = recipe.epochs if epochs is None else epochs
-    if epochs < 1:
-        raise BadInput(f"epochs={epochs} trains nothing: give at least 1")
-    data = dataset.train()
-    images, labels = data.pixels().to(device), data.labels.to(device)
-    classifier = _fresh(images, arch, dataset.num_classes, seed, recipe).to(device).train()
-    steps = _steps(classifier, recipe, epochs * (len(images) // min(recipe.batch, len(images))))
-    for epoch in range(epochs):
-        loss = _epoch(classifier, images, labels, Noise.of(seed, Stream.BUILD, [0], epoch), recipe, steps)
+    if recipe.epochs < 1:
+        raise BadInput(f"epochs={recipe.epochs} trains nothing: give at least 1")
+    held_out = _validation(dataset)
+    if recipe.choose == "best" and held_out is None:
+        raise BadInput("the recipe chooses the best epoch on a validation split, but the data set has none: choose the last")
+    run = _Run(dataset, arch, recipe, trained_on, seed, torch.device(device))
+    if checkpoint is not None and checkpoint.exists():
+        run.restore(checkpoint)
+    while run.done < recipe.epochs:
+        epoch = run.advance(held_out)
+        if checkpoint is not None:
+            run.store(checkpoint)
         if progress is not None:
-            progress(epoch + 1, epochs, loss)
-    return classifier.cpu().eval().requires_grad_(False)
+            progress(epoch)
+    return run.trained()
 
 
-def _fresh(images: Tensor, arch: str, num_classes: int, seed: int, recipe: Recipe) -> Classifier:
+def _validation(dataset: Dataset[Any]) -> ImageSet | None:
+    try:
+        return dataset.validation()
+    except BadInput:
+        return None
+
+
+class _Run:
+    """A training run between two epochs. `kept` are the weights that would be returned now, with their epoch."""
+
+    def __init__(self, dataset: Dataset[Any], arch: str, recipe: Recipe, trained_on: str, seed: int, device: torch.device) -> None:
+        data = dataset.train()
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.identity = json.dumps([asdict(recipe), arch, seed, data.sha256, dataset.num_classes])
+        self.images, self.labels = data.pixels().to(device), data.labels.to(device)
+        self.classifier = _fresh(self.images, arch, dataset.num_classes, seed, trained_on).to(device).train()
+        if device.type == "cuda":
+            self.classifier.to(memory_format=torch.channels_last)
+        self.optimiser = torch.optim.SGD(
+            self.classifier.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
+        )
+        self.size = min(recipe.batch, len(self.images))
+        self.done = 0
+        self.kept: tuple[Epoch, dict[str, Tensor]] | None = None
+
+    def advance(self, held_out: ImageSet | None) -> Epoch:
+        """Train one epoch and score it."""
+        loss = self._epoch(Noise.of(self.seed, Stream.BUILD, [0], self.done))
+        self.done += 1
+        epoch = Epoch(self.done, self.recipe.epochs, loss, None if held_out is None else self._score(held_out))
+        if self._is_kept(epoch):
+            self.kept = epoch, copy.deepcopy(self.classifier.network.state_dict())
+        return epoch
+
+    def trained(self) -> Trained:
+        """What came out."""
+        assert self.kept is not None
+        epoch, state = self.kept
+        self.classifier.network.load_state_dict(state)
+        return Trained(self.classifier.cpu().eval().requires_grad_(False), epoch)
+
+    def _is_kept(self, epoch: Epoch) -> bool:
+        if self.recipe.choose == "last" or self.kept is None:
+            return True
+        before = self.kept[0].validation
+        return before is None or epoch.validation is None or epoch.validation.accuracy >= before.accuracy
+
+    def _score(self, images: ImageSet) -> Score:
+        self.classifier.eval()
+        found = score(self.classifier, images)
+        self.classifier.train()
+        return found
+
+    def _epoch(self, noise: Noise) -> float:
+        count, device = len(self.images), self.device
+        order = noise.uniform("order", (count,))[0].argsort(stable=True).to(device)
+        offsets = (noise.uniform("shift", (count, 2))[0] * (2 * self.recipe.shift + 1)).long().to(device)
+        mirrored = (noise.uniform("flip", (count,))[0] < 0.5 * self.recipe.flip).to(device)
+        losses = []
+        for place, start in enumerate(range(0, count - self.size + 1, self.size)):
+            batch = order[start : start + self.size]
+            changed = _mirrored(_shifted(self.images[batch], offsets[batch], self.recipe.shift), mirrored[batch])
+            losses.append(self._step(changed, self.labels[batch], noise, place))
+        return float(torch.stack(losses).mean())
+
+    def _step(self, images: Tensor, labels: Tensor, noise: Noise, place: int) -> Tensor:
+        each = len(self.images) // self.size
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(self.recipe, self.done * each + place + 1, self.recipe.epochs * each)
+        loss = F.cross_entropy(self.classifier(images, noise), labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()
+
+    def store(self, path: Path) -> None:
+        """Write all that the rest of the run depends on."""
+        assert self.kept is not None
+        epoch, state = self.kept
+        content = {
+            "identity": self.identity,
+            "done": self.done,
+            "network": self.classifier.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "kept": (asdict(epoch), {} if epoch.done == self.done else state),
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_whole(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Go on where `store` was called. Raises `BadInput` where the file is of another run."""
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+            same = content["identity"] == self.identity
+        except Exception as error:
+            raise BadInput(f"{path} is no checkpoint of a training run: remove it") from error
+        if not same:
+            raise BadInput(f"{path} is of a run with another recipe, architecture, seed or data: remove it or give another --out")
+        self.done = content["done"]
+        self.classifier.network.load_state_dict(content["network"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        about, state = content["kept"]
+        validation = about.pop("validation")
+        epoch = Epoch(**about, validation=None if validation is None else Score(**validation))
+        self.kept = epoch, state or copy.deepcopy(self.classifier.network.state_dict())
+
+
+def rate_at(recipe: Recipe, step: int, total: int) -> float:
+    """Learning rate of a step, counted from 1 to `total`."""
+    rise = max(1, round(recipe.warmup * total))
+    return recipe.rate * min(step / rise, (total - step + 1) / (total - rise + 1))
+
+
+def _fresh(images: Tensor, arch: str, num_classes: int, seed: int, trained_on: str) -> Classifier:
     network = build(arch, num_classes, images.shape[1], Noise.of(seed, Stream.BUILD, [0]).seed("network"))
     mean = [round(value, 4) for value in images.mean((0, 2, 3)).tolist()]
     std = [round(value, 4) for value in images.std((0, 2, 3)).tolist()]
-    return Classifier(network, num_classes, mean=mean, std=std, trained_on=(recipe.trained_on,))
-
-
-def _steps(classifier: nn.Module, recipe: Recipe, total: int) -> Iterator[Callable[[Tensor], None]]:
-    """One function a step, which takes the loss and moves the weights."""
-    optimiser = torch.optim.SGD(
-        classifier.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
-    )
-
-    def step(loss: Tensor) -> None:
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-    rise = max(1, round(recipe.warmup * total))
-    for done in range(1, total + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * min(done / rise, (total - done + 1) / (total - rise + 1))
-        yield step
-
-
-def _epoch(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    noise: Noise,
-    recipe: Recipe,
-    steps: Iterator[Callable[[Tensor], None]],
-) -> float:
-    size = min(recipe.batch, len(images))
-    order = noise.uniform("order", (len(images),))[0].argsort(stable=True).to(images.device)
-    offsets = (noise.uniform("shift", (len(images), 2))[0] * (2 * recipe.shift + 1)).long().to(images.device)
-    losses = []
-    for start in range(0, len(images) - size + 1, size):
-        batch = order[start : start + size]
-        moved = _shifted(images[batch], offsets[batch], recipe.shift)
-        loss = F.cross_entropy(classifier(moved, noise), labels[batch])
-        next(steps)(loss)
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+    return Classifier(network, num_classes, mean=mean, std=std, trained_on=(trained_on,))
 
 
 def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
@@ -174,21 +232,33 @@ def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def clean_accuracy(classifier: Classifier, images: ImageSet, batch: int = 500) -> float:
-    """Share of the images that the classifier gets right."""
-    right = 0
+def _mirrored(images: Tensor, which: Tensor) -> Tensor:
+    """Images (n, C, H, W), those marked in `which` (n,) mirrored left to right."""
+    return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def predicted(classifier: Classifier, images: ImageSet, batch: int = 500) -> Tensor:
+    """Predicted classes (n,) of a classifier in evaluation mode, on the CPU."""
+    found = []
     with torch.no_grad():
         for start in range(0, len(images), batch):
-            pixels, ids = images.pixels()[start : start + batch], images.ids[start : start + batch]
-            predicted = classifier(pixels, Noise.of(0, Stream.EVAL, ids)).argmax(1)
-            right += int((predicted == images.labels[start : start + batch]).sum())
-    return right / len(images)
+            part = images.at(np.arange(start, min(start + batch, len(images))))
+            device = classifier.mean.device
+            noise = Noise.of(0, Stream.EVAL, part.ids, device=device)
+            found.append(classifier(part.pixels().to(device), noise).argmax(1).cpu())
+    return torch.cat(found)
 
 
-def recipe_record(dataset: Dataset[Any], epochs: int | None, seed: int) -> dict[str, Any]:
-    """The recipe as it was run, for the sidecar."""
-    recipe = recipe_of(dataset)
-    return {**asdict(recipe), "epochs": recipe.epochs if epochs is None else epochs, "seed": seed}
+def score(classifier: Classifier, images: ImageSet) -> Score:
+    """Accuracy and macro-F1 of a classifier in evaluation mode."""
+    labels, found = images.labels.numpy(), predicted(classifier, images).numpy()
+    table = statistics.confusion(labels, found, classifier.num_classes)
+    return Score(float((labels == found).mean()), float(statistics.macro_f1(table)), len(labels))
+
+
+def clean_accuracy(classifier: Classifier, images: ImageSet) -> float:
+    """Share of the images that the classifier gets right."""
+    return score(classifier, images).accuracy
 
 
 def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> None:
