@@ -131,6 +131,8 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX)
             if _is_still(file, part):
                 yield file
+                if _is_still(file, part) and not part.stat().st_size:
+                    part.unlink()
                 return
 
 
