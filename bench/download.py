@@ -63,7 +63,7 @@ def fetch(name: str, urls: Sequence[str], checksum: str, folder: Path | None = N
     """
     _check(checksum)
     path = (folder or data_root()) / name
-    if not path.exists():
+    if not os.path.exists(path):  # Not Path.exists, which raises where a folder may not be entered.
         _download(path, urls, checksum)
     found = digest_of(path, checksum)
     if found != checksum:

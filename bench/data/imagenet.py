@@ -106,23 +106,11 @@ class ImageNet(Dataset[ImageNetParams]):
                 f"{self.params.path} has no folder a synset: add labels=FILE, a synset or a picture's name and class a line"
             )
         lines = _lines(self.params.labels, "labels")
-        numbers = [_numbered(line, place) for place, line in enumerate(lines, 1)]
-        synsets = [_SYNSET.search(line) for line in lines]
-        classes = [_CLASS.search(line) for line in lines]
-        if all(synsets):
-            known = sorted({found.group() for found in synsets if found})
-            labels = [known.index(found.group()) for found in synsets if found]
-        elif all(classes) and all(_FILE.search(line) for line in lines):
-            labels = [int(found.group(1)) for found in classes if found]
-        else:
-            # Numbers alone could be ILSVRC's own ids, which are in another order.
-            raise BadInput(
-                f"{self.params.labels} gives neither a synset nor a picture's name and class on each line: give one of them"
-            )
+        labels = _classes(lines, self.params.labels)
         if len(set(labels)) != self.synsets or max(labels) >= self.synsets:
             found = f"{len(set(labels))} classes up to {max(labels)} where {self.synsets} from 0 are due"
             raise BadInput(f"{self.params.labels} has {found}: give the labels of all validation images")
-        return dict(zip(numbers, labels, strict=True))
+        return {_numbered(line, place): label for place, (line, label) in enumerate(zip(lines, labels, strict=True), 1)}
 
     def _listed(self) -> list[int]:
         """Numbers of the pictures to evaluate, in the list's order."""
@@ -155,6 +143,19 @@ def _lines(path: str, what: str) -> list[str]:
     if not found:
         raise BadInput(f"{path} is empty: give a picture a line")
     return found
+
+
+def _classes(lines: list[str], path: str) -> list[int]:
+    """The class on each line: a synset's place among all, else the number behind a picture's name."""
+    synsets = [found.group() for found in map(_SYNSET.search, lines) if found]
+    if len(synsets) == len(lines):
+        places = {synset: place for place, synset in enumerate(sorted(set(synsets)))}
+        return [places[synset] for synset in synsets]
+    numbers = [int(found.group(1)) for line in lines if _FILE.search(line) and (found := _CLASS.search(line))]
+    if len(numbers) != len(lines):
+        # Numbers alone could be ILSVRC's own ids, which are in another order.
+        raise BadInput(f"{path} gives neither a synset nor a picture's name and class on each line: give one of them")
+    return numbers
 
 
 def _number(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,13 +110,18 @@ def _decoded(files: Sequence[Path], view: Callable[[Path], Tensor]) -> Tensor:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones do not count."""
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot list the folder {str(folder)[:200]} ({one_line(error)}): check the path") from error
+    """Names of the folders in a folder, sorted; hidden ones do not count. Raises `BadInput` where it cannot be listed."""
+    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files in a folder, told by their suffix, sorted by name; hidden ones do not count."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."))
+    """The picture files in a folder, told by their suffix, sorted by name; hidden ones do not count. Raises like `subfolders`."""
+    return sorted(Path(entry.path) for entry in _visible(folder) if Path(entry.name).suffix.lower() in _SUFFIXES)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot list the folder {str(folder)[:200]} ({one_line(error)}): check the path") from error
