@@ -19,7 +19,7 @@ from bench.data.idx import FashionMnist, Mnist
 from bench.data.imagefolder import ImageFolder
 from bench.data.imagenet import ImageNet, robustbench_list
 from bench.data.medmnist import BloodMnist, BreastMnist, DermaMnist, OrganCMnist, PathMnist, PneumoniaMnist, TissueMnist
-from bench.data.order import interleaved
+from bench.data.order import evaluation_order, interleaved
 from bench.data.svhn import Svhn
 from bench.download import rooted
 from bench.errors import BadInput
@@ -247,6 +247,13 @@ def test_cifar_refuses_other_content(tmp_path):
     assert "t.bin" in message(data.test)
 
 
+def test_cifar_reads_the_archive_where_an_unpacked_file_is_missing(tmp_path):
+    images, _, data = small_cifar(tmp_path, Cifar10, unpacked=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.bin").write_bytes(b"other")
+    assert (data.train().images.numpy() == images[2:]).all()
+
+
 def test_cifar_verifies_unpacked_files(tmp_path):
     _, _, data = small_cifar(tmp_path, Cifar10, unpacked=True)
     path = tmp_path / "folder" / "t.bin"
@@ -439,13 +446,24 @@ def test_imagefolder_known_answer(tmp_path, pillow):
     found = data.test()
     labels = np.array([0, 0, 1])
     assert data.num_classes == 2 and data.drawn_from == ("mine/test",)
-    assert found.ids.tolist() == (np.arange(3) if found.ids[0] == 0 else interleaved(labels)).tolist()
+    assert found.ids.tolist() == evaluation_order(labels).tolist()
     assert found.labels.tolist() == labels[found.ids].tolist()
     assert (found.images.numpy().transpose(0, 2, 3, 1) == pixels[[2, 1, 0]][found.ids]).all()
     assert len(data.train()) == 3
     assert "has no val pictures" in message(data.validation)
     assert image_folder(tmp_path, grey=True).test().images.shape == (3, 1, 5, 4)
     assert image_folder(tmp_path, size=8).test().images.shape == (3, 3, 8, 8)
+
+
+def test_imagefolder_lets_the_classes_take_turns(tmp_path, pillow):
+    pixels = np.arange(24, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), dtype=np.uint8)
+    folder_of(tmp_path, pillow, {f"{name}/{i}.png": pixels[4 * k + i] for k, name in enumerate("ABCxyz") for i in range(4)})
+    everything = image_folder(tmp_path, grey=True).test()
+    order = interleaved(np.repeat(np.arange(6), 4))
+    assert everything.ids.tolist() == order.tolist()
+    for found in (everything, everything.at(np.array([7, 2, 11]))):
+        assert found.images[:, 0, 0, 0].tolist() == found.ids.tolist()
+        assert found.labels.tolist() == (found.ids // 4).tolist()
 
 
 def test_imagefolder_without_splits(tmp_path, pillow):
@@ -563,7 +581,7 @@ def test_imagenet_refuses(tmp_path, pillow):
     assert "is smaller than size=300" in message(lambda: create(DATASETS, parse(f"imagenet:{flat},size=300")))
 
 
-@pytest.mark.parametrize("size", [(300, 280), (280, 301), (256, 256), (225, 700), (100, 57)])
+@pytest.mark.parametrize("size", [(300, 280), (280, 301), (256, 256), (225, 700), (100, 57), (270, 355)])
 def test_imagenet_view_is_torchvisions(tmp_path, pillow, size):
     transforms = pytest.importorskip("torchvision.transforms", reason="pip install torchvision")
     from bench.data.pictures import View
@@ -593,11 +611,12 @@ def test_run_gets_to_the_classifier(real_data, tmp_path, capsys):
 def test_evaluate_takes_a_data_root(tmp_path):
     import bench
 
-    small_breast(tmp_path)
+    (tmp_path / "other").mkdir()
+    small_breast(tmp_path / "other")
     with isolated(0):
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 2))
-    text = message(lambda: bench.evaluate(model, dataset="breastmnist", attacks="null", data_root=tmp_path))
-    assert "no version known here" in text and str(tmp_path) in text
+    text = message(lambda: bench.evaluate(model, dataset="breastmnist", attacks="null", data_root=tmp_path / "other"))
+    assert "no version known here" in text and str(tmp_path / "other") in text
 
 
 def test_info_shows_what_a_data_set_is(capsys):

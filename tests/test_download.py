@@ -114,6 +114,7 @@ def test_an_old_beginning_does_no_harm(tmp_path, server, old, ranges_known):
     server.ranges_known = ranges_known
     (tmp_path / "file.bin.part").write_bytes(old)
     assert fetch("file.bin", [server.url], SHA256, tmp_path).read_bytes() == CONTENT
+    assert len(server.asked) == (2 if ranges_known and old != CONTENT else 1)
 
 
 def test_the_next_url_is_tried(tmp_path, server):
