@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bench.download import rooted
 from bench.errors import BadInput
 from bench.evaluation import Options, Progress, check_batch_size, default_batch_size, read_device, run_cells
 from bench.plan import plan, request_of, subject_of
@@ -59,6 +60,7 @@ def evaluate(
     classifier: str | None = None,
     output: str = "logits",
     out: str | Path | None = None,
+    data_root: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -75,6 +77,7 @@ def evaluate(
         seeds, build_seed: attack seeds, and the seed of the defense's construction.
         output: `logits`, or `probabilities` to take their logarithm.
         out: folder for records; kept nowhere by default.
+        data_root: folder of published data and weights; BENCH_DATA_ROOT or ~/.cache/bench by default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
         progress: told of each cell's beginning and of each finished part.
@@ -110,8 +113,8 @@ def evaluate(
     where = read_device(device)
     size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
     options = Options(where, size, progress)
-    cells = plan(request, subject_of(request, model), note=warnings.warn)
-    with tempfile.TemporaryDirectory() as scratch:
+    with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
+        cells = plan(request, subject_of(request, model), note=warnings.warn)
         store = Store(Path(out) if out is not None else Path(scratch))
         store.check_writable()
         results = list(run_cells(cells, store, options))

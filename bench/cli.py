@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.download import rooted
 from bench.errors import BadInput
 from bench.suite import RunOptions, read_options, read_suite
 
@@ -31,8 +32,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _root(context: typer.Context, folder: Path | None) -> None:
+    """Sets the data root while the command runs."""
+    context.with_resource(rooted(folder))
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 BatchSize = Annotated[int | None, typer.Option(help="most rows in one forward pass; default 128, on a GPU 1024")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(callback=_root, help="folder of published data and weights [default: $BENCH_DATA_ROOT or ~/.cache/bench]"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -54,6 +65,7 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
+    data_root: DataRoot = None,
     suite: Annotated[Path | None, typer.Option(help="TOML file with the same options as a matrix")] = None,
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the cells and what is stored; compute nothing")] = False,
@@ -233,6 +245,7 @@ def train(
     seed: Annotated[int, typer.Option(help="seed of initialisation, order and augmentation")] = 0,
     epochs: Annotated[int | None, typer.Option(help="passes over the training images [default: the recipe's]")] = None,
     device: Device = "auto",
+    data_root: DataRoot = None,
 ) -> None:
     """Train a classifier by the committed recipe of its data set; no test image is touched."""
     from bench.train import train_and_save
@@ -245,6 +258,7 @@ def verify(
     record: Annotated[Path, typer.Argument(help="a record's JSON file")],
     device: Device = "auto",
     batch_size: BatchSize = None,
+    data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Re-score a record's adversarial points under the rebuilt defense, or re-run the attack where they are missing."""

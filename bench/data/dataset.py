@@ -68,6 +68,10 @@ class Dataset(ABC, Generic[P]):
         version: raise it when images or their order may change.
         default_classifier: classifier spec used where none is given; empty where there is none.
         default_norm, default_eps: the threat model used where none is given; eps 0 where there is none.
+        class_names: in label order; empty where they are not known beforehand.
+        image_shape: (C, H, W) where it is fixed.
+        splits: how many images each split has, where that is fixed.
+        licence, source: the images' licence and where they come from.
     """
 
     Params: ClassVar[type[Params]] = Params
@@ -76,6 +80,11 @@ class Dataset(ABC, Generic[P]):
     default_classifier: ClassVar[str] = ""
     default_norm: ClassVar[str] = "linf"
     default_eps: ClassVar[float] = 0.0
+    class_names: ClassVar[tuple[str, ...]] = ()
+    image_shape: ClassVar[tuple[int, int, int] | None] = None
+    splits: ClassVar[dict[str, int]] = {}
+    licence: ClassVar[str] = ""
+    source: ClassVar[str] = ""
 
     def __init__(self, params: P) -> None:
         self.params = params

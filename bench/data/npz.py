@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.data.dataset import Dataset, ImageSet
-from bench.data.order import Integers, interleaved, is_mixed
+from bench.data.order import Integers, evaluation_order
 from bench.errors import BadInput
 from bench.registry import existing_file
 from bench.spec import Params
@@ -53,7 +53,7 @@ class Npz(Dataset[NpzParams]):
     @property
     def num_classes(self) -> int:
         """The largest label of all parts in the file plus one, at least 2."""
-        with _Archive(self.params.path) as archive:
+        with Archive(self.params.path) as archive:
             tops = [archive.labels(split).max() for split in _SPLITS if archive.keys(split)]
         if not tops:
             raise BadInput(archive.lacks("test"))
@@ -67,8 +67,12 @@ class Npz(Dataset[NpzParams]):
         """The training part. Raises `BadInput` where the file has none."""
         return self._part("train")
 
+    def validation(self) -> ImageSet:
+        """The part named `val`. Raises `BadInput` where the file has none."""
+        return self._part("val")
+
     def _part(self, split: str) -> ImageSet:
-        with _Archive(self.params.path) as archive:
+        with Archive(self.params.path) as archive:
             if not archive.keys(split):
                 raise BadInput(archive.lacks(split))
             labels = archive.labels(split)
@@ -76,11 +80,10 @@ class Npz(Dataset[NpzParams]):
         if len(labels) != len(images):
             counts = f"{len(images)} {split} images but {len(labels)} labels"
             raise BadInput(f"{self.params.path} has {counts}: give one each")
-        found = ImageSet(images, torch.from_numpy(labels), np.arange(len(labels)))
-        return found if is_mixed(labels) else found.at(interleaved(labels))
+        return ImageSet(images, torch.from_numpy(labels), np.arange(len(labels))).at(evaluation_order(labels))
 
 
-class _Archive:
+class Archive:
     """An open .npz, each of whose arrays is checked as it is read."""
 
     def __init__(self, path: str) -> None:
@@ -93,7 +96,7 @@ class _Archive:
         except _UNREADABLE as error:
             raise BadInput(f"{path} cannot be opened ({_one_line(error)}): write it with numpy.savez") from error
 
-    def __enter__(self) -> _Archive:
+    def __enter__(self) -> Archive:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -22,6 +22,11 @@ def is_mixed(labels: Integers) -> bool:
     return int(np.count_nonzero(np.diff(labels))) >= expected / 2
 
 
+def evaluation_order(labels: Integers) -> Integers:
+    """Positions (n,) in the order in which images with these labels are evaluated."""
+    return np.arange(len(labels)) if is_mixed(labels) else interleaved(labels)
+
+
 def interleaved(labels: Integers) -> Integers:
     """A fixed permutation (n,) of positions that mixes labels (n,).
 

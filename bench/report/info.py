@@ -50,6 +50,8 @@ def _facts(plugin: Any) -> dict[str, Any]:
         "version": plugin.version,
         "parameters": _parameters(plugin.Params, getattr(plugin, "positional", None)),
     }
+    if hasattr(plugin, "default_eps"):
+        facts.update(_images(plugin))
     card = getattr(plugin, "card", None)
     if card is not None:
         facts.update(paper=card.paper, note=card.note)
@@ -58,6 +60,19 @@ def _facts(plugin: Any) -> dict[str, Any]:
         facts["gradients"] = ", ".join(plugin.gradients)
         facts["fitting attacks"] = ", ".join(card.attacks) if card else ""
     return {key: value for key, value in facts.items() if value not in ("", [])}
+
+
+def _images(dataset: Any) -> dict[str, Any]:
+    names, shape, norm, eps = dataset.class_names, dataset.image_shape, dataset.default_norm, dataset.default_eps
+    return {
+        "classes": f"{len(names)}: {', '.join(names)}" if names else "",
+        "image shape": " x ".join(map(str, shape)) if shape else "",
+        "splits": ", ".join(f"{split} {n}" for split, n in dataset.splits.items()),
+        "default threat": f"{norm} {show_number(eps)}" if eps else "none",
+        "default classifier": dataset.default_classifier or "none",
+        "licence": dataset.licence,
+        "source": dataset.source,
+    }
 
 
 def _parameters(params: type[Params], positional: str | None) -> list[dict[str, str]]:

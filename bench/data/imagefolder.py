@@ -1,0 +1,84 @@
+"""`imagefolder:PATH`: pictures in one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from bench.data.dataset import Dataset, ImageSet
+from bench.data.pictures import View, in_order, pictures_in, subfolders
+from bench.errors import BadInput
+from bench.spec import Params
+
+_SPLITS = ("test", "train", "val")
+
+
+class ImageFolderParams(Params):
+    """Parameters of `imagefolder`."""
+
+    path: str = Field(description="folder with test/CLASS/PICTURE, and train and val beside test if any; or with CLASS/PICTURE")
+    size: int = Field(0, ge=0, description="resize the shorter side to this and cut out the middle square; 0: as they are")
+    grey: bool = Field(False, description="one channel instead of three")
+    drawn_from: str = Field("", description="the image set that the test pictures belong to, such as mnist/train, if known")
+
+
+class ImageFolder(Dataset[ImageFolderParams]):
+    """Pictures (PNG, JPEG and the like) in one folder a class.
+
+    Classes are the folder names, sorted. ids are indices in a split, sorted by class and file name; a fixed permutation lets the
+    classes take turns. Pictures are decoded by Pillow when they are evaluated.
+    """
+
+    Params: ClassVar[type[Params]] = ImageFolderParams
+    positional: ClassVar[str | None] = "path"
+
+    @property
+    def drawn_from(self) -> tuple[str, ...]:
+        """What the parameter says; empty where it says nothing."""
+        return (self.params.drawn_from,) if self.params.drawn_from else ()
+
+    @property
+    def num_classes(self) -> int:
+        """As many as there are class folders, at least 2."""
+        return max(2, len(self._classes()))
+
+    def test(self) -> ImageSet:
+        """The pictures in `test`, or in the class folders themselves. Raises `BadInput` where there are none."""
+        return self._split("test")
+
+    def train(self) -> ImageSet:
+        """The pictures in `train`. Raises `BadInput` where there are none."""
+        return self._split("train")
+
+    def validation(self) -> ImageSet:
+        """The pictures in `val`. Raises `BadInput` where there are none."""
+        return self._split("val")
+
+    def _folder(self, split: str) -> Path | None:
+        """Where a split lies, or None."""
+        root = Path(self.params.path).expanduser()
+        if "test" in subfolders(root):
+            return root / split if split in subfolders(root) else None
+        return root if split == "test" else None
+
+    def _classes(self) -> list[str]:
+        folders = [folder for folder in map(self._folder, _SPLITS) if folder]
+        return sorted({name for folder in folders for name in subfolders(folder)})
+
+    def _split(self, split: str) -> ImageSet:
+        folder = self._folder(split)
+        if folder is None:
+            raise BadInput(f"{self.params.path} has no {split} pictures: put them into {self.params.path}/{split}/CLASS")
+        found = [(path, label) for label, name in enumerate(self._classes()) for path in _pictures(folder / name)]
+        if not found:
+            raise BadInput(f"{folder} has no pictures in class folders: put them into {folder}/CLASS")
+        labels = np.array([label for _, label in found], dtype=np.int64)
+        view = View(self.params.grey, self.params.size, self.params.size)
+        return in_order([path for path, _ in found], labels, np.arange(len(found)), view)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return pictures_in(folder) if folder.is_dir() else []

@@ -1,0 +1,81 @@
+"""Published data sets with fixed splits: what is common to them, and what is checked when they are read."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.data.dataset import Dataset, ImageSet, P
+from bench.data.order import Integers, evaluation_order
+from bench.errors import BadInput
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Official(Dataset[P]):
+    """A published data set. Subclasses set the class attributes, `name` among them, and write `read`.
+
+    ids are indices in the official split. The official order is kept where its labels are mixed, else a fixed permutation lets
+    the classes take turns.
+
+    Attributes:
+        name: as in `cifar10/test`; also names files below the data root.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, params: P) -> None:
+        super().__init__(params)
+        self._read: dict[str, ImageSet] = {}
+
+    @property
+    def drawn_from(self) -> tuple[str, ...]:
+        """The official test set."""
+        return (f"{self.name}/test",)
+
+    @property
+    def num_classes(self) -> int:
+        """As many as there are names."""
+        return len(self.class_names)
+
+    def test(self) -> ImageSet:
+        """The official test images. Raises `BadInput` where the files cannot be had or are not the published ones."""
+        return self._split("test")
+
+    def train(self) -> ImageSet:
+        """The official training images. Raises `BadInput` like `test`."""
+        return self._split("train")
+
+    def validation(self) -> ImageSet:
+        """The official validation images. Raises `BadInput` like `test`, and where there are none."""
+        return self._split("val") if "val" in self.splits else super().validation()
+
+    @abstractmethod
+    def read(self, split: str) -> tuple[Bytes, Integers]:
+        """A split's images (n, C, H, W) and labels (n,), in official order."""
+
+    def size(self, split: str) -> int:
+        """How many images a split must have."""
+        return self.splits[split]
+
+    def _split(self, split: str) -> ImageSet:
+        if split not in self._read:
+            images, labels = self.read(split)
+            self._check(split, images, labels)
+            everything = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), np.arange(len(labels)))
+            self._read[split] = everything.at(evaluation_order(labels))
+        return self._read[split]
+
+    def _check(self, split: str, images: npt.NDArray[Any], labels: Integers) -> None:
+        what, due = f"{self.name}'s {split} images", (self.size(split), *(self.image_shape or ()))
+        if images.shape != due or images.dtype != np.uint8:
+            raise BadInput(f"{what} are {images.dtype} {images.shape} where uint8 {due} is due: get the published file")
+        if labels.shape != due[:1]:
+            raise BadInput(f"{what} have labels {labels.shape} where {due[:1]} is due: get the published file")
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            top = self.num_classes - 1
+            raise BadInput(f"{what} have labels {labels.min()} to {labels.max()} where 0 to {top} is due: get the published file")
