@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from bench.data.dataset import Dataset, ImageSet
 from bench.data.mnist5k import Mnist5k
+from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.models.nets import build
@@ -104,18 +106,35 @@ def train(
     Raises `BadInput` for an unknown architecture, epochs below 1, or a data set without a recipe.
     """
     recipe = recipe_of(dataset)
-    epochs = recipe.epochs if epochs is None else epochs
-    if epochs < 1:
+    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    if recipe.epochs < 1:
         raise BadInput(f"epochs={epochs} trains nothing: give at least 1")
     data = dataset.train()
     images, labels = data.pixels().to(device), data.labels.to(device)
-    classifier = _fresh(images, arch, dataset.num_classes, seed, recipe).to(device).train()
-    steps = _steps(classifier, recipe, epochs * (len(images) // min(recipe.batch, len(images))))
-    for epoch in range(epochs):
-        loss = _epoch(classifier, images, labels, Noise.of(seed, Stream.BUILD, [0], epoch), recipe, steps)
+    classifier = _fresh(images, arch, dataset.num_classes, seed, recipe).to(device)
+    fit(classifier, images, labels, recipe, seed=seed, progress=progress)
+    return classifier.cpu()
+
+
+def fit(
+    model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int, progress: Progress | None = None
+) -> None:
+    """Train all of a model's weights, in place; it is left frozen, in evaluation mode.
+
+    Args:
+        model: a deterministic one, on the images' device.
+        images, labels: float32 (n, C, H, W) in [0, 1] and int64 (n,).
+        recipe: how.
+        seed: decides order and shifts.
+        progress: called after each epoch.
+    """
+    model.train().requires_grad_(True)
+    steps = _steps(model, recipe, recipe.epochs * (len(images) // min(recipe.batch, len(images))))
+    for epoch in range(recipe.epochs):
+        loss = _epoch(model, images, labels, Noise.of(seed, Stream.BUILD, [0], epoch), recipe, steps)
         if progress is not None:
-            progress(epoch + 1, epochs, loss)
-    return classifier.cpu().eval().requires_grad_(False)
+            progress(epoch + 1, recipe.epochs, loss)
+    model.eval().requires_grad_(False)
 
 
 def _fresh(images: Tensor, arch: str, num_classes: int, seed: int, recipe: Recipe) -> Classifier:
@@ -144,7 +163,7 @@ def _steps(classifier: nn.Module, recipe: Recipe, total: int) -> Iterator[Callab
 
 
 def _epoch(
-    classifier: Classifier,
+    classifier: DefendedClassifier,
     images: Tensor,
     labels: Tensor,
     noise: Noise,
@@ -172,6 +191,11 @@ def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
     columns = offsets[:, 1, None] + torch.arange(width, device=images.device)
     which = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors lie; the CPU where it has none."""
+    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
 
 
 def clean_accuracy(classifier: Classifier, images: ImageSet, batch: int = 500) -> float:
