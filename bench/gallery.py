@@ -164,7 +164,13 @@ def _records(cell: Cell | None, results: dict[str, Result]) -> tuple[Record, Rec
 
 
 def verdict(card: Card, fitting: Record, base: Record) -> str:
-    """`falls` where the fitting attack leaves no more than the known answer and the tolerance; empty where none is known."""
+    """`falls` where the fitting attack leaves no more than the known answer and the tolerance; empty where none is known.
+
+    Where a check of the attacked defense failed, there is no number to believe.
+    """
+    failed = [finding.name for finding in fitting.findings if finding.verdict == "fail"]
+    if failed:
+        return f"no number: {', '.join(failed)} failed"
     answers = {"base": _robust(base), "share": fitting.metrics.constant_accuracy}
     if card.expected not in answers:
         return ""

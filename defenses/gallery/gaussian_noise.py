@@ -40,7 +40,7 @@ class GaussianNoise(Defense[GaussianNoiseParams]):
         note="differentiable; the noise that moves the image is small beside eps and averages out over the steps",
         truth="the base's, where sigma is below eps",
         expected="base",
-        attacks=("pgd+eot",),
+        attacks=("pgd:randomness=(eot:k=5)", "pgd"),
     )
 
     @property

@@ -38,7 +38,9 @@ class Coded(InputTransform):
             raise BadInput(f"jpeg codes grey and colour images, but these have {images.shape[1]} channels: use another data set")
         levels = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         decoded = np.stack([_coded(pixels, self.quality) for pixels in levels])
-        return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous().to(images.device, images.dtype) / 255
+        # A layout of its own would make convolutions round otherwise than those of the twin.
+        coded = torch.from_numpy(decoded).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        return coded.to(images.device, images.dtype) / 255
 
 
 def _coded(pixels: Pixels, quality: int) -> Pixels:

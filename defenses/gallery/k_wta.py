@@ -51,13 +51,13 @@ class KWTA(Defense[KWTAParams]):
     gradients = ("full", "bpda")
     card = Card(
         paper="Xiao et al., ICLR 2020, arXiv 1905.10510; broken by Tramer et al., NeurIPS 2020, arXiv 2002.08347",
-        note="gradients change from step to step, so a small eps keeps PGD astray; two epochs on training data mend what the exchange "
-        "costs",
-        truth="none for a net without adversarial training; of the published one (CIFAR-10, Linf 8/255, adversarially trained), 0.16 % "
-        "is left by an attack on smoothed margins (RobustBench, Xiao2020Enhancing)",
+        note="its gradient changes from step to step, which leads PGD astray where eps is small; two epochs on training data mend "
+        "what the exchange costs",
+        truth="none without adversarial training; of the published adversarially trained net (CIFAR-10, Linf 8/255) an attack on "
+        "smoothed margins leaves 0.16 % (RobustBench, Xiao2020Enhancing)",
         expected="unknown",
         surrogate="the activation that was replaced",
-        attacks=("bpda",),
+        attacks=("pgd:loss=margin,restarts=5", "bpda"),
     )
 
     def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:
