@@ -165,6 +165,36 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+@app.command()
+def gallery(
+    defense: Annotated[list[str] | None, typer.Option(help="a known answer; may be repeated [default: all]")] = None,
+    naive: Annotated[str, typer.Option(help="the attack that a user would begin with")] = "pgd",
+    dataset: Annotated[str | None, typer.Option(help="data set spec [default: mnist5k under eps 0.2]")] = None,
+    classifier: Annotated[str | None, typer.Option(help="classifier spec [default: the data set's own]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: the data set's own]")] = None,
+    eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
+    n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 100]")] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Attack the known answers: defenses that are known to fall must fall. Exit code 1 where one stands."""
+    from bench.gallery import cells_of, exhibits, render, rows
+
+    given = {"defense": defense, "dataset": dataset, "classifier": classifier, "norm": norm, "eps": eps, "n": n}
+    options = read_options({key: value for key, value in given.items() if value not in (None, [])}, "command line")
+    found = exhibits(options, naive)
+    results = _run(cells_of(found), out, device, batch_size)
+    table = rows(found, results)
+    if as_json:
+        _print_json([vars(row) for row in table])
+    else:
+        print(render(table, results))
+    if not all(row.held for row in table):
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_plugins(
     kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers or all")] = "all",

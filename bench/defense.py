@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -154,13 +154,21 @@ class Card:
 
     Attributes:
         paper: authors, venue or arXiv number.
-        note: one sentence on what is known of it, such as its documented true robustness.
-        attacks: specs of the attacks that fit it (defenses only).
+        note: one sentence on what it is or hides.
+        truth: its documented true robustness with the source; empty where none is known (defenses only).
+        expected: what it falls to under the first of `attacks`: `base`, the undefended classifier's number under the same attack;
+            `share`, a constant class's share; `unknown`, where it is known to be broken but not to what it falls here. Empty for a
+            defense that is no known answer (defenses only).
+        surrogate: what stands in for its parts without gradient in the backward pass `bpda` (defenses only).
+        attacks: specs of the attacks that fit it, the one that breaks it first (defenses only).
         control: whether an attack is a control that is not meant to succeed (attacks only).
     """
 
     paper: str = ""
     note: str = ""
+    truth: str = ""
+    expected: Literal["base", "share", "unknown", ""] = ""
+    surrogate: str = ""
     attacks: tuple[str, ...] = ()
     control: bool = False
 

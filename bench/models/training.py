@@ -8,17 +8,19 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import statistics
 from bench.data.dataset import Dataset, ImageSet
+from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.models.nets import build
@@ -108,29 +110,83 @@ def _validation(dataset: Dataset[Any]) -> ImageSet | None:
         return None
 
 
+def fit(model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int) -> None:
+    """Train all of a model's weights, in place; it is left frozen, in evaluation mode.
+
+    Args:
+        model: on the images' device.
+        images, labels: float32 (n, C, H, W) in [0, 1] and int64 (n,).
+        recipe: how; the last epoch's weights stay.
+        seed: decides order and augmentation.
+    """
+    descent = _Descent(model.requires_grad_(True), images, labels, recipe, seed)
+    while descent.done < recipe.epochs:
+        descent.epoch()
+    model.eval().requires_grad_(False)
+
+
+class _Descent:
+    """Epochs of a recipe on a model, in place. `done` counts them."""
+
+    def __init__(self, model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> None:
+        self.model, self.images, self.labels, self.recipe, self.seed = model, images, labels, recipe, seed
+        self.optimiser = torch.optim.SGD(
+            model.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
+        )
+        self.size = min(recipe.batch, len(images))
+        self.done = 0
+
+    def epoch(self) -> float:
+        """Train one epoch; the mean loss."""
+        self.model.train()
+        noise = Noise.of(self.seed, Stream.BUILD, [0], self.done)
+        count, device = len(self.images), self.images.device
+        order = noise.uniform("order", (count,))[0].argsort(stable=True).to(device)
+        offsets = (noise.uniform("shift", (count, 2))[0] * (2 * self.recipe.shift + 1)).long().to(device)
+        mirrored = (noise.uniform("flip", (count,))[0] < 0.5 * self.recipe.flip).to(device)
+        losses = []
+        for place, start in enumerate(range(0, count - self.size + 1, self.size)):
+            batch = order[start : start + self.size]
+            changed = _mirrored(_shifted(self.images[batch], offsets[batch], self.recipe.shift), mirrored[batch])
+            losses.append(self._step(changed, self.labels[batch], noise, place))
+        self.done += 1
+        return float(torch.stack(losses).mean())
+
+    def _step(self, images: Tensor, labels: Tensor, noise: Noise, place: int) -> Tensor:
+        each = len(self.images) // self.size
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(self.recipe, self.done * each + place + 1, self.recipe.epochs * each)
+        loss = F.cross_entropy(self.model(images, noise), labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()
+
+
 class _Run:
     """A training run between two epochs. `kept` are the weights that would be returned now, with their epoch."""
 
     def __init__(self, dataset: Dataset[Any], arch: str, recipe: Recipe, trained_on: str, seed: int, device: torch.device) -> None:
         data = dataset.train()
-        self.recipe, self.seed, self.device = recipe, seed, device
+        images = data.pixels()
+        self.recipe, self.device = recipe, device
         self.identity = json.dumps([asdict(recipe), arch, seed, data.sha256, dataset.num_classes])
-        self.images, self.labels = data.pixels().to(device), data.labels.to(device)
-        self.classifier = _fresh(self.images, arch, dataset.num_classes, seed, trained_on).to(device).train()
+        self.classifier = _fresh(images, arch, dataset.num_classes, seed, trained_on).to(device)
         if device.type == "cuda":
             self.classifier.to(memory_format=torch.channels_last)
-        self.optimiser = torch.optim.SGD(
-            self.classifier.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
-        )
-        self.size = min(recipe.batch, len(self.images))
-        self.done = 0
+        self.descent = _Descent(self.classifier, images.to(device), data.labels.to(device), recipe, seed)
         self.kept: tuple[Epoch, dict[str, Tensor]] | None = None
+
+    @property
+    def done(self) -> int:
+        """Epochs so far."""
+        return self.descent.done
 
     def advance(self, held_out: ImageSet | None) -> Epoch:
         """Train one epoch and score it."""
-        loss = self._epoch(Noise.of(self.seed, Stream.BUILD, [0], self.done))
-        self.done += 1
-        epoch = Epoch(self.done, self.recipe.epochs, loss, None if held_out is None else self._score(held_out))
+        loss = self.descent.epoch()
+        validation = None if held_out is None else score(self.classifier.eval(), held_out)
+        epoch = Epoch(self.done, self.recipe.epochs, loss, validation)
         if self._is_kept(epoch):
             self.kept = epoch, copy.deepcopy(self.classifier.network.state_dict())
         return epoch
@@ -148,34 +204,6 @@ class _Run:
         before = self.kept[0].validation
         return before is None or epoch.validation is None or epoch.validation.accuracy >= before.accuracy
 
-    def _score(self, images: ImageSet) -> Score:
-        self.classifier.eval()
-        found = score(self.classifier, images)
-        self.classifier.train()
-        return found
-
-    def _epoch(self, noise: Noise) -> float:
-        count, device = len(self.images), self.device
-        order = noise.uniform("order", (count,))[0].argsort(stable=True).to(device)
-        offsets = (noise.uniform("shift", (count, 2))[0] * (2 * self.recipe.shift + 1)).long().to(device)
-        mirrored = (noise.uniform("flip", (count,))[0] < 0.5 * self.recipe.flip).to(device)
-        losses = []
-        for place, start in enumerate(range(0, count - self.size + 1, self.size)):
-            batch = order[start : start + self.size]
-            changed = _mirrored(_shifted(self.images[batch], offsets[batch], self.recipe.shift), mirrored[batch])
-            losses.append(self._step(changed, self.labels[batch], noise, place))
-        return float(torch.stack(losses).mean())
-
-    def _step(self, images: Tensor, labels: Tensor, noise: Noise, place: int) -> Tensor:
-        each = len(self.images) // self.size
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.recipe, self.done * each + place + 1, self.recipe.epochs * each)
-        loss = F.cross_entropy(self.classifier(images, noise), labels)
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
-        return loss.detach()
-
     def store(self, path: Path) -> None:
         """Write all that the rest of the run depends on."""
         assert self.kept is not None
@@ -184,7 +212,7 @@ class _Run:
             "identity": self.identity,
             "done": self.done,
             "network": self.classifier.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.descent.optimiser.state_dict(),
             "kept": (asdict(epoch), {} if epoch.done == self.done else state),
         }
         buffer = io.BytesIO()
@@ -200,9 +228,9 @@ class _Run:
             raise BadInput(f"{path} is no checkpoint of a training run: remove it") from error
         if not same:
             raise BadInput(f"{path} is of a run with another recipe, architecture, seed or data: remove it or give another --out")
-        self.done = content["done"]
+        self.descent.done = content["done"]
         self.classifier.network.load_state_dict(content["network"])
-        self.optimiser.load_state_dict(content["optimiser"])
+        self.descent.optimiser.load_state_dict(content["optimiser"])
         about, state = content["kept"]
         validation = about.pop("validation")
         epoch = Epoch(**about, validation=None if validation is None else Score(**validation))
@@ -235,6 +263,11 @@ def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
 def _mirrored(images: Tensor, which: Tensor) -> Tensor:
     """Images (n, C, H, W), those marked in `which` (n,) mirrored left to right."""
     return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors lie; the CPU where it has none."""
+    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
 
 
 def predicted(classifier: Classifier, images: ImageSet, batch: int = 500) -> Tensor:

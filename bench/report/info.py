@@ -5,9 +5,17 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal, get_args, get_origin
 
+from bench.defense import Card
 from bench.errors import BadInput
 from bench.registry import Alias
 from bench.spec import Params, nearest, parse, show_number
+
+EXPECTED = {
+    "base": "falls to the undefended classifier's number under its first fitting attack",
+    "share": "stays at the share of its class, whatever the attack",
+    "unknown": "known to be broken; to what number it falls here is not known",
+    "": "",
+}
 
 
 def describe(name: str, registries: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def _facts(plugin: Any) -> dict[str, Any]:
     if hasattr(plugin, "needs"):
         facts["data access"] = ", ".join(sorted(plugin.needs)) or "none"
         facts["gradients"] = ", ".join(plugin.gradients)
-        facts["fitting attacks"] = ", ".join(card.attacks) if card else ""
+        facts.update(_answer(plugin.card))
     return {key: value for key, value in facts.items() if value not in ("", [])}
 
 
@@ -72,6 +80,15 @@ def _images(dataset: Any) -> dict[str, Any]:
         "default classifier": dataset.default_classifier or "none",
         "licence": dataset.licence,
         "source": dataset.source,
+    }
+
+
+def _answer(card: Card) -> dict[str, str]:
+    return {
+        "surrogate": card.surrogate,
+        "fitting attacks": ", ".join(card.attacks),
+        "documented robustness": card.truth,
+        "expected": EXPECTED[card.expected],
     }
 
 

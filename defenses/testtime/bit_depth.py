@@ -39,8 +39,10 @@ class BitDepth(Defense[BitDepthParams]):
     gradients = ("full", "bpda")
     card = Card(
         paper="Guo et al., ICLR 2018, arXiv 1711.00117; broken by Athalye et al., ICML 2018, arXiv 1802.00420",
-        note="documented true robustness: 0 % (BPDA with the identity, ImageNet, normalised L2 0.05); on images of two grey "
-        "levels, such as MNIST's, it truly absorbs an eps below half its step",
+        note="on images of two grey levels, such as MNIST's, it truly absorbs an eps below half its step",
+        truth="0 % (BPDA with the identity, ImageNet, normalised L2 0.05; Athalye et al. 2018)",
+        expected="base",
+        surrogate="the identity",
         attacks=("bpda",),
     )
 

@@ -94,7 +94,9 @@ class RandomResize(Defense[RandomResizeParams]):
     Params = RandomResizeParams
     card = Card(
         paper="Xie et al., ICLR 2018, arXiv 1711.01991; broken by Athalye et al., ICML 2018, arXiv 1802.00420",
-        note="documented true robustness: 0 % (EOT, Linf 0.031, ImageNet); one draw a step is enough (Gao et al. 2022)",
+        note="one draw a step is enough (Gao et al. 2022)",
+        truth="0 % (EOT, ImageNet, Linf 0.031; Athalye et al. 2018)",
+        expected="base",
         attacks=("pgd", "pgd+eot", "pgd+replay"),
     )
 

@@ -1,0 +1,213 @@
+"""`bench gallery`: do the attacks break what is known to be broken?
+
+Every registered defense whose card has a known answer is attacked twice: as a user would begin, and by the attack that fits it.
+A defense that stands where it is known to fall says that something is wrong with the attacks, or with the installation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tabulate import tabulate
+
+from bench.defense import Card
+from bench.errors import BadInput
+from bench.evaluation import Result
+from bench.plan import Cell, Request, Subject, plan, request_of, subject_of
+from bench.plugins import DEFENSES
+from bench.record import Record
+from bench.registry import Alias
+from bench.report.leaderboard import attack_label, heading
+from bench.spec import parse
+from bench.suite import RunOptions
+
+TOLERANCE = 0.05
+"""How far above its known answer a defense may stay."""
+
+DEFAULTS = RunOptions(dataset="mnist5k", eps=0.2)
+"""Where no data set is given: a threat under which the shipped classifier falls to 0."""
+
+DEFAULT_N = 100
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A defense with a known answer and the two cells that ask for it.
+
+    Attributes:
+        defense: its spec.
+        card: with `expected` and at least one attack.
+        naive, fitting: its cells; None where it cannot be planned.
+        problem: why it cannot.
+    """
+
+    defense: str
+    card: Card
+    naive: Cell | None = None
+    fitting: Cell | None = None
+    problem: str = ""
+
+    def cells(self) -> list[Cell]:
+        """Its cells, each behind its base."""
+        own = [cell for cell in (self.naive, self.fitting) if cell]
+        return [cell for one in own for cell in (one.base(), one) if cell]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out for one exhibit; shares in percent as text.
+
+    Attributes:
+        defense: its spec.
+        clean: accuracy without attack.
+        naive, naive_base: under the naive attack, and the undefended classifier's.
+        audit: findings on the naive row that warn or fail.
+        attack: the fitting attack.
+        fitting, base: under the fitting attack, and the undefended classifier's.
+        expected: `base`, `share` or `unknown`.
+        verdict: `falls`, `stands: ...`, why there is no number, or empty where no answer is known.
+    """
+
+    defense: str
+    clean: str = ""
+    naive: str = ""
+    naive_base: str = ""
+    audit: str = ""
+    attack: str = ""
+    fitting: str = ""
+    base: str = ""
+    expected: str = ""
+    verdict: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether the known answer came out, or none is known."""
+        return self.expected == "unknown" or self.verdict == "falls"
+
+
+def exhibits(options: RunOptions, naive: str) -> list[Exhibit]:
+    """All registered defenses with a known answer, or those that the options name.
+
+    Args:
+        options: data set, classifier, threat and seeds, as for a run.
+        naive: the attack that a user would begin with.
+
+    Raises `BadInput` for a defense without a known answer, or data that cannot be loaded.
+    """
+    settled = options if options.dataset else options.over(DEFAULTS)
+    names = options.defense or tuple(name for name in DEFENSES.names() if _card(name).expected)
+    request = request_of(settled.model_copy(update={"defense": names, "attack": (naive,), "n": options.n or DEFAULT_N}))
+    subject = subject_of(request)
+    return [_exhibit(name, request, subject) for name in names]
+
+
+def _card(name: str) -> Card:
+    plugin = DEFENSES.get(parse(name).name)
+    return Card() if isinstance(plugin, Alias) else plugin.card
+
+
+def _exhibit(name: str, request: Request, subject: Subject) -> Exhibit:
+    card = _card(name)
+    if not card.expected or not card.attacks:
+        raise BadInput(f"defense {name!r} has no known answer: name one whose card says what to expect, or leave it out for all")
+    asked = replace(request, defenses=(name,), attacks=(*request.attacks, card.attacks[0]))
+    try:
+        cells = plan(asked, subject)
+    except BadInput as error:
+        return Exhibit(name, card, problem=str(error))
+    own = [cell for cell in cells if cell.defense.name == parse(name).name]
+    return Exhibit(name, card, own[0], own[-1])
+
+
+def cells_of(found: Iterable[Exhibit]) -> list[Cell]:
+    """Every cell once, bases first where they are needed."""
+    return list({cell.id: cell for exhibit in found for cell in exhibit.cells()}.values())
+
+
+def rows(found: Sequence[Exhibit], results: Iterable[Result]) -> list[Row]:
+    """One row an exhibit, from the results of its cells."""
+    by_cell = {result.cell.id: result for result in results}
+    return [_row(exhibit, by_cell) for exhibit in found]
+
+
+def _row(exhibit: Exhibit, results: dict[str, Result]) -> Row:
+    problem = exhibit.problem or _problem(results[cell.id] for cell in exhibit.cells())
+    if problem:
+        return Row(exhibit.defense, expected=exhibit.card.expected, verdict=f"not measured: {problem}")
+    naive, naive_base = _records(exhibit.naive, results)
+    fitting, base = _records(exhibit.fitting, results)
+    return Row(
+        defense=exhibit.defense,
+        clean=_percent(naive.metrics.clean.mean.value),
+        naive=_percent(_robust(naive)),
+        naive_base=_percent(_robust(naive_base)),
+        audit=_audit(naive),
+        attack=attack_label(fitting),
+        fitting=_percent(_robust(fitting)),
+        base=_percent(_robust(base)),
+        expected=exhibit.card.expected,
+        verdict=verdict(exhibit.card, fitting, base),
+    )
+
+
+def _problem(results: Iterable[Result]) -> str:
+    failed = (str(r.rejected) if r.rejected else r.failure.error if r.failure else "" for r in results)
+    return next(filter(None, failed), "")
+
+
+def _records(cell: Cell | None, results: dict[str, Result]) -> tuple[Record, Record]:
+    """The cell's record and its base's; both are there once `_problem` has found none."""
+    records = [results[one.id].record for one in (cell, cell and cell.base()) if one]
+    own, base = (record for record in records if record)
+    return own, base
+
+
+def verdict(card: Card, fitting: Record, base: Record) -> str:
+    """`falls` where the fitting attack leaves no more than the known answer and the tolerance; empty where none is known.
+
+    Where a check of the attacked defense failed, there is no number to believe.
+    """
+    failed = [finding.name for finding in fitting.findings if finding.verdict == "fail"]
+    if failed:
+        return f"no number: {', '.join(failed)} failed"
+    answers = {"base": _robust(base), "share": fitting.metrics.constant_accuracy}
+    if card.expected not in answers:
+        return ""
+    above = _robust(fitting) - answers[card.expected]
+    # Shares such as 0.05 and 0.1 - 0.05 differ in the last bit.
+    return "falls" if above <= TOLERANCE + 1e-9 else f"stands: {100 * above:.1f} points above its {card.expected}"
+
+
+def _robust(record: Record) -> float:
+    return record.metrics.adversarial.mean.value
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _audit(record: Record) -> str:
+    found = ["COLLAPSED"] * record.metrics.collapsed
+    return ", ".join([*found, *(finding.name for finding in record.findings if finding.verdict != "note")])
+
+
+def render(table: Sequence[Row], results: Iterable[Result]) -> str:
+    """The table in Markdown under the subject's heading."""
+    record = next((result.record for result in results if result.record), None)
+    text = tabulate([vars(row) for row in table], headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return f"{heading(record)}\n\n{text}" if record else text
+
+
+_HEADERS = {
+    "defense": "defense",
+    "clean": "clean",
+    "naive": "naive",
+    "naive_base": "base",
+    "audit": "audit of the naive row",
+    "attack": "fitting attack",
+    "fitting": "robust",
+    "base": "base",
+    "expected": "expected",
+    "verdict": "verdict",
+}
