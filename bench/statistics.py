@@ -71,8 +71,8 @@ def wilson(successes: float, n: int) -> Interval:
 # Class-aware scores ---------------------------------------------------------------------------------------------------
 
 
-def confusion(labels: Ints, predictions: Ints, K: int) -> npt.NDArray[np.int64]:
-    """Count label against prediction.
+def tally(labels: Ints, predictions: Ints, K: int) -> npt.NDArray[np.int64]:
+    """Count by class; a table of label against prediction would be K times as large, and no score here needs it.
 
     Args:
         labels: (n,) in [0, K).
@@ -80,10 +80,11 @@ def confusion(labels: Ints, predictions: Ints, K: int) -> npt.NDArray[np.int64]:
         K: number of classes.
 
     Returns:
-        int64 (K, K+1): row = label, column = prediction, the last column for `NO_CLASS`.
+        int64 (3, K): answers that are rightly of each class, answers that were due, answers given. `NO_CLASS` is given to none.
     """
     drawn = _checked(labels, predictions, K)
-    return np.bincount(_cells(labels, drawn, K).ravel(), minlength=K * (K + 1)).reshape(K, K + 1)
+    rows, columns = _entries(_cells(labels, drawn, K).ravel(), K)
+    return np.bincount(rows[columns >= 0], minlength=3 * K).reshape(3, K)
 
 
 def _checked(labels: Ints, predictions: Ints, K: int) -> Ints:
@@ -102,30 +103,34 @@ def _cells(labels: Ints, drawn: Ints, K: int) -> npt.NDArray[np.int64]:
     return labels[:, None].astype(np.int64) * (K + 1) + columns
 
 
-def macro_f1(confusion: Numbers) -> Floats:
+def _entries(cells: npt.NDArray[np.int64], K: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which counts of a flat (3, K) tally each of `cells` (m,) raises: their indices, and the cell's position, -1 for none."""
+    labels, given = np.divmod(cells, K + 1)
+    right, answered = labels == given, given < K
+    places = np.arange(len(cells))
+    rows = np.concatenate([labels, K + labels, 2 * K + np.where(answered, given, 0)])
+    return rows, np.concatenate([np.where(right, places, -1), places, np.where(answered, places, -1)])
+
+
+def macro_f1(tallies: Numbers) -> Floats:
     """Mean of 2TP/(2TP+FP+FN) over the classes that have support; 0 for such a class that is never predicted.
 
     The constant predictor of a class with share p gets 2p/(K(1+p)) where all K classes have support.
 
     Args:
-        confusion: counts (..., K, K+1), as `confusion` makes them.
+        tallies: counts (..., 3, K), as `tally` makes them.
 
     Returns:
         (...) in [0, 1].
     """
-    right, support = _right_and_support(confusion)
-    predicted = confusion.sum(axis=-2)[..., :-1]
-    return _mean_over_supported(2 * right / np.maximum(support + predicted, 1), support)
+    right, support, given = np.moveaxis(tallies, -2, 0)
+    return _mean_over_supported(2 * right / np.maximum(support + given, 1), support)
 
 
-def balanced_accuracy(confusion: Numbers) -> Floats:
-    """Mean recall over the classes that have support: (..., K, K+1) counts to (...) in [0, 1]."""
-    right, support = _right_and_support(confusion)
+def balanced_accuracy(tallies: Numbers) -> Floats:
+    """Mean recall over the classes that have support: (..., 3, K) counts to (...) in [0, 1]."""
+    right, support, _ = np.moveaxis(tallies, -2, 0)
     return _mean_over_supported(right / np.maximum(support, 1), support)
-
-
-def _right_and_support(confusion: Numbers) -> tuple[Numbers, Numbers]:
-    return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1)
 
 
 def _mean_over_supported(scores: Floats, support: Numbers) -> Floats:
@@ -148,7 +153,7 @@ def constant_accuracy(labels: Ints, K: int) -> float:
 def cluster_bootstrap(
     labels: Ints, predictions: Ints, K: int, statistic: Statistic, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The percentile 95 % bootstrap over images of a statistic of the pooled confusion counts.
+    """The percentile 95 % bootstrap over images of a statistic of the pooled counts by class.
 
     All draws of an image enter a resample together (cluster bootstrap), since they are no independent evidence. A class
     that a resample misses has no support there and drops out of that resample's mean.
@@ -157,39 +162,41 @@ def cluster_bootstrap(
         labels: (n,) in [0, K).
         predictions: (n,) or (n, draws), in [-1, K).
         K: number of classes.
-        statistic: for example `macro_f1`; it gets float64 counts (c, K, K+1) of c resamples at a time.
+        statistic: for example `macro_f1`; it gets float64 tallies (c, 3, K) of c resamples at a time.
         resamples: number of resamples, at least 1.
         seed: key of the Philox generator; the same seed gives the same interval.
     """
     drawn = _checked(labels, predictions, K)
-    observed = float(statistic(confusion(labels, drawn, K)))
+    observed = float(statistic(tally(labels, drawn, K)))
     values = np.concatenate([statistic(tables) for tables in _resampled(_cells(labels, drawn, K), K, resamples, seed)])
     low, high = np.quantile(values, (0.025, 0.975))
     return Interval(observed, float(low), float(high))
 
 
 def _resampled(cells: npt.NDArray[np.int64], K: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Confusion counts (c, K, K+1) of resampled images, in chunks.
+    """Tallies (c, 3, K) of resampled images, in chunks.
 
     Images with the same draws in any order are exchangeable, so how often each such pattern is drawn is multinomial,
     and there are far fewer patterns than images.
     """
     patterns, sizes = np.unique(np.sort(cells, axis=1), axis=0, return_counts=True)
-    n, tables = int(sizes.sum()), _pattern_tables(patterns, K * (K + 1))
+    n, tables = int(sizes.sum()), _pattern_tables(patterns, K)
     generator = np.random.Generator(np.random.Philox(seed))
     chunk = max(1, _CHUNK_ELEMENTS // max(tables.shape))
     for start in range(0, resamples, chunk):
         times = generator.multinomial(n, sizes / n, size=min(chunk, resamples - start))
         counts = tables @ np.ascontiguousarray(times.T, dtype=np.float64)
-        yield np.moveaxis(counts.reshape(K, K + 1, -1), -1, 0)
+        yield np.moveaxis(counts.reshape(3, K, -1), -1, 0)
 
 
-def _pattern_tables(patterns: npt.NDArray[np.int64], cells: int) -> Any:
-    """Sparse (cells, patterns): what one image of each pattern adds to the confusion counts."""
+def _pattern_tables(patterns: npt.NDArray[np.int64], K: int) -> Any:
+    """Sparse (3 K, patterns): what one image of each pattern adds to a flat tally."""
     from scipy.sparse import csr_array  # slow to import, and only the bootstrap needs it
 
-    columns = np.repeat(np.arange(len(patterns)), patterns.shape[1])
-    return csr_array((np.ones(patterns.size), (patterns.ravel(), columns)), shape=(cells, len(patterns)))
+    rows, places = _entries(patterns.ravel(), K)
+    counted = places >= 0
+    columns = places[counted] // patterns.shape[1]
+    return csr_array((np.ones(len(columns)), (rows[counted], columns)), shape=(3 * K, len(patterns)))
 
 
 # Collapse -------------------------------------------------------------------------------------------------------------
@@ -237,10 +244,10 @@ def collapsed(labels: Ints, predictions: Ints, K: int, robust: float | None) -> 
         K: number of classes.
         robust: accuracy in [0, 1] under a gradient attack, None where none was run.
     """
-    counts = confusion(labels, predictions, K)
+    counts = tally(labels, predictions, K)
     balanced = cluster_bootstrap(labels, predictions, K, balanced_accuracy)
     f1 = cluster_bootstrap(labels, predictions, K, macro_f1)
-    accuracy = float(np.trace(counts) / counts.sum())
+    accuracy = float(counts[0].sum() / counts[1].sum())
     signs = [*_share_signs(counts, accuracy), *_unmoved_sign(accuracy, robust, f1.value, K)]
     if len(labels) >= 10 * K:
         signs += _chance_sign(balanced, K)
@@ -252,13 +259,13 @@ def collapsed(labels: Ints, predictions: Ints, K: int, robust: float | None) -> 
 
 def _largest_share(counts: npt.NDArray[np.int64]) -> tuple[int, float]:
     """The most predicted class and its share of all answers."""
-    predicted = counts[:, :-1].sum(axis=0)
-    return int(predicted.argmax()), float(predicted.max() / counts.sum())
+    _, support, given = counts
+    return int(given.argmax()), float(given.max() / support.sum())
 
 
 def _share_signs(counts: npt.NDArray[np.int64], accuracy: float) -> Iterator[str]:
     top, share = _largest_share(counts)
-    label_shares = counts.sum(axis=1) / counts.sum()
+    label_shares = counts[1] / counts[1].sum()
     if label_shares[top] >= 0.95:
         return
     if share >= 0.95:

@@ -285,7 +285,7 @@ def predicted(classifier: Classifier, images: ImageSet, batch: int = 500) -> Ten
 def score(classifier: Classifier, images: ImageSet) -> Score:
     """Accuracy and macro-F1 of a classifier in evaluation mode."""
     labels, found = images.labels.numpy(), predicted(classifier, images).numpy()
-    table = statistics.confusion(labels, found, classifier.num_classes)
+    table = statistics.tally(labels, found, classifier.num_classes)
     return Score(float((labels == found).mean()), float(statistics.macro_f1(table)), len(labels))
 
 
