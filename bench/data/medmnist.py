@@ -178,6 +178,7 @@ class PneumoniaMnist(MedMnist[Params]):
     """MedMNIST's chest X-rays of children, 4,708 training, 524 validation and 624 test images, 28 x 28 grey."""
 
     name: ClassVar[str] = "pneumoniamnist"
+    default_classifier: ClassVar[str] = "zoo:pneumoniamnist-cnn"
     md5: ClassVar[str] = "28209eda62fecd6e6a2d98b1501bb15f"
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 624, "train": 4_708, "val": 524}

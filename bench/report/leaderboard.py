@@ -73,7 +73,8 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     parts = []
     for group in groups.values():
         rows = [_row(record, bases.get(record.base), several) for record in group]
-        parts.append(f"{heading(group[0])}\n\n{_markdown(_without_empty_columns(rows))}")
+        constant = f"a constant answer gets {100 * group[0].metrics.constant_accuracy:.1f}"
+        parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
         parts += [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
     parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
     return "\n\n".join([*parts, note(records)])
@@ -104,7 +105,7 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
         "replayed": str(metrics.replayed.mean) if metrics.replayed else "",
         "all draws": luck if stochastic else "",
         "base": f"{100 * base.metrics.adversarial.mean.value:.1f}" if base else "",
-        "macro-F1": f"{100 * metrics.adversarial.macro_f1.value:.1f}",
+        "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * metrics.adversarial.macro_f1.value:.1f}",
         "passes/image": f"{record.cost.attack_forwards:.1f}F {record.cost.attack_backwards:.1f}B",
         "flags": flags([record]),
     }
