@@ -342,7 +342,7 @@ def test_stages_are_kept_and_add_up_to_the_verdict(tmp_path):
     assert left[-1] == record.metrics.adversarial.mean.value
     again = read_record(tmp_path / f"{record.stem}.json")
     assert again.stages == record.stages
-    assert "left standing by each stage in its own view: clean 100.0, apgd-ce" in rows_table([record])
+    assert "- undefended, autoattack:version=rand: clean 100.0, apgd-ce" in rows_table([record])
 
 
 def test_replay_takes_the_whole_suite_to_a_stochastic_defense(tmp_path):

@@ -75,7 +75,8 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
         rows = [_row(record, bases.get(record.base), several) for record in group]
         constant = f"a constant answer gets {100 * group[0].metrics.constant_accuracy:.1f}"
         parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
-        parts += [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
+        staged = [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
+        parts += ["Left standing by each stage, in the attack's own view:\n" + "\n".join(staged)] if staged else []
     parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
     return "\n\n".join([*parts, note(records)])
 
@@ -84,7 +85,7 @@ def stages_line(record: Record) -> str:
     """What each stage of an attack left standing, in percent; `record.stages` must be there."""
     assert record.stages is not None
     left = ", ".join(f"{name} {100 * share:.1f}" for name, share in record.stages.left().items())
-    return f"{record.title['defense']}, {attack_label(record)}, left standing by each stage in its own view: {left}"
+    return f"- {record.title['defense']}, {attack_label(record)}: {left}"
 
 
 def _without_empty_columns(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
