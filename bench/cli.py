@@ -177,6 +177,7 @@ def gallery(
     device: Device = "auto",
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
+    data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Attack the known answers: defenses that are known to fall must fall. Exit code 1 where one stands."""
@@ -213,7 +214,7 @@ def list_plugins(
     for name, entries in chosen.items():
         print(name)
         for entry in entries:
-            print(f"  {entry.name:<15} {entry.summary}")
+            print(f"  {entry.name:<18} {entry.summary}")
         if name == "attacks":
             print(f"  any attack also as NAME{', NAME'.join('+' + m for m in MODIFIERS)}, and combined")
 
@@ -241,6 +242,7 @@ def check(
     plugin: Annotated[str, typer.Argument(help="spec of a defense or an attack, such as my_defense.py@MyDefense:sigma=0.1")],
     dataset: Annotated[str, typer.Option(help="data set to check a defense on [default: twelve built-in images]")] = "",
     classifier: Annotated[str | None, typer.Option(help="classifier to check a defense on")] = None,
+    data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a defense or an attack keeps its contract, and say what to mend. Exit code 1 where it does not."""
@@ -381,9 +383,12 @@ def _main(arguments: list[str]) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        # Usage errors of the argument parser, which has no public base class.
+        # Usage errors of the argument parser, which has no public base class; without a command its message is the help.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
+        if not arguments:
+            print(message(), file=sys.stderr)
+            return 2
         print(f"bench: {message() or 'nothing to do; see bench --help'}".replace("\n", " "), file=sys.stderr)
         return int(getattr(error, "exit_code", 2))

@@ -35,7 +35,12 @@ def data_root() -> Path:
 
 @contextlib.contextmanager
 def rooted(folder: str | Path | None) -> Iterator[None]:
-    """Make `folder` the data root of this process and its children for a while; None changes nothing."""
+    """Make `folder` the data root of this process and its children for a while; None changes nothing.
+
+    Raises `BadInput` where it is a file.
+    """
+    if folder is not None and os.path.isfile(folder):
+        raise BadInput(f"the data root {folder} is a file: give the folder that holds the data")
     before = os.environ.get(_ROOT)
     if folder is not None:
         os.environ[_ROOT] = str(folder)

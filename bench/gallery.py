@@ -15,7 +15,7 @@ from bench.defense import Card
 from bench.errors import BadInput
 from bench.evaluation import Result
 from bench.plan import Cell, Request, Subject, plan, request_of, subject_of
-from bench.plugins import DEFENSES
+from bench.plugins import DEFENSES, create_attack
 from bench.record import Record
 from bench.registry import Alias
 from bench.report.leaderboard import attack_label, heading
@@ -93,11 +93,14 @@ def exhibits(options: RunOptions, naive: str) -> list[Exhibit]:
         options: data set, classifier, threat and seeds, as for a run.
         naive: the attack that a user would begin with.
 
-    Raises `BadInput` for a defense without a known answer, or data that cannot be loaded.
+    Raises `BadInput` for a defense without a known answer, an attack that does not exist, or data that cannot be loaded.
     """
+    create_attack(naive)
     settled = options if options.dataset else options.over(DEFAULTS)
     names = options.defense or tuple(name for name in DEFENSES.names() if _card(name).expected)
-    request = request_of(settled.model_copy(update={"defense": names, "attack": (naive,), "n": options.n or DEFAULT_N}))
+    request = request_of(
+        settled.model_copy(update={"defense": names, "attack": (naive,), "n": DEFAULT_N if options.n is None else options.n})
+    )
     subject = subject_of(request)
     return [_exhibit(name, request, subject) for name in names]
 

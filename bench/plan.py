@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ from bench.record import Sources, Title, cell_id
 from bench.registry import load_file
 from bench.spec import parse
 from bench.suite import RunOptions
-from bench.threat import ThreatModel, parse_threat
+from bench.threat import Norm, ThreatModel, parse_threat
 
 JUDGED_DRAWS = 20
 """Fresh draws on which a stochastic defense is judged, after the attack has ended."""
@@ -303,7 +303,9 @@ def _count(asked: int | None, available: int) -> int:
 
 
 def _threat(request: Request, dataset: Dataset[Any]) -> ThreatModel:
-    norm = request.norm or dataset.default_norm
+    norm = (request.norm or dataset.default_norm).lower()
+    if norm not in get_args(Norm):
+        raise BadInput(f"unknown norm {norm!r}: use {' or '.join(get_args(Norm))}")
     eps = request.eps
     if eps is None and norm == dataset.default_norm:
         eps = dataset.default_eps or None

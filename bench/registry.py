@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -126,9 +127,14 @@ class Registry(Generic[T]):
         registered = self._local.get(attribute)
         plugin = getattr(module, attribute, registered)
         if plugin is None or isinstance(plugin, Alias):
-            raise BadInput(f"{path} defines no {self.kind} {attribute!r}.{nearest(attribute, vars(module))}")
+            raise BadInput(f"{path} defines no {self.kind} {attribute!r}.{nearest(attribute, _defined_in(module))}")
         found: type[T] = plugin
         return found
+
+
+def _defined_in(module: ModuleType) -> list[str]:
+    """Its own classes and functions, not what it imports."""
+    return [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
 
 
 def existing_file(path: str, what: str) -> Path:
@@ -139,7 +145,8 @@ def existing_file(path: str, what: str) -> Path:
     except (OSError, ValueError):
         found = False
     if not found:
-        raise BadInput(f"no such file: {path[:200]} (for {what[:60]}): check the path")
+        problem = "a folder where a file is due" if os.path.isdir(file) else "no such file"
+        raise BadInput(f"{problem}: {path[:200]} (for {what[:60]}): check the path")
     return file
 
 

@@ -90,8 +90,11 @@ def _run(kind: str, spec: str) -> str:
 
 def _next(kind: str, name: str, module: str, target: Path, package: bool) -> str:
     spec = name if package else f"{module}.py@{class_name(name)}"
-    first = [f"pip install ./{name}", f"pytest {name}"] if package else [f"bench check {spec}", f"pytest test_{module}.py"]
-    return "\n".join([f"wrote {target / module}.py and its test; next:", *(f"    {line}" for line in (*first, _run(kind, spec)))])
+    first = f"pip install ./{name}" if package else f"bench check {spec}"
+    tests = f"python -m pytest {name if package else f'test_{module}.py'}"
+    return "\n".join(
+        [f"wrote {target / module}.py and its test; next:", *(f"    {line}" for line in (first, tests, _run(kind, spec)))]
+    )
 
 
 def _save(path: Path, text: str) -> None:

@@ -177,16 +177,17 @@ def read_params(kind: type[P], spec: Spec, what: str, positional: str | None = N
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        raise BadInput(f"{what}: {_first_problem(error)}") from None
+        raise BadInput(f"{what}: {_first_problem(error, spec.name, positional)}") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, name: str, positional: str | None) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str)) or "parameters"
     message = problem["msg"].removeprefix("Value error, ")
     got = problem.get("input")
     if problem["type"] == "missing":
-        return f"parameter {where!r} is required: add {where}=VALUE"
+        way = f"write {name}:{where.upper()}" if where == positional else f"add {where}=VALUE"
+        return f"parameter {where!r} is required: {way}"
     return f"parameter {where!r} got {got!r}: {message[:1].lower()}{message[1:]}"
 
 

@@ -29,6 +29,8 @@ def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int
         raise BadInput(f"cannot write weights to {out}: name a .safetensors file in a folder that exists")
     named = create(DATASETS, parse(dataset))
     source: Dataset[Any] = named.plugin
+    if seed < 0:
+        raise BadInput(f"seed is {seed}: give 0 or more")
     # A data set read from a path has no name of its own.
     name = named.spec if parse(dataset).positional else named.name
     recipe = recipe_for(named.name, arch, source.train().images.shape[1:])

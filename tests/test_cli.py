@@ -209,7 +209,11 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--eps", "big"], "'big'"),
         ([*RUN, "--eps", "nan"], "positive"),
         ([*RUN, "--norm", "l1", "--eps", "1"], "linf or l2"),
+        ([*RUN, "--norm", "l1"], "linf or l2"),
         ([*RUN, "--norm", "l2"], "--eps"),
+        ([*RUN, "--data-root", __file__], "is a file"),
+        ([*RUN, "--dataset", "npz", "--eps", "0.1"], "write npz:PATH"),
+        ([*RUN, "--dataset", f"npz:{ROOT}", "--eps", "0.1"], "a folder where a file is due"),
         ([*RUN, "--norm", "l2", "--eps", "100"], "lower it"),
         ([*RUN, "--n", "0"], "1 to 20"),
         ([*RUN, "--n", "21"], "1 to 20"),
@@ -243,6 +247,14 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         (["leaderboard", "--format", "pdf"], "md or csv"),
         (["list", "cats"], "unknown kind"),
         (["info", "pdg"], "Did you mean 'pgd'"),
+        (["info", "my_defense.py"], "my_defense.py@MyClass"),
+        (["info", f"{ROOT}/bench/errors.py@BadInput"], "is no plugin"),
+        (["check", f"{ROOT}/attacks/pgd.py@Optional"], "Known: PGD"),
+        (["gallery", "--n", "0"], "1 to 1000"),
+        (["gallery", "--naive", "pdg"], "Did you mean 'pgd'"),
+        (["gallery", "--naive", ""], "cannot read the spec"),
+        (["gallery", "--dataset", "pneumoniamnist", "--data-root", __file__], "is a file"),
+        (["train", "mnist5k", "--out", "x.safetensors", "--seed", "-1"], "0 or more"),
         (["train", "toy", "--out", "x.safetensors", "--device", "cpu"], "no training recipe"),
         (["train", "mnist5k", "--out", "x.pt"], ".safetensors"),
         (["frobnicate"], "frobnicate"),
@@ -423,3 +435,9 @@ def test_the_main_job_on_the_embedded_data(capsys, tmp_path):
     assert record["metrics"]["clean"]["mean"]["value"] > 0.96
     assert record["metrics"]["adversarial"]["mean"]["value"] <= 0.01
     assert record["scale"] == {"n": 200, "available": 1000, "reduced": True}
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert _main([]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Usage: bench") and "\n  gallery " in shown

@@ -241,7 +241,7 @@ def test_npz_says_which_keys_are_there(tmp_path):
 
 def test_npz_refuses_files_that_are_none(tmp_path):
     assert "no such file" in message(Npz(NpzParams(path=str(tmp_path / "none.npz"))).test)
-    assert "no such file" in message(Npz(NpzParams(path=str(tmp_path))).test)
+    assert "a folder where a file is due" in message(Npz(NpzParams(path=str(tmp_path))).test)
     for content in (b"", b"text", b"\x80\x04}."):
         (tmp_path / "bad.npz").write_bytes(content)
         assert "not a complete .npz" in message(Npz(NpzParams(path=str(tmp_path / "bad.npz"))).test)

@@ -82,7 +82,8 @@ def run_here(line: str, folder: Path, monkeypatch) -> int:
     command, *arguments = shlex.split(line)
     if command == "bench":
         return _main(arguments)
-    if command == "pytest":
+    if command == "python":
+        arguments = arguments[2:]
         return pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout", "-c", os.devnull, *arguments])
     assert command == "pip"
     shell(folder, line)

@@ -115,4 +115,6 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot list the folder {str(folder)[:200]} ({one_line(error)}): check the path") from error
+        raise BadInput(
+            f"cannot list the folder {str(folder)[:200]} ({getattr(error, 'strerror', None) or one_line(error)}): check the path"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -175,7 +176,10 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
 def read_torch(path: Path, content: bytes) -> Any:
     """What a file of torch.save holds, tensors and plain containers. Raises `BadInput` where it holds other objects."""
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of another pickle protocol; what follows says what to do.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises many kinds, among them the pickle module's, for damaged files and for refused objects alike.
         raise BadInput(f"{path} is damaged or a pickled object, which is never unpickled: {_EXPORT}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -112,7 +113,9 @@ def _floats(values: Sequence[Any]) -> tuple[float, ...]:
 
 def _package(name: str, what: str) -> ModuleType:
     try:
-        with isolated(0):
+        with isolated(0), warnings.catch_warnings():
+            # timm and robustbench use what torch is about to drop.
+            warnings.simplefilter("ignore", FutureWarning)
             return importlib.import_module(name)
     except ImportError as error:
         raise BadInput(f"{what} need the package {name} ({one_line(error)}): pip install 'adversarial-bench[zoo]'") from error

@@ -31,6 +31,10 @@ def kind_of(name: str, registries: dict[str, Any]) -> str:
     """The kind of the plugin called `name`, one of the registries' keys. Raises `BadInput` where there is none."""
     known = {entry: kind for kind, registry in registries.items() for entry in registry.names()}
     kind = _kind_in_file(name, registries) if "@" in name else known.get(parse(name).name.split("+")[0])
+    if kind is None and "@" in name:
+        raise BadInput(f"{name!r} is no plugin: name a class that derives from Defense, Attack, Dataset or ClassifierSource")
+    if kind is None and name.endswith(".py"):
+        raise BadInput(f"{name!r} is a file: say which class in it, as {name}@MyClass")
     if kind is None:
         raise BadInput(f"nothing is registered as {name!r}.{nearest(name, known)}")
     return kind
@@ -111,6 +115,8 @@ def _type_name(annotation: Any) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return show_number(value)
@@ -122,7 +128,7 @@ def render(described: dict[str, Any]) -> str:
     for key, value in described.items():
         if key == "parameters":
             lines.append("parameters")
-            lines += [f"  {p['name']}: {p['type']} = {p['default']}  {p['meaning']}".rstrip() for p in value]
+            lines += [f"  {p['name']}: {p['type']} = {p['default'] or 'none'}  {p['meaning']}".rstrip() for p in value]
         elif key not in ("name", "kind"):
             lines.append(f"{key}: {value}")
     return "\n".join(lines)
