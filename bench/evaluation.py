@@ -363,7 +363,7 @@ def _merge(parts: dict[Part, Arrays]) -> Arrays:
 
 def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, store: Store, device: torch.device) -> Record:
     subject = cell.subject
-    outcomes = _outcomes(cell, arrays)
+    outcomes, cost = _outcomes(cell, arrays), _cost(cell, arrays)
     base = cell.base()
     stem = file_stem(cell.title, cell.id)
     return Record(
@@ -379,9 +379,9 @@ def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, sto
         scale={"n": len(subject.images), "available": subject.available, "reduced": len(subject.images) < subject.available},
         outcomes=outcomes,
         stages=_stages(cell, arrays),
-        metrics=measure(outcomes, control=cell.attack.plugin.card.control),
+        metrics=measure(outcomes, by_gradient=cost.attack_backwards > 0 and not cell.attack.plugin.card.control),
         findings=[*_that_matter(findings, arrays), *_attack_findings(cell, arrays)],
-        cost=_cost(cell, arrays),
+        cost=cost,
         points=_save_points(store, stem, arrays),
         environment=environment(device),
         finished=_now(),

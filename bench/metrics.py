@@ -9,17 +9,18 @@ from bench.outcomes import Outcomes
 from bench.record import Judged, Metrics, Share
 
 
-def measure(outcomes: Outcomes, *, control: bool) -> Metrics:
+def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
     """All metrics of a cell.
 
     Args:
         outcomes: predictions on clean and attacked images.
-        control: whether the attack was none that is meant to succeed; the collapse verdict then ignores it.
+        by_gradient: whether the attack is meant to succeed and took gradients. The collapse verdict ignores any other: that a weak
+            search breaks nothing says nothing about the classifier.
     """
     clean = outcomes.predictions("clean")
     adversarial = _judged(outcomes, "adversarial")
     collapse = statistics.collapsed(
-        outcomes.true_labels(), clean, outcomes.num_classes, None if control else adversarial.mean.value
+        outcomes.true_labels(), clean, outcomes.num_classes, adversarial.mean.value if by_gradient else None
     )
     return Metrics(
         n=len(clean),

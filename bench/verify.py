@@ -75,8 +75,8 @@ def rebuild(record: Record) -> Cell:
 
 
 def _check_itself(record: Record) -> Iterator[Check]:
-    control = _is_control(record)
-    same = measure(record.outcomes, control=control) == record.metrics
+    by_gradient = record.cost.attack_backwards > 0 and not _is_control(record)
+    same = measure(record.outcomes, by_gradient=by_gradient) == record.metrics
     yield Check("metrics", same, "metrics follow from the outcomes" if same else "metrics do not follow from the outcomes")
 
 
@@ -96,7 +96,6 @@ def _check_subject(record: Record, cell: Cell) -> Check:
 
 
 def _is_control(record: Record) -> bool:
-
     return bool(create_attack(record.title["attack"]).attack.plugin.card.control)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import shutil
 import socket
@@ -28,7 +27,6 @@ Part = tuple[int, int]
 """Half-open range of positions in the evaluation order."""
 
 MIN_PART_IMAGES = 64
-MIN_UNIT_PART_IMAGES = 16
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 
@@ -36,9 +34,9 @@ STALE_SECONDS = 60.0
 def parts_of(n: int, batch_size: int, unit: int | None = None) -> list[Part]:
     """The parts of n images: one batch each, but not so few images that files outweigh work.
 
-    Where images are attacked in units, whole units, and few images: an attack that needs units is a long one.
+    Where images are attacked in units, one unit each: an attack that needs units is a long one.
     """
-    size = max(batch_size, MIN_PART_IMAGES) if unit is None else unit * math.ceil(MIN_UNIT_PART_IMAGES / unit)
+    size = max(batch_size, MIN_PART_IMAGES) if unit is None else unit
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 

@@ -18,6 +18,7 @@ import bench
 import bench.work
 from bench.evaluation import Options, run_cell, run_cells
 from bench.losses import misclassified
+from bench.metrics import measure
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
@@ -110,6 +111,28 @@ def killable(out: Path, at: int, kill: bool) -> subprocess.CompletedProcess:
     process = start(out, at, kill)
     stdout, stderr = process.communicate()
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+
+
+def test_a_weak_search_that_breaks_nothing_says_nothing_about_collapse():
+    """Two of three right and nothing lost: poor under a gradient attack that took nothing, no sign under a search."""
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    answers = np.array([0, 1, 0, 1, 1, 0])[:, None]
+    outcomes = Outcomes.of(2, np.arange(6), labels, answers, answers, answers[:, :0])
+    assert measure(outcomes, by_gradient=True).collapsed
+    assert not measure(outcomes, by_gradient=False).collapsed
+
+
+@pytest.mark.parametrize(
+    ("attack", "taken"), [("pgd:steps=1", True), ("noise", False), ("null", False), ("square:queries=1", False)]
+)
+def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(tmp_path, monkeypatch, attack, taken):
+    seen = []
+    monkeypatch.setattr(
+        "bench.evaluation.measure",
+        lambda outcomes, *, by_gradient: seen.append(by_gradient) or measure(outcomes, by_gradient=by_gradient),
+    )
+    run(tmp_path, defenses=("undefended",), attacks=(attack,))
+    assert seen == [taken]
 
 
 def test_two_workers_share_a_cell(tmp_path):
