@@ -2,11 +2,14 @@
 
 import copy
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +20,12 @@ from torch import nn
 import bench
 import bench.work
 from bench.evaluation import Options, run_cell, run_cells
+from bench.fingerprint import fingerprint
 from bench.losses import misclassified
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
-from bench.plan import Request, fingerprint, plan
+from bench.plan import Request, plan
 from bench.record import Store, read_folder, read_record
 from bench.report.leaderboard import boards, csv, markdown, rows_table
 from bench.verify import verify
@@ -450,6 +454,51 @@ def test_plain_attributes_and_closures_are_part_of_a_models_identity(tmp_path):
     other.pick = lambda x: x * 3
     assert fingerprint(net) != fingerprint(other)
     assert fingerprint(net) == fingerprint(copy.deepcopy(net))
+
+
+def _closure(factor):
+    return lambda x: [y * factor for y in (lambda: x)()]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.tensor,
+        np.array,
+        lambda value: {"scale": value},
+        lambda value: [torch.tensor(value)],
+        lambda value: partial(torch.clamp, min=value),
+        lambda value: SimpleNamespace(scale=value, logger=logging.getLogger()),
+        lambda value: [nn.Linear(1, 1).requires_grad_(False).apply(lambda net: net.weight.fill_(value) + net.bias.fill_(0))],
+        _closure,
+    ],
+    ids=["tensor", "array", "dict", "list", "partial", "object", "net", "closure"],
+)
+@pytest.mark.parametrize("name", ["scale", "_scale"])
+def test_whatever_a_model_holds_is_part_of_its_identity(held, name):
+    def made(value):
+        with isolated(0):
+            net = toy_model.make_model()
+            setattr(net, name, held(value))
+            net.me = [net]
+        return fingerprint(net)
+
+    assert made(1.0) == made(1.0) != made(2.0)
+
+
+def test_a_models_hooks_are_part_of_its_identity():
+    def made(factor):
+        net = toy_model.make_model()
+        net.register_forward_hook(lambda module, inputs, output: output * factor)
+        return fingerprint(net)
+
+    assert made(1.0) == made(1.0) != made(2.0)
+
+
+def test_the_shipped_classifiers_fingerprint_is_the_one_in_stored_records():
+    (cell,) = plan(Request(("undefended",), ("pgd",), n=1))
+    stored = [r for r in read_folder(ROOT / "leaderboards/records") if r.title["classifier"] == "zoo:mnist5k-cnn"]
+    assert {record.identity["classifier"]["sha256"] for record in stored} == {cell.subject.classifier_sha}
 
 
 def test_an_edited_plugin_is_another_row_on_the_board(tmp_path):
