@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch import nn
 
 import bench
 import bench.work
+from bench.defense import Defense
 from bench.evaluation import Options, run_cell, run_cells
 from bench.fingerprint import fingerprint
 from bench.losses import misclassified
@@ -26,6 +29,7 @@ from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
 from bench.plan import Request, plan
+from bench.plugins import Named
 from bench.record import Store, read_folder, read_record
 from bench.report.leaderboard import boards, csv, markdown, rows_table
 from bench.verify import verify
@@ -583,6 +587,48 @@ def test_saved_parts_are_not_computed_again(tmp_path):
     found = bench.work.complete(work, parts, compute, lambda: False, lambda part, arrays: reported.append(part))
     assert computed == [(64, 100)] and reported == parts
     assert [len(found[part]["x"]) for part in parts] == [3, 5]
+
+
+class Drifting(Defense):
+    """Comes out of `build` otherwise from time to time, as training does on another device or number of threads."""
+
+    factor: ClassVar = 1.0
+
+    def build(self, classifier, access, noise):
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.mul_(self.factor)
+        return classifier
+
+
+@pytest.fixture
+def drifting(monkeypatch):
+    cell = plan(request(defenses=("undefended",), attacks=("null",), n=150))[0]
+    return replace(cell, defense=Named("drifting", "drifting", Drifting(Drifting.Params()), ()))
+
+
+def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, drifting, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    store, options = Store(tmp_path), Options(batch_size=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.evaluation._Compute, "report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(drifting, store, options)
+    monkeypatch.setattr(Drifting, "factor", -1.0)
+    record = run_cell(drifting, store, options)
+    assert not record.outcomes.correct("clean").any(), "the first part is that of the build before"
+    assert not list((tmp_path / ".work").iterdir())
+
+
+def test_verify_tells_another_build_from_wrong_predictions(tmp_path, drifting, monkeypatch):
+    record = run_cell(drifting, Store(tmp_path), Options())
+    monkeypatch.setattr("bench.verify.rebuild", lambda _: drifting)
+    path = tmp_path / f"{record.stem}.json"
+    assert all(check.held for check in verify(path, Options()))
+    monkeypatch.setattr(Drifting, "factor", 2.0)
+    assert [check.name for check in verify(path, Options()) if not check.held] == ["weights"]
 
 
 def test_a_stale_claim_is_taken_over(tmp_path):
