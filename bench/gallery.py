@@ -15,7 +15,7 @@ from bench.defense import Card
 from bench.errors import BadInput
 from bench.evaluation import Result
 from bench.plan import Cell, Request, Subject, plan, request_of, subject_of
-from bench.plugins import DEFENSES
+from bench.plugins import DEFENSES, create_attack
 from bench.record import Record
 from bench.registry import Alias
 from bench.report.leaderboard import attack_label, heading
@@ -82,8 +82,8 @@ class Row:
 
     @property
     def held(self) -> bool:
-        """Whether the known answer came out, or none is known."""
-        return self.expected == "unknown" or self.verdict == "falls"
+        """Whether the known answer came out, or a number where none is known."""
+        return self.verdict == "falls" or (self.expected == "unknown" and not self.verdict)
 
 
 def exhibits(options: RunOptions, naive: str) -> list[Exhibit]:
@@ -93,11 +93,15 @@ def exhibits(options: RunOptions, naive: str) -> list[Exhibit]:
         options: data set, classifier, threat and seeds, as for a run.
         naive: the attack that a user would begin with.
 
-    Raises `BadInput` for a defense without a known answer, or data that cannot be loaded.
+    Raises `BadInput` for a defense without a known answer, an attack that does not exist, or data that cannot be loaded.
     """
-    settled = options if options.dataset else options.over(DEFAULTS)
+    create_attack(naive)
+    # The default eps is one of linf; under another norm it would leave every base standing and prove nothing.
+    defaults = DEFAULTS if options.norm in (None, "linf") else DEFAULTS.model_copy(update={"eps": None})
+    settled = options if options.dataset else options.over(defaults)
+    n = DEFAULT_N if options.n is None else options.n
     names = options.defense or tuple(name for name in DEFENSES.names() if _card(name).expected)
-    request = request_of(settled.model_copy(update={"defense": names, "attack": (naive,), "n": options.n or DEFAULT_N}))
+    request = request_of(settled.model_copy(update={"defense": names, "attack": (naive,), "n": n}))
     subject = subject_of(request)
     return [_exhibit(name, request, subject) for name in names]
 
