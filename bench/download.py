@@ -193,13 +193,14 @@ def _append(part: BinaryIO, url: str) -> int:
             while chunk := answer.read(_CHUNK):
                 received += part.write(chunk)
             part.flush()
-            _check_length(answer.headers.get("Content-Length"), received)
+            check_length(answer.headers.get("Content-Length"), received)
     except HTTPError as error:
         if error.code != _RANGE_NOT_SATISFIABLE:
             raise
     return held
 
 
-def _check_length(announced: str | None, received: int) -> None:
+def check_length(announced: str | None, received: int) -> None:
+    """Raise `ConnectionError` where less came than the header announced: `http.client` ends a broken answer without a word."""
     if announced is not None and received != int(announced):
         raise ConnectionError(f"the connection broke after {received} of {announced} bytes")

@@ -22,6 +22,7 @@ from bench.audit import Finding
 from bench.data.dataset import ImageSet
 from bench.defense import DataAccess, DefendedClassifier, Need
 from bench.errors import BadInput
+from bench.fingerprint import weights_sha256
 from bench.metrics import measure
 from bench.noise import Noise, Query, Stream, isolated, judging
 from bench.outcomes import WRONG_BEFORE, Outcomes, Stages
@@ -131,10 +132,12 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
     Args:
         parts: the order in which to take parts; ascending by default.
     """
-    work = Workspace(store.work(cell.id))
     order = list(parts) if parts is not None else _parts(cell, options)
     with exact_float32(options.device):
         defended = build(cell, options.device)
+        weights = weights_sha256(defended)
+        # A defense that trains when it is built comes out otherwise on another device or number of threads: never mix the two.
+        work = Workspace(store.work(cell.id) / weights[:16])
         findings, level = _preflight(cell, defended, options.device)
         with frozen(defended):
             compute = _Compute(cell, defended, options)
@@ -144,9 +147,10 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
         if found is None:
             raise RuntimeError(f"the record of cell {cell.id} vanished while it was being finished")
         return found
-    record = _record(cell, _merge(done), findings, level, store, options.device)
+    made_with = {**environment(options.device), "weights": weights}
+    record = _record(cell, _merge(done), findings, level, store, made_with)
     store.save(record)
-    work.remove()
+    Workspace(store.work(cell.id)).remove()
     return record
 
 
@@ -361,7 +365,7 @@ def _merge(parts: dict[Part, Arrays]) -> Arrays:
     return {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}
 
 
-def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, store: Store, device: torch.device) -> Record:
+def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, store: Store, made_with: dict[str, object]) -> Record:
     subject = cell.subject
     outcomes, cost = _outcomes(cell, arrays), _cost(cell, arrays)
     base = cell.base()
@@ -383,7 +387,7 @@ def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, sto
         findings=[*_that_matter(findings, arrays), *_attack_findings(cell, arrays)],
         cost=cost,
         points=_save_points(store, stem, arrays),
-        environment=environment(device),
+        environment=made_with,
         finished=_now(),
     )
 

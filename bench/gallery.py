@@ -82,8 +82,8 @@ class Row:
 
     @property
     def held(self) -> bool:
-        """Whether the known answer came out, or none is known."""
-        return self.expected == "unknown" or self.verdict == "falls"
+        """Whether the known answer came out, or a number where none is known."""
+        return self.verdict == "falls" or (self.expected == "unknown" and not self.verdict)
 
 
 def exhibits(options: RunOptions, naive: str) -> list[Exhibit]:
@@ -96,11 +96,12 @@ def exhibits(options: RunOptions, naive: str) -> list[Exhibit]:
     Raises `BadInput` for a defense without a known answer, an attack that does not exist, or data that cannot be loaded.
     """
     create_attack(naive)
-    settled = options if options.dataset else options.over(DEFAULTS)
+    # The default eps is one of linf; under another norm it would leave every base standing and prove nothing.
+    defaults = DEFAULTS if options.norm in (None, "linf") else DEFAULTS.model_copy(update={"eps": None})
+    settled = options if options.dataset else options.over(defaults)
+    n = DEFAULT_N if options.n is None else options.n
     names = options.defense or tuple(name for name in DEFENSES.names() if _card(name).expected)
-    request = request_of(
-        settled.model_copy(update={"defense": names, "attack": (naive,), "n": DEFAULT_N if options.n is None else options.n})
-    )
+    request = request_of(settled.model_copy(update={"defense": names, "attack": (naive,), "n": n}))
     subject = subject_of(request)
     return [_exhibit(name, request, subject) for name in names]
 

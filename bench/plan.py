@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from bench.attack import Attack, Setting
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier, Defense, Need
 from bench.errors import BadInput
+from bench.fingerprint import fingerprint
 from bench.laws import read_law
 from bench.models.classifier import Classifier
 from bench.models.source import ClassifierSource
@@ -353,42 +352,3 @@ def _own(model: nn.Module, num_classes: int) -> DefendedClassifier:
     if model.training:
         model.eval()
     return Classifier(model, num_classes)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over a module's structure, its classes' source, its plain attributes and every tensor it holds."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, part in module.named_modules():
-        digest.update(f"{name} {_source(type(part))} {_attributes(part)}".encode())
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _attributes(module: nn.Module) -> str:
-    """Plain attributes such as a temperature; torch's own bookkeeping starts with an underscore."""
-    plain = (bool, int, float, str, tuple, list, type(None))
-    items = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("training", "stochastic")}
-    return repr(sorted((k, v if isinstance(v, plain) else _code(v)) for k, v in items.items()))
-
-
-def _code(value: object) -> str:
-    """A function by its bytecode, constants and plain closure; any other object by its type."""
-    code = getattr(value, "__code__", None)
-    if code is None:
-        return type(value).__qualname__
-    closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-    return f"{code.co_code.hex()} {code.co_consts!r} {[c for c in closed if isinstance(c, int | float | str)]}"
-
-
-def _source(kind: type) -> str:
-    """Name and source of a class; torch's and ours go by their name, as their versions are in the record."""
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if kind.__module__.partition(".")[0] in ("torch", "bench"):
-        return name
-    try:
-        return name + inspect.getsource(kind)
-    except (TypeError, OSError):
-        return name + _code(kind.forward)  # type: ignore[attr-defined]

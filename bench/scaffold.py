@@ -17,6 +17,7 @@ from bench.record import write_whole
 from bench.registry import Registry
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_LONGEST = 100
 _REGISTRIES: dict[str, Registry[Any]] = {"defense": DEFENSES, "attack": ATTACKS}
 
 
@@ -33,8 +34,8 @@ def write(kind: str, name: str, folder: Path, *, package: bool) -> str:
     """
     if kind not in _REGISTRIES:
         raise BadInput(f"cannot write a new {kind!r}: give defense or attack")
-    if not _NAME.fullmatch(name):
-        raise BadInput(f"{name!r} cannot name a plugin: use small letters, digits and hyphens, such as my-guard")
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+        raise BadInput(f"{name!r} cannot name a plugin: use at most {_LONGEST} small letters, digits and hyphens, such as my-guard")
     module = name.replace("-", "_")
     target = folder / name if package else folder
     texts = _texts(kind, name, module, package)

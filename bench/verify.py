@@ -13,8 +13,10 @@ import torch
 from safetensors.numpy import load
 from torch import Tensor
 
+from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.evaluation import Options, build, compute_cell, exact_float32, judge
+from bench.fingerprint import weights_sha256
 from bench.metrics import measure
 from bench.outcomes import Outcomes
 from bench.plan import Cell, Request, plan
@@ -41,12 +43,15 @@ def verify(path: Path, options: Options) -> list[Check]:
     checks = list(_check_itself(record))
     cell = rebuild(record)
     checks.append(_check_subject(record, cell))
+    with exact_float32(options.device):
+        defended = build(cell, options.device)
+    checks.extend(_check_weights(record, defended))
     points = _points(record, path.parent)
     if points is None:
         rerun = compute_cell(cell, options)
         return [*checks, *_compare(record.outcomes, rerun, "re-running the attack (its points are missing)")]
     checks.append(_check_budget(cell, points))
-    return [*checks, *_compare(record.outcomes, _rescore(cell, points, options), "re-scoring the stored points")]
+    return [*checks, *_compare(record.outcomes, _rescore(cell, defended, points, options), "re-scoring the stored points")]
 
 
 def rebuild(record: Record) -> Cell:
@@ -95,6 +100,14 @@ def _check_subject(record: Record, cell: Cell) -> Check:
     return Check("subject", not wrong, f"differs in {', '.join(wrong)}" if wrong else "same images, labels and settings")
 
 
+def _check_weights(record: Record, defended: DefendedClassifier) -> Iterator[Check]:
+    """A defense that trains when it is built comes out otherwise on another device or number of threads."""
+    stored = record.environment.get("weights")
+    if stored is not None and stored != weights_sha256(defended):
+        made = f"{record.environment.get('device')}, {record.environment.get('threads')} threads"
+        yield Check("weights", False, f"the defense built here has other weights than the one attacked ({made}): verify it there")
+
+
 def _is_control(record: Record) -> bool:
     return bool(create_attack(record.title["attack"]).attack.plugin.card.control)
 
@@ -117,9 +130,8 @@ def _check_budget(cell: Cell, points: Tensor) -> Check:
     return Check("budget", outside == 0, f"{outside} of {len(points)} points lie outside {cell.subject.threat} or [0,1]")
 
 
-def _rescore(cell: Cell, points: Tensor, options: Options) -> Outcomes:
+def _rescore(cell: Cell, defended: DefendedClassifier, points: Tensor, options: Options) -> Outcomes:
     images = cell.subject.images
-    defended = build(cell, options.device)
     with exact_float32(options.device), frozen(defended):
         scored = [judge(defended, part, images.ids, cell, options) for part in (images.pixels(), points)]
         victim = Victim(defended, images.ids, law=cell.law, root=cell.seed, batch_size=options.batch_size, device=options.device)

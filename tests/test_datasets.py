@@ -20,6 +20,7 @@ from bench.data.imagefolder import ImageFolder
 from bench.data.imagenet import ImageNet, robustbench_list
 from bench.data.medmnist import BloodMnist, BreastMnist, DermaMnist, OrganCMnist, PathMnist, PneumoniaMnist, TissueMnist
 from bench.data.order import evaluation_order, interleaved
+from bench.data.pictures import View
 from bench.data.svhn import Svhn
 from bench.download import rooted
 from bench.errors import BadInput
@@ -496,6 +497,17 @@ def test_imagefolder_refuses(tmp_path, pillow, monkeypatch):
     assert "size=N" in message(lambda: image_folder(tmp_path).test().first(2))
 
 
+def test_pictures_of_more_than_8_bits_are_refused(tmp_path, pillow):
+    deep = np.linspace(0, 65535, 16).reshape(4, 4)
+    for name, pixels in {
+        "16.png": deep.astype(np.uint16),
+        "32.tif": deep.astype(np.int32),
+        "f.tif": deep.astype(np.float32),
+    }.items():
+        pillow.fromarray(pixels).save(tmp_path / name)
+        assert "more than 8 bits" in message(lambda name=name: View(True)(tmp_path / name))
+
+
 class Three(ImageNet):
     synsets = 3
 
@@ -586,7 +598,6 @@ def test_imagenet_refuses(tmp_path, pillow):
 @pytest.mark.parametrize("size", [(300, 280), (280, 301), (256, 256), (225, 700), (100, 57), (270, 355)])
 def test_imagenet_view_is_torchvisions(tmp_path, pillow, size):
     transforms = pytest.importorskip("torchvision.transforms", reason="pip install torchvision")
-    from bench.data.pictures import View
 
     pixels = random_images(1, *size, 3)[0]
     folder_of(tmp_path, pillow, {"x.png": pixels})

@@ -2,11 +2,16 @@
 
 import copy
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,13 +21,16 @@ from torch import nn
 
 import bench
 import bench.work
+from bench.defense import Defense
 from bench.evaluation import Options, run_cell, run_cells
+from bench.fingerprint import fingerprint
 from bench.losses import misclassified
 from bench.metrics import measure
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
-from bench.plan import Request, fingerprint, plan
+from bench.plan import Request, plan
+from bench.plugins import Named
 from bench.record import Store, read_folder, read_record
 from bench.report.leaderboard import boards, csv, markdown, rows_table
 from bench.verify import verify
@@ -475,6 +483,51 @@ def test_plain_attributes_and_closures_are_part_of_a_models_identity(tmp_path):
     assert fingerprint(net) == fingerprint(copy.deepcopy(net))
 
 
+def _closure(factor):
+    return lambda x: [y * factor for y in (lambda: x)()]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.tensor,
+        np.array,
+        lambda value: {"scale": value},
+        lambda value: [torch.tensor(value)],
+        lambda value: partial(torch.clamp, min=value),
+        lambda value: SimpleNamespace(scale=value, logger=logging.getLogger()),
+        lambda value: [nn.Linear(1, 1).requires_grad_(False).apply(lambda net: net.weight.fill_(value) + net.bias.fill_(0))],
+        _closure,
+    ],
+    ids=["tensor", "array", "dict", "list", "partial", "object", "net", "closure"],
+)
+@pytest.mark.parametrize("name", ["scale", "_scale"])
+def test_whatever_a_model_holds_is_part_of_its_identity(held, name):
+    def made(value):
+        with isolated(0):
+            net = toy_model.make_model()
+            setattr(net, name, held(value))
+            net.me = [net]
+        return fingerprint(net)
+
+    assert made(1.0) == made(1.0) != made(2.0)
+
+
+def test_a_models_hooks_are_part_of_its_identity():
+    def made(factor):
+        net = toy_model.make_model()
+        net.register_forward_hook(lambda module, inputs, output: output * factor)
+        return fingerprint(net)
+
+    assert made(1.0) == made(1.0) != made(2.0)
+
+
+def test_the_shipped_classifiers_fingerprint_is_the_one_in_stored_records():
+    (cell,) = plan(Request(("undefended",), ("pgd",), n=1))
+    stored = [r for r in read_folder(ROOT / "leaderboards/records") if r.title["classifier"] == "zoo:mnist5k-cnn"]
+    assert {record.identity["classifier"]["sha256"] for record in stored} == {cell.subject.classifier_sha}
+
+
 def test_an_edited_plugin_is_another_row_on_the_board(tmp_path):
     file = tmp_path / "plugin.py"
     text = (ROOT / "tests/toy_plugins.py").read_text().replace("@DEFENSES", "# @DEFENSES").replace("@DATASETS", "# @DATASETS")
@@ -557,6 +610,48 @@ def test_saved_parts_are_not_computed_again(tmp_path):
     found = bench.work.complete(work, parts, compute, lambda: False, lambda part, arrays: reported.append(part))
     assert computed == [(64, 100)] and reported == parts
     assert [len(found[part]["x"]) for part in parts] == [3, 5]
+
+
+class Drifting(Defense):
+    """Comes out of `build` otherwise from time to time, as training does on another device or number of threads."""
+
+    factor: ClassVar = 1.0
+
+    def build(self, classifier, access, noise):
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.mul_(self.factor)
+        return classifier
+
+
+@pytest.fixture
+def drifting(monkeypatch):
+    cell = plan(request(defenses=("undefended",), attacks=("null",), n=150))[0]
+    return replace(cell, defense=Named("drifting", "drifting", Drifting(Drifting.Params()), ()))
+
+
+def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, drifting, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    store, options = Store(tmp_path), Options(batch_size=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.evaluation._Compute, "report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(drifting, store, options)
+    monkeypatch.setattr(Drifting, "factor", -1.0)
+    record = run_cell(drifting, store, options)
+    assert not record.outcomes.correct("clean").any(), "the first part is that of the build before"
+    assert not list((tmp_path / ".work").iterdir())
+
+
+def test_verify_tells_another_build_from_wrong_predictions(tmp_path, drifting, monkeypatch):
+    record = run_cell(drifting, Store(tmp_path), Options())
+    monkeypatch.setattr("bench.verify.rebuild", lambda _: drifting)
+    path = tmp_path / f"{record.stem}.json"
+    assert all(check.held for check in verify(path, Options()))
+    monkeypatch.setattr(Drifting, "factor", 2.0)
+    assert [check.name for check in verify(path, Options()) if not check.held] == ["weights"]
 
 
 def test_a_stale_claim_is_taken_over(tmp_path):

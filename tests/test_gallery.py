@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bench.defense import Card, DataAccess, Defense, Need
 from bench.errors import BadInput
 from bench.evaluation import Options, run_cells
-from bench.gallery import cells_of, exhibits, rows
+from bench.gallery import Row, cells_of, exhibits, rows
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, isolated
 from bench.plugins import DEFENSES, create
@@ -343,6 +343,25 @@ def test_a_defense_that_stands_is_named(tmp_path, monkeypatch):
     assert table["toy-untrue"].verdict == "no number: twin failed" and not table["toy-untrue"].held
     assert table["toy-overrated"].verdict.startswith("stands: ") and not table["toy-overrated"].held
     assert table["toy-unfinished"].verdict == "not measured: not here" and not table["toy-unfinished"].held
+
+
+@pytest.mark.parametrize("verdict", ["not measured: it crashed", "no number: twin failed"])
+def test_what_was_not_measured_has_not_held(verdict):
+    assert not any(Row("it", expected=expected, verdict=verdict).held for expected in ("base", "share", "unknown"))
+    assert Row("it", expected="unknown").held
+
+
+@pytest.mark.parametrize(
+    ("options", "naive", "said"),
+    [
+        ({"norm": "l2"}, "pgd", "no default eps under l2"),
+        ({"n": 0}, "pgd", "n is 0"),
+        ({}, "no-such-attack", "unknown attack"),
+    ],
+)
+def test_what_would_prove_nothing_is_refused(options, naive, said):
+    with pytest.raises(BadInput, match=said):
+        exhibits(RunOptions(defense=("jpeg",), **options), naive)
 
 
 def test_only_known_answers_are_shown():

@@ -127,6 +127,7 @@ def test_a_new_file_passes_its_own_tests(kind, tmp_path, capsys, monkeypatch):
         (("dataset", "mine"), "give defense or attack"),
         (("defense", "My-Guard"), "small letters"),
         (("defense", "a/b"), "small letters"),
+        (("defense", "a" * 300), "at most 100"),
         (("defense", "class"), "Python module already"),
         (("defense", "random"), "Python module already"),
         (("attack", "torch"), "Python module already"),

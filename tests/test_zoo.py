@@ -2,6 +2,8 @@
 
 import hashlib
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -52,6 +54,32 @@ def test_a_zip_or_a_file_put_there_is_taken(root):
     assert unzipped("x/a.pth", "file:///nowhere.zip", checksum).read_bytes() == b"weights"
     (root / "x" / "b.pth").write_bytes(b"weights")
     assert unzipped("x/b.pth", "file:///nowhere.zip", checksum) == root / "x" / "b.pth"
+
+
+def test_a_damaged_zip_is_refused_in_one_line(root):
+    archive = zipped(root / "x", "a.pth", bytes(range(256)) * 400)
+    content = bytearray(archive.read_bytes())
+    content[45:51] = bytes(6)
+    archive.write_bytes(content)
+    assert "get it again" in message(lambda: unzipped("x/a.pth", "", sha("sha1", b"weights")))
+
+
+def test_a_download_that_breaks_off_is_not_trusted(root):
+    class Broken(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"half")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Broken) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.pt"
+        assert "4 of 1000 bytes" in message(lambda: trusted("x/a.pt", url, "the page"))
+    assert not list((root / "x").iterdir())
 
 
 def test_a_zip_with_other_content_is_refused(root):

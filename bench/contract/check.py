@@ -17,9 +17,10 @@ from bench.data.dataset import ImageSet
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput, one_line
 from bench.evaluation import Options, run_cell
+from bench.fingerprint import fingerprint
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
-from bench.plan import Cell, Subject, fingerprint
+from bench.plan import Cell, Subject
 from bench.plugins import Named
 from bench.record import Store, read_record
 from bench.spec import canonical, parse, read_params, spelled_out

@@ -19,6 +19,7 @@ from bench.data.order import Integers, evaluation_order
 from bench.errors import BadInput, one_line
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+_DEEP = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class View:
         """The picture as uint8 (C, H, W). Raises `BadInput` where the file cannot be decoded."""
         try:
             with PIL.Image.open(path) as file:
+                deep = file.mode.startswith(_DEEP)
                 picture = file.convert("L" if self.grey else "RGB")
         except Exception as error:
             raise BadInput(f"{path} cannot be decoded ({one_line(error)}): repair or remove it") from error
+        if deep:
+            raise BadInput(f"{path} has more than 8 bits a channel, which would be clipped to white: convert it to 8 bits")
         if self.shorter:
             picture = picture.resize(self._resized(picture.size), PIL.Image.Resampling.BILINEAR)
         pixels = self._middle(np.array(picture))

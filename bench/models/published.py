@@ -7,13 +7,14 @@ import shutil
 import sys
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
 from urllib.request import Request, urlopen
 
-from bench.download import data_root, digest_of, fetch, offline
+from bench.download import check_length, data_root, digest_of, fetch, offline
 from bench.errors import BadInput, one_line
 
 _SECONDS = 30
@@ -38,7 +39,7 @@ def unzipped(name: str, url: str, checksum: str) -> Path:
         _place(path, lambda target: _extract(archive, path.name, target))
         # A zip around a wrong file is kept, so that the message of `fetch` can be followed up.
         if digest_of(path, checksum) == checksum:
-            archive.unlink()
+            archive.unlink(missing_ok=True)
     return fetch(name, [], checksum)
 
 
@@ -71,7 +72,7 @@ def _extract(archive: Path, member: str, target: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(member) as source:
             shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, KeyError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError, OSError) as error:
         raise BadInput(f"{archive} is no zip that holds {member} ({one_line(error)}): remove it and get it again") from error
 
 
@@ -82,9 +83,14 @@ def _obtain(url: str, path: Path, instead: str) -> None:
     print(f"bench: downloading {path.name} from {url}", file=sys.stderr, flush=True)
     try:
         with urlopen(Request(url, headers={"User-Agent": "bench"}), timeout=_SECONDS) as answer:
-            _place(path, lambda target: shutil.copyfileobj(answer, target), refuse=_is_page)
+            _place(path, lambda target: _receive(answer, target), refuse=_is_page)
     except (OSError, HTTPException) as error:
         raise BadInput(f"{what} ({one_line(error)}): {instead}; it comes from {url}") from error
+
+
+def _receive(answer: HTTPResponse, target: BinaryIO) -> None:
+    shutil.copyfileobj(answer, target)
+    check_length(answer.headers.get("Content-Length"), target.tell())
 
 
 def _is_page(path: Path) -> str:

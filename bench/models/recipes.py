@@ -59,7 +59,9 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("svhn", ""): Recipe(epochs=30, batch=128, rate=0.05, shift=4),
     **{(name, ""): _NATURAL for name in ("cifar10", "cifar100")},
     **{(name, arch): _LONG for name in ("cifar10", "cifar100") for arch in _WIDE},
-    **{(f"{organ}mnist", ""): _MEDICAL for organ in ("blood", "breast", "derma", "organc", "pneumonia")},
+    **{(f"{organ}mnist", ""): _MEDICAL for organ in ("blood", "breast", "derma", "pneumonia")},
+    # Mirrored, a left kidney is a right one.
+    ("organcmnist", ""): replace(_MEDICAL, flip=False),
     **{(f"{organ}mnist", ""): _MANY_MEDICAL for organ in ("path", "tissue")},
 }
 """Recipes by registered name of the data set and architecture; an empty architecture stands for all others."""

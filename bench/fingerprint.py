@@ -1,0 +1,129 @@
+"""What a module is, as a hash: its structure, its code and every number it holds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from types import CodeType
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, str, type(None))
+_BOOKKEEPING = frozenset(vars(nn.Module())) | {"stochastic"}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over a module's structure, its classes' source, its attributes, its hooks and every tensor it holds."""
+    return _fingerprint(module, ())
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over a module's parameters and buffers, wherever they lie."""
+    digest = hashlib.sha256()
+    for piece in _weights(module):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _fingerprint(module: nn.Module, path: tuple[int, ...]) -> str:
+    digest = hashlib.sha256(repr(module).encode())
+    for name, part in module.named_modules():
+        digest.update(f"{name} {_source(type(part))} {_attributes(part, (*path, id(part)))}".encode())
+    for piece in _weights(module):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _weights(module: nn.Module) -> Iterator[bytes]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        yield _bytes(tensor)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    content: bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return content
+
+
+def _attributes(module: nn.Module, path: tuple[int, ...]) -> str:
+    """Attributes such as a temperature, and hooks; of torch's own modules not the private ones, which repeat the others."""
+    torchs = type(module).__module__.partition(".")[0] == "torch"
+    own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and not (torchs and k.startswith("_"))}
+    # Hooks are numbered through the whole process; their order is what counts.
+    hooks = {name: list(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
+    items = sorted({**own, **hooks}.items())
+    return repr([(name, value if _is_plain(value) else _described(value, path)) for name, value in items])
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (type(value) in (tuple, list) and all(map(_is_plain, cast(Sequence[object], value))))
+
+
+def _described(value: object, path: tuple[int, ...]) -> str:
+    """A value by its content. `path` are the ids of what holds it, so that a circle ends."""
+    if _is_plain(value) or isinstance(value, complex | bytes | torch.dtype | torch.device):
+        return repr(value)
+    if id(value) in path:
+        return "(above)"
+    inside = (*path, id(value))
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, tuple | list):
+        return f"{kind} {[_described(item, inside) for item in value]}"
+    if isinstance(value, dict | set | frozenset):
+        items = value.items() if isinstance(value, dict) else value
+        return f"{kind} {sorted(_described(item, inside) for item in items)}"
+    if isinstance(value, Tensor | np.ndarray):
+        return _array(value, inside)
+    if isinstance(value, nn.Module):
+        return _fingerprint(value, inside)
+    if isinstance(value, type):
+        return _source(value)
+    return f"{kind} {_code(value, inside)}"
+
+
+def _array(value: Tensor | np.ndarray, path: tuple[int, ...]) -> str:
+    if isinstance(value, np.ndarray):
+        content = _described(value.tolist(), path).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+    else:
+        content = _bytes(value)
+    return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()}"
+
+
+def _code(value: object, path: tuple[int, ...]) -> str:
+    """A function by its bytecode, constants, defaults and closure; any other object by its attributes."""
+    if isinstance(value, CodeType):
+        # The repr of a function inside a function holds its address.
+        return f"{value.co_code.hex()} {value.co_names} {[_described(constant, path) for constant in value.co_consts]}"
+    if isinstance(value, functools.partial):
+        return _described((value.func, value.args, value.keywords), path)
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return _described(_own(value) or getattr(value, "__qualname__", None), path)
+    closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    defaults = getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)
+    return _described([code, closed, defaults, getattr(value, "__self__", None)], path)
+
+
+def _own(value: object) -> dict[str, object]:
+    """An object's public attributes, but for other objects: through those a logger would reach the whole process."""
+    kept = (*_PLAIN, tuple, list, dict, set, frozenset, Tensor, np.ndarray, nn.Module)
+    public = {k: v for k, v in (getattr(value, "__dict__", None) or {}).items() if not k.startswith("_")}
+    return {k: v for k, v in public.items() if isinstance(v, kept) or callable(v)}
+
+
+def _source(kind: type) -> str:
+    """Name and source of a class; torch's and ours go by their name, as their versions are in the record."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind.__module__.partition(".")[0] in ("torch", "bench"):
+        return name
+    try:
+        return name + inspect.getsource(kind)
+    except (TypeError, OSError):
+        return name + _code(getattr(kind, "forward", None), ())
