@@ -276,13 +276,14 @@ def train(
     arch: Annotated[str, typer.Option(help="architecture")] = "cnn",
     seed: Annotated[int, typer.Option(help="seed of initialisation, order and augmentation")] = 0,
     epochs: Annotated[int | None, typer.Option(help="passes over the training images [default: the recipe's]")] = None,
+    choose: Annotated[str | None, typer.Option(help="last epoch, or best on the validation split [default: the recipe's]")] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
 ) -> None:
     """Train a classifier by the committed recipe of its data set; no test image is touched."""
     from bench.train import train_and_save
 
-    print(train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device))
+    print(train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device, choose=choose))
 
 
 @app.command()

@@ -200,7 +200,13 @@ def render(table: Sequence[Row], results: Iterable[Result]) -> str:
     """The table in Markdown under the subject's heading."""
     record = next((result.record for result in results if result.record), None)
     text = tabulate([vars(row) for row in table], headers=_HEADERS, tablefmt="github", disable_numparse=True)
-    return f"{heading(record)}\n\n{text}" if record else text
+    return "\n\n".join([*([heading(record)] if record else []), text, _LEGEND])
+
+
+_LEGEND = (
+    "Robust accuracy in percent. `base` behind an attack: the undefended classifier under it. `expected`: what the fitting attack "
+    f"must come to, within {100 * TOLERANCE:.0f} points: the base's number, the share of the constant class, or unknown (no verdict)."
+)
 
 
 _HEADERS = {

@@ -173,6 +173,8 @@ class Record(BaseModel):
     def _is_named_by_its_identity(self) -> Record:
         if self.cell != cell_id(self.identity):
             raise ValueError("the cell id is not the hash of the identity")
+        if self.stages and len(self.stages.broken_by) != self.scale["n"]:
+            raise ValueError("stages and images differ in number")
         return self
 
     @property

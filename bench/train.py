@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.data.dataset import Dataset
 from bench.errors import BadInput
@@ -19,7 +19,9 @@ from bench.provenance import commit
 from bench.spec import parse
 
 
-def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int | None, device: str) -> str:
+def train_and_save(
+    dataset: str, arch: str, out: Path, *, seed: int, epochs: int | None, device: str, choose: str | None = None
+) -> str:
     """Train `arch` on the data set's training images and write it to `out`; returns what to tell the user.
 
     A run that was interrupted goes on from OUT.checkpoint. The official validation split is scored after each epoch; the test
@@ -27,6 +29,8 @@ def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int
     """
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise BadInput(f"cannot write weights to {out}: name a .safetensors file in a folder that exists")
+    if out.exists():
+        raise BadInput(f"{out} is there already: remove it, or give another --out")
     named = create(DATASETS, parse(dataset))
     source: Dataset[Any] = named.plugin
     if seed < 0:
@@ -34,7 +38,8 @@ def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int
     # A data set read from a path has no name of its own.
     name = named.spec if parse(dataset).positional else named.name
     recipe = recipe_for(named.name, arch, source.train().images.shape[1:])
-    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    given = {"epochs": epochs, "choose": _choice(choose)}
+    recipe = replace(recipe, **cast(Any, {key: value for key, value in given.items() if value is not None}))
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     done = train(
         source,
@@ -58,6 +63,12 @@ def train_and_save(dataset: str, arch: str, out: Path, *, seed: int, epochs: int
     save(done.classifier, out, about)
     checkpoint.unlink(missing_ok=True)
     return f"{out}: {_shown(measured)} on {measured.n} test images\nuse it: --classifier file:{out}"
+
+
+def _choice(text: str | None) -> str | None:
+    if text not in (None, "last", "best"):
+        raise BadInput(f"choose is {text!r}: use last, or best (by accuracy on the official validation split)")
+    return text
 
 
 def _chosen(choose: str, epoch: Epoch) -> str:

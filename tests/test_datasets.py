@@ -17,7 +17,7 @@ from scipy.io import savemat
 from bench.data.cifar import Cifar10, Cifar100
 from bench.data.idx import FashionMnist, Mnist
 from bench.data.imagefolder import ImageFolder
-from bench.data.imagenet import ImageNet, robustbench_list
+from bench.data.imagenet import ImageNet, _lines, robustbench_list
 from bench.data.medmnist import BloodMnist, BreastMnist, DermaMnist, OrganCMnist, PathMnist, PneumoniaMnist, TissueMnist
 from bench.data.order import evaluation_order, interleaved
 from bench.data.pictures import View
@@ -488,6 +488,17 @@ def test_pictures_are_decoded_only_when_asked_for(tmp_path, pillow):
     assert str(last) in message(lambda: everything.images) and "cannot be decoded" in message(lambda: everything.sha256)
     last.write_bytes(b"text")
     assert "cannot be decoded" in message(lambda: everything.first(6))
+
+
+def test_a_blank_line_among_labels_is_refused(tmp_path):
+    """Synsets alone belong to pictures by their line."""
+    file = tmp_path / "labels.txt"
+    file.write_text("n01\n\nn02\n")
+    assert "blank line 2" in message(lambda: _lines(str(file), "labels"))
+    file.write_text("n01\nn02\n\n")
+    assert _lines(str(file), "labels") == ["n01", "n02"]
+    file.write_text("\n \n")
+    assert "is empty" in message(lambda: _lines(str(file), "labels"))
 
 
 def test_imagefolder_refuses(tmp_path, pillow, monkeypatch):

@@ -50,7 +50,7 @@ def test_missing_robustbench_is_said(monkeypatch):
 
 # timm and hf ----------------------------------------------------------------------------------------------------------
 
-NAME = "test_resnet"
+NAME = "test_efficientnet"
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from bench.noise import Noise
 from bench.plugins import DATASETS
 from bench.spec import Params
 from bench.train import train_and_save
+from tests.toys import message
 
 MNIST5K = recipe_for("mnist5k", "cnn", (1, 28, 28))
 
@@ -213,6 +214,18 @@ def test_train_writes_weights_and_sidecar(tmp_path, capsys):
     assert score(read, Digits(Params()).test()).accuracy == sidecar["measured"]["clean"]
     again = fit(Digits, epochs=2, recipe=recipe_for("toy-digits", "cnn", (1, 28, 28)), seed=3).classifier
     assert torch.equal(read.network.linear.weight, again.network.linear.weight)
+
+
+def test_train_overwrites_nothing_and_chooses_by_name(tmp_path):
+    out = tmp_path / "net.safetensors"
+    train_and_save("toy-digits", "cnn", out, seed=3, epochs=2, device="cpu", choose="best")
+    assert "best by accuracy on the validation split" in json.loads((tmp_path / "net.safetensors.json").read_text())["chosen"]
+    before = out.read_bytes()
+    assert "is there already" in message(lambda: train_and_save("toy-digits", "cnn", out, seed=4, epochs=1, device="cpu"))
+    assert out.read_bytes() == before
+    other = tmp_path / "other.safetensors"
+    said = message(lambda: train_and_save("toy-digits", "cnn", other, seed=4, epochs=1, device="cpu", choose="first"))
+    assert "use last, or best" in said
 
 
 def test_train_resumes_beside_its_output(tmp_path, monkeypatch):

@@ -139,10 +139,15 @@ def _lines(path: str, what: str) -> list[str]:
         lines = existing_file(path, f"{what}={path}").read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is no text file: give one with a picture a line") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
+    if not "".join(lines).strip():
         raise BadInput(f"{path} is empty: give a picture a line")
-    return found
+    while not lines[-1].strip():
+        lines.pop()
+    # Lines without a name belong to pictures by their place.
+    blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if blank:
+        raise BadInput(f"{path} has a blank line {blank}, which would move all labels behind it: remove it")
+    return lines
 
 
 def _classes(lines: list[str], path: str) -> list[int]:
