@@ -205,7 +205,7 @@ def render(table: Sequence[Row], results: Iterable[Result]) -> str:
 
 _LEGEND = (
     "Robust accuracy in percent. `base` behind an attack: the undefended classifier under it. `expected`: what the fitting attack "
-    f"must come to, within {100 * TOLERANCE:.0f} points: the base's number, the share of the constant class, or unknown (no verdict)."
+    f"must come to within {100 * TOLERANCE:.0f} points: the base's number, the constant class's share, or unknown (no verdict)."
 )
 
 
