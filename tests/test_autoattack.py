@@ -317,12 +317,13 @@ def record_of(folder, cell, batch_size=128, parts=None):
 
 def test_outcomes_and_points_do_not_depend_on_the_engines_batches(tmp_path):
     """The library's calls are cut by chunk and not by what the engine computes at once."""
-    cell = cell_of("fab-t:steps=5,chunk=12")
-    records = [record_of(tmp_path / str(size), cell, size) for size in (5, 64)]
+    many = "toy:n=150,classes=4"
+    cell = cell_of("square:queries=5,chunk=12", dataset=many)
+    records = [record_of(tmp_path / str(size), cell, size) for size in (5, 100)]
     assert records[0].outcomes == records[1].outcomes
     assert records[0].points.sha256 == records[1].points.sha256
-    other = record_of(tmp_path / "o", cell_of("fab-t:steps=5,chunk=40"))
-    assert other.cell != records[0].cell
+    other = record_of(tmp_path / "o", cell_of("square:queries=5,chunk=40", dataset=many))
+    assert other.cell != records[0].cell and other.points.sha256 != records[0].points.sha256
 
 
 @pytest.mark.parametrize("defense", ["undefended", "toy-jitter"])
