@@ -32,7 +32,8 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def _fingerprint(module: nn.Module, path: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(repr(module).encode())
+    # Not the module's repr: what torch's own modules print changes with its version.
+    digest = hashlib.sha256()
     for name, part in module.named_modules():
         digest.update(f"{name} {_source(type(part))} {_attributes(part, (*path, id(part)))}".encode())
     for piece in _weights(module):

@@ -35,8 +35,13 @@ class Encoded(InputTransform):
         return (self._above(images) > 0).to(images.dtype).flatten(1, 2)
 
     def surrogate(self, images: Tensor, noise: Noise) -> Tensor:
-        """min(max(x - k / levels, 0), 1) (Athalye et al. 2018, section 5.2.1)."""
-        return self._above(images).clamp(0, 1).flatten(1, 2)
+        """min(max(x - k / levels, 0), 1) (Athalye et al. 2018, section 5.2.1), with slope 1 from bound to bound.
+
+        The slope of torch's own clamp at its bounds, where black pixels are, is 1 in some versions and 0 in others.
+        """
+        above = self._above(images)
+        inside = (above >= 0) & (above <= 1)
+        return torch.where(inside, above, above.detach().clamp(0, 1)).flatten(1, 2)
 
     def _above(self, images: Tensor) -> Tensor:
         """x - k / levels; (n, C, levels, H, W)."""
@@ -48,6 +53,7 @@ class Thermometer(Defense[ThermometerParams]):
     """Thermometer encoding, with a network of its own trained on the code; blocks gradients."""
 
     Params = ThermometerParams
+    version = 2
     needs = frozenset({Need.TRAINING_DATA})
     gradients = ("full", "bpda")
     card = Card(
