@@ -16,6 +16,7 @@ from bench.noise import Noise, Stream, generators, isolated
 
 _PROBE_SEED = 20_000_000_003
 _BATCH_TOLERANCE = 1e-3
+_BOUNDARY_PIXELS = 100
 
 
 def probe(classifier: Classifier, images: Tensor) -> None:
@@ -161,3 +162,17 @@ def _check_gradient(classifier: DefendedClassifier, images: Tensor, labels: Tens
             verdict="warn",
             message=f"{blocked:.0%} of probed images have no {gradient} gradient: this is no evidence of robustness; {way_out}",
         )
+    if slope is not None and _stops_at_the_bounds(images, slope):
+        yield Finding(
+            name="clamped-input",
+            verdict="warn",
+            message="no pixel at 0 or 1 has a gradient, though others have: does the model clamp its input? leave that out, "
+            "points lie in [0, 1] anyway",
+        )
+
+
+def _stops_at_the_bounds(images: Tensor, slope: Tensor) -> bool:
+    """Whether pixels exactly at 0 or 1 have no gradient at all while others have; torch's clamp does that from some version on."""
+    bound = (images == 0) | (images == 1)
+    enough = int(bound.sum()) >= _BOUNDARY_PIXELS
+    return enough and not bool((slope[bound] != 0).any()) and bool((slope[~bound] != 0).any())

@@ -31,6 +31,7 @@ from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
 from bench.plan import Request, plan
 from bench.plugins import Named
+from bench.preflight import check
 from bench.record import Store, read_folder, read_record
 from bench.report.leaderboard import boards, csv, markdown, rows_table
 from bench.verify import verify
@@ -347,6 +348,26 @@ def test_evaluate_finds_models_that_cannot_be_trusted():
     (mended,) = bench.evaluate(Softmax(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu", output="probabilities").records
     assert "probabilities" not in [f.name for f in mended.findings]
     assert mended.outcomes == clean.outcomes
+
+
+class Clamped(nn.Module):
+    """Clamps its input with slope 0 at the bounds, as torch's clamp does in some versions."""
+
+    def __init__(self, inner) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        inside = (images > 0) & (images < 1)
+        return self.inner(torch.where(inside, images, images.detach()))
+
+
+def test_a_model_that_clamps_its_input_is_found():
+    inner, images, labels = linear_problem(3, 16, active_box=True)
+    assert int(((images == 0) | (images == 1)).sum()) > 100
+    for model, expected in ((Clamped(inner), ["clamped-input"]), (inner, [])):
+        assert [f.name for f in check(Classifier(model, 3).eval(), images, labels, "full")] == expected
+    assert list(check(Classifier(Clamped(inner), 3).eval(), 0.2 + 0.5 * images, labels, "full")) == []
 
 
 def test_evaluation_without_gradients_says_so():
