@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -254,9 +255,7 @@ def isolated(seed: int) -> Iterator[None]:
     The only place of the suite that touches them: for module construction, third-party attack libraries and opaque models.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    # Seeding a GPU that is not in use yet puts the seed off until it is; a library's seeds must not wait there.
-    queue: list[Any] = getattr(torch.cuda, "_queued_calls", [])
-    queued = len(queue)
+    waiting = dict(_waiting_seeds())
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         # torch.manual_seed would also queue a seed for a GPU that is not in use yet, and so leak out of the block.
@@ -270,7 +269,12 @@ def isolated(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-            del queue[queued:]
+            _waiting_seeds().update(waiting)
+
+
+def _waiting_seeds() -> dict[str, Any]:
+    """Where torch keeps the seeds of a GPU that is not in use yet, until it is; a library's seeds must not wait there."""
+    return vars(getattr(torch.cuda, "_lazy_seed_tracker", SimpleNamespace()))
 
 
 def generators() -> tuple[object, ...]:
@@ -282,4 +286,5 @@ def generators() -> tuple[object, ...]:
         (kind, np.asarray(words).tobytes(), position, has_gauss, gauss),
         random.getstate(),
         cuda,
+        tuple(_waiting_seeds().values()),
     )
