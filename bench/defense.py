@@ -101,14 +101,11 @@ def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
     return value.detach() + (proxy - proxy.detach())
 
 
-class InputTransform(DefendedClassifier):
-    """A defense that transforms the image and then classifies it.
+class Wrapper(DefendedClassifier):
+    """A defense around a classifier. Subclasses write `twin`, and get what it stands on from `inner`.
 
-    Subclasses write `transform`. The gradient `bpda` keeps the transform forward and replaces its backward by that of `surrogate`,
-    the identity unless the defense names a better one.
+    A gradient is offered where the class or the classifier offers it.
     """
-
-    gradients: tuple[str, ...] = ("full", "bpda")
 
     def __init__(self, classifier: DefendedClassifier) -> None:
         super().__init__()
@@ -116,6 +113,34 @@ class InputTransform(DefendedClassifier):
         self.num_classes = classifier.num_classes
         self.stochastic = type(self).stochastic or classifier.stochastic
         self.gradients = tuple(dict.fromkeys((*type(self).gradients, *classifier.gradients)))
+
+    def forward(self, images: Tensor, noise: Noise) -> Tensor:
+        """Logits (n, num_classes)."""
+        return self.twin()(images, noise)
+
+    def views(self) -> tuple[str, ...]:
+        """The classifier's own."""
+        return self.classifier.views()
+
+    def inner(self, gradient: str, view: str) -> Forward:
+        """The classifier's twin, its native one where it does not offer this gradient. Raises `BadInput` where nobody does."""
+        self.check_gradient(gradient)
+        return self.classifier.twin(gradient if gradient in self.classifier.gradients else "full", view)
+
+    def check_gradient(self, gradient: str) -> None:
+        """Raise `BadInput` for a gradient that is not offered."""
+        if gradient not in self.gradients:
+            raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
+
+
+class InputTransform(Wrapper):
+    """A defense that transforms the image and then classifies it.
+
+    Subclasses write `transform`. The gradient `bpda` keeps the transform forward and replaces its backward by that of `surrogate`,
+    the identity unless the defense names a better one.
+    """
+
+    gradients: tuple[str, ...] = ("full", "bpda")
 
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
         """The image that the classifier sees; any shape that the classifier accepts."""
@@ -125,23 +150,18 @@ class InputTransform(DefendedClassifier):
         """A differentiable stand-in for `transform`, of the same shape; its output is used in the backward pass only."""
         return images
 
-    def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """Logits of the transformed image."""
-        return self.twin()(images, noise)
-
     def views(self) -> tuple[str, ...]:
         """`transformed` (the image that the classifier sees) and the classifier's own views of it."""
         return ("transformed", *self.classifier.views())
 
     def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
         """The gradients in `gradients`, for each view; a gradient that the classifier offers too reaches through to it."""
-        if gradient not in self.gradients:
-            raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
+        self.check_gradient(gradient)
         replaced = gradient == "bpda" and "bpda" in type(self).gradients
         front = self._transform_bpda if replaced else self.transform
         if view == "transformed":
             return front
-        inner = self.classifier.twin(gradient if gradient in self.classifier.gradients else "full", view)
+        inner = self.inner(gradient, view)
         return lambda images, noise: inner(front(images, noise), noise.at("classifier"))
 
     def _transform_bpda(self, images: Tensor, noise: Noise) -> Tensor:

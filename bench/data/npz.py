@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.data.dataset import Dataset, ImageSet
 from bench.data.order import Integers, evaluation_order
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.registry import existing_file
 from bench.spec import Params
 
@@ -94,7 +94,7 @@ class Archive:
         try:
             self._arrays = np.load(file, allow_pickle=False)
         except _UNREADABLE as error:
-            raise BadInput(f"{path} cannot be opened ({_one_line(error)}): write it with numpy.savez") from error
+            raise BadInput(f"{path} cannot be opened ({one_line(error)}): write it with numpy.savez") from error
 
     def __enter__(self) -> Archive:
         return self
@@ -153,11 +153,7 @@ class Archive:
     def _unreadable(self, key: str, error: Exception) -> str:
         if "allow_pickle" in str(error):
             return f"{key} in {self.path} holds Python objects, which are never unpickled: save plain number arrays"
-        return f"{key} in {self.path} cannot be read ({_one_line(error)}): the file is damaged; write it again"
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+        return f"{key} in {self.path} cannot be read ({one_line(error)}): the file is damaged; write it again"
 
 
 def _channels_first(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.models.nets import build, wrong_channels, wrong_classes
 from bench.models.source import ClassifierSource
@@ -98,11 +98,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is not readable JSON ({_one_line(error)}): repair or remove it") from error
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+        raise BadInput(f"{path} is not readable JSON ({one_line(error)}): repair or remove it") from error
 
 
 def _validated(content: Any, what: str) -> Description:
@@ -169,7 +165,7 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} is not complete safetensors ({_one_line(error)}): get or write it again") from error
+        raise BadInput(f"{path} is not complete safetensors ({one_line(error)}): get or write it again") from error
     return state
 
 

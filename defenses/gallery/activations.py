@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from bench.defense import DefendedClassifier, Forward
+from bench.defense import Forward, Wrapper
 from bench.errors import BadInput
 from bench.noise import Noise
 
@@ -19,7 +19,7 @@ Activation = Callable[[Tensor], Tensor]
 _ACTIVATIONS = frozenset({F.relu, torch.relu, Tensor.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu})
 
 
-class ActivationSwap(DefendedClassifier):
+class ActivationSwap(Wrapper):
     """A classifier each of whose activations goes through `activate`.
 
     Activations are found while the forward pass runs, so that modules (`nn.ReLU`) and functions (`F.relu`) are met alike; in-place
@@ -30,30 +30,13 @@ class ActivationSwap(DefendedClassifier):
 
     gradients: tuple[str, ...] = ("full",)
 
-    def __init__(self, classifier: DefendedClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.num_classes = classifier.num_classes
-        self.stochastic = type(self).stochastic or classifier.stochastic
-        self.gradients = tuple(dict.fromkeys((*type(self).gradients, *classifier.gradients)))
-
     def activate(self, inputs: Tensor, original: Activation, noise: Noise, gradient: str) -> Tensor:
         """What takes the place of `original(inputs)`; inputs (n, ...), `noise` is that of this activation."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """Logits of the classifier with other activations."""
-        return self.twin()(images, noise)
-
-    def views(self) -> tuple[str, ...]:
-        """The classifier's own."""
-        return self.classifier.views()
-
     def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
         """The gradients in `gradients`; one that the classifier offers too reaches through to it."""
-        if gradient not in self.gradients:
-            raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
-        inner = self.classifier.twin(gradient if gradient in self.classifier.gradients else "full", view)
+        inner = self.inner(gradient, view)
 
         def run(images: Tensor, noise: Noise) -> Tensor:
             def replace(inputs: Tensor, original: Activation, place: int) -> Tensor:
