@@ -17,7 +17,7 @@ from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
 if TYPE_CHECKING:
     from bench.api import Report, evaluate
     from bench.attack import Attack
-    from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform, Need, straight_through
+    from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform, Need, Wrapper, straight_through
     from bench.maximise import ascend
     from bench.noise import Noise, Query, Stream
     from bench.spec import Number, Numbers, Params
@@ -29,14 +29,14 @@ __all__ = [
     "ATTACKS", "CLASSIFIERS", "DATASETS", "DEFENSES", "BadInput", "Report", "evaluate",
     # What the author of a plugin needs.
     "Attack", "Card", "DataAccess", "DefendedClassifier", "Defense", "InputTransform", "Need", "Noise", "Number", "Numbers",
-    "Params", "Query", "Stream", "ThreatModel", "Victim", "ascend", "straight_through",
+    "Params", "Query", "Stream", "ThreatModel", "Victim", "Wrapper", "ascend", "straight_through",
 ]
 # fmt: on
 
 _HOMES = {
     "bench.api": ("Report", "evaluate"),
     "bench.attack": ("Attack",),
-    "bench.defense": ("Card", "DataAccess", "DefendedClassifier", "Defense", "InputTransform", "Need", "straight_through"),
+    "bench.defense": ("Card", "DataAccess", "DefendedClassifier", "Defense", "InputTransform", "Need", "Wrapper", "straight_through"),
     "bench.maximise": ("ascend",),
     "bench.noise": ("Noise", "Query", "Stream"),
     "bench.spec": ("Number", "Numbers", "Params"),
