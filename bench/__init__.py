@@ -36,7 +36,16 @@ __all__ = [
 _HOMES = {
     "bench.api": ("Report", "evaluate"),
     "bench.attack": ("Attack",),
-    "bench.defense": ("Card", "DataAccess", "DefendedClassifier", "Defense", "InputTransform", "Need", "Wrapper", "straight_through"),
+    "bench.defense": (
+        "Card",
+        "DataAccess",
+        "DefendedClassifier",
+        "Defense",
+        "InputTransform",
+        "Need",
+        "Wrapper",
+        "straight_through",
+    ),
     "bench.maximise": ("ascend",),
     "bench.noise": ("Noise", "Query", "Stream"),
     "bench.spec": ("Number", "Numbers", "Params"),
