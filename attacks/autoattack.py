@@ -73,7 +73,7 @@ class LibraryAttack(Attack[P]):
         """Refuse what the library would misjudge: fresh draws for attacks that trust single ones, and batches of random draws."""
         if setting.stochastic and self.params.chunk > 1:
             raise BadInput(f"chunk={self.params.chunk} mixes the draws of a stochastic defense: leave chunk out, or give chunk=1")
-        if setting.stochastic and not setting.law.taped and not (self.is_randomised or self.params.force):
+        if setting.stochastic and not setting.law.fixed and not (self.is_randomised or self.params.force):
             raise BadInput(
                 f"{self.name} trusts single draws, so its number on a stochastic defense under {setting.law.name} randomness means "
                 "little: use --randomness replay, autoattack:version=rand, or force=true (which marks the row)"

@@ -10,10 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from bench.diffusion.model import DiffusionModel
 from bench.errors import AccessDenied, BadInput
 from bench.noise import Noise
 from bench.spec import Params
@@ -40,16 +41,22 @@ class DataAccess:
         defense: the defense's name, for messages.
     """
 
-    def __init__(self, needs: frozenset[Need], sources: Mapping[Need, Callable[[], tuple[Tensor, Tensor]]], defense: str) -> None:
+    def __init__(self, needs: frozenset[Need], sources: Mapping[Need, Callable[[], Any]], defense: str) -> None:
         self._needs = needs
         self._sources = sources
         self._defense = defense
 
     def training_data(self) -> tuple[Tensor, Tensor]:
         """Training images (n, C, H, W) in [0, 1] and labels (n,) of the data set under evaluation."""
-        return self._get(Need.TRAINING_DATA)
+        images: tuple[Tensor, Tensor] = self._get(Need.TRAINING_DATA)
+        return images
 
-    def _get(self, need: Need) -> tuple[Tensor, Tensor]:
+    def generator(self) -> DiffusionModel:
+        """The diffusion model that `Defense.asks` names, else the data set's own; a copy, frozen, in evaluation mode."""
+        model: DiffusionModel = self._get(Need.GENERATOR)
+        return model
+
+    def _get(self, need: Need) -> Any:
         if need not in self._needs:
             raise AccessDenied(f"defense {self._defense!r} asked for {need} without declaring it: add it to `needs`")
         if need not in self._sources:
@@ -66,12 +73,15 @@ class DefendedClassifier(nn.Module):
     Attributes:
         num_classes: number of classes K.
         stochastic: whether the logits depend on `noise`.
-        gradients: the names that `twin` accepts.
+        gradients: the names that `twin` accepts; behind a name may stand parameters, as in `surrogate:steps=5`.
+        transfers: those of `gradients` whose twin computes another function, so that an attack on it is a transfer attack: it
+            never sees the defense itself, and a success on the twin is none.
     """
 
     num_classes: int
     stochastic: bool = False
     gradients: tuple[str, ...] = ("full",)
+    transfers: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""
@@ -84,13 +94,18 @@ class DefendedClassifier(nn.Module):
     def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
         """A forward pass to `view` whose backward is the one named `gradient`; `full` is the native backward.
 
-        Twins of one view have bit-equal outputs. A defense with parts that block gradients overrides this.
+        Twins of one view have bit-equal outputs, but for `transfers`. A defense with parts that block gradients overrides this.
         """
         if gradient != "full":
             raise BadInput(f"this defense offers no gradient {gradient!r}: use --gradient full")
         if view != "logits":
             raise BadInput(f"unknown view {view!r}: this classifier offers {', '.join(self.views())}")
         return self
+
+
+def gradient_name(gradient: str) -> str:
+    """The name in a gradient's spec: `surrogate` of `surrogate:steps=5`."""
+    return gradient.partition(":")[0]
 
 
 def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
@@ -113,6 +128,7 @@ class Wrapper(DefendedClassifier):
         self.num_classes = classifier.num_classes
         self.stochastic = type(self).stochastic or classifier.stochastic
         self.gradients = tuple(dict.fromkeys((*type(self).gradients, *classifier.gradients)))
+        self.transfers = tuple(dict.fromkeys((*type(self).transfers, *classifier.transfers)))
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""
@@ -125,11 +141,11 @@ class Wrapper(DefendedClassifier):
     def inner(self, gradient: str, view: str) -> Forward:
         """The classifier's twin, its native one where it does not offer this gradient. Raises `BadInput` where nobody does."""
         self.check_gradient(gradient)
-        return self.classifier.twin(gradient if gradient in self.classifier.gradients else "full", view)
+        return self.classifier.twin(gradient if gradient_name(gradient) in self.classifier.gradients else "full", view)
 
     def check_gradient(self, gradient: str) -> None:
         """Raise `BadInput` for a gradient that is not offered."""
-        if gradient not in self.gradients:
+        if gradient_name(gradient) not in self.gradients:
             raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
 
 
@@ -225,6 +241,16 @@ class Defense(ABC, Generic[P]):
     def stochastic(self) -> bool:
         """Whether the built classifier draws random numbers (beyond those of the classifier given to it)."""
         return False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of its randomness that a law may freeze alone (see `Noise.stage`); together they are all of it."""
+        return ()
+
+    @property
+    def asks(self) -> Mapping[Need, str]:
+        """Which of several sources `build` asks for, as specs, by need; an empty spec is the data set's own."""
+        return {}
 
     @abstractmethod
     def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:

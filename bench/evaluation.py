@@ -24,13 +24,13 @@ from bench.defense import DataAccess, DefendedClassifier, Need
 from bench.errors import BadInput
 from bench.fingerprint import weights_sha256
 from bench.metrics import measure
-from bench.noise import Noise, Query, Stream, isolated, judging
+from bench.noise import Law, Noise, Query, Stream, isolated, judging
 from bench.outcomes import WRONG_BEFORE, Outcomes, Stages
-from bench.plan import Cell, Subject
+from bench.plan import Cell
 from bench.preflight import check, replay_level
 from bench.provenance import environment
 from bench.record import Cost, Failure, Points, Record, Store, file_stem, write_whole
-from bench.victim import Victim, frozen, predict
+from bench.victim import VERDICT_DRAWS, Victim, frozen, predict
 from bench.work import Arrays, Part, Workspace, complete, parts_of
 
 PREFLIGHT_IMAGES = 8
@@ -169,7 +169,7 @@ def _parts(cell: Cell, options: Options) -> list[Part]:
 
 def data_access(cell: Cell) -> DataAccess:
     """The door to the data that a cell's defense declared."""
-    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell.subject), cell.defense.name)
+    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell), cell.defense.name)
 
 
 def build(cell: Cell, device: torch.device, access: DataAccess | None = None) -> DefendedClassifier:
@@ -211,12 +211,12 @@ def _check_declared(cell: Cell, defended: DefendedClassifier) -> None:
         raise BadInput(f"defense {name!r} has gradients={cell.gradients}, but the module it builds has {built}: set both alike")
 
 
-def _sources(subject: Subject) -> dict[Need, Callable[[], tuple[Tensor, Tensor]]]:
+def _sources(cell: Cell) -> dict[Need, Callable[[], Any]]:
     def training_data() -> tuple[Tensor, Tensor]:
-        images = subject.dataset.plugin.train()
+        images = cell.subject.dataset.plugin.train()
         return images.pixels(), images.labels
 
-    return {Need.TRAINING_DATA: training_data}
+    return {Need.TRAINING_DATA: training_data, Need.GENERATOR: lambda: copy.deepcopy(cell.generator())}
 
 
 def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -> tuple[list[Finding], str]:
@@ -230,13 +230,21 @@ def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -
 
 def _trained_on(cell: Cell) -> Iterator[Finding]:
     subject = cell.subject
-    trained = getattr(subject.classifier, "trained_on", ())
-    seen = sorted(set(trained) & set(subject.dataset.plugin.drawn_from))
+    yield from _seen(cell, "classifier", getattr(subject.classifier, "trained_on", ()))
+    if Need.GENERATOR in cell.defense.plugin.needs:
+        trained = cell.generator().trained_on
+        yield from _seen(cell, "diffusion model", trained)
+        message = f"the diffusion model was trained on {', '.join(trained) or 'images that nothing names'}"
+        yield Finding(name="generator", verdict="note", message=message)
+
+
+def _seen(cell: Cell, what: str, trained: Sequence[str]) -> Iterator[Finding]:
+    seen = sorted(set(trained) & set(cell.subject.dataset.plugin.drawn_from))
     if seen:
         yield Finding(
             name="trained-on-test",
             verdict="warn",
-            message=f"the classifier was trained on {', '.join(seen)}, which holds the evaluated images: accuracies flatter it",
+            message=f"the {what} was trained on {', '.join(seen)}, which holds the evaluated images: accuracies flatter it",
         )
 
 
@@ -293,7 +301,7 @@ class _Compute:
     def _untouched(self, images: Tensor, fixed: Tensor | None) -> dict[str, Any]:
         """What is known of a part before any of its images is attacked; images along the first axis."""
         n = len(images)
-        tapes = self.cell.law.k if self.defended.stochastic and self.cell.law.taped else 0
+        tapes = _tapes(self.cell.law) if self.defended.stochastic else 0
         return {
             "points": images.cpu().numpy().copy(),
             "answers": np.zeros((n, tapes), dtype=np.int64) if fixed is None else fixed.numpy()[:, None].copy(),
@@ -343,6 +351,13 @@ class _Compute:
 
     def _judge(self, images: Tensor, ids: Any) -> Tensor:
         return judge(self.defended, images, ids, self.cell, self.options)
+
+
+def _tapes(law: Law) -> int:
+    """Predictions an image that a replayed verdict rests on."""
+    if not law.taped:
+        return 0
+    return VERDICT_DRAWS if law.freeze else law.k
 
 
 def judge(defended: DefendedClassifier, images: Tensor, ids: Any, cell: Cell, options: Options) -> Tensor:

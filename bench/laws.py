@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from bench.errors import BadInput
 from bench.noise import Law
 from bench.spec import Params, nearest, parse, read_params
+
+
+def _read_stages(value: object) -> object:
+    return tuple(sorted({stage for stage in value.split("+") if stage})) if isinstance(value, str) else value
 
 
 class _NoOptions(Params):
@@ -25,11 +29,21 @@ class _ReplaySet(Params):
     average: Literal["loss", "logits"] = "loss"
 
 
-_LAWS: dict[str, type[Params]] = {"fresh": _NoOptions, "eot": _EOT, "replay": _NoOptions, "replay-set": _ReplaySet}
+class _Replay(Params):
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_read_stages)] = ()
+
+
+_LAWS: dict[str, type[Params]] = {
+    "fresh": _NoOptions,
+    "eot": _EOT,
+    "replay": _Replay,
+    "replay-set": _ReplaySet,
+    "common": _NoOptions,
+}
 
 
 def read_law(text: str) -> Law:
-    """`fresh`, `eot:k=20[,average=logits]`, `replay`, `replay-set:k=5[,average=logits]`."""
+    """`fresh`, `eot:k=20[,average=logits]`, `replay[:freeze=forward+reverse]`, `replay-set:k=5[,average=logits]`, `common`."""
     spec = parse(text)
     if spec.name not in _LAWS:
         raise BadInput(f"unknown randomness {spec.name!r}.{nearest(spec.name, _LAWS)}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -58,6 +58,7 @@ class Noise:
         draws: draw number of each row, uint64 (n,).
         device: where tensors are delivered; their values do not depend on it.
         site: the name path inside the forward pass that prefixes every request.
+        tape, taped: numbers of these stages come from another noise with the same rows; see `stage`.
     """
 
     root: int
@@ -66,6 +67,8 @@ class Noise:
     draws: Words
     device: torch.device = torch.device("cpu")
     site: str = ""
+    tape: Noise | None = None
+    taped: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, root: int, stream: Stream, ids: object, draws: object = 0, device: str | torch.device = "cpu") -> Noise:
@@ -81,13 +84,25 @@ class Noise:
         """The same rows, at a named place further inside; requests of different sites are independent."""
         return replace(self, site=f"{self.site}/{name}")
 
+    def stage(self, name: str) -> Noise:
+        """As `at`, for a stage of a defense that an attack's law may freeze alone: on the tape where it does."""
+        if self.tape is None or name not in self.taped:
+            return self.at(name)
+        return replace(self.tape, site=self.site).at(name)
+
+    def freeze(self, stages: Sequence[str], tape: Noise) -> Noise:
+        """This noise, but with these stages on `tape`, whose rows belong to these rows."""
+        return replace(self, tape=tape, taped=tuple(stages))
+
     def rows(self, index: slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Noise:
         """The noise of a selection of rows (a slice, integers or booleans)."""
-        return replace(self, ids=self.ids[index], draws=self.draws[index])
+        tape = None if self.tape is None else self.tape.rows(index)
+        return replace(self, ids=self.ids[index], draws=self.draws[index], tape=tape)
 
     def to(self, device: str | torch.device) -> Noise:
         """The same numbers, delivered on another device."""
-        return replace(self, device=torch.device(device))
+        tape = None if self.tape is None else self.tape.to(device)
+        return replace(self, device=torch.device(device), tape=tape)
 
     def uniform(self, site: str, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform numbers in [0, 1), multiples of 2^-24: float32 (rows, *shape)."""
@@ -174,6 +189,9 @@ class Law:
     eot        k new draws a query, averaged (Athalye et al. 2018)
     replay     one fixed tape an image, the same in every query, on which the attack is judged as well
     replay-set k fixed tapes an image, averaged
+    common     one fixed tape for all images
+
+    Under replay, `freeze` names the stages of the defense that are on the tape; the others draw freshly. Empty means all.
 
     The judge has a law of its own, `judging`, which no attack can choose.
     """
@@ -181,27 +199,34 @@ class Law:
     name: str = "fresh"
     k: int = 1
     average: str = "loss"
+    freeze: tuple[str, ...] = ()
 
     @property
     def taped(self) -> bool:
-        """Whether queries repeat the same draws, so that the judge can repeat them too."""
-        return self.name in ("replay", "replay-set")
+        """Whether some draws are the same in every query, so that the judge can repeat them too."""
+        return self.name in ("replay", "replay-set", "common")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all queries read the same function."""
+        return self.taped and not self.freeze
 
     @property
     def deterministic(self) -> bool:
         """Whether the attacked function of one image is fixed, so that a success stays one."""
-        return self.name == "replay"
+        return self.fixed and self.k == 1
 
     def draws(self, query: Query) -> tuple[Stream, list[int]]:
         """Stream and draw numbers of one query."""
         if self.name == _JUDGE:
             return Stream.EVAL, list(range(self.k))
-        if self.taped:
+        if self.fixed:
             return Stream.TAPE, list(range(self.k))
         return Stream.ATTACK, [pack_draw(query.restart, query.iteration, j) for j in range(self.k)]
 
     def __str__(self) -> str:
         options = [f"average={self.average}"] if self.average != "loss" else []
+        options += [f"freeze={'+'.join(self.freeze)}"] if self.freeze else []
         options += [f"k={self.k}"] if self.name in ("eot", "replay-set") else []
         return f"{self.name}:{','.join(options)}" if options else self.name
 

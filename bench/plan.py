@@ -12,7 +12,9 @@ from torch import nn
 
 from bench.attack import Attack, Setting
 from bench.data.dataset import Dataset, ImageSet
-from bench.defense import DefendedClassifier, Defense, Need
+from bench.defense import DefendedClassifier, Defense, Need, gradient_name
+from bench.diffusion.load import load_model
+from bench.diffusion.model import DiffusionModel
 from bench.errors import BadInput
 from bench.fingerprint import fingerprint
 from bench.laws import read_law
@@ -155,12 +157,24 @@ class Cell:
             "threat": {"norm": subject.threat.norm, "eps": subject.threat.eps},
             "seeds": {"build": self.build_seed, "attack": self.seed},
             "judged_draws": self.judged_draws,
-            "data": {str(need): subject.dataset.plugin.train().sha256 for need in self._served()},
+            "data": {str(need): self._served(need) for need in sorted(self.defense.plugin.needs)},
         }
 
-    def _served(self) -> list[Need]:
-        """The declared needs that the data set itself serves; what they serve can change the defense."""
-        return [need for need in sorted(self.defense.plugin.needs) if need == Need.TRAINING_DATA]
+    def _served(self, need: Need) -> str:
+        """Hash of what a declared need is served with, which can change the defense; empty where nothing serves it."""
+        if need == Need.TRAINING_DATA:
+            return self.subject.dataset.plugin.train().sha256
+        return fingerprint(self.generator()) if need == Need.GENERATOR else ""
+
+    def generator(self) -> DiffusionModel:
+        """The diffusion model that the defense asks for, one for all cells. Raises `BadInput` where there is none."""
+        spec = self.defense.plugin.asks.get(Need.GENERATOR) or self.subject.dataset.plugin.default_generator
+        if not spec:
+            raise BadInput(
+                f"dataset {self.subject.dataset.name!r} has no diffusion model of its own: give {self.defense.name}:model=SPEC "
+                "(see `bench list diffusion-models`)"
+            )
+        return load_model(spec)
 
     @cached_property
     def id(self) -> str:
@@ -215,7 +229,8 @@ def plan(request: Request, subject: Subject | None = None, note: Callable[[str],
             for (choice, _), (gradient, law) in zip(attacks, settings, strict=True):
                 cell = Cell(subject, defense, choice.attack, gradient, law, seed, request.build_seed)
                 _check_gradient(cell)
-                if cell.gradient not in cell.gradients:
+                _check_stages(cell)
+                if gradient_name(cell.gradient) not in cell.gradients:
                     note(
                         f"{defense.spec} offers no gradient {cell.gradient!r}; it runs with its native one, as {choice.attack.spec}"
                     )
@@ -241,17 +256,29 @@ def _settings(choice: AttackChoice, text: str, request: Request) -> tuple[str, L
 
 def _check_gradient(cell: Cell) -> None:
     offered = cell.gradients
-    if cell.gradient not in offered and cell.gradient != "bpda":
+    if gradient_name(cell.gradient) not in offered and cell.gradient != "bpda":
         raise BadInput(f"defense {cell.defense.name!r} offers no gradient {cell.gradient!r}: use {' or '.join(offered)}")
+
+
+def _check_stages(cell: Cell) -> None:
+    stages = cell.defense.plugin.stages
+    unknown = [stage for stage in cell.law.freeze if stage not in stages]
+    if cell.stochastic and unknown:
+        has = f"its stages are {' and '.join(stages)}" if stages else "none of its randomness can be frozen alone: use replay"
+        raise BadInput(f"defense {cell.defense.name!r} has no stage {unknown[0]!r} to freeze: {has}")
 
 
 def _settled(cell: Cell) -> Cell:
     """Settings that cannot matter, set to their plain value, so that equal work has one name.
 
-    Where the native backward is exact there is nothing for BPDA to replace; where nothing is random, no law to choose.
+    Where the native backward is exact there is nothing for BPDA to replace; where nothing is random, no law to choose; where all
+    stages are frozen, the whole tape is.
     """
-    gradient = cell.gradient if cell.gradient in cell.gradients else "full"
-    return replace(cell, gradient=gradient, law=cell.law if cell.stochastic else Law())
+    gradient = cell.gradient if gradient_name(cell.gradient) in cell.gradients else "full"
+    law = cell.law if cell.stochastic else Law()
+    if law.freeze and set(law.freeze) == set(cell.defense.plugin.stages) and not cell.subject.classifier.stochastic:
+        law = replace(law, freeze=())
+    return replace(cell, gradient=gradient, law=law)
 
 
 # Loading ------------------------------------------------------------------------------------------------------------

@@ -16,13 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bench.defense import DefendedClassifier, Forward
+from bench.defense import DefendedClassifier, Forward, gradient_name
 from bench.losses import Loss, misclassified
 from bench.maximise import Objective, Reading
 from bench.noise import Law, Noise, Query, Stream, pack_draw
 
 # Scoring draws live in a restart of their own, so that they never meet the draws of a search.
 _SCORING_RESTART = 2**16 - 1
+VERDICT_DRAWS = 20
+"""Draws of the stages that a law leaves fresh, when the frozen ones are replayed for the verdict."""
 
 
 class Victim:
@@ -62,6 +64,7 @@ class Victim:
         self.views = classifier.views()
         self._classifier = classifier
         self._gradient = gradient
+        self._transfer = gradient_name(gradient) in classifier.transfers
         self._ids = ids
         self._root = root
         self._batch_size = batch_size
@@ -69,20 +72,20 @@ class Victim:
 
     @property
     def deterministic(self) -> bool:
-        """Whether the attacked function of an image is fixed, so that its first success is final."""
-        return not self.stochastic or self.law.deterministic
+        """Whether the attacked function of an image is the defense and is fixed, so that its first success is final."""
+        return not self._transfer and (not self.stochastic or self.law.deterministic)
 
     @property
     def fixed(self) -> bool:
         """Whether all queries of an image read the same function, so that the values they tell can be compared."""
-        return not self.stochastic or self.law.taped
+        return not self.stochastic or self.law.fixed
 
     def random(self, rows: Tensor, restart: int = 0) -> Noise:
         """Random numbers for the attack's own use, apart from all that the defense draws."""
         return self._noise(rows, Stream.ATTACK, [pack_draw(restart, 0)]).at("attacker")
 
     def logits(self, x: Tensor, rows: Tensor, query: Query, view: str = "logits") -> Tensor:
-        """Outputs for the draws of one query, without gradient: (n, draws, ...).
+        """Outputs for the draws of one query, without gradient: (n, draws, ...). Of the twin, where that is another function.
 
         Args:
             x: images (n, C, H, W).
@@ -136,7 +139,7 @@ class Victim:
         if self.stochastic and not self.law.taped:
             return torch.empty(len(points), 0, dtype=torch.int64, device=points.device)
         rows = torch.arange(len(points), device=self._device)
-        return predict(self.logits(points, rows, Query()))
+        return predict(self._outputs(points, rows, *self._verdict_draws(), "logits", native=True))
 
     def as_function(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """The victim as a plain differentiable function, (m, C, H, W) to logits (m, K), for attacks of other libraries.
@@ -169,14 +172,25 @@ class Victim:
     def _draws(self, query: Query) -> tuple[Stream, list[int]]:
         return self.law.draws(query) if self.stochastic else (Stream.ATTACK, [0])
 
-    def _noise(self, rows: Tensor, stream: Stream, draws: list[int]) -> Noise:
-        ids = self._ids[rows.cpu().numpy()]
-        numbers = np.tile(np.asarray(draws, dtype=np.uint64), len(ids))
-        return Noise.of(self._root, stream, np.repeat(ids, len(draws)), numbers, self._device).at("forward")
+    def _verdict_draws(self) -> tuple[Stream, list[int]]:
+        """The tapes; where the law leaves some stages fresh, draws of those that no search has seen."""
+        if self.stochastic and self.law.freeze:
+            return Stream.ATTACK, [pack_draw(_SCORING_RESTART, 1, j) for j in range(VERDICT_DRAWS)]
+        return self._draws(Query())
 
-    def _outputs(self, x: Tensor, rows: Tensor, stream: Stream, draws: list[int], view: str) -> Tensor:
+    def _noise(self, rows: Tensor, stream: Stream, draws: list[int]) -> Noise:
+        ids = np.repeat(self._ids[rows.cpu().numpy()], len(draws))
+        if self.law.name == "common" and stream is Stream.TAPE:
+            ids = np.zeros_like(ids)
+        numbers = np.tile(np.asarray(draws, dtype=np.uint64), len(rows))
+        noise = Noise.of(self._root, stream, ids, numbers, self._device)
+        if self.law.freeze and stream is Stream.ATTACK:
+            noise = noise.freeze(self.law.freeze, Noise.of(self._root, Stream.TAPE, ids, 0, self._device))
+        return noise.at("forward")
+
+    def _outputs(self, x: Tensor, rows: Tensor, stream: Stream, draws: list[int], view: str, *, native: bool = False) -> Tensor:
         per_chunk = max(1, self._batch_size // len(draws))
-        forward = self._classifier.twin("full", view)
+        forward = self._classifier.twin(self._gradient if self._transfer and not native else "full", view)
         with torch.no_grad():
             parts = [
                 self._forward(forward, x_part, rows_part, stream, draws)

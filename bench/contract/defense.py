@@ -282,18 +282,18 @@ def _slope(forward: Forward, case: DefenseCase) -> Tensor | None:
 
 
 def twins_agree(case: DefenseCase) -> None:
-    """Twins have the outputs of the native forward pass, bit for bit, in every view."""
+    """Twins have the outputs of the native forward pass, bit for bit, in every view, but for declared `transfers`."""
     defended = case.defended()
     for view in defended.views():
         native = output(defended if view == "logits" else defended.twin("full", view), case.images, case.noise())
-        for gradient in defended.gradients:
+        for gradient in set(defended.gradients) - set(defended.transfers):
             with isolated(0):
                 leaf = case.images.clone().requires_grad_(True)
                 twin = defended.twin(gradient, view)(leaf, case.noise()).detach()
             demand(
                 torch.equal(twin, native),
                 f"twin({gradient!r}, {view!r}) has other outputs than the native pass, so attacks would aim elsewhere: "
-                "use straight_through(value, proxy)",
+                "use straight_through(value, proxy), or list it in `transfers`",
             )
 
 

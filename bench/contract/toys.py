@@ -28,6 +28,8 @@ class InMemory(Dataset[Params]):
     def __init__(self, images: ImageSet, training: ImageSet, classes: int) -> None:
         super().__init__(Params())
         self._images, self._training, self._classes = images, training, classes
+        _, channels, side, _ = images.images.shape
+        self.default_generator = f"gaussian:channels={channels},side={side}"  # type: ignore[misc]
 
     @property
     def num_classes(self) -> int:

@@ -67,6 +67,7 @@ class Dataset(ABC, Generic[P]):
         positional: the parameter that a spec's item without key fills.
         version: raise it when images or their order may change.
         default_classifier: classifier spec used where none is given; empty where there is none.
+        default_generator: diffusion model spec used where a defense asks for none in particular; empty where there is none.
         default_norm, default_eps: the threat model used where none is given; eps 0 where there is none.
         class_names: in label order; empty where they are not known beforehand.
         image_shape: (C, H, W) where it is fixed.
@@ -78,6 +79,7 @@ class Dataset(ABC, Generic[P]):
     positional: ClassVar[str | None] = None
     version: ClassVar[int] = 1
     default_classifier: ClassVar[str] = ""
+    default_generator: ClassVar[str] = ""
     default_norm: ClassVar[str] = "linf"
     default_eps: ClassVar[float] = 0.0
     class_names: ClassVar[tuple[str, ...]] = ()

@@ -30,6 +30,7 @@ class Mnist5k(Dataset[Params]):
     """
 
     default_classifier: ClassVar[str] = "zoo:mnist5k-cnn"
+    default_generator: ClassVar[str] = "zoo:mnist5k-ddpm"
     default_eps: ClassVar[float] = 0.1
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
