@@ -1,8 +1,8 @@
 """The reverse chain: from a noisy image to a clean one, step by step, with explicit noise.
 
 Ancestral sampling after Ho et al. 2020 (arXiv 2006.11239, algorithm 2), DDIM after Song, Meng, Ermon 2021 (arXiv 2010.02502,
-equation 12), learned variances after Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 15). Every random number is a function of its
-key, so a step that is computed again draws the same one.
+equation 12), learned variances after Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 15). Every random number is a function of
+its key, so a step that is computed again draws the same one.
 """
 
 from __future__ import annotations
