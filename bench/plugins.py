@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from bench.attack import Attack
     from bench.data.dataset import Dataset
     from bench.defense import Defense
+    from bench.diffusion.source import DiffusionSource
     from bench.models.source import ClassifierSource
 
 DEFENSES: Registry[Defense[Any]] = Registry("defense", "bench.defenses", "bench.defense:Defense")
 ATTACKS: Registry[Attack[Any]] = Registry("attack", "bench.attacks", "bench.attack:Attack")
 DATASETS: Registry[Dataset[Any]] = Registry("dataset", "bench.datasets", "bench.data.dataset:Dataset")
 CLASSIFIERS: Registry[ClassifierSource[Any]] = Registry("classifier", "bench.classifiers", "bench.models.source:ClassifierSource")
+DIFFUSION_MODELS: Registry[DiffusionSource[Any]] = Registry(
+    "diffusion model", "bench.diffusion_models", "bench.diffusion.source:DiffusionSource"
+)
 
 BASE = "undefended"
 """The one defense that the engine knows by name: every row is compared with it."""
