@@ -228,7 +228,9 @@ def _registries() -> dict[str, Any]:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME")], as_json: AsJson = False) -> None:
+    name: Annotated[str, typer.Argument(help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME")],
+    as_json: AsJson = False,
+) -> None:
     """Show a plugin: what it is, its parameters, what data it may use, which attacks fit it."""
     from bench.report.info import describe, render
 

@@ -1,8 +1,8 @@
 """`guided:PATH`: the unconditional ImageNet model of guided diffusion.
 
 Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021, arXiv 2105.05233; their code is under the MIT
-licence. The network is a `UNet2DModel` of diffusers under other names: residual blocks that scale and shift by time, that also halve
-and double the resolution, and attention whose queries, keys and values lie together, head by head.
+licence. The network is a `UNet2DModel` of diffusers under other names: residual blocks that scale and shift by time and that also
+halve and double the resolution, and attention whose queries, keys and values lie together, head by head.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ class GuidedParams(Params):
     """Parameters of `guided`; the defaults are those of 256x256_diffusion_uncond.pt."""
 
     path: str = Field(description="256x256_diffusion_uncond.pt, or a state dict of a network of this kind")
-    size: int = Field(256, ge=1, description="side of its images")
-    channels: Integers = Field((256, 256, 512, 512, 1024, 1024), min_length=1, description="at each resolution, multiples of 32")
-    layers: int = Field(2, ge=1, description="residual blocks at each resolution")
-    attention: Integers = Field((32, 16, 8), description="resolutions with attention")
-    head: int = Field(64, ge=1, description="channels of an attention head")
+    size: int = Field(default=256, ge=1, description="side of its images")
+    channels: Integers = Field(
+        default=(256, 256, 512, 512, 1024, 1024), min_length=1, description="at each resolution, multiples of 32"
+    )
+    layers: int = Field(default=2, ge=1, description="residual blocks at each resolution")
+    attention: Integers = Field(default=(32, 16, 8), description="resolutions with attention")
+    head: int = Field(default=64, ge=1, description="channels of an attention head")
 
 
 class Guided(DiffusionSource[GuidedParams]):
@@ -66,13 +68,19 @@ class Guided(DiffusionSource[GuidedParams]):
         """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` where the file is missing or does not fit."""
         asked = self.params
         _check(asked)
-        path = existing_file(asked.path, f"guided:PATH, from {URL}")
+        path = _existing(asked.path)
         network = build_unet(configuration(asked))
         fill_exactly(network, dict(converted(read_state(path, path.read_bytes()), asked, path)), path)
-        alpha_bar = linear_alpha_bar()
-        published = asked.model_copy(update={"path": ""}) == GuidedParams(path="")
+        published = asked == GuidedParams(path=asked.path)
         trained_on = ("imagenet/train",) if published else ()
-        return frozen(DiffusionModel(network, alpha_bar, (_COLOURS, asked.size, asked.size), trained_on=trained_on))
+        return frozen(DiffusionModel(network, linear_alpha_bar(), (_COLOURS, asked.size, asked.size), trained_on=trained_on))
+
+
+def _existing(path: str) -> Path:
+    try:
+        return existing_file(path, "guided:PATH")
+    except BadInput as error:
+        raise BadInput(f"{error}; the published file is {URL}") from None
 
 
 def configuration(asked: GuidedParams) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The folder of a diffusion model: the layout of the package diffusers, with a card of ours in it.
 
-    config.json                              the network; may lie in unet/
-    diffusion_pytorch_model.safetensors      its weights, beside it (or .bin): the moving average where there is one
-    scheduler_config.json                    the schedule; may lie in scheduler/
-    bench.json                               the card: what the model was trained on, checksums (optional)
-    raw.safetensors                          the last weights themselves (optional)
-    steps/ema-000150.safetensors, raw-...    weights after fewer steps, in half precision (optional)
+config.json                              the network; may lie in unet/
+diffusion_pytorch_model.safetensors      its weights, beside it (or .bin): the moving average where there is one
+scheduler_config.json                    the schedule; may lie in scheduler/
+bench.json                               the card: what the model was trained on, checksums (optional)
+raw.safetensors                          the last weights themselves (optional)
+steps/ema-000150.safetensors, raw-...    weights after fewer steps, in half precision (optional)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    trained_steps: int = Field(0, ge=0)
+    trained_steps: int = Field(default=0, ge=0)
     trained_on: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     sha256: dict[str, str] = {}
@@ -59,8 +59,10 @@ class Card(BaseModel):
 class Which(Params):
     """Which weights of a folder to take."""
 
-    weights: Literal["ema", "raw"] = Field("ema", description="the moving average of the weights, or the last ones themselves")
-    step: int = Field(0, ge=0, description="weights after so many optimiser steps; 0: the last")
+    weights: Literal["ema", "raw"] = Field(
+        default="ema", description="the moving average of the weights, or the last ones themselves"
+    )
+    step: int = Field(default=0, ge=0, description="weights after so many optimiser steps; 0: the last")
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,7 @@ def read_model(place: Place, which: Which, *, subfolder: str = "", trained_on: t
     name, path = place.need(*_candidates(place, card, which, name.removesuffix(CONFIG)))
     fill_exactly(network, _renamed(read_verified(path, card.sha256.get(name, ""))), path)
     known = card.trained_on or trained_on
-    return frozen(
-        DiffusionModel(network, alpha_bar(schedule), shape, trained_steps=card.trained_steps, trained_on=known)
-    )
+    return frozen(DiffusionModel(network, alpha_bar(schedule), shape, trained_steps=card.trained_steps, trained_on=known))
 
 
 def read_card(place: Place) -> Card:
@@ -155,7 +155,7 @@ def _image_shape(config: Any, path: Path) -> tuple[int, int, int]:
             raise BadInput(f"{path} says {key}={config[key]!r}, which is not supported: give a model with {key}={due!r}")
     size = config.get("sample_size")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    shape = (config.get("in_channels", 3), height, width)
+    shape: tuple[Any, Any, Any] = (config.get("in_channels", 3), height, width)
     if not all(type(number) is int and number > 0 for number in shape):
         raise BadInput(f"{path} does not say for which images the network was made: set in_channels and sample_size")
     return shape

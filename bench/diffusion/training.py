@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,9 @@ def recipe_for(dataset: str, shape: tuple[int, ...]) -> DiffusionRecipe:
     halvings = 2 ** (len(recipe.blocks) - 1)
     if shape[1] != shape[2] or shape[1] % halvings:
         size = f"{shape[1]} x {shape[2]}"
-        raise BadInput(f"images of {size} pixels cannot be halved {len(recipe.blocks) - 1} times: the recipe needs squares that can")
+        raise BadInput(
+            f"images of {size} pixels cannot be halved {len(recipe.blocks) - 1} times: the recipe needs squares that can"
+        )
     return recipe
 
 
@@ -170,7 +171,7 @@ class DiffusionRun:
 
     def identity(self) -> str:
         """What decides the run's bits, but for device and threads."""
-        return json.dumps([asdict(self.recipe), self.seed, tuple(self.images.shape), float(self.images.double().sum())])
+        return json.dumps([asdict(self.recipe), self.seed, tuple(self.images.shape), float(self.images.cpu().double().sum())])
 
     def store(self, path: Path) -> None:
         """Write all that the rest of the run depends on."""
