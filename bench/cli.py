@@ -198,7 +198,7 @@ def gallery(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers or all")] = "all",
+    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers, diffusion-models or all")] = "all",
     as_json: AsJson = False,
 ) -> None:
     """List what is registered."""
@@ -220,13 +220,17 @@ def list_plugins(
 
 
 def _registries() -> dict[str, Any]:
-    from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
+    from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES, DIFFUSION_MODELS
 
-    return {"defenses": DEFENSES, "attacks": ATTACKS, "datasets": DATASETS, "classifiers": CLASSIFIERS}
+    named = {"defenses": DEFENSES, "attacks": ATTACKS, "datasets": DATASETS, "classifiers": CLASSIFIERS}
+    return {**named, "diffusion-models": DIFFUSION_MODELS}
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="a registered name or FILE.py@NAME")], as_json: AsJson = False) -> None:
+def info(
+    name: Annotated[str, typer.Argument(help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME")],
+    as_json: AsJson = False,
+) -> None:
     """Show a plugin: what it is, its parameters, what data it may use, which attacks fit it."""
     from bench.report.info import describe, render
 
@@ -284,6 +288,21 @@ def train(
     from bench.train import train_and_save
 
     print(train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device, choose=choose))
+
+
+@app.command("train-diffusion")
+def train_diffusion(
+    dataset: Annotated[str, typer.Argument(help="data set spec, such as mnist5k")],
+    out: Annotated[Path, typer.Option(help="folder to write, in the layout of diffusers")],
+    seed: Annotated[int, typer.Option(help="seed of initialisation, order, times and noise")] = 0,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps [default: the recipe's]")] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+) -> None:
+    """Train a diffusion model by the recipe of its data set; test images are only measured on."""
+    from bench.train_diffusion import train_and_save
+
+    print(train_and_save(dataset, out, seed=seed, steps=steps, device=device))
 
 
 @app.command()

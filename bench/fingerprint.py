@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType
 from typing import cast
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 _PLAIN = (bool, int, float, str, type(None))
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"stochastic"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_LIBRARIES = ("builtins", "torch", "diffusers")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -33,12 +35,36 @@ def weights_sha256(module: nn.Module) -> str:
 
 def _fingerprint(module: nn.Module, path: tuple[int, ...]) -> str:
     # Not the module's repr: what torch's own modules print changes with its version.
-    digest = hashlib.sha256()
+    digest, known = hashlib.sha256(), _under_configuration(module)
     for name, part in module.named_modules():
-        digest.update(f"{name} {_source(type(part))} {_attributes(part, (*path, id(part)))}".encode())
+        inside = (*path, id(part))
+        about = _configured(part, inside) if id(part) in known else f"{_source(type(part))} {_attributes(part, inside)}"
+        digest.update(f"{name} {about}".encode())
     for piece in _weights(module):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _under_configuration(module: nn.Module) -> set[int]:
+    """The ids of diffusers' own modules in networks that carry their configuration: it says what they do in any version."""
+    roots = [part for part in module.modules() if _library(type(part)) == "diffusers" and _configuration(part) is not None]
+    return {id(part) for root in roots for part in root.modules() if _library(type(part)) == "diffusers"}
+
+
+def _configured(module: nn.Module, path: tuple[int, ...]) -> str:
+    """A module of diffusers by its class, its configuration, and what others put on it: hooks, functions, objects."""
+    own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and _library(v) not in _LIBRARIES}
+    return f"{_name(type(module))} {_configuration(module)} {_listed({**own, **_hooks(module)}, path)}"
+
+
+def _configuration(module: nn.Module) -> str | None:
+    """The arguments that differ from their defaults: a later version may have more of them, or say more in its own keys."""
+    config = getattr(module, "config", None)
+    if not isinstance(config, Mapping):
+        return None
+    defaults = {name: about.default for name, about in inspect.signature(type(module).__init__).parameters.items()}
+    texts = {key: (json.dumps(value, default=repr), json.dumps(defaults.get(key), default=repr)) for key, value in config.items()}
+    return repr(sorted((key, text) for key, (text, default) in texts.items() if text != default and not key.startswith("_")))
 
 
 def _weights(module: nn.Module) -> Iterator[bytes]:
@@ -55,12 +81,24 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _attributes(module: nn.Module, path: tuple[int, ...]) -> str:
     """Attributes such as a temperature, and hooks; of torch's own modules not the private ones, which repeat the others."""
-    torchs = type(module).__module__.partition(".")[0] == "torch"
+    torchs = _library(type(module)) == "torch"
     own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING and not (torchs and k.startswith("_"))}
+    return _listed({**own, **_hooks(module)}, path)
+
+
+def _hooks(module: nn.Module) -> dict[str, list[object]]:
     # Hooks are numbered through the whole process; their order is what counts.
-    hooks = {name: list(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
-    items = sorted({**own, **hooks}.items())
-    return repr([(name, value if _is_plain(value) else _described(value, path)) for name, value in items])
+    return {name: list(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
+
+
+def _listed(values: Mapping[str, object], path: tuple[int, ...]) -> str:
+    return repr([(name, value if _is_plain(value) else _described(value, path)) for name, value in sorted(values.items())])
+
+
+def _library(value: object) -> str:
+    """The package that a class, a function or an object's class comes from."""
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return str(module).partition(".")[0]
 
 
 def _is_plain(value: object) -> bool:
@@ -74,7 +112,7 @@ def _described(value: object, path: tuple[int, ...]) -> str:
     if id(value) in path:
         return "(above)"
     inside = (*path, id(value))
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    kind = _name(type(value))
     if isinstance(value, tuple | list):
         return f"{kind} {[_described(item, inside) for item in value]}"
     if isinstance(value, dict | set | frozenset):
@@ -119,10 +157,14 @@ def _own(value: object) -> dict[str, object]:
     return {k: v for k, v in public.items() if isinstance(v, kept) or callable(v)}
 
 
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _source(kind: type) -> str:
     """Name and source of a class; torch's and ours go by their name, as their versions are in the record."""
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if kind.__module__.partition(".")[0] in ("torch", "bench"):
+    name = _name(kind)
+    if _library(kind) in ("torch", "bench"):
         return name
     try:
         return name + inspect.getsource(kind)

@@ -142,6 +142,9 @@ Numbers = Annotated[
 ]
 """A tuple of floats, written `0.49+0.48+0.45`."""
 
+Integers = Annotated[tuple[int, ...], BeforeValidator(_read_numbers), PlainSerializer(lambda numbers: list(numbers))]
+"""A tuple of integers, written `64+128+128`."""
+
 
 class Params(BaseModel):
     """Base of every plugin's parameters: frozen, no unknown keys, no infinities or NaN.

@@ -126,13 +126,15 @@ def test_list_info_doctor(capsys):
     _, stdout, _ = call(capsys, "list", "attacks")
     assert "pgd" in stdout and "alias of pgd:gradient=bpda" in stdout and "+replay" in stdout
     _, stdout, _ = call(capsys, "list", "--json")
-    assert {"defenses", "attacks", "datasets", "classifiers"} == set(json.loads(stdout))
+    assert {"defenses", "attacks", "datasets", "classifiers", "diffusion-models"} == set(json.loads(stdout))
     _, stdout, _ = call(capsys, "info", "random-resize")
     assert "grow" in stdout and "data access: none" in stdout and "Xie" in stdout
     _, stdout, _ = call(capsys, "info", "bpda")
     assert "alias_of: pgd:gradient=bpda" in stdout and "steps" in stdout
     _, stdout, _ = call(capsys, "info", "npz", "--json")
     assert json.loads(stdout)["parameters"][0]["name"] == "path (positional)"
+    _, stdout, _ = call(capsys, "info", "diffusion-models/zoo")
+    assert stdout.startswith("zoo  (diffusion-models)") and "step: int = 0" in stdout
     code, stdout, _ = call(capsys, "doctor")
     assert code == 0 and "torch" in stdout and "broken: none" in stdout
 
@@ -248,6 +250,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         (["list", "cats"], "unknown kind"),
         (["info", "pdg"], "Did you mean 'pgd'"),
         (["info", "my_defense.py"], "my_defense.py@MyClass"),
+        (["info", "hf"], "write classifiers/hf or diffusion-models/hf"),
         (["info", f"{ROOT}/bench/errors.py@BadInput"], "is no plugin"),
         (["check", f"{ROOT}/attacks/pgd.py@Optional"], "Known: PGD"),
         (["gallery", "--n", "0"], "1 to 1000"),

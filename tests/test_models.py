@@ -282,8 +282,8 @@ def test_file_never_unpickles(tmp_path, content):
 
 
 def test_file_of_unknown_format(tmp_path):
-    (tmp_path / "net.bin").write_bytes(b"0")
-    assert "neither .safetensors nor .pt" in message(lambda: load(str(tmp_path / "net.bin"), arch="cnn"))
+    (tmp_path / "net.onnx").write_bytes(b"0")
+    assert "neither .safetensors nor .pt" in message(lambda: load(str(tmp_path / "net.onnx"), arch="cnn"))
 
 
 def test_file_with_other_tensors(tmp_path):

@@ -13,6 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+FIRST_BETA, LAST_BETA = 1e-4, 0.02
+"""Ends of the linear schedule of Ho et al. 2020, section 4."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -79,6 +82,6 @@ class DiffusionModel(nn.Module):
         return Prediction(sample[:, :channels], sample[:, channels:])
 
 
-def linear_alpha_bar(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
+def linear_alpha_bar(steps: int = 1000, first: float = FIRST_BETA, last: float = LAST_BETA) -> Tensor:
     """Cumulative products of 1 - beta for betas that rise linearly (Ho et al. 2020, section 4): float64 (steps,)."""
     return (1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0)

@@ -171,7 +171,7 @@ class DiffusionRun:
 
     def identity(self) -> str:
         """What decides the run's bits, but for device and threads."""
-        return json.dumps([asdict(self.recipe), self.seed, tuple(self.images.shape), float(self.images.double().sum())])
+        return json.dumps([asdict(self.recipe), self.seed, tuple(self.images.shape), float(self.images.cpu().double().sum())])
 
     def store(self, path: Path) -> None:
         """Write all that the rest of the run depends on."""

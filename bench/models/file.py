@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import safetensors.torch
 import torch
@@ -26,6 +26,10 @@ from bench.spec import Numbers, Params
 _MANIFEST = "MANIFEST.json"
 _TRAINED_ON = {"mnist": ("mnist/train",), "cifar": ("cifar10/train",)}
 _EXPORT = "export the state dict to safetensors (safetensors.torch.save_file)"
+
+
+M = TypeVar("M", bound=nn.Module)
+B = TypeVar("B", bound=BaseModel)
 
 
 class Description(BaseModel):
@@ -85,25 +89,27 @@ def describe(path: Path) -> Description | None:
     """The description in PATH.json, else in MANIFEST.json of the same folder, else None."""
     beside = path.with_name(f"{path.name}.json")
     if beside.is_file():
-        return _validated(_read_json(beside), str(beside))
+        return validated(Description, read_json(beside), str(beside))
     manifest = path.with_name(_MANIFEST)
-    entries = _read_json(manifest) if manifest.is_file() else []
+    entries = read_json(manifest) if manifest.is_file() else []
     if not isinstance(entries, list):
         raise BadInput(f"{manifest} is not a list of entries: write one JSON object for each weights file")
     mine = [entry for entry in entries if isinstance(entry, dict) and entry.get("file") == path.name]
-    return _validated(mine[0], f"the entry of {path.name} in {manifest}") if mine else None
+    return validated(Description, mine[0], f"the entry of {path.name} in {manifest}") if mine else None
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises `BadInput` where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is not readable JSON ({one_line(error)}): repair or remove it") from error
 
 
-def _validated(content: Any, what: str) -> Description:
+def validated(kind: type[B], content: Any, what: str) -> B:
+    """Content read from JSON as a model of pydantic. Raises `BadInput` with its first problem; `what` names the content."""
     try:
-        return Description.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = str(problem["loc"][0]) if problem["loc"] else "content"
@@ -115,11 +121,16 @@ def read_classifier(path: Path, about: Description, num_classes: int, channels: 
 
     Raises `BadInput` where the file is damaged, is not the one described, or does not fit architecture or data set.
     """
+    return assemble(path, read_verified(path, about.sha256), about, num_classes, channels)
+
+
+def read_verified(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The state dict in a weights file. Raises `BadInput` where its SHA-256 is another one; an empty one is not compared."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if about.sha256 and digest != about.sha256.lower():
-        raise BadInput(f"{path} has SHA-256 {digest}, but its description says {about.sha256}: get the right file")
-    return assemble(path, read_state(path, content), about, num_classes, channels)
+    if sha256 and digest != sha256.lower():
+        raise BadInput(f"{path} has SHA-256 {digest}, but its description says {sha256}: get the right file")
+    return read_state(path, content)
 
 
 def assemble(path: Path, state: dict[str, Tensor], about: Description, num_classes: int, channels: int) -> Classifier:
@@ -134,12 +145,18 @@ def assemble(path: Path, state: dict[str, Tensor], about: Description, num_class
     return frozen(Classifier(network, num_classes, mean=about.mean or None, std=about.std or None, trained_on=trained_on))
 
 
-def frozen(classifier: Classifier) -> Classifier:
-    """The classifier in evaluation mode, with weights that take no gradient."""
-    return classifier.eval().requires_grad_(False)
+def frozen(module: M) -> M:
+    """The module in evaluation mode, with weights that take no gradient."""
+    return module.eval().requires_grad_(False)
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """`fill_exactly` for a classifier, with a clearer word where it was made for other channels or classes."""
+    _check_ends(path, _expected(network), state)
+    fill_exactly(network, state, path)
+
+
+def fill_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load a state into a network. Raises `BadInput` for a tensor that is missing, surplus or of another shape."""
     _check_state(path, network, state)
     network.load_state_dict(state, strict=False)
@@ -154,10 +171,10 @@ def check_normalisation(path: Path, mean: Sequence[float], channels: int) -> Non
 
 def read_state(path: Path, content: bytes) -> dict[str, Tensor]:
     """The state dict in a weights file, by the file's suffix. Raises `BadInput` where it holds anything else."""
-    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
+    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch}
     reader = readers.get(path.suffix)
     if reader is None:
-        raise BadInput(f"{path} is neither .safetensors nor .pt nor .pth: {_EXPORT}")
+        raise BadInput(f"{path} is neither .safetensors nor .pt nor .pth nor .bin: {_EXPORT}")
     return reader(path, content)
 
 
@@ -188,10 +205,13 @@ def _read_torch(path: Path, content: bytes) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
+def _expected(network: nn.Module) -> dict[str, Tensor]:
     # A counter of training batches changes nothing here, and exporters differ in whether they keep it.
-    expected = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    _check_ends(path, expected, state)
+    return {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+
+def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
+    expected = _expected(network)
     missing = sorted(set(expected) - set(state))
     if missing:
         raise BadInput(f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all): check the architecture")

@@ -162,13 +162,39 @@ def _check_fit(classes: int, made_for: int, num_classes: int, channels: int) -> 
 
 def _from_hub(repo: str, file: str, revision: str | None, instead: str) -> Path:
     """A file of a repository, from the hub or from its cache; nothing but the cache is asked where downloads are forbidden."""
-    hub = _package("huggingface_hub", "weights from the Hugging Face hub")
     try:
-        return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline())))
+        return _downloaded(repo, file, revision)
+    except BadInput:
+        raise
     except Exception as error:
         # The hub's client raises its own kinds, those of its HTTP library and plain OSError.
-        why = f"{offline()} is set" if offline() else one_line(error)
-        raise BadInput(f"cannot get {file} of {repo} from the Hugging Face hub ({why}): go online, or give {instead}") from error
+        raise BadInput(_unreachable(repo, file, instead, error)) from error
+
+
+def find_on_hub(repo: str, file: str, revision: str | None, instead: str) -> Path | None:
+    """A file of a repository; None where the repository, or offline the hub's cache, does not have it.
+
+    Raises `BadInput` where the hub cannot be asked; `instead` says what else can be given.
+    """
+    try:
+        return _downloaded(repo, file, revision)
+    except BadInput:
+        raise
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "EntryNotFoundError" in kinds and (offline() or "LocalEntryNotFoundError" not in kinds):
+            return None
+        raise BadInput(_unreachable(repo, file, instead, error)) from error
+
+
+def _downloaded(repo: str, file: str, revision: str | None) -> Path:
+    hub = _package("huggingface_hub", "weights from the Hugging Face hub")
+    return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline())))
+
+
+def _unreachable(repo: str, file: str, instead: str, error: Exception) -> str:
+    why = f"{offline()} is set" if offline() else one_line(error)
+    return f"cannot get {file} of {repo} from the Hugging Face hub ({why}): go online, or give {instead}"
 
 
 def _assembled(

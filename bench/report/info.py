@@ -19,9 +19,12 @@ EXPECTED = {
 
 
 def describe(name: str, registries: dict[str, Any]) -> dict[str, Any]:
-    """Name, kind, description, parameters and card of the plugin called `name`, whichever kind it is."""
+    """Name, kind, description, parameters and card of the plugin called `name` or `kind/name`, whichever kind it is."""
+    kind, _, rest = name.partition("/")
+    if kind in registries and "@" not in name:
+        registries, name = {kind: registries[kind]}, rest
     kind = kind_of(name, registries)
-    plugin = registries[kind].get(name if "@" in name else parse(name).name.split("+")[0])
+    plugin = registries[kind].get(name if "@" in name else _bare(name))
     if isinstance(plugin, Alias):
         return {"name": name, "kind": kind, "alias_of": plugin.spec, **_of(parse(plugin.spec).name, kind, registries)}
     return {"name": name, "kind": kind, **_facts(plugin)}
@@ -29,27 +32,38 @@ def describe(name: str, registries: dict[str, Any]) -> dict[str, Any]:
 
 def kind_of(name: str, registries: dict[str, Any]) -> str:
     """The kind of the plugin called `name`, one of the registries' keys. Raises `BadInput` where there is none."""
-    known = {entry: kind for kind, registry in registries.items() for entry in registry.names()}
-    kind = _kind_in_file(name, registries) if "@" in name else known.get(parse(name).name.split("+")[0])
-    if kind is None and "@" in name:
-        raise BadInput(f"{name!r} is no plugin: name a class that derives from Defense, Attack, Dataset or ClassifierSource")
-    if kind is None and name.endswith(".py"):
+    if "@" in name:
+        return _kind_in_file(name, registries)
+    kinds = [kind for kind, registry in registries.items() if _bare(name) in registry.names()]
+    if len(kinds) > 1:
+        raise BadInput(f"{name!r} is registered as several kinds: write {' or '.join(f'{kind}/{name}' for kind in kinds)}")
+    if not kinds and name.endswith(".py"):
         raise BadInput(f"{name!r} is a file: say which class in it, as {name}@MyClass")
-    if kind is None:
+    if not kinds:
+        known = [entry for registry in registries.values() for entry in registry.names()]
         raise BadInput(f"nothing is registered as {name!r}.{nearest(name, known)}")
-    return kind
+    return kinds[0]
 
 
-def _kind_in_file(name: str, registries: dict[str, Any]) -> str | None:
+def _bare(name: str) -> str:
+    return parse(name).name.split("+")[0]
+
+
+def _kind_in_file(name: str, registries: dict[str, Any]) -> str:
     """The kind of a plugin in a file, told by the contract that its class derives from."""
     from bench.attack import Attack
     from bench.data.dataset import Dataset
     from bench.defense import Defense
+    from bench.diffusion.source import DiffusionSource
     from bench.models.source import ClassifierSource
 
     plugin = registries["defenses"].get(name)
     kinds = {"defenses": Defense, "attacks": Attack, "datasets": Dataset, "classifiers": ClassifierSource}
-    return next((k for k, base in kinds.items() if inspect.isclass(plugin) and issubclass(plugin, base)), None)
+    for kind, base in {**kinds, "diffusion-models": DiffusionSource}.items():
+        if inspect.isclass(plugin) and issubclass(plugin, base):
+            return kind
+    contracts = "Defense, Attack, Dataset, ClassifierSource or DiffusionSource"
+    raise BadInput(f"{name!r} is no plugin: name a class that derives from {contracts}")
 
 
 def _of(name: str, kind: str, registries: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""`zoo:NAME`: diffusion models that come with the suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from bench.diffusion.layout import CARD, Place, Which, in_folder, read_card, read_model
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.source import DiffusionSource
+from bench.errors import BadInput
+from bench.spec import Params, nearest
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+class ZooParams(Which):
+    """Parameters of `zoo`."""
+
+    name: str = Field(description="name of a shipped diffusion model")
+
+
+class Zoo(DiffusionSource[ZooParams]):
+    """A diffusion model that comes with the suite, trained by `bench train-diffusion`; its card tells recipe and error."""
+
+    Params: ClassVar[type[Params]] = ZooParams
+    positional: ClassVar[str | None] = "name"
+
+    def load(self) -> DiffusionModel:
+        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` for an unknown name or step."""
+        return read_model(_place(self.params.name), self.params)
+
+
+def names() -> list[str]:
+    """Names of the shipped diffusion models, sorted."""
+    return sorted(path.parent.name for path in _WEIGHTS.glob(f"*/{CARD}"))
+
+
+def steps_of(name: str) -> tuple[int, ...]:
+    """Optimiser steps after which weights of a shipped model are kept, rising; the last is the whole training.
+
+    Raises `BadInput` for an unknown name.
+    """
+    return read_card(_place(name)).steps
+
+
+def _place(name: str) -> Place:
+    if name not in names():
+        raise BadInput(f"unknown zoo diffusion model {name!r}.{nearest(name, names())}")
+    return in_folder(_WEIGHTS / name)
