@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 DISTRIBUTION = "adversarial-bench"
-_PACKAGES = (DISTRIBUTION, "torch", "numpy", "scipy", "pydantic", "safetensors", "mlxtend", "pillow", "pyautoattack")
+_PACKAGES = (DISTRIBUTION, "torch", "numpy", "scipy", "pandas", "matplotlib", "pydantic", "safetensors", "mlxtend", "pillow", "pyautoattack")
 
 
 def package_version(name: str) -> str:

@@ -32,7 +32,7 @@ def kind_of(name: str, registries: dict[str, Any]) -> str:
     known = {entry: kind for kind, registry in registries.items() for entry in registry.names()}
     kind = _kind_in_file(name, registries) if "@" in name else known.get(parse(name).name.split("+")[0])
     if kind is None and "@" in name:
-        raise BadInput(f"{name!r} is no plugin: name a class that derives from Defense, Attack, Dataset or ClassifierSource")
+        raise BadInput(f"{name!r} is no plugin: name a class that derives from Defense, Attack, Dataset, ClassifierSource or Study")
     if kind is None and name.endswith(".py"):
         raise BadInput(f"{name!r} is a file: say which class in it, as {name}@MyClass")
     if kind is None:
@@ -42,14 +42,8 @@ def kind_of(name: str, registries: dict[str, Any]) -> str:
 
 def _kind_in_file(name: str, registries: dict[str, Any]) -> str | None:
     """The kind of a plugin in a file, told by the contract that its class derives from."""
-    from bench.attack import Attack
-    from bench.data.dataset import Dataset
-    from bench.defense import Defense
-    from bench.models.source import ClassifierSource
-
     plugin = registries["defenses"].get(name)
-    kinds = {"defenses": Defense, "attacks": Attack, "datasets": Dataset, "classifiers": ClassifierSource}
-    return next((k for k, base in kinds.items() if inspect.isclass(plugin) and issubclass(plugin, base)), None)
+    return next((kind for kind, registry in registries.items() if registry.holds(plugin)), None)
 
 
 def _of(name: str, kind: str, registries: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +65,8 @@ def _facts(plugin: Any) -> dict[str, Any]:
         facts["data access"] = ", ".join(sorted(plugin.needs)) or "none"
         facts["gradients"] = ", ".join(plugin.gradients)
         facts.update(_answer(plugin.card))
+    if hasattr(plugin, "uses"):
+        facts["options"] = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(plugin.uses))
     return {key: value for key, value in facts.items() if value not in ("", [])}
 
 
