@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 DISTRIBUTION = "adversarial-bench"
-_PACKAGES = (DISTRIBUTION, "torch", "numpy", "scipy", "pandas", "matplotlib", "pydantic", "safetensors", "mlxtend", "pillow", "pyautoattack")
+_LIBRARIES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "pydantic", "safetensors", "mlxtend", "pillow", "pyautoattack")
+_PACKAGES = (DISTRIBUTION, *_LIBRARIES)
 
 
 def package_version(name: str) -> str:

@@ -1,13 +1,14 @@
 """Success probabilities of attacks on a classifier behind Gaussian noise, in closed form.
 
-The classifier sees u = x + delta + sigma r in n dimensions, with r standard normal: the defense's randomness, its *tape*. The attack chooses
-delta, of any length or of at most `eps`, and succeeds where u falls into an adversarial set: a ball of radius R, or a half-space. It is
-judged on a draw r' that it did not see (fresh randomness) or on the tape that it did see (replay). F_n is the distribution function of the
-chi-squared law with n degrees of freedom, F_n(q; c) that of the noncentral one with noncentrality c.
+The classifier sees u = x + delta + sigma r in n dimensions, with r standard normal: the defense's randomness, its *tape*. The
+attack chooses delta, of any length or of at most `eps`, and succeeds where u falls into an adversarial set: a ball of radius R, or
+a half-space. It is judged on a draw r' that it did not see (fresh randomness) or on the tape that it did see (replay). F_n is the
+distribution function of the chi-squared law with n degrees of freedom, F_n(q; c) that of the noncentral one with noncentrality c.
 
-The attack on the ball centres the mean of the states that it sees: delta = c - x - sigma (r_1 + ... + r_k)/k, c the ball's centre. That is
-where gradient ascent on the mean margin R^2 - |u - c|^2 of k draws ends (EOT; Athalye et al. 2018, arXiv 1707.07397). k = inf is ideal
-EOT, delta = c - x, which uses the expectation itself; among all delta that do not depend on r' it is the best (`ideal` below).
+The attack on the ball centres the mean of the states that it sees: delta = c - x - sigma (r_1 + ... + r_k)/k, c the ball's centre.
+That is where gradient ascent on the mean margin R^2 - |u - c|^2 of k draws ends (EOT; Athalye et al. 2018, arXiv 1707.07397).
+k = inf is ideal EOT, delta = c - x, which uses the expectation itself; of all delta that do not depend on r' it is the best (see
+`ideal`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _NODES = 200
 def eot(n: int, radius: float, sigma: float, k: float = math.inf) -> float:
     """Centring the mean of k draws, judged on one fresh draw: F_n(R^2 / (sigma^2 (1 + 1/k))).
 
-    u - c = sigma (r' - mean of r_1..r_k) has variance sigma^2 (1 + 1/k) in each direction: the judge's noise and what is left of the
-    attack's. k = 1 is an attack without EOT.
+    u - c = sigma (r' - mean of r_1..r_k) has variance sigma^2 (1 + 1/k) in each direction: the judge's noise and what is left of
+    the attack's. k = 1 is an attack without EOT.
     """
     return _central(n, radius, sigma, 1 + 1 / k)
 
@@ -37,8 +38,8 @@ def eot(n: int, radius: float, sigma: float, k: float = math.inf) -> float:
 def ideal(n: int, radius: float, sigma: float) -> float:
     """The most that any attack can reach on fresh noise, F_n(R^2 / sigma^2), which ideal EOT does.
 
-    It bounds every delta that is independent of r', and every measurable adversarial set with the volume of the ball of this radius,
-    connected or not: a Gaussian gives no set of that volume more mass than the ball around its mean.
+    It bounds every delta that is independent of r', and every measurable adversarial set with the volume of the ball of this
+    radius, connected or not: a Gaussian gives no set of that volume more mass than the ball around its mean.
     """
     return eot(n, radius, sigma)
 
@@ -51,8 +52,9 @@ def replay_set(n: int, radius: float, sigma: float, k: int) -> float:
 def worst_of(n: int, radius: float, sigma: float, tries: int, k: float = math.inf) -> float:
     """The best of `tries` fresh draws against one delta, centred by k draws: 1 - E[(1 - p(q))^tries].
 
-    All tries share the attack's error: q, its squared length over sigma^2, is chi-squared over k, and p(q) = F_n(R^2/sigma^2; q). Ideal
-    EOT (k = inf) has no error: 1 - (1 - F_n(R^2/sigma^2))^tries. The expectation is a Gauss-Legendre sum over the quantiles of q.
+    All tries share the attack's error: q, its squared length over sigma^2, is chi-squared over k, and p(q) = F_n(R^2/sigma^2; q).
+    Ideal EOT (k = inf) has no error: 1 - (1 - F_n(R^2/sigma^2))^tries. The expectation is a Gauss-Legendre sum over the quantiles
+    of q.
     """
     quantiles, weights = _legendre()
     errors = chi2.ppf(quantiles, n) / k
@@ -63,8 +65,8 @@ def descent(n: int, radius: float, sigma: float, k: int, step: float) -> float:
     """Gradient ascent on the margin with k fresh draws and a constant step eta, long after its start, judged on one fresh draw.
 
     delta += eta * gradient shrinks the error by 1 - 2 eta and adds 2 eta sigma times the mean draw, so its variance settles at
-    sigma^2 eta / ((1 - eta) k): F_n(R^2 / (sigma^2 (1 + eta / ((1 - eta) k)))), 0 < eta < 1. At eta = 1/2 this is `eot`; smaller steps
-    average over past draws, and reach the ideal for eta -> 0 with a single draw a step.
+    sigma^2 eta / ((1 - eta) k): F_n(R^2 / (sigma^2 (1 + eta / ((1 - eta) k)))), 0 < eta < 1. At eta = 1/2 this is `eot`; smaller
+    steps average over past draws, and reach the ideal for eta -> 0 with a single draw a step.
     """
     return _central(n, radius, sigma, 1 + step / ((1 - step) * k))
 
@@ -80,7 +82,10 @@ def budget_eot(n: int, radius: float, sigma: float, distance: float, eps: float)
 
 
 def budget_replay(n: int, radius: float, sigma: float, distance: float, eps: float) -> float:
-    """The tape known and |delta| <= eps: u reaches the ball from a distance of up to R + eps, F_n((R + eps)^2/sigma^2; d^2/sigma^2)."""
+    """The tape known and |delta| <= eps: F_n((R + eps)^2/sigma^2; d^2/sigma^2), for u reaches the ball from R + eps away.
+
+    With R, eps and d fixed this too tends to 0 as n grows.
+    """
     return clean(n, radius + eps, sigma, distance)
 
 

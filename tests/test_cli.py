@@ -416,7 +416,8 @@ def test_a_damaged_record_is_named(capsys, tmp_path):
 
 def test_help_and_list_do_not_import_torch():
     for arguments in (["--help"], ["run", "--help"], ["list"]):
-        code = f"import sys\nfrom bench.cli import _main\n_main({arguments!r})\nassert not {{'torch', 'matplotlib', 'pandas'}} & set(sys.modules)"
+        unwanted = {"torch", "matplotlib", "pandas"}
+        code = f"import sys\nfrom bench.cli import _main\n_main({arguments!r})\nassert not {unwanted} & set(sys.modules)"
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}

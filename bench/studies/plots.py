@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 _SMALL, _TEXT, _TITLE = 12, 13, 14
 _DOTS_PER_INCH = 120
+_LINE = 84
 
 
 def axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -32,7 +34,7 @@ def panels(title: str, labels: Sequence[tuple[str, str, str]]) -> tuple[Figure, 
     """An empty figure with axes side by side; `labels` has (xlabel, ylabel, what it shows) for each of them."""
     figure = Figure(figsize=(9, 5.4), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=_TITLE, x=0.01, ha="left")
+    figure.suptitle(textwrap.fill(title, _LINE), fontsize=_TITLE, x=0.01, ha="left")
     made = list(figure.subplots(1, len(labels), squeeze=False)[0])
     for one, label in zip(made, labels, strict=True):
         _dress(one, *label)

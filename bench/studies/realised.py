@@ -1,7 +1,7 @@
 """The theorem's attack carried out by the suite itself: `ascend` on a `Victim`, judged as the engine judges.
 
-The defended classifier is wrong inside a ball around the image 0.5, seen through Gaussian noise. Lengths are in the units of `bench.theory`;
-one standard deviation of the noise is 1/64 of the pixel range, so that the box [0, 1] is never reached.
+The defended classifier is wrong inside a ball around the image 0.5, seen through Gaussian noise. Lengths are in the units of
+`bench.theory`; one standard deviation of the noise is 1/64 of the pixel range, so that the box [0, 1] is never reached.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class PlainSteps(ThreatModel):
 def attack(ball: Ball, n: int, law: Law, step: float, trials: int, root: int) -> Tensor:
     """Attack `trials` images in n dimensions with a constant step, and judge each once: which are broken, bool (trials,).
 
-    Under replay the judge repeats the attack's tape, else it draws from the stream of evaluation. The start is two standard deviations
-    from the centre, and there are so many steps that a thousandth of it is left.
+    Under replay the judge repeats the attack's tape, else it draws from the stream of evaluation. The start is two standard
+    deviations from the centre, and there are so many steps that a thousandth of it is left.
 
     Args:
         law: how the attack's queries draw the noise.

@@ -116,14 +116,13 @@ def run_study(
 
     Raises `BadInput` where the study does not exist or does not use what was given; nothing is written then.
     """
-    named = create(STUDIES, parse(text))
+    named: Named[Study[Any]] = create(STUDIES, parse(text))
     setting = _setting(named, options, device, batch_size, progress)
     identity = identity_of(named, setting)
-    # A data set and a classifier named by the user must not be loaded for nothing: the folder comes first.
-    Store(out).check_writable()
     found = find(out, cell_id(identity))
     if found is not None:
         return found
+    Store(out).check_writable()
     began = time.monotonic()
     with exact_float32(setting.device):
         result = named.plugin.run(setting)

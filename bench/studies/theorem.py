@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,8 @@ TRIES = 10
 SLACK = 1e-3
 """What a simulated probability may be off beside four standard errors."""
 
+_WORST = f"worst of {TRIES}"
+_SINGLE = ("fresh", "eot", "ideal eot", "replay", "replay-set")
 _BLOCK = 1000
 _BUDGETS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 _BUDGET_DIMENSIONS = (16, 64)
@@ -39,6 +42,7 @@ _RHOS = (0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3)
 _ASCENT_DIMENSION = 8
 _ASCENTS = ((1, 0.1), (1, 0.5), (5, 0.1), (5, 0.5))
 
+_SUCCESS = "success: formula (line), simulation (± 2 s.e.)"
 _FACTS = ("judged", "radius", "distance", "eps", "rho", "step")
 _COLUMNS = ("law", "n", "k", *_FACTS, "simulated", "trials", "formula", "standard_error", "z", "held")
 
@@ -89,8 +93,14 @@ class Point:
         simulated, error = successes / trials, math.sqrt(self.formula * (1 - self.formula) / trials)
         normal = trials * min(self.formula, 1 - self.formula) >= 5
         return {
-            **{"law": self.law, "n": self.n, "k": self.k, **self.facts},
-            **{"simulated": simulated, "trials": trials, "formula": self.formula, "standard_error": error},
+            "law": self.law,
+            "n": self.n,
+            "k": self.k,
+            **self.facts,
+            "simulated": simulated,
+            "trials": trials,
+            "formula": self.formula,
+            "standard_error": error,
             "z": (simulated - self.formula) / error if normal else math.nan,
             "held": abs(simulated - self.formula) <= 4 * error + SLACK,
         }
@@ -107,9 +117,9 @@ class Case:
 class Theorem(Study[TheoremParams]):
     """Success of fresh, EOT and replay attacks behind Gaussian noise: simulation against closed formulas.
 
-    An attack moves a state into a ball or a half-space through Gaussian noise; `bench.theory` says how often it succeeds. Each law is
-    simulated with the suite's own noise, and constant-step ascent by the suite's own loop on a Victim. A point holds where simulation and
-    formula differ by at most four standard errors and 0.001. Exit code 1 where one does not.
+    An attack moves a state into a ball or a half-space through Gaussian noise; `bench.theory` says how often it succeeds. Each law
+    is simulated with the suite's own noise, and constant-step ascent by the suite's own loop on a Victim. A point holds where
+    simulation and formula differ by at most four standard errors and 0.001. Exit code 1 where one does not.
     """
 
     Params = TheoremParams
@@ -119,7 +129,7 @@ class Theorem(Study[TheoremParams]):
         """Simulate all points."""
         points = pd.DataFrame(list(self._rows(setting)), columns=list(_COLUMNS))
         return StudyResult(
-            tables={"success": success_table(points, self.params), "laws": law_table(points), "points": points},
+            tables={"success": success_table(points), "laws": law_table(points), "points": points},
             figures={
                 "success": success_figure(points, self.params),
                 "phase": phase_figure(points),
@@ -166,15 +176,14 @@ def _centred(n: int, radius: float, sigma: float, k: float, facts: dict[str, flo
 
 
 def _worst(n: int, radius: float, sigma: float, k: float) -> Case:
-    formula = theory.worst_of(n, radius, sigma, TRIES, k)
-    return Case(
-        Point(f"worst of {TRIES}", n, k, formula, {"judged": TRIES, "radius": radius}), partial(_tried, radius, sigma, k, TRIES)
-    )
+    facts = {"judged": float(TRIES), "radius": radius}
+    point = Point(_WORST, n, k, theory.worst_of(n, radius, sigma, TRIES, k), facts)
+    return Case(point, partial(_tried, radius, sigma, k, TRIES))
 
 
 def _on_tapes(n: int, radius: float, sigma: float, k: int) -> Case:
-    point = Point("replay" if k == 1 else "replay-set", n, k, theory.replay_set(n, radius, sigma, k), {"judged": 1, "radius": radius})
-    return Case(point, partial(_replayed, radius, sigma, k))
+    law, formula = "replay" if k == 1 else "replay-set", theory.replay_set(n, radius, sigma, k)
+    return Case(Point(law, n, k, formula, {"judged": 1, "radius": radius}), partial(_replayed, radius, sigma, k))
 
 
 def _tried(radius: float, sigma: float, k: float, tries: int, draws: Draws) -> Tensor:
@@ -284,17 +293,15 @@ def _ascent(name: str, ball: Ball, n: int, law: Law, step: float, formula: float
 # What is shown ---------------------------------------------------------------------------------------------------------
 
 
-def success_table(points: pd.DataFrame, params: TheoremParams) -> pd.DataFrame:
-    """Simulated success by dimension (rows) and law (columns), on the ball of fixed radius."""
-    here = points[points["law"].isin(("fresh", "eot", "ideal eot", "replay", "replay-set", f"worst of {TRIES}")) & points["rho"].isna()]
+def success_table(points: pd.DataFrame) -> pd.DataFrame:
+    """Simulated success of one try by dimension (rows) and law (columns), on the ball of fixed radius."""
+    here = points[points["law"].isin(_SINGLE) & points["rho"].isna()]
     here = here.assign(law=[_name(law, k) for law, k in zip(here["law"], here["k"], strict=True)])
     return here.pivot_table(index="n", columns="law", values="simulated", sort=False).reset_index().rename_axis(columns=None)
 
 
 def _name(law: str, k: float) -> str:
-    if law in ("ideal eot", "replay"):
-        return law
-    return f"{law}, ideal" if math.isinf(k) else f"{law}, k={k:g}"
+    return law if law in ("ideal eot", "replay") else f"{law}, k={k:g}"
 
 
 def law_table(points: pd.DataFrame) -> pd.DataFrame:
@@ -309,43 +316,26 @@ def law_table(points: pd.DataFrame) -> pd.DataFrame:
 def sentence(points: pd.DataFrame, params: TheoremParams) -> str:
     """How many points held, and what fresh noise hides in the middle dimension."""
     n = sorted(params.dimensions)[len(params.dimensions) // 2]
-    one, ideal, replay = (formula(n, params.radius, params.sigma) for formula in (_one_draw, theory.ideal, _replay))
+    place = n, params.radius, params.sigma
     return (
-        f"{int(points['held'].sum())} of {len(points)} simulated success rates agree with their formulas, the largest |z| is "
-        f"{points['z'].abs().max():.2f}; behind noise in {n} dimensions an attack that averages one draw reaches a ball of "
-        f"{params.radius / params.sigma:g} standard deviations with probability {one:.3f}, ideal EOT with {ideal:.3f}, replay with {replay:g}."
+        f"{int(points['held'].sum())} of {len(points)} simulated success rates agree with their formulas, "
+        f"the largest |z| is {points['z'].abs().max():.2f}; behind noise in {n} dimensions an attack that averages one draw "
+        f"reaches a ball of {params.radius / params.sigma:g} standard deviations with probability {theory.eot(*place, 1):.3f}, "
+        f"ideal EOT with {theory.ideal(*place):.3f}, replay with {theory.replay_set(*place, 1):g}."
     )
-
-
-def _one_draw(n: int, radius: float, sigma: float) -> float:
-    return theory.eot(n, radius, sigma, 1)
-
-
-def _replay(n: int, radius: float, sigma: float) -> float:
-    return theory.replay_set(n, radius, sigma, 1)
 
 
 def success_figure(points: pd.DataFrame, params: TheoremParams) -> Figure:
     """Success against the dimension: formulas as lines, simulation as points with two standard errors."""
     figure, axes = plots.axes(
-        "Replay always reaches the ball; on fresh noise every attack fails as the dimension grows",
+        f"Replay always reaches a ball of {params.radius / params.sigma:g} standard deviations; "
+        "on fresh noise every attack fails as the dimension grows",
         "dimension n",
-        "probability of success",
+        _SUCCESS,
     )
-    radius, sigma, most = params.radius, params.sigma, max(params.draws)
-    curves: list[tuple[str, str, float, Callable[[int], float]]] = [
-        ("replay", "replay", 1, lambda n: _replay(n, radius, sigma)),
-        (f"best of {TRIES} fresh draws, k = {most}", f"worst of {TRIES}", most, lambda n: theory.worst_of(n, radius, sigma, TRIES, most)),
-        (f"replay set, k = {most}", "replay-set", most, lambda n: theory.replay_set(n, radius, sigma, most)),
-        ("ideal EOT, the bound", "ideal eot", math.inf, lambda n: theory.ideal(n, radius, sigma)),
-        *(
-            (f"EOT, k = {k}" if k > 1 else "one fresh draw, k = 1", "eot" if k > 1 else "fresh", k, partial(_eot_of, radius, sigma, k))
-            for k in sorted(params.draws, reverse=True)
-        ),
-    ]
     grid = np.arange(1, max(params.dimensions) + 1)
-    for (label, law, k, formula), colour in zip(curves, plots.COLOURS, strict=False):
-        axes.plot(grid, [formula(int(n)) for n in grid], color=colour, label=label)
+    for (label, law, k, formula), colour in zip(_curves(params), cycle(plots.COLOURS), strict=False):
+        axes.plot(grid, [formula(int(n), params.radius, params.sigma) for n in grid], color=colour, label=label)
         _dots(axes, points[(points["law"] == law) & (points["k"] == k) & points["rho"].isna()], "n", colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(params.dimensions, [str(n) for n in params.dimensions])
@@ -354,15 +344,28 @@ def success_figure(points: pd.DataFrame, params: TheoremParams) -> Figure:
     return figure
 
 
-def _eot_of(radius: float, sigma: float, k: int, n: int) -> float:
-    return theory.eot(n, radius, sigma, k)
+Formula = Callable[[int, float, float], float]
+"""(n, radius, sigma) to a probability."""
+
+
+def _curves(params: TheoremParams) -> Iterator[tuple[str, str, float, Formula]]:
+    """(label, law, k, formula) of each curve, from the top down."""
+    most = max(params.draws)
+    yield "replay", "replay", 1, partial(theory.replay_set, k=1)
+    yield f"EOT, k = {most}, ten tries", _WORST, most, partial(theory.worst_of, tries=TRIES, k=most)
+    if most > 1:
+        yield f"replay set, k = {most}", "replay-set", most, partial(theory.replay_set, k=most)
+    yield "ideal EOT, the bound", "ideal eot", math.inf, theory.ideal
+    for k in sorted(params.draws, reverse=True):
+        label, law = ("no EOT, k = 1", "fresh") if k == 1 else (f"EOT, k = {k}", "eot")
+        yield label, law, k, partial(theory.eot, k=k)
 
 
 def phase_figure(points: pd.DataFrame) -> Figure:
     """Success against rho, R^2 = rho n sigma^2: in high dimension a step at 1 + 1/k."""
     figure, both = plots.panels(
-        "Where the ball grows with the dimension, an attack fails below rho = 1 + 1/k and succeeds above",
-        [("rho = R² / (n sigma²)", "probability of success", f"n = {n}") for n in _PHASE_DIMENSIONS],
+        "Where the ball grows with the dimension, averaging k draws fails below rho = 1 + 1/k and succeeds above",
+        [("rho = R² / (n sigma²)", _SUCCESS, f"n = {n}") for n in _PHASE_DIMENSIONS],
     )
     grid = np.linspace(min(_RHOS), max(_RHOS), 281)
     for axes, n in zip(both, _PHASE_DIMENSIONS, strict=True):
@@ -378,21 +381,24 @@ def phase_figure(points: pd.DataFrame) -> Figure:
 def budget_figure(points: pd.DataFrame, sigma: float) -> Figure:
     """Success against the budget eps, for replay and ideal EOT."""
     figure, both = plots.panels(
-        "Under a budget replay gains too, but noise of high dimension also protects the known tape",
-        [("budget eps (units of sigma)" if sigma == 1 else "budget eps", "probability of success", f"n = {n}") for n in _BUDGET_DIMENSIONS],
+        "Under a budget replay is not certain either, but reaches where the best attack on fresh noise does not",
+        [(f"budget eps (noise: sigma = {sigma:g})", _SUCCESS, f"n = {n}") for n in _BUDGET_DIMENSIONS],
     )
+    for axes, n in zip(both, _BUDGET_DIMENSIONS, strict=True):
+        _budget_panel(axes, points[points["n"] == n], n, sigma)
+    plots.legend(both[1], loc="upper left")
+    return figure
+
+
+def _budget_panel(axes: Axes, points: pd.DataFrame, n: int, sigma: float) -> None:
+    place = n, _BUDGET_RADIUS, sigma, _BUDGET_DISTANCE
     laws = {"replay, budget": ("replay", theory.budget_replay), "ideal eot, budget": ("ideal EOT, the bound", theory.budget_eot)}
     grid = np.linspace(0, max(_BUDGETS), 121)
-    for axes, n in zip(both, _BUDGET_DIMENSIONS, strict=True):
-        here = points[points["n"] == n]
-        for (law, (label, formula)), colour in zip(laws.items(), plots.COLOURS, strict=False):
-            curve = [formula(n, _BUDGET_RADIUS, sigma, _BUDGET_DISTANCE, float(eps)) for eps in grid]
-            axes.plot(grid, curve, color=colour, label=label)
-            _dots(axes, here[here["law"] == law], "eps", colour)
-        axes.axhline(theory.clean(n, _BUDGET_RADIUS, sigma, _BUDGET_DISTANCE), color=plots.COLOURS[-1], linestyle=":", label="no attack")
-        axes.set_ylim(-0.03, 1.03)
-    plots.legend(both[0], loc="upper left")
-    return figure
+    for (law, (label, formula)), colour in zip(laws.items(), plots.COLOURS, strict=False):
+        axes.plot(grid, [formula(*place, float(eps)) for eps in grid], color=colour, label=label)
+        _dots(axes, points[points["law"] == law], "eps", colour)
+    axes.axhline(theory.clean(*place), color=plots.COLOURS[-1], linestyle=":", label="no attack")
+    axes.set_ylim(-0.03, 1.03)
 
 
 def _dots(axes: Axes, points: pd.DataFrame, over: str, colour: str) -> None:
