@@ -196,9 +196,43 @@ def gallery(
         raise typer.Exit(1)
 
 
+@app.command()
+def study(
+    spec: Annotated[str, typer.Argument(metavar="STUDY", help="study spec, such as theorem:trials=1000")],
+    seed: Annotated[int | None, typer.Option(help="root seed of all that the study draws [default: 0]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="data set spec [default: mnist5k]")] = None,
+    classifier: Annotated[str | None, typer.Option(help="classifier spec [default: the data set's own]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: the data set's own]")] = None,
+    eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
+    n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 1000 or all]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
+    batch_size: BatchSize = None,
+    out: Annotated[Path, typer.Option(help="folder for results")] = Path("results/studies"),
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question by tables, figures and a sentence. A stored result is not computed again."""
+    from bench.studies.store import run_study
+
+    given = {"seed": seed, "dataset": dataset, "classifier": classifier, "norm": norm, "eps": eps, "n": n}
+    options = read_options({key: value for key, value in given.items() if value is not None}, "command line")
+    done = run_study(spec, options, out, device=device, batch_size=batch_size, progress=_tell)
+    if as_json:
+        _print_json({**done.record.model_dump(mode="json"), "folder": str(done.folder)})
+    else:
+        print(done.render())
+        print(f"{'stored' if done.computed else 'already stored'}: {done.folder}", file=sys.stderr)
+    if done.record.held is False:
+        raise typer.Exit(1)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers, diffusion-models or all")] = "all",
+    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers, diffusion-models, studies or all")] = "all",
     as_json: AsJson = False,
 ) -> None:
     """List what is registered."""
@@ -220,10 +254,10 @@ def list_plugins(
 
 
 def _registries() -> dict[str, Any]:
-    from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES, DIFFUSION_MODELS
+    from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES, DIFFUSION_MODELS, STUDIES
 
     named = {"defenses": DEFENSES, "attacks": ATTACKS, "datasets": DATASETS, "classifiers": CLASSIFIERS}
-    return {**named, "diffusion-models": DIFFUSION_MODELS}
+    return {**named, "diffusion-models": DIFFUSION_MODELS, "studies": STUDIES}
 
 
 @app.command()

@@ -25,6 +25,8 @@ CLASSIFIERS: Registry[ClassifierSource[Any]] = Registry("classifier", "bench.cla
 DIFFUSION_MODELS: Registry[DiffusionSource[Any]] = Registry(
     "diffusion model", "bench.diffusion_models", "bench.diffusion.source:DiffusionSource"
 )
+# Studies stand above the plan, which imports this module: their type is not named here.
+STUDIES: Registry[Any] = Registry("study", "bench.studies", "bench.studies.study:Study")
 
 BASE = "undefended"
 """The one defense that the engine knows by name: every row is compared with it."""

@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 
 DISTRIBUTION = "adversarial-bench"
-_PACKAGES = (DISTRIBUTION, "torch", "numpy", "scipy", "pydantic", "safetensors", "mlxtend", "pillow", "pyautoattack", "diffusers")
+_LIBRARIES = (
+    "torch", "numpy", "scipy", "pandas", "matplotlib", "pydantic", "safetensors", "mlxtend", "pillow", "pyautoattack", "diffusers",
+)  # fmt: skip
+_PACKAGES = (DISTRIBUTION, *_LIBRARIES)
 
 
 def package_version(name: str) -> str:

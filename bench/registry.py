@@ -72,13 +72,17 @@ class Registry(Generic[T]):
 
     def check(self, plugin: object, name: str) -> None:
         """Raise `BadInput` unless `plugin` is a concrete class of this kind."""
-        module, _, attribute = self._contract.partition(":")
-        base = getattr(importlib.import_module(module), attribute)
-        if not (inspect.isclass(plugin) and issubclass(plugin, base)):
-            raise BadInput(f"{name!r} is no {self.kind}: derive its class from {module}.{attribute}")
+        if not self.holds(plugin):
+            raise BadInput(f"{name!r} is no {self.kind}: derive its class from {self._contract.replace(':', '.')}")
         if inspect.isabstract(plugin):
             missing = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
             raise BadInput(f"{self.kind} {name!r} cannot be used: write its {missing}")
+
+    def holds(self, plugin: object) -> bool:
+        """Whether `plugin` is a class of this kind."""
+        module, _, attribute = self._contract.partition(":")
+        base = getattr(importlib.import_module(module), attribute)
+        return inspect.isclass(plugin) and issubclass(plugin, base)
 
     def names(self) -> list[str]:
         """All known names, sorted."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from bench.errors import BadInput
 
@@ -142,8 +142,12 @@ Numbers = Annotated[
 ]
 """A tuple of floats, written `0.49+0.48+0.45`."""
 
-Integers = Annotated[tuple[int, ...], BeforeValidator(_read_numbers), PlainSerializer(lambda numbers: list(numbers))]
-"""A tuple of integers, written `64+128+128`."""
+Integers = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    BeforeValidator(_read_numbers),
+    PlainSerializer(lambda numbers: list(numbers)),
+]
+"""A tuple of integers from 1 on, written `1+5+20`."""
 
 
 class Params(BaseModel):

@@ -556,7 +556,7 @@ MODEL = "model=(gaussian:side=8)"
         ("diffpure", "has no diffusion model of its own"),
         ("gradual:t=30+50,steps=40", "at most 30 steps"),
         ("gradual:t=30+50,steps=1+2+3", "2 rounds, but 3 numbers"),
-        ("gradual:t=30+0", "positive integers"),
+        ("gradual:t=30+0", "greater than or equal to 1"),
     ],
 )
 def test_bad_parameters_get_one_clear_line(spec, message):

@@ -51,18 +51,11 @@ def _bare(name: str) -> str:
 
 def _kind_in_file(name: str, registries: dict[str, Any]) -> str:
     """The kind of a plugin in a file, told by the contract that its class derives from."""
-    from bench.attack import Attack
-    from bench.data.dataset import Dataset
-    from bench.defense import Defense
-    from bench.diffusion.source import DiffusionSource
-    from bench.models.source import ClassifierSource
-
     plugin = registries["defenses"].get(name)
-    kinds = {"defenses": Defense, "attacks": Attack, "datasets": Dataset, "classifiers": ClassifierSource}
-    for kind, base in {**kinds, "diffusion-models": DiffusionSource}.items():
-        if inspect.isclass(plugin) and issubclass(plugin, base):
+    for kind, registry in registries.items():
+        if registry.holds(plugin):
             return kind
-    contracts = "Defense, Attack, Dataset, ClassifierSource or DiffusionSource"
+    contracts = "Defense, Attack, Dataset, ClassifierSource, DiffusionSource or Study"
     raise BadInput(f"{name!r} is no plugin: name a class that derives from {contracts}")
 
 
@@ -85,6 +78,8 @@ def _facts(plugin: Any) -> dict[str, Any]:
         facts["data access"] = ", ".join(sorted(plugin.needs)) or "none"
         facts["gradients"] = ", ".join(plugin.gradients)
         facts.update(_answer(plugin.card))
+    if hasattr(plugin, "uses"):
+        facts["options"] = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(plugin.uses))
     return {key: value for key, value in facts.items() if value not in ("", [])}
 
 

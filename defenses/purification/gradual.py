@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from bench.defense import Card
 from bench.diffusion.model import DiffusionModel
+from bench.spec import Integers
 from defenses.purification.purifier import ATTACKS, PurifyingDefense, PurifyParams, Round
-
-
-def _read_counts(value: object) -> object:
-    return tuple(value.split("+")) if isinstance(value, str) else value
-
-
-Counts = Annotated[tuple[int, ...], BeforeValidator(_read_counts)]
-"""Integers, written `30+50+125`."""
 
 
 class GradualParams(PurifyParams):
     """Parameters of `gradual`."""
 
-    t: Counts = Field((30, 30, 30, 30, 50, 50, 125, 125), description="of each round, such as 30+50+125")
-    steps: Counts = Field((), description="steps of each round, or one number for all; every index where empty")
-
-    @field_validator("t", "steps")
-    @classmethod
-    def _positive(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
-        if any(count < 1 for count in counts):
-            raise ValueError("write positive integers joined by +, such as 30+50+125")
-        return counts
+    t: Integers = Field((30, 30, 30, 30, 50, 50, 125, 125), description="of each round, such as 30+50+125")
+    steps: Integers = Field((), description="steps of each round, or one number for all; every index where empty")
 
     def pairs(self) -> list[tuple[int, int]]:
         """(t, steps) of each round."""

@@ -1,0 +1,261 @@
+"""Runs a study and keeps what came out: one folder with a CSV file a table, a PNG file a figure and `study.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from tabulate import tabulate
+
+from bench.errors import BadInput
+from bench.evaluation import check_batch_size, default_batch_size, exact_float32, read_device
+from bench.plan import PROTOCOL
+from bench.plugins import STUDIES, Named, create
+from bench.provenance import environment
+from bench.record import Store, cell_id, without_folders, write_whole
+from bench.spec import parse
+from bench.studies.plots import png
+from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
+from bench.suite import RunOptions
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA: Literal[1] = 1
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+class StudyRecord(BaseModel):
+    """`study.json`: all of a result but its tables and figures.
+
+    Attributes:
+        schema_version: version of this format.
+        id: first 16 hex digits of the identity's SHA-256.
+        study: canonical spec.
+        identity: everything that can change the outcome.
+        given: parameters that the user wrote; all others took their defaults.
+        subject: what was studied, to read; empty for a study without images.
+        sentence, held, scale: as the study returned them.
+        tables, figures: SHA-256 of each file beside this one; the first table is the main one.
+        environment: versions, commit, device.
+        seconds: wall time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA
+    id: str
+    study: str
+    identity: dict[str, Any]
+    given: list[str]
+    subject: dict[str, str]
+    sentence: str
+    held: bool | None
+    scale: str
+    tables: dict[str, str]
+    figures: dict[str, str]
+    environment: dict[str, Any]
+    seconds: float
+    finished: str
+
+    @model_validator(mode="after")
+    def _is_named_by_its_identity(self) -> StudyRecord:
+        if self.id != cell_id(self.identity):
+            raise ValueError("the id is not the hash of the identity")
+        return self
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A result on disk.
+
+    Attributes:
+        folder: where its files are.
+        computed: whether it was computed now, and not found.
+    """
+
+    record: StudyRecord
+    folder: Path
+    computed: bool
+
+    def render(self) -> str:
+        """The sentence above the main table."""
+        parts = [self.record.sentence]
+        for name in list(self.record.tables)[:1]:
+            parts.append(_text(_read_table(self.folder / name)))
+        return "\n\n".join(parts)
+
+
+def run_study(
+    text: str,
+    options: RunOptions,
+    out: Path,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[str], None] = print,
+) -> Stored:
+    """Run a study, or find its result below `out`.
+
+    Args:
+        text: the study's spec.
+        options: dataset, classifier, norm, eps, n and seed as far as they were given.
+        device, batch_size: None where not given.
+        progress: told of each step.
+
+    Raises `BadInput` where the study does not exist or does not use what was given; nothing is written then.
+    """
+    named: Named[Study[Any]] = create(STUDIES, parse(text))
+    setting = _setting(named, options, device, batch_size, progress)
+    identity = identity_of(named, setting)
+    found = find(out, cell_id(identity))
+    if found is not None:
+        return found
+    Store(out).check_writable()
+    began = time.monotonic()
+    with exact_float32(setting.device):
+        result = named.plugin.run(setting)
+    return save(out, named, setting, identity, result, time.monotonic() - began)
+
+
+def _setting(
+    named: Named[Study[Any]], options: RunOptions, device: str | None, batch_size: int | None, progress: Callable[[str], None]
+) -> StudySetting:
+    given = {**options.model_dump(exclude_none=True), "device": device, "batch_size": batch_size}
+    given = {key: value for key, value in given.items() if value is not None}
+    uses = named.plugin.uses
+    for key in sorted(set(given) - uses):
+        known = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(uses)) or "no option"
+        raise BadInput(f"study {named.name!r} does not use --{key.replace('_', '-')}: leave it out (it uses {known})")
+    where = read_device(given.pop("device", "auto" if "device" in uses else "cpu"))
+    size = check_batch_size(given.pop("batch_size", default_batch_size(where)))
+    seeds = given.pop("seed", (0,))
+    return StudySetting(**given, seed=seeds[0], device=where, batch_size=size, progress=progress)
+
+
+def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, Any]:
+    """Everything that can change the outcome, and nothing else; loads the subject of a study that has one."""
+    identity: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "study": named.identity,
+        "plugins": named.plugin.plugins(),
+        "seeds": {"root": setting.seed},
+    }
+    return {**identity, "subject": _subject_identity(setting)} if named.plugin.uses & IMAGES else identity
+
+
+def _subject_identity(setting: StudySetting) -> dict[str, Any]:
+    subject = setting.subject()
+    return {
+        "dataset": {"name": subject.dataset.name, "sha256": subject.images.sha256, "n": len(subject.images)},
+        "classifier": {"sha256": subject.classifier_sha},
+        "threat": {"norm": subject.threat.norm, "eps": subject.threat.eps},
+    }
+
+
+def _title(named: Named[Study[Any]], setting: StudySetting) -> dict[str, str]:
+    if not named.plugin.uses & IMAGES:
+        return {}
+    subject = setting.subject()
+    return {
+        "dataset": subject.dataset.spec,
+        "classifier": subject.classifier_spec,
+        "threat": str(subject.threat),
+        "n": f"{len(subject.images)} of {subject.available}",
+    }
+
+
+# Files -----------------------------------------------------------------------------------------------------------------
+
+
+def find(out: Path, study: str) -> Stored | None:
+    """The result with this id, if all its files are there and as they were written; a damaged one is as good as none."""
+    for path in out.glob(f"*--{study}/study.json"):
+        try:
+            record = StudyRecord.model_validate_json(path.read_bytes())
+            files = {**record.tables, **record.figures}
+            if record.id == study and all(_sha256((path.parent / name).read_bytes()) == sha for name, sha in files.items()):
+                return Stored(record, path.parent, computed=False)
+        except (OSError, ValidationError):
+            continue
+    return None
+
+
+def save(
+    out: Path, named: Named[Study[Any]], setting: StudySetting, identity: dict[str, Any], result: StudyResult, seconds: float
+) -> Stored:
+    """Write a result's folder, whole or not at all."""
+    tables = {f"{name}.csv": _csv(table) for name, table in _checked(result.tables).items()}
+    figures = {f"{name}.png": png(figure) for name, figure in _checked(result.figures).items()}
+    title = _title(named, setting)
+    record = StudyRecord(
+        id=cell_id(identity),
+        study=named.spec,
+        identity=identity,
+        given=list(named.given),
+        subject=title,
+        sentence=result.sentence,
+        held=result.held,
+        scale=result.scale,
+        tables={name: _sha256(data) for name, data in tables.items()},
+        figures={name: _sha256(data) for name, data in figures.items()},
+        environment=environment(setting.device),
+        seconds=round(seconds, 1),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    words = [without_folders(word) for word in (*([title["dataset"]] if title else []), named.spec)]
+    stem = "--".join([*(re.sub(r"[^A-Za-z0-9.+=-]+", "_", word)[:60] for word in words), record.id])
+    about = (record.model_dump_json(indent=1) + "\n").encode()
+    _write_folder(out / stem, {**tables, **figures, "study.json": about})
+    return Stored(record, out / stem, computed=True)
+
+
+def _checked(named: dict[str, Any]) -> dict[str, Any]:
+    for name in named:
+        if not _NAME.fullmatch(name):
+            raise RuntimeError(f"{name!r} names a table or figure: use small letters, digits and hyphens")
+    return named
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """All files appear at once under the folder's name. What stood there was no whole result, and goes."""
+    temporary = folder.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        for name, data in files.items():
+            write_whole(temporary / name, data)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _csv(table: DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _read_table(path: Path) -> DataFrame:
+    import pandas
+
+    return pandas.read_csv(path, float_precision="round_trip")
+
+
+def _text(table: DataFrame) -> str:
+    """A table in Markdown; numbers with four digits, empty where there is none."""
+    rows = [["" if value != value else value for value in row] for row in table.itertuples(index=False)]
+    return tabulate(rows, headers=list(table.columns), tablefmt="github", floatfmt=".4g")
