@@ -33,7 +33,7 @@ _NO_GAP = (
     "No gap between fresh draws and replay: that takes an attack of each (`fresh` or `eot`, and `replay`) with a seed in common."
 )
 _KNOWING_HELPS = (
-    "An attacker who knows the draws in advance breaks more. That is another threat model, no proof that the fresh number is wrong:\n"
+    "An attacker who knows the draws in advance breaks more. That is another threat model and proves no fresh number wrong:\n"
     "the gap holds what secret draws are worth and what the fresh attacks failed to find, and cannot tell them apart."
 )
 _REPLAY_IS_WEAK = (
