@@ -370,3 +370,10 @@ def test_what_is_no_record_is_refused(capsys, tmp_path):
     path.write_bytes(_json(failure))
     code, _, said = call(capsys, "show", str(path))
     assert code == 2 and "is a failure" in said and "RuntimeError: out of memory" in said and said.count("\n") == 1
+
+
+def test_the_page_on_randomness_shows_real_output(capsys):
+    page = (RECORDS.parents[2] / "docs" / "randomness.md").read_text()
+    one, several = (call(capsys, "show", *map(str, paths))[1].split("\n\n") for paths in ([REPLAY], [FRESH, REPLAY]))
+    for paragraph in (*one, *several[:2], several[3]):
+        assert "\n".join(f"    {line}" for line in paragraph.strip().splitlines()) in page
