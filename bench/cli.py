@@ -379,6 +379,24 @@ def verify(
 
 
 @app.command()
+def show(
+    records: Annotated[list[Path], typer.Argument(help="JSON files of records; several are compared")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a record under every law of judging; of several attacks on one defense, what replay gains over fresh draws."""
+    from bench.report import show as report
+
+    found = report.read(records)
+    comparison = report.compare(found) if len(found) > 1 else None
+    if as_json:
+        _print_json(report.as_json([report.show(record) for record in found], comparison))
+    elif comparison:
+        print(report.render_comparison(found, comparison))
+    else:
+        print(report.render(report.show(found[0])))
+
+
+@app.command()
 def leaderboard(
     folders: Annotated[list[Path] | None, typer.Argument(help="folders of records [default: results]")] = None,
     form: Annotated[str, typer.Option("--format", help="md or csv")] = "md",
