@@ -115,7 +115,7 @@ def sentence(points: pd.DataFrame, params: TheoremParams) -> str:
 def success_figure(points: pd.DataFrame, params: TheoremParams) -> Figure:
     """Success against the dimension: formulas as lines, simulation as points with two standard errors."""
     figure, axes = plots.axes(
-        f"Replay always reaches a ball of {params.radius / params.sigma:g} standard deviations; "
+        f"Without a budget replay always reaches a ball of {params.radius / params.sigma:g} standard deviations; "
         "on fresh noise every attack fails as the dimension grows",
         "dimension n",
         _SUCCESS,
