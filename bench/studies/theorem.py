@@ -106,7 +106,8 @@ def sentence(points: pd.DataFrame, params: TheoremParams) -> str:
     place = n, params.radius, params.sigma
     return (
         f"{int(points['held'].sum())} of {len(points)} simulated success rates agree with their formulas, "
-        f"the largest |z| is {points['z'].abs().max():.2f}; behind noise in {n} dimensions an attack that averages one draw "
+        f"the largest |z| of the {points['z'].notna().sum()} that are not next to 0 or 1 is {points['z'].abs().max():.2f}; "
+        f"behind noise in {n} dimensions an attack that averages one draw "
         f"reaches a ball of {params.radius / params.sigma:g} standard deviations with probability {theory.eot(*place, 1):.3f}, "
         f"ideal EOT with {theory.ideal(*place):.3f}, replay with {theory.replay_set(*place, 1):g}."
     )
