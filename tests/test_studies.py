@@ -233,4 +233,14 @@ def test_the_committed_result_is_the_one_of_this_version():
     identity = identity_of(create(STUDIES, parse("theorem")), StudySetting())
     stored = find(ROOT / "leaderboards" / "studies" / "theorem", store.cell_id(identity))
     assert stored is not None and isinstance(stored.record, StudyRecord)
-    assert stored.record.held is True and stored.render() in (ROOT / "docs" / "studies.md").read_text().replace("\n    ", "\n")
+    assert stored.record.held is True
+    assert stored.render() in (ROOT / "docs" / "studies.md").read_text().replace("\n    ", "\n")
+
+
+def test_the_guide_runs(capsys, tmp_path):
+    guide = (ROOT / "docs" / "studies.md").read_text()
+    block = guide[guide.index("    # counting.py") : guide.index("`setting` carries")]
+    (tmp_path / "counting.py").write_text("\n".join(line[4:] for line in block.splitlines()))
+    arguments = [f"{tmp_path / 'counting.py'}@Counting", "--dataset", "toy:n=20", "--classifier", MODEL, "--n", "9"]
+    code, stdout, _ = call(capsys, *arguments, "--out", str(tmp_path / "out"))
+    assert code == 0 and stdout.startswith("9 images.")
