@@ -229,3 +229,10 @@ def test_the_study_end_to_end():
     assert result.tables["laws"]["points"].sum() == len(points)
     bars = points["standard_error"]
     assert bars.to_numpy() == pytest.approx(np.sqrt(points["formula"] * (1 - points["formula"]) / points["trials"]))
+
+
+def test_a_budget_larger_than_the_way_is_not_overspent():
+    draws = simulation._draws(range(200), 1, 4, 0)
+    assert bool(simulation._moved_on_tape(1e-3, 1, 2, 50, draws).all())
+    nearer = simulation._moved(1, 1, 2, 2, draws)
+    assert torch.equal(simulation._moved(1, 1, 2, 50, draws), nearer) and 0 < int(nearer.sum()) < 200
