@@ -76,12 +76,14 @@ class DefendedClassifier(nn.Module):
         gradients: the names that `twin` accepts; behind a name may stand parameters, as in `surrogate:steps=5`.
         transfers: those of `gradients` whose twin computes another function, so that an attack on it is a transfer attack: it
             never sees the defense itself, and a success on the twin is none.
+        tunable: those of `gradients` that take parameters.
     """
 
     num_classes: int
     stochastic: bool = False
     gradients: tuple[str, ...] = ("full",)
     transfers: tuple[str, ...] = ()
+    tunable: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""
@@ -129,6 +131,7 @@ class Wrapper(DefendedClassifier):
         self.stochastic = type(self).stochastic or classifier.stochastic
         self.gradients = tuple(dict.fromkeys((*type(self).gradients, *classifier.gradients)))
         self.transfers = tuple(dict.fromkeys((*type(self).transfers, *classifier.transfers)))
+        self.tunable = tuple(dict.fromkeys((*type(self).tunable, *classifier.tunable)))
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""
@@ -144,9 +147,12 @@ class Wrapper(DefendedClassifier):
         return self.classifier.twin(gradient if gradient_name(gradient) in self.classifier.gradients else "full", view)
 
     def check_gradient(self, gradient: str) -> None:
-        """Raise `BadInput` for a gradient that is not offered."""
-        if gradient_name(gradient) not in self.gradients:
+        """Raise `BadInput` for a gradient that is not offered, or that takes no parameters."""
+        name = gradient_name(gradient)
+        if name not in self.gradients:
             raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
+        if gradient != name and name not in self.tunable:
+            raise BadInput(f"gradient {name!r} takes no parameters: drop what follows the colon in {gradient!r}")
 
 
 class InputTransform(Wrapper):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from bench.errors import BadInput
 
 _VARIABLE = "BENCH_MEMORY"
 _SHARE = 0.5
+_MEMINFO = Path("/proc/meminfo")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", re.IGNORECASE)
+_FORM = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([KMG]?)i?B?", re.IGNORECASE)
 
 
 def read_size(text: str) -> int:
@@ -35,11 +37,21 @@ def budget(device: torch.device) -> int:
     given = os.environ.get(_VARIABLE)
     if given:
         return read_size(given)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
-    return int(_SHARE * free)
+    return int(_SHARE * (_free_on_gpu(device) if device.type == "cuda" else _free_bytes()))
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    # What torch keeps for its next tensors counts as taken on the device, yet it is free for them.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _free_bytes() -> int:
+    # Linux counts its file cache, which it gives back on demand, as taken in SC_AVPHYS_PAGES.
+    if _MEMINFO.is_file():
+        found = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
+        if found:
+            return int(found[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

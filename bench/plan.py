@@ -272,11 +272,13 @@ def _settled(cell: Cell) -> Cell:
     """Settings that cannot matter, set to their plain value, so that equal work has one name.
 
     Where the native backward is exact there is nothing for BPDA to replace; where nothing is random, no law to choose; where all
-    stages are frozen, the whole tape is.
+    stages are frozen, the whole tape is; where none of the frozen stages is there (the base of a random classifier), no tape is.
     """
     gradient = cell.gradient if gradient_name(cell.gradient) in cell.gradients else "full"
-    law = cell.law if cell.stochastic else Law()
-    if law.freeze and set(law.freeze) == set(cell.defense.plugin.stages) and not cell.subject.classifier.stochastic:
+    law, stages = cell.law if cell.stochastic else Law(), set(cell.defense.plugin.stages)
+    if law.freeze and not stages & set(law.freeze):
+        law = Law()
+    if law.freeze and set(law.freeze) == stages and not cell.subject.classifier.stochastic:
         law = replace(law, freeze=())
     return replace(cell, gradient=gradient, law=law)
 

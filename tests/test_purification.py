@@ -7,7 +7,7 @@ from torch import nn
 
 from bench.contract.check import subject_in_memory
 from bench.data.dataset import ImageSet
-from bench.defense import DefendedClassifier
+from bench.defense import DefendedClassifier, InputTransform
 from bench.diffusion.backward import run_checkpointed
 from bench.diffusion.chain import Sampler, indices, links, noised, reverse_step, run, sample
 from bench.diffusion.gaussian import GaussianDenoiser
@@ -424,6 +424,28 @@ def test_blind_sees_the_classifier_alone_and_surrogate_a_shorter_chain():
         defended.twin("surrogate:step=5")
 
 
+def test_a_gradient_without_parameters_takes_none():
+    defended = diffpure(tiny_unet())
+    for gradient in ("bpda:x=1", "blind:7", "full:k=2"):
+        with pytest.raises(BadInput, match="takes no parameters"):
+            defended.twin(gradient)
+    with pytest.raises(BadInput, match="takes no parameters"):
+        Blocking(defended.classifier).twin("bpda:x=1")
+
+
+class Blocking(InputTransform):
+    """Passes the image on, and no gradient but under bpda."""
+
+    def transform(self, images, noise):
+        return images.detach()
+
+
+def test_bpda_reaches_through_to_a_classifier_that_needs_it():
+    inner = Blocking(diffpure(tiny_unet()).classifier)
+    defended = Purified(inner, tiny_unet(), Purification((Round(50, 2, 49),), Sampler())).eval()
+    assert slopes(defended, "bpda").abs().max() > 0
+
+
 def test_a_success_on_a_stand_in_is_no_success():
     defended = diffpure(tiny_unet())
     wrong = (defended.classifier(images(), noise()).argmax(1) + 1) % 4
@@ -464,15 +486,26 @@ def test_checkpointing_saves_at_most_two_states_a_step():
     assert plain.total > 10 * saved(10), "plain backpropagation keeps every activation"
 
 
+def test_all_ballots_of_a_vote_share_the_budget():
+    one, four = diffpure(tiny_unet(), 60, 2), diffpure(tiny_unet(), 60, 2, vote="hard", votes=4)
+    z = images().requires_grad_()
+    with limited("1G"):
+        one._memory_plan(z)
+    with limited(str(6 * 2 * one._bytes)):
+        assert [defended._memory_plan(z).rebuild for defended in (one, four)] == [False, True]
+
+
 def test_the_memory_plan_takes_plain_backpropagation_where_it_fits():
     assert memory_plan(10, 5, 100, 5000) == memory_plan(10, 5, 100, 10**9)
     assert memory_plan(10, 5, 100, 5000).rebuild is False
     assert (memory_plan(10, 5, 100, 4999).rows, memory_plan(10, 5, 100, 4999).rebuild) == (10, True)
     assert memory_plan(10, 5, 100, 350).rows == 3
     assert memory_plan(10, 5, 100, 1).rows == 1
+    assert diffpure(gaussian()).purify(images(0), noise(0)).shape == (0, 1, SIDE, SIDE)
     assert read_size("2G") == 2 * 2**30 and read_size("1.5 MiB") == 3 * 2**19
-    with pytest.raises(BadInput, match="500M or 4G"):
-        read_size("lots")
+    for text in ("lots", "0", "9" * 400):
+        with pytest.raises(BadInput, match="500M or 4G"):
+            read_size(text)
 
 
 # Votes, guidance, refusals ------------------------------------------------------------------------------------------------
@@ -489,6 +522,11 @@ def test_votes_are_counted():
     (hard,) = torch.autograd.grad(count_votes(leaf, "hard")[:, 0].sum(), leaf)
     (soft,) = torch.autograd.grad(count_votes(leaf, "softmax-mean")[:, 0].sum(), leaf)
     assert torch.allclose(hard, soft)
+
+
+def test_a_hard_vote_has_finite_logits_where_a_share_is_zero():
+    ballots = torch.tensor([[[200.0, 0.0, -200.0]]]).repeat(1, 3, 1)
+    assert torch.isfinite(count_votes(ballots, "hard")).all()
 
 
 def test_each_vote_draws_on_its_own_and_one_vote_is_the_plain_defense():
@@ -520,7 +558,7 @@ def test_guidance_draws_the_chain_towards_its_input(guidance):
 
 @pytest.mark.parametrize("guidance", ["mse", "ssim"])
 def test_gradients_through_guidance_meet_finite_differences(guidance):
-    defended = built(f"gdmp:model=(gaussian:side=8),t=36,steps=4,rounds=1,guidance={guidance},scale=100")
+    defended = built(f"gdmp:model=(gaussian:side=8),t=36,steps=4,rounds=1,clip=false,guidance={guidance},scale=100")
     x, u = images(), torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(4))
 
     def value(at):
@@ -532,6 +570,37 @@ def test_gradients_through_guidance_meet_finite_differences(guidance):
             (slope,) = torch.autograd.grad(value(leaf), leaf)
         numeric = (value(x + 1e-2 * u) - value(x - 1e-2 * u)) / 2e-2
         assert (slope * u).sum().item() == pytest.approx(numeric.item(), rel=5e-3)
+
+
+def test_the_guide_is_the_input_in_all_rounds():
+    # As in the code of Wang et al.: its conditioning reads the given image, while the rounds pass on what they purify.
+    seen = []
+
+    def guide(z, origin, index, noise):
+        seen.append(origin)
+        return torch.zeros_like(z)
+
+    purified(gaussian(), *[Round(60, 2, 60)] * 3, guide=guide).purify(images(), noise())
+    assert len(seen) == 6 and all(torch.equal(origin, 2 * images() - 1) for origin in seen)
+
+
+def test_a_guided_step_has_the_published_size():
+    # One step to the end: mean + variance x scale(i) x gradient, with scale(i) and m as in the code of Wang et al.
+    defended = built("gdmp:model=(gaussian:side=8),t=36,start_index=35,steps=1,rounds=1,clip=false,scale=600")
+    plain = diffpure(defended.model, 36, 1)
+    level, m = ABAR[35].item(), 2 * 8 / (255 * 3 * 600)
+    z = noised(defended.model, 2 * images() - 1, 35, noise().at("vote0").at("forward").at("round0"))
+    fresh = noise().at("vote0").at("guidance").at("round0").at("step35").normal("noise", (1, 8, 8))
+    guide = np.sqrt(level) * (2 * images() - 1) + np.sqrt(1 - level) * fresh
+    push = (1 - level) * np.sqrt((1 - level) / level) / m * -2 * (z - guide) / 64
+    expected = plain.twin("full", "purified")(images(), noise()) + push / 2
+    assert torch.allclose(defended.twin("full", "purified")(images(), noise()), expected, atol=1e-5)
+    assert push.abs().max() > 0.05
+
+
+def test_the_defaults_of_gdmp_are_the_published_ones():
+    how = built("gdmp:model=(gaussian:side=8)").how
+    assert how.rounds == (Round(36, 36, 36),) * 4 and how.sampler == Sampler(variance="large", clip=True)
 
 
 def built(spec: str, generator: str = "") -> Purified:
@@ -547,8 +616,10 @@ MODEL = "model=(gaussian:side=8)"
     ("spec", "message"),
     [
         ("diffpure:t=10,steps=11", "has only t=10 indices"),
-        ("diffpure:" + MODEL + ",t=1001", "beyond the diffusion model's schedule of 1000"),
-        ("diffpure:" + MODEL + ",t=10,start_index=1000", "beyond the diffusion model's schedule"),
+        ("diffpure:" + MODEL + ",t=1001", "schedule of 1000 steps: give a smaller t$"),
+        ("diffpure:" + MODEL + ",t=10,start_index=1000", "index 1000 lies beyond .* give a smaller start_index$"),
+        ("gdmp:" + MODEL + ",sampler=ddim,variance=small", "the step's variance, which is 0 here: add eta=1"),
+        ("gdmp:" + MODEL + ",steps=1,variance=small", "0 in the last one: give steps=2 or more"),
         ("diffpure:" + MODEL + ",variance=learned", "has not learned its variance"),
         ("diffpure:" + MODEL + ",eta=0.5", "eta is DDIM's"),
         ("diffpure:" + MODEL + ",votes=3", "vote and votes go together"),
@@ -601,6 +672,12 @@ def test_states_tell_the_whole_way():
     states = defended.twin("full", "states")(images(), noise())
     assert states.shape == (6, 1 + 6 + 3, 1, SIDE, SIDE)
     assert torch.allclose(states[:, 0], 2 * images() - 1)
+    assert torch.equal(defended.twin("surrogate", "states")(images(), noise())[:, 0], states[:, 0])
+    assert defended.twin("surrogate", "states")(images(), noise()).shape[1] == 1 + 3 + 2, (
+        "a transfer attack sees its own chain only"
+    )
+    with pytest.raises(BadInput, match="no states of the chain"):
+        defended.twin("blind", "states")
     end = defended.twin("full", "purified")(images(), noise())
     assert torch.allclose((states[:, -1] + 1) / 2, end, atol=1e-6)
 

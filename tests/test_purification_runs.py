@@ -11,7 +11,7 @@ from bench.cli import _main
 from bench.evaluation import Options, compute_cell
 from bench.memory import limited
 from bench.metrics import measure
-from bench.plan import Request, plan
+from bench.plan import Request, plan, subject_of
 from bench.record import read_record
 
 pytest.importorskip("diffusers")
@@ -95,6 +95,14 @@ def test_freezing_all_stages_is_replay():
     assert whole.id == both.id
     assert cell("revpure", "pgd", randomness="replay:freeze=reverse").id == cell("revpure", "pgd", randomness="replay").id
     assert cell("undefended", "pgd", randomness="replay:freeze=forward").title["randomness"] == "none"
+
+
+def test_no_tape_stands_behind_the_base_of_a_random_classifier():
+    subject = subject_of(Request(("undefended",), ("pgd",), n=4))
+    subject.classifier.stochastic = True
+    request = Request(("diffpure",), ("pgd",), randomness="replay:freeze=forward")
+    base, row = plan(request, subject)
+    assert (base.title["randomness"], row.title["randomness"]) == ("fresh", "replay:freeze=forward")
 
 
 @pytest.mark.slow

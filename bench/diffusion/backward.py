@@ -51,7 +51,7 @@ class _Chain(torch.autograd.Function):
 
 
 def _through(step: Link, before: Tensor, after: Tensor, origin: Tensor, slope: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The gradient at a step's input, and at the round's image where the step reads it."""
+    """The gradient at a step's input, and at the chain's image where the step reads it."""
     with torch.enable_grad():
         z, start = before.detach().requires_grad_(), origin.detach().requires_grad_()
         again = step(z, start)

@@ -19,10 +19,10 @@ from bench.diffusion.model import DiffusionModel, Prediction
 from bench.noise import Noise
 
 Link = Callable[[Tensor, Tensor], Tensor]
-"""One step of a chain: (state z (n, C, H, W), the image that the round began with, likewise) to the next state."""
+"""One step of a chain: (state z (n, C, H, W), the image that the whole chain began with, likewise) to the next state."""
 
 Guide = Callable[[Tensor, Tensor, int, Noise], Tensor]
-"""A push on the mean, in units of the step's variance: (z, the image that the round began with, index, noise) to (n, C, H, W)."""
+"""A push on the mean, in units of the step's variance: (z, the image that the chain began with, index, noise) to (n, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _normal(noise: Noise, site: str, like: Tensor) -> Tensor:
 
 
 def links(model: DiffusionModel, visited: Sequence[int], sampler: Sampler, noise: Noise, guide: Guide | None = None) -> list[Link]:
-    """The steps of a chain over the falling indices `visited`, as functions of the state alone.
+    """The steps of a chain over the falling indices `visited`; only a guide makes them read the image that the chain began with.
 
     A step's numbers are keyed by its index: chains with fewer steps share those of the indices that they visit.
     """

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,11 +28,21 @@ class GDMPParams(ChainParams):
     rounds: int = Field(4, ge=1, le=100, description="noise and denoise so often")
     guidance: Literal["mse", "ssim"] = Field("mse", description="likeness to the noised input that the chain climbs")
     scale: float = Field(
-        60_000.0,
+        600.0,
         gt=0,
-        description="guide_scale of the paper's code: 60000 on CIFAR-10; a mean over pixels, so less for smaller images",
+        description="guide_scale of the paper's code over its batch size, 60000 / 100 on CIFAR-10; less for smaller images",
     )
     ptb: float = Field(8.0, gt=0, description="size of the perturbation that it reckons with, in units of 1/255")
+    variance: Literal["small", "large", "learned"] = Field("large", description="of ancestral steps")
+    clip: bool = Field(True, description="clip the clean image that each step foresees to [-1, 1]")
+
+    @model_validator(mode="after")
+    def _guide_counts(self) -> GDMPParams:
+        if self.sampler == "ddim" and not self.eta:
+            raise ValueError("the guide counts in units of the step's variance, which is 0 here: add eta=1, or drop sampler=ddim")
+        if self.steps == 1 and (self.sampler == "ddim" or self.variance == "small"):
+            raise ValueError("the guide counts in units of the step's variance, which is 0 in the last one: give steps=2 or more")
+        return self
 
 
 class GDMP(PurifyingDefense[GDMPParams]):
@@ -41,7 +51,8 @@ class GDMP(PurifyingDefense[GDMPParams]):
     Params = GDMPParams
     card = Card(
         paper="Wang et al. 2022, arXiv 2205.14969, equation 8",
-        note="the guide is diffused with fresh noise at each step; its likeness is a mean over the image's pixels",
+        note="the guide is the defense's input in all rounds, diffused with fresh noise at each step; its likeness is a mean over "
+        "the image's pixels, in the paper's code over the whole batch of 100",
         attacks=ATTACKS,
     )
 

@@ -6,7 +6,7 @@ back (`bench.diffusion.backward`), with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeVar
@@ -85,6 +85,7 @@ class Purified(Wrapper):
 
     gradients = ("full", "bpda", "surrogate", "blind")
     transfers = ("surrogate", "blind")
+    tunable = ("surrogate",)
 
     def __init__(self, classifier: DefendedClassifier, model: DiffusionModel, how: Purification) -> None:
         super().__init__(classifier)
@@ -101,11 +102,11 @@ class Purified(Wrapper):
         """The gradients in `gradients`, for each view; those of several votes are the first one's, but for the logits."""
         self.check_gradient(gradient)
         if view == "states":
-            return self.states
+            return self._seen(gradient).states
         front = self._front(gradient)
         if view == "purified":
             return lambda images, noise: front(images, noise.at("vote0"))
-        inner = self.inner("full" if gradient_name(gradient) in type(self).gradients else gradient, view)
+        inner = self.inner(gradient, view)
         if view != "logits" or self.how.votes == 1:
             return lambda images, noise: inner(front(images, noise.at("vote0")), noise.at("classifier"))
         return partial(self._voted, front, inner)
@@ -116,12 +117,16 @@ class Purified(Wrapper):
             return lambda images, noise: images
         if name == "bpda":
             return self._purify_bpda
-        if name == "surrogate":
-            return self._with(self._fewer_steps(gradient)).purify
-        return self.purify
+        return self._seen(gradient).purify
 
-    def _with(self, how: Purification) -> Purified:
-        other = Purified(self.classifier, self.model, how)
+    def _seen(self, gradient: str) -> Purified:
+        """The purifier whose chain an attack may look into."""
+        name = gradient_name(gradient)
+        if name == "blind":
+            raise BadInput("gradient 'blind' sees the classifier alone and no states of the chain: use another gradient or view")
+        if name != "surrogate":
+            return self
+        other = Purified(self.classifier, self.model, self._fewer_steps(gradient))
         other._bytes = self._bytes
         return other
 
@@ -153,9 +158,10 @@ class Purified(Wrapper):
         self._check_shape(images)
         z = 2 * self._resized(images, self.model.shape[1:]) - 1
         plan = self._memory_plan(z)
+        runner = run_checkpointed if plan.rebuild else run
         parts = [
-            self._rounds(z[rows], noise.rows(rows), run_checkpointed if plan.rebuild else run)
-            for rows in (slice(start, start + plan.rows) for start in range(0, len(z), plan.rows))
+            runner(self._chain(noise.rows(rows)), z[rows], z[rows])
+            for rows in (slice(start, start + plan.rows) for start in range(0, max(1, len(z)), plan.rows))
         ]
         purified = (self._resized(torch.cat(parts), images.shape[2:]) + 1) / 2
         if not bool(torch.isfinite(purified).all()):
@@ -170,42 +176,29 @@ class Purified(Wrapper):
     def states(self, images: Tensor, noise: Noise) -> Tensor:
         """All states of the chain without gradient, in [-1, 1] diffusion space: (n, states, C, H, W).
 
-        For each round: the state that it begins with, the noised one where it noises, and the one after each step.
+        The image, then for each round the noised or scaled one where it noises or scales, and the one after each step.
         """
         self._check_shape(images)
-        found: list[Tensor] = []
-
-        def watch(steps: Sequence[Link], z: Tensor, origin: Tensor) -> Tensor:
-            found.append(z)
-            for step in steps:
-                z = step(z, origin)
-                found.append(z)
-            return z
-
         with torch.no_grad():
             z = 2 * self._resized(images, self.model.shape[1:]) - 1
-            first = noise.at("vote0")
-            if self.how.rounds[0].level is not None:
-                found.append(z)
-            self._rounds(z, first, watch)
+            found = [z]
+            for step in self._chain(noise.at("vote0")):
+                found.append(step(found[-1], z))
         return torch.stack(found, 1)
 
-    def _rounds(self, z: Tensor, noise: Noise, runner: Callable[[Sequence[Link], Tensor, Tensor], Tensor]) -> Tensor:
-        for number, one in enumerate(self.how.rounds):
-            z = self._round(z, one, noise, number, runner)
-        return z
+    def _chain(self, noise: Noise) -> list[Link]:
+        return [link for number, one in enumerate(self.how.rounds) for link in self._round(one, noise, f"round{number}")]
 
-    def _round(
-        self, z: Tensor, one: Round, noise: Noise, number: int, runner: Callable[[Sequence[Link], Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        here = f"round{number}"
-        if one.level is None:
-            state = one.scale * z if one.scale != 1 else z
-        else:
-            state = noised(self.model, z, one.level, noise.stage(FORWARD).at(here))
-        guide = self._guide(noise, here)
-        steps = links(self.model, indices(one.t, one.steps), self.how.sampler, noise.stage(REVERSE).at(here), guide)
-        return runner(steps, state, z)
+    def _round(self, one: Round, noise: Noise, here: str) -> list[Link]:
+        reverse = noise.stage(REVERSE).at(here)
+        steps = links(self.model, indices(one.t, one.steps), self.how.sampler, reverse, self._guide(noise, here))
+        return [*self._entry(one, noise.stage(FORWARD).at(here)), *steps]
+
+    def _entry(self, one: Round, noise: Noise) -> list[Link]:
+        level = one.level
+        if level is not None:
+            return [lambda z, _: noised(self.model, z, level, noise)]
+        return [lambda z, _: one.scale * z] if one.scale != 1 else []
 
     def _guide(self, noise: Noise, here: str) -> Guide | None:
         guide = self.how.guide
@@ -232,7 +225,8 @@ class Purified(Wrapper):
         self._bytes = self._bytes or _bytes_of_a_step(self, z)
         if not (torch.is_grad_enabled() and z.requires_grad):
             return replace(memory_plan(len(z), 1, self._bytes, budget(z.device)), rebuild=False)
-        steps = sum(one.steps for one in self.how.rounds)
+        # The ballots of a vote wait for their backward pass together.
+        steps = self.how.votes * sum(one.steps for one in self.how.rounds)
         return memory_plan(len(z), steps, self._bytes, budget(z.device))
 
 
@@ -247,7 +241,7 @@ class MemoryPlan:
 def memory_plan(rows: int, steps: int, each: int, allowed: int) -> MemoryPlan:
     """Plain backpropagation where `rows` x `steps` x `each` bytes are allowed, else step by step, in as many rows as fit one."""
     if rows * steps * each <= allowed:
-        return MemoryPlan(rows, False)
+        return MemoryPlan(max(1, rows), False)
     return MemoryPlan(max(1, min(rows, allowed // each)), True)
 
 
@@ -255,7 +249,7 @@ def _bytes_of_a_step(purified: Purified, z: Tensor) -> int:
     """Bytes that one step of one image keeps for its backward pass."""
     known = [*purified.model.parameters(), *purified.model.buffers()]
     with torch.enable_grad(), SavedBytes(known) as saved:
-        purified.model(z[:1].detach().requires_grad_(), 0)
+        purified.model(z.new_zeros(1, *z.shape[1:]).requires_grad_(), 0)
     return max(1, saved.total)
 
 
@@ -277,8 +271,8 @@ def count_votes(ballots: Tensor, vote: str) -> Tensor:
     """
     if vote == "logit-mean":
         return ballots.mean(1)
-    shares = ballots.softmax(-1).mean(1)
-    mean = shares.clamp_min(1e-30).log()
+    shares = ballots.softmax(-1).mean(1).clamp_min(1e-30)
+    mean = shares.log()
     if vote == "softmax-mean":
         return mean
     counts = F.one_hot(ballots.argmax(-1), ballots.shape[-1]).sum(1)
@@ -306,7 +300,7 @@ class PurifyParams(Params):
         if self.sampler == "ddpm" and self.eta:
             raise ValueError("eta is DDIM's: add sampler=ddim")
         if self.sampler == "ddim" and self.variance != "small":
-            raise ValueError("variance is the ancestral sampler's: drop it, or use sampler=ddpm")
+            raise ValueError("the variance of DDIM is small: give variance=small, or use sampler=ddpm")
         return self
 
     def how(self, rounds: Sequence[Round], guide: Guide | None = None) -> Purification:
@@ -375,10 +369,13 @@ class PurifyingDefense(Defense[P]):
 
 def _check_reach(model: DiffusionModel, one: Round) -> None:
     highest = max(one.t - 1, one.level or 0)
+    what = "t" if one.t >= highest else "start_index"
     if highest >= model.steps:
-        raise BadInput(f"t={one.t} lies beyond the diffusion model's schedule of {model.steps} steps: give a smaller t")
+        raise BadInput(f"index {highest} lies beyond the diffusion model's schedule of {model.steps} steps: give a smaller {what}")
     if highest >= model.trained_steps:
-        raise BadInput(f"t={one.t}, but the diffusion model was trained below {model.trained_steps} only: give a smaller t")
+        raise BadInput(
+            f"index {highest}, but the diffusion model was trained below {model.trained_steps} only: give a smaller {what}"
+        )
 
 
 def _learned(model: DiffusionModel) -> bool:
