@@ -181,13 +181,18 @@ def build(cell: Cell, device: torch.device, access: DataAccess | None = None) ->
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
     access = access or data_access(cell)
     classifier = _copy(subject.classifier).to(device).requires_grad_(True)
+    random = [] if classifier.training else [part for part in classifier.modules() if part.training]
     with isolated(cell.build_seed):
         defended = defense.build(classifier, access, noise)
     if not isinstance(defended, DefendedClassifier):
         raise BadInput(f"defense {cell.defense.name!r} built {type(defended).__name__}: return a DefendedClassifier")
     _check_declared(cell, defended)
-    # A module whose parts stay in training mode on purpose (dropout at test time) keeps them.
-    return defended.to(device).eval() if defended.training else defended.to(device)
+    if defended.training:
+        defended.eval()
+        # Parts of a classifier in evaluation mode that are in training mode on purpose: dropout at test time.
+        for part in random:
+            part.training = True
+    return defended.to(device)
 
 
 def _copy(classifier: DefendedClassifier) -> DefendedClassifier:

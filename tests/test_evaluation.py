@@ -22,14 +22,14 @@ from torch import nn
 import bench
 import bench.work
 from bench.defense import Defense
-from bench.evaluation import Options, run_cell, run_cells
+from bench.evaluation import Options, build, run_cell, run_cells
 from bench.fingerprint import fingerprint
 from bench.losses import misclassified
 from bench.metrics import measure
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
 from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
-from bench.plan import Request, plan
+from bench.plan import Request, plan, subject_of
 from bench.plugins import Named
 from bench.preflight import check
 from bench.record import Store, read_folder, read_record
@@ -271,6 +271,26 @@ def test_verify_notices_tampering(tmp_path):
     path.write_text(json.dumps(tampered))
     with pytest.raises(bench.BadInput):
         verify(path, Options())
+
+
+class KeptDropout(nn.Module):
+    """Its dropout stays on while all else is in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.inner = nn.Dropout(0.5), toy_model.make_model()
+
+    def forward(self, images):
+        return self.inner(self.dropout(images))
+
+
+@pytest.mark.parametrize("defense", ["undefended", "toy-jitter"])
+def test_dropout_at_test_time_stays_on_behind_a_defense(defense):
+    network = KeptDropout().eval()
+    network.dropout.train()
+    asked = request(defenses=(defense,), n=4)
+    built = build(plan(asked, subject_of(asked, network))[-1], torch.device("cpu"))
+    assert [part.training for part in built.modules() if isinstance(part, nn.Dropout)] == [True]
 
 
 class Dropout(nn.Module):

@@ -680,6 +680,8 @@ def test_states_tell_the_whole_way():
         defended.twin("blind", "states")
     end = defended.twin("full", "purified")(images(), noise())
     assert torch.allclose((states[:, -1] + 1) / 2, end, atol=1e-6)
+    scaled = purified(tiny_unet(), Round(100, 5, None, 0.8)).states(images(), noise())
+    assert scaled.shape[1] == 6 and torch.allclose(scaled[:, 0], 0.8 * (2 * images() - 1))
 
 
 @pytest.mark.parametrize("name", ["diffpure", "revpure", "gradual", "gdmp"])

@@ -38,6 +38,7 @@ class Classifier(DefendedClassifier):
     ) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         self.num_classes = num_classes
         self.trained_on = tuple(trained_on)
         self.normalised = mean is not None or std is not None

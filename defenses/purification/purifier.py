@@ -176,7 +176,8 @@ class Purified(Wrapper):
     def states(self, images: Tensor, noise: Noise) -> Tensor:
         """All states of the chain without gradient, in [-1, 1] diffusion space: (n, states, C, H, W).
 
-        The image, then for each round the noised or scaled one where it noises or scales, and the one after each step.
+        The image where the first round noises it; then for each round the state that its chain begins with, and the one after each
+        step.
         """
         self._check_shape(images)
         with torch.no_grad():
@@ -184,7 +185,8 @@ class Purified(Wrapper):
             found = [z]
             for step in self._chain(noise.at("vote0")):
                 found.append(step(found[-1], z))
-        return torch.stack(found, 1)
+        scaled = self.how.rounds[0].scale != 1
+        return torch.stack(found[scaled:], 1)
 
     def _chain(self, noise: Noise) -> list[Link]:
         return [link for number, one in enumerate(self.how.rounds) for link in self._round(one, noise, f"round{number}")]
