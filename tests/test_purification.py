@@ -20,8 +20,8 @@ from bench.memory import SavedBytes, limited, read_size
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, generators
 from bench.plan import Request, plan
+from bench.similarity import ssim
 from bench.victim import Victim, frozen
-from defenses.purification.gdmp import ssim
 from defenses.purification.purifier import Purification, Purified, Round, count_votes, memory_plan
 
 SIDE = 8

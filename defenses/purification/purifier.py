@@ -94,14 +94,16 @@ class Purified(Wrapper):
         self._bytes = 0
 
     def views(self) -> tuple[str, ...]:
-        """`purified`, the image that the classifier sees; `states`, all states of the chain; and the classifier's own."""
-        return ("purified", "states", *self.classifier.views())
+        """`purified`, the image that the classifier sees; `states`, all states of the chain; `times`, the time index of each of
+        them; and the classifier's own.
+        """
+        return ("purified", "states", "times", *self.classifier.views())
 
     def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
         """The gradients in `gradients`, for each view; those of several votes are the first one's, but for the logits."""
         self.check_gradient(gradient)
-        if view == "states":
-            return self.states
+        if view in ("states", "times"):
+            return self.states if view == "states" else self.times
         front = self._front(gradient)
         if view == "purified":
             return lambda images, noise: front(images, noise.at("vote0"))
@@ -169,7 +171,8 @@ class Purified(Wrapper):
     def states(self, images: Tensor, noise: Noise) -> Tensor:
         """All states of the chain without gradient, in [-1, 1] diffusion space: (n, states, C, H, W).
 
-        For each round: the state that it begins with, the noised one where it noises, and the one after each step.
+        The image where the first round noises it; then for each round the state that its chain begins with, and the one after each
+        step.
         """
         self._check_shape(images)
         found: list[Tensor] = []
@@ -188,6 +191,14 @@ class Purified(Wrapper):
                 found.append(z)
             self._rounds(z, first, watch)
         return torch.stack(found, 1)
+
+    def times(self, images: Tensor, noise: Noise) -> Tensor:
+        """The time index of each of the `states`, -1 for a clean image: (n, states)."""
+        found = [-1] if self.how.rounds[0].level is not None else []
+        for one in self.how.rounds:
+            first, *later = indices(one.t, one.steps)
+            found += [first if one.level is None else one.level, *later, -1]
+        return torch.tensor(found, device=images.device).expand(len(images), -1)
 
     def _rounds(self, z: Tensor, noise: Noise, runner: Callable[[Sequence[Link], Tensor, Tensor], Tensor]) -> Tensor:
         for number, one in enumerate(self.how.rounds):
