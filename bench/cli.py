@@ -38,11 +38,23 @@ def _root(context: typer.Context, folder: Path | None) -> None:
     context.with_resource(rooted(folder))
 
 
+def _limit(context: typer.Context, size: str | None) -> None:
+    """Sets the memory budget while the command runs."""
+    if size is not None:
+        from bench.memory import limited
+
+        context.with_resource(limited(size))
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 BatchSize = Annotated[int | None, typer.Option(help="most rows in one forward pass; default 128, on a GPU 1024")]
 DataRoot = Annotated[
     Path | None,
     typer.Option(callback=_root, help="folder of published data and weights [default: $BENCH_DATA_ROOT or ~/.cache/bench]"),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(callback=_limit, help="what activations may take, such as 4G [default: $BENCH_MEMORY or half of what is free]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -59,12 +71,13 @@ def run(
     eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
     n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 1000 or all]")] = None,
     randomness: Annotated[
-        str | None, typer.Option(help="the attack's law: fresh, eot:k=20, replay or replay-set:k=5 [default: fresh]")
+        str | None, typer.Option(help="the attack's law: fresh, eot:k=20, replay, replay-set:k=5 or common [default: fresh]")
     ] = None,
     gradient: Annotated[str | None, typer.Option(help="full, or another that the defense offers, such as bpda")] = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
+    memory: Memory = None,
     data_root: DataRoot = None,
     suite: Annotated[Path | None, typer.Option(help="TOML file with the same options as a matrix")] = None,
     as_json: AsJson = False,
@@ -208,6 +221,7 @@ def study(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for results")] = Path("results/studies"),
+    memory: Memory = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -344,6 +358,7 @@ def verify(
     record: Annotated[Path, typer.Argument(help="a record's JSON file")],
     device: Device = "auto",
     batch_size: BatchSize = None,
+    memory: Memory = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -361,6 +376,24 @@ def verify(
             print(f"{'ok  ' if check.held else 'FAIL'}  {check.name}: {check.message}")
     if not all(check.held for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    records: Annotated[list[Path], typer.Argument(help="JSON files of records; several are compared")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a record under every law of judging; of several attacks on one defense, what replay gains over fresh draws."""
+    from bench.report import show as report
+
+    found = report.read(records)
+    comparison = report.compare(found) if len(found) > 1 else None
+    if as_json:
+        _print_json(report.as_json([report.show(record) for record in found], comparison))
+    elif comparison:
+        print(report.render_comparison(found, comparison))
+    else:
+        print(report.render(report.show(found[0])))
 
 
 @app.command()

@@ -280,6 +280,16 @@ def read_record(path: Path) -> Record:
     return _read(path, Record)
 
 
+def is_failure(path: Path) -> bool:
+    """Whether a file of the store tells of a crash, by its name."""
+    return path.name.endswith(".error.json")
+
+
+def read_failure(path: Path) -> Failure:
+    """Read what went wrong in a cell. Raises `BadInput` where the file is no failure."""
+    return _read(path, Failure)
+
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -301,4 +311,4 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
     for path in sorted(folder.rglob("*--*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        yield _read(path, Failure) if path.name.endswith(".error.json") else read_record(path)
+        yield read_failure(path) if is_failure(path) else read_record(path)

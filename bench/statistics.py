@@ -210,13 +210,26 @@ def _resampled(cells: npt.NDArray[np.int64], K: int, resamples: int, seed: int) 
     and there are far fewer patterns than images.
     """
     patterns, sizes = np.unique(np.sort(cells, axis=1), axis=0, return_counts=True)
-    n, tables = int(sizes.sum()), _pattern_tables(patterns, K)
-    generator = np.random.Generator(np.random.Philox(seed))
-    chunk = max(1, _CHUNK_ELEMENTS // max(tables.shape))
-    for start in range(0, resamples, chunk):
-        times = generator.multinomial(n, sizes / n, size=min(chunk, resamples - start))
+    tables = _pattern_tables(patterns, K)
+    for times in resampled_counts(sizes, resamples, seed, max(tables.shape)):
         counts = tables @ np.ascontiguousarray(times.T, dtype=np.float64)
         yield np.moveaxis(counts.reshape(3, K, -1), -1, 0)
+
+
+def resampled_counts(sizes: Ints, resamples: int, seed: int, width: int) -> Iterator[npt.NDArray[np.int64]]:
+    """How often each group of exchangeable images is drawn in a bootstrap of all images, in chunks (c, groups).
+
+    Args:
+        sizes: number of images in each group.
+        resamples: number of resamples, at least 1; the chunks hold as many together.
+        seed: key of the Philox generator.
+        width: elements of working memory that the caller needs for one resample.
+    """
+    n = int(sizes.sum())
+    generator = np.random.Generator(np.random.Philox(seed))
+    chunk = max(1, _CHUNK_ELEMENTS // width)
+    for start in range(0, resamples, chunk):
+        yield generator.multinomial(n, sizes / n, size=min(chunk, resamples - start))
 
 
 def _pattern_tables(patterns: npt.NDArray[np.int64], K: int) -> Any:

@@ -148,8 +148,9 @@ class Purified(Wrapper):
         return straight_through(purified, images)
 
     def purify(self, images: Tensor, noise: Noise) -> Tensor:
-        """Purified images (n, C, H, W) in about [0, 1]. Raises `BadInput` where the model is for other images or the chain ends in
-        NaN.
+        """Purified images (n, C, H, W) in about [0, 1], as many rows at once as the memory allows.
+
+        Raises `BadInput` where the model is for other images, or the chain ends in NaN.
         """
         self._check_shape(images)
         z = 2 * self._resized(images, self.model.shape[1:]) - 1
@@ -239,9 +240,9 @@ class Purified(Wrapper):
         return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False)
 
     def _memory_plan(self, z: Tensor) -> MemoryPlan:
-        if not (torch.is_grad_enabled() and z.requires_grad):
-            return MemoryPlan(len(z), False)
         self._bytes = self._bytes or _bytes_of_a_step(self, z)
+        if not (torch.is_grad_enabled() and z.requires_grad):
+            return replace(memory_plan(len(z), 1, self._bytes, budget(z.device)), rebuild=False)
         steps = sum(one.steps for one in self.how.rounds)
         return memory_plan(len(z), steps, self._bytes, budget(z.device))
 
