@@ -40,7 +40,7 @@ class DefensesParams(Params):
 class ClimbParams(Params):
     """Parameters of `Climb`."""
 
-    steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the attack")
+    steps: int = Field(ge=1, le=10_000, description="gradient steps of the attack")
 
 
 class Climb(Attack[ClimbParams]):
@@ -100,7 +100,7 @@ class Deployed:
 
 def cell_of(setting: StudySetting, spec: str) -> Cell:
     """The cell of a defense; its attack is never run."""
-    attack: Named[Attack[Any]] = Named("climb", "climb", Climb(ClimbParams()), ())
+    attack: Named[Attack[Any]] = Named("climb", "climb", Climb(ClimbParams(steps=1)), ())
     return Cell(setting.subject(), create(DEFENSES, parse(spec)), attack, "full", Law(), seed=setting.seed, build_seed=0)
 
 

@@ -92,7 +92,7 @@ def _across(tapes: Victim, row: Tensor, image: Tensor) -> Tensor:
 
 
 def agreement(vectors: npt.NDArray[np.floating]) -> dict[str, float]:
-    """Mean over all pairs of rows (m, d), m at least 2, of Pearson's correlation and of the cosine; NaN where a row has no direction."""
+    """Mean over all pairs of rows (m, d), m at least 2, of Pearson's correlation and of the cosine; NaN where a row is constant."""
     rows = vectors.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         centred = rows - rows.mean(1, keepdims=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ class Paths:
 class Projection(DefenseStudy[ProjectionParams]):
     """How much of an adversarial perturbation is left at each state of a purifying chain, and in which direction it points.
 
-    a = z' - z is the perturbation in diffusion space, of PGD on the defense's own tape. Both images run through the chain on that tape;
+    a = z' - z is the perturbation in diffusion space, of PGD on the defense's own tape. Both images run through the chain on it;
     pi(s) = <z'_s - z_s, a> / |a|^2 and kappa(s) = |z'_s - z_s| / |a| at every state s, cosine = pi / kappa (Liu and Wei 2025,
     arXiv 2505.22839). Noising must multiply both by sqrt(abar) exactly; exit code 1 where it does not.
     """
@@ -114,7 +115,7 @@ def _level(one: Deployed, index: int) -> float:
 
 
 def _stages(time: npt.NDArray[np.int64]) -> list[str]:
-    return [INPUT, *(NOISING if after > before else REVERSE for before, after in zip(time, time[1:], strict=False))]
+    return [INPUT, *(NOISING if after > before else REVERSE for before, after in pairwise(time))]
 
 
 def along(gaps: Tensor, move: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -139,7 +140,7 @@ def noising_is_exact(paths: Paths) -> bool:
 def distances(x: Tensor, points: Tensor, purified: Tensor, purified_points: Tensor) -> pd.DataFrame:
     """L2, Linf and structural similarity to x of x', P(x) and P(x') (n, C, H, W), in pixels of [0, 1]: one row an image."""
     found = {"attacked": points, "purified clean": purified, "purified attacked": purified_points}
-    columns = {}
+    columns: dict[tuple[str, str], Tensor] = {}
     for name, images in found.items():
         gap = (images - x).flatten(1)
         likeness = ssim(images, x) if min(x.shape[2:]) >= 7 else torch.full((len(x),), math.nan)
@@ -198,16 +199,22 @@ def image_table(found: dict[str, Paths], deployed: list[Deployed]) -> pd.DataFra
 
 def sentence(states: pd.DataFrame, distances: pd.DataFrame) -> str:
     """What is left of the perturbation at the end of each chain."""
-    parts = []
-    for defense, group in states.groupby("defense", sort=False):
-        start, end = group[group["step"] == 0].iloc[0], group.iloc[-1]
-        gone = distances[distances["defense"] == defense].set_index("image")["L2"]
-        parts.append(
-            f"{defense} brings the perturbation's length from {start['kappa']:.3f} at the chain's start to {_shown(end, 'kappa')} of what it "
-            f"was, and its part along itself from {start['pi']:.3f} to {_shown(end, 'pi')}, while the image moves {gone['purified attacked']:.2f} "
-            f"in L2 where the attack had moved it {gone['attacked']:.2f}"
-        )
-    return "; ".join(parts) + "."
+    text = "; ".join(
+        _about(str(defense), group, distances[distances["defense"] == defense].set_index("image")["L2"])
+        for defense, group in states.groupby("defense", sort=False)
+    )
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _about(defense: str, states: pd.DataFrame, distance: pd.Series) -> str:
+    start, end = states[states["step"] == 0].iloc[0], states.iloc[-1]
+    if not end["images"]:
+        return f"behind {defense} the attack moved no image, since all were wrong without it"
+    return (
+        f"behind {defense} the difference that the attack makes keeps {_shown(end, 'kappa')} of its length, and "
+        f"{_shown(end, 'pi')} along the perturbation (where the chain starts {start['pi']:.3f}); the purified attacked image lies "
+        f"{distance['purified attacked']:.2f} in L2 from the clean one, unpurified {distance['attacked']:.2f}"
+    )
 
 
 def _shown(row: pd.Series, name: str) -> str:
@@ -217,10 +224,10 @@ def _shown(row: pd.Series, name: str) -> str:
 def projection_figure(states: pd.DataFrame) -> Figure:
     """pi and kappa against the step of the chain, by defense, with the intervals of the means."""
     figure, both = plots.panels(
-        "What is left of an adversarial perturbation along the chain: noising multiplies it by sqrt(abar), the reverse steps turn it",
+        "What is left of an adversarial perturbation along the chain: noising multiplies it by sqrt(abar), reverse steps turn it",
         [
-            ("step of the reverse chain (0: where it starts)", "share of the perturbation", "pi: along the perturbation"),
-            ("step of the reverse chain (0: where it starts)", "", "kappa: length of the whole difference"),
+            ("reverse steps taken", "share of the perturbation", "pi: along the perturbation"),
+            ("reverse steps taken", "", "kappa: length of the whole difference"),
         ],
     )
     for axes, name in zip(both, ("pi", "kappa"), strict=True):
