@@ -128,7 +128,7 @@ def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _json(content: object) -> bytes:
-    return f"{json.dumps(content, indent=1, sort_keys=True)}\n".encode()
+    return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 def write_folder(out: Path, content: dict[str, bytes]) -> None:

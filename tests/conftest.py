@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 def global_generators_stay_as_found(request):
     """Every test doubles as a check that no public call moves the global generators."""
     # rich, which draws the command's progress bar, numbers its styles with Python's global generator.
-    kept = slice(0, 2) if "test_cli" in request.node.nodeid else slice(None)
+    commands = ("test_cli", "test_purification_runs")
+    kept = slice(0, 2) if any(name in request.node.nodeid for name in commands) else slice(None)
     before = generators()
     yield
     assert generators()[kept] == before[kept], "a global generator was moved"

@@ -554,7 +554,9 @@ def test_a_fingerprint_outlives_a_version_of_diffusers(network, monkeypatch):
     for part in network.modules():
         if type(part).__module__.startswith("diffusers"):
             monkeypatch.setattr(part, "a_new_attribute", 3, raising=False)
-    other = {**network.config, "_diffusers_version": "9.9", "_use_default_values": ["dropout"], "sample_size": (8, 8)}
+    # An older version without the parameters that were added since.
+    older = {key: value for key, value in network.config.items() if key not in ("num_train_timesteps", "add_attention")}
+    other = {**older, "_diffusers_version": "9.9", "_use_default_values": ["dropout"], "sample_size": (8, 8)}
     monkeypatch.setattr(network, "_internal_dict", type(network.config)({**other, "sample_size": 8}))
     monkeypatch.setattr("inspect.getsource", lambda kind: "another source")
     assert fingerprint(network) == one
@@ -629,7 +631,9 @@ def test_a_trained_folder(small, tmp_path):
     card = json.loads((out / "bench.json").read_text())
     assert card["trained_on"] == ["mnist5k/train"] and card["trained_steps"] == 150 and card["steps"] == [2, 4, 6]
     assert card["recipe"]["seed"] == 0 and card["recipe"]["batch"] == 4 and card["measured"]["images"] == "mnist5k/test"
-    assert {name for name in content(out) if name.endswith("tensors")} == set(card["sha256"])
+    steps = {f"steps/{weights}-00000{step}.safetensors" for weights in ("ema", "raw") for step in (2, 4)}
+    assert {"diffusion_pytorch_model.safetensors", "raw.safetensors", *steps} == set(card["sha256"])
+    assert set(content(out)) == {*card["sha256"], "bench.json", "config.json", "scheduler_config.json"}
     run = DiffusionRun(Mnist5k(Params()).train().pixels(), RECIPE, 0)
     while run.done < 6:
         run.advance()

@@ -148,13 +148,19 @@ class Entry:
         return _share(values)
 
     def replayed(self) -> Share | None:
-        """Worst case per image over the attacks that ran on tapes, each on its own tapes."""
-        shares = [r.outcomes.correct("replayed").mean(1) for r in self.records if r.outcomes.replayed]
+        """Worst case per image over the attacks that ran wholly on the image's own tapes, each on its tapes."""
+        shares = [r.outcomes.correct("replayed").mean(1) for r in self.records if _on_own_tapes(r)]
         return _share(np.min(shares, axis=0)) if shares else None
 
     def all_draws(self, which: str) -> Share:
         """Images right in every judged draw under every attack and seed, `clean` or `adversarial`."""
         return _share(np.min([r.outcomes.correct(which).all(1) for r in self.records], axis=0))
+
+
+def _on_own_tapes(record: Record) -> bool:
+    """Not `common`, nor a replay of some stages alone: those are other threats."""
+    law = record.title["randomness"]
+    return law == "replay" or law.startswith("replay-set")
 
 
 def _share(values: npt.NDArray[Any]) -> Share:

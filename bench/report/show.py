@@ -205,7 +205,8 @@ def _worst(group: Sequence[Record], scores: Sequence[Mapping[str, Floats]]) -> d
 
 
 def _secrecy(groups: Sequence[Sequence[Record]]) -> Secrecy | None:
-    taped = [group for group in groups if len(group[0].outcomes.replayed) == 1]
+    # One tape for all images, or some stages left fresh, are other threats.
+    taped = [group for group in groups if group[0].title["randomness"] == "replay"]
     untaped = [group for group in groups if not group[0].outcomes.replayed]
     seeds = sorted(set.intersection(*({record.title["seed"] for record in group} for group in groups)), key=int)
     if not taped or not untaped or not seeds:

@@ -256,7 +256,7 @@ def _csv(table: DataFrame) -> bytes:
 def _read_table(path: Path) -> DataFrame:
     import pandas
 
-    return pandas.read_csv(path, float_precision="round_trip")
+    return pandas.read_csv(path)
 
 
 def _text(table: DataFrame) -> str:

@@ -1,0 +1,223 @@
+"""Simulates the laws of `bench.theory`: each point's formula beside the attack whose success rate it should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import theory
+from bench.noise import Law, Noise, Stream
+from bench.studies.realised import Ball, attack
+
+TRIES = 10
+"""Fresh draws against which one point is held in the law `worst of 10`."""
+
+SLACK = 1e-3
+"""What a simulated probability may be off beside four standard errors."""
+
+WORST = f"worst of {TRIES}"
+
+FACTS = ("judged", "radius", "distance", "eps", "rho", "step")
+"""What a point has beside law, n and k, where it applies: draws of the judge, lengths, rho of `theory.phase`, step of ascent."""
+
+BUDGETS, BUDGET_DIMENSIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (16, 64)
+BUDGET_RADIUS, BUDGET_DISTANCE = 5.0, 6.0
+RHOS, PHASE_DIMENSIONS, PHASE_DRAWS = (0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3), (64, 3072), (1, 2, 5)
+_HALF_DISTANCE, _HALF_EPS = 2.0, 1.0
+_ASCENT_DIMENSION, _ASCENTS = 8, ((1, 0.1), (1, 0.5), (5, 0.1), (5, 0.5))
+_BLOCK_NUMBERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Standard normal numbers of a block of trials.
+
+    Attributes:
+        seen: what the attack draws for itself, (m, k, n).
+        tape: what attack and judge share under replay, (m, k, n).
+        fresh: what only the judge draws, (m, tries, n).
+    """
+
+    seen: Tensor
+    tape: Tensor
+    fresh: Tensor
+
+
+@dataclass(frozen=True)
+class Point:
+    """One law at one place, with its formula.
+
+    Attributes:
+        k: draws that the attack averages; inf for the expectation, 0 for no attack.
+        formula: the probability of success.
+        facts: other numbers that belong to the point, of `FACTS`.
+    """
+
+    law: str
+    n: int
+    k: float
+    formula: float
+    facts: dict[str, float]
+
+    def row(self, successes: int, trials: int) -> dict[str, object]:
+        """The simulated share beside the formula. z is left out where the binomial law is far from a normal one."""
+        simulated, error = successes / trials, math.sqrt(self.formula * (1 - self.formula) / trials)
+        normal = trials * min(self.formula, 1 - self.formula) >= 5
+        return {
+            "law": self.law,
+            "n": self.n,
+            "k": self.k,
+            **self.facts,
+            "simulated": simulated,
+            "trials": trials,
+            "formula": self.formula,
+            "standard_error": error,
+            "z": (simulated - self.formula) / error if normal else math.nan,
+            "held": abs(simulated - self.formula) <= 4 * error + SLACK,
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A point, and the attack whose success rate the formula should be: a block of draws to bool (m,)."""
+
+    point: Point
+    broken: Callable[[Draws], Tensor]
+
+
+def ball_cases(n: int, radius: float, sigma: float, draws: Sequence[int]) -> list[Case]:
+    """The ball under an unlimited budget, for attacks that average so many `draws`."""
+    averages = (*draws, math.inf)
+    return [
+        *(_centred(n, radius, sigma, k, {"radius": radius}) for k in averages),
+        *(_on_tapes(n, radius, sigma, k) for k in dict.fromkeys((1, *draws))),
+        *(_worst(n, radius, sigma, k) for k in averages),
+    ]
+
+
+def _centred(n: int, radius: float, sigma: float, k: float, facts: dict[str, float]) -> Case:
+    law = "fresh" if k == 1 else "ideal eot" if math.isinf(k) else "eot"
+    point = Point(law, n, k, theory.eot(n, radius, sigma, k), {"judged": 1, **facts})
+    return Case(point, partial(_tried, radius, sigma, k, 1))
+
+
+def _worst(n: int, radius: float, sigma: float, k: float) -> Case:
+    facts = {"judged": float(TRIES), "radius": radius}
+    point = Point(WORST, n, k, theory.worst_of(n, radius, sigma, TRIES, k), facts)
+    return Case(point, partial(_tried, radius, sigma, k, TRIES))
+
+
+def _on_tapes(n: int, radius: float, sigma: float, k: int) -> Case:
+    law, formula = "replay" if k == 1 else "replay-set", theory.replay_set(n, radius, sigma, k)
+    return Case(Point(law, n, k, formula, {"judged": 1, "radius": radius}), partial(_replayed, radius, sigma, k))
+
+
+def _tried(radius: float, sigma: float, k: float, tries: int, draws: Draws) -> Tensor:
+    """Centre the mean of k draws (at k = inf their expectation, 0); broken where one of the judge's draws lands in the ball."""
+    mean = torch.zeros(()) if math.isinf(k) else draws.seen[:, : int(k)].mean(1, keepdim=True)
+    return _inside(sigma * (draws.fresh[:, :tries] - mean), radius).any(1)
+
+
+def _replayed(radius: float, sigma: float, k: int, draws: Draws) -> Tensor:
+    """Centre the mean of k tapes, judged on the first of them: they are exchangeable, and a trial stays a yes or no."""
+    return _inside(sigma * (draws.tape[:, 0] - draws.tape[:, :k].mean(1)), radius)
+
+
+def _inside(offset: Tensor, radius: float) -> Tensor:
+    return offset.square().sum(-1) <= radius**2
+
+
+def budget_cases(n: int, sigma: float) -> list[Case]:
+    """The ball under budgets eps: the image's distance from the ball's centre and the ball's radius are fixed."""
+    place = BUDGET_RADIUS, sigma, BUDGET_DISTANCE
+    facts = {"judged": 1.0, "radius": BUDGET_RADIUS, "distance": BUDGET_DISTANCE}
+    cases = [Case(Point("clean", n, 0, theory.clean(n, *place), facts), partial(_moved, *place, 0.0))]
+    for eps in BUDGETS:
+        ideal, replay = theory.budget_eot(n, *place, eps), theory.budget_replay(n, *place, eps)
+        about = {**facts, "eps": eps}
+        cases += [
+            Case(Point("ideal eot, budget", n, math.inf, ideal, about), partial(_moved, *place, eps)),
+            Case(Point("replay, budget", n, 1, replay, about), partial(_moved_on_tape, *place, eps)),
+        ]
+    return cases
+
+
+def _moved(radius: float, sigma: float, distance: float, eps: float, draws: Draws) -> Tensor:
+    """Go `eps` towards the centre, no further than it, and meet a fresh draw."""
+    state = sigma * draws.fresh[:, 0]
+    return _inside(state + max(distance - eps, 0) * _axis(state), radius)
+
+
+def _moved_on_tape(radius: float, sigma: float, distance: float, eps: float, draws: Draws) -> Tensor:
+    """Go `eps` towards the centre from where the tape puts the state, no further than it, and meet the same tape."""
+    state = sigma * draws.tape[:, 0]
+    state = state + distance * _axis(state)
+    length = state.norm(dim=1, keepdim=True)
+    return _inside(state - state * (eps / length).clamp(max=1), radius)
+
+
+def _axis(like: Tensor) -> Tensor:
+    axis = torch.zeros(like.shape[1])
+    axis[0] = 1
+    return axis
+
+
+def half_space_cases(n: int, sigma: float) -> list[Case]:
+    """A half-space: eps along its normal is the best move on every tape."""
+    formula = theory.half_space(sigma, _HALF_DISTANCE, _HALF_EPS)
+    short = _HALF_DISTANCE - _HALF_EPS
+    facts = {"judged": 1.0, "distance": _HALF_DISTANCE, "eps": _HALF_EPS}
+    return [
+        Case(Point("half-space, fresh", n, 1, formula, facts), lambda draws: sigma * draws.fresh[:, 0, 0] >= short),
+        Case(Point("half-space, replay", n, 1, formula, facts), lambda draws: sigma * draws.tape[:, 0, 0] >= short),
+    ]
+
+
+def phase_cases(n: int, sigma: float) -> list[Case]:
+    """A ball that grows with the dimension, R^2 = rho n sigma^2."""
+    cases = []
+    for rho in RHOS:
+        radius = math.sqrt(rho * n) * sigma
+        cases += [_centred(n, radius, sigma, k, {"radius": radius, "rho": rho}) for k in (*PHASE_DRAWS, math.inf)]
+    return cases
+
+
+def simulate(cases: Sequence[Case], trials: int, k: int, seed: int) -> list[dict[str, object]]:
+    """Rows for cases of one dimension; all cases see the same draws.
+
+    Trial t is image t of the suite's noise, and one request holds all numbers of a trial: blocks of trials change nothing.
+    """
+    n = cases[0].point.n
+    successes = np.zeros(len(cases), dtype=np.int64)
+    block = max(1, _BLOCK_NUMBERS // (k * n))
+    for first in range(0, trials, block):
+        draws = _draws(range(first, min(first + block, trials)), k, n, seed)
+        successes += [int(case.broken(draws).sum()) for case in cases]
+    return [case.point.row(int(count), trials) for case, count in zip(cases, successes, strict=True)]
+
+
+def _draws(trials: range, k: int, n: int, seed: int) -> Draws:
+    def normal(stream: Stream, count: int) -> Tensor:
+        return Noise.of(seed, stream, trials).normal(f"theorem/{n}", (count, n))
+
+    return Draws(normal(Stream.ATTACK, k), normal(Stream.TAPE, k), normal(Stream.EVAL, TRIES))
+
+
+def ascents(ball: Ball, trials: int, seed: int) -> Iterator[dict[str, object]]:
+    """Rows for constant-step ascent by the suite's own loop, on fresh draws and on a tape."""
+    n = _ASCENT_DIMENSION
+    for k, step in _ASCENTS:
+        formula = theory.descent(n, ball.radius, ball.sigma, k, step)
+        yield _ascent("ascent", ball, n, Law("eot", k), step, formula, trials, seed)
+    yield _ascent("ascent, replay", ball, n, Law("replay"), _ASCENTS[0][1], 1.0, trials, seed)
+
+
+def _ascent(name: str, ball: Ball, n: int, law: Law, step: float, formula: float, trials: int, seed: int) -> dict[str, object]:
+    point = Point(name, n, law.k, formula, {"judged": 1, "radius": ball.radius, "step": step})
+    return point.row(int(attack(ball, n, law, step, trials, seed).sum()), trials)
