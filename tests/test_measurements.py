@@ -1,6 +1,7 @@
 """Studies of purifying defenses: known answers on the exact Gaussian denoiser, whose chain is linear."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,11 +21,13 @@ from bench.spec import Params, Specs, canonical, parse, read_params, spelled_out
 from bench.statistics import bootstrap_mean
 from bench.studies import direction, gradients, overhead, projection, quality
 from bench.studies.deployed import Climb, ClimbParams, columns, deploy
+from bench.studies.store import StudyRecord, find
 from bench.studies.study import StudySetting
 from bench.threat import ThreatModel
 from tests.test_purification import closed_form
 from tests.toys import message
 
+ROOT = Path(__file__).parents[1]
 MEAN, STD = 0.1, 0.5  # in diffusion space
 MODEL = "model=(gaussian:channels=3,side=16,mean=0.55,std=0.25)"
 DIFFPURE, REVPURE = f"(diffpure:steps=4,{MODEL})", f"(revpure:steps=4,{MODEL})"
@@ -443,3 +446,15 @@ def test_the_command_runs_them(capsys, tmp_path, spec):
     assert names == {".csv", ".png", ".json"} and "revpure" in out and "nan" not in out
     assert '"sources"' in (folder / "study.json").read_text()
     assert _main(arguments) == 0 and "already stored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["direction", "projection", "quality", "gradients", "overhead"])
+def test_the_committed_results_are_whole_and_quoted(name):
+    (path,) = (ROOT / "leaderboards" / "studies" / name).glob("*/study.json")
+    record = StudyRecord.model_validate_json(path.read_bytes())
+    stored = find(path.parents[1], record.id)
+    assert stored is not None and record.held is not False and record.scale
+    plugin = create(STUDIES, parse(record.study)).plugin
+    assert record.identity["study"]["version"] == plugin.version
+    assert record.identity["plugins"] == plugin.plugins(), "a newer version of a defense: run the study again"
+    assert stored.render() in (ROOT / "docs" / "studies.md").read_text().replace("\n    ", "\n")

@@ -66,7 +66,7 @@ class Gradients(DefenseStudy[GradientsParams]):
     """
 
     Params = GradientsParams
-    default_n = 100
+    default_n = 50
 
     def run(self, setting: StudySetting) -> StudyResult:
         """Cosines of each image, by defense and pair of gradients."""

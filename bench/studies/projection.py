@@ -245,4 +245,6 @@ def _curve(axes: Axes, group: pd.DataFrame, name: str, colour: str, label: str) 
         steps, group[f"{name}_low"].to_numpy(), group[f"{name}_high"].to_numpy(), color=colour, alpha=0.2, linewidth=0
     )
     noised = group[group["stage"] == NOISING]
-    axes.plot(noised["step"].to_numpy(), noised[name].to_numpy(), "s", markersize=9, markerfacecolor="none", color=colour)
+    if len(noised):
+        steps, means = noised["step"].to_numpy(), noised[name].to_numpy()
+        axes.plot(steps, means, "s", markersize=9, markerfacecolor="none", color=colour, label="after noising")
