@@ -20,7 +20,7 @@ from bench.plugins import STUDIES, create
 from bench.spec import Params, Specs, canonical, parse, read_params, spelled_out
 from bench.statistics import bootstrap_mean
 from bench.studies import direction, gradients, overhead, projection, quality
-from bench.studies.deployed import Climb, ClimbParams, columns, deploy
+from bench.studies.deployed import Climb, ClimbParams, columns, deploy, diffusion_model
 from bench.studies.store import StudyRecord, find
 from bench.studies.study import StudySetting
 from bench.threat import ThreatModel
@@ -429,7 +429,7 @@ def test_counting_leaves_no_trace():
 
 def test_a_defense_without_a_diffusion_model_has_no_evaluations():
     with pytest.raises(BadInput, match="has no diffusion model"):
-        overhead._model(deploy(setting(), ["undefended"])[0])
+        diffusion_model(deploy(setting(), ["undefended"])[0])
 
 
 # The command --------------------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.attack import Attack
 from bench.defense import DefendedClassifier, Need
+from bench.diffusion.model import DiffusionModel
 from bench.errors import BadInput
 from bench.evaluation import build
 from bench.fingerprint import fingerprint
@@ -121,6 +122,19 @@ def _check_views(one: Deployed, views: Sequence[str]) -> None:
         raise BadInput(
             f"defense {one.cell.defense.name!r} does not offer the view {missing[0]!r}, which this study needs: leave it out"
         )
+
+
+def diffusion_models(classifier: nn.Module) -> list[DiffusionModel]:
+    """The diffusion models inside a defended classifier."""
+    return [module for module in classifier.modules() if isinstance(module, DiffusionModel)]
+
+
+def diffusion_model(one: Deployed) -> DiffusionModel:
+    """The first diffusion model of a defense. Raises `BadInput` where it has none."""
+    found = diffusion_models(one.classifier)
+    if not found:
+        raise BadInput(f"defense {one.spec!r} has no diffusion model, which this study looks at: leave it out")
+    return found[0]
 
 
 def check_linf(setting: StudySetting) -> float:

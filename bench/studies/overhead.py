@@ -17,14 +17,12 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.diffusion.model import DiffusionModel
-from bench.errors import BadInput
 from bench.losses import cross_entropy
 from bench.maximise import Objective
 from bench.memory import limited
 from bench.noise import Query
 from bench.studies import plots
-from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, deploy
+from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, deploy, diffusion_model, diffusion_models
 from bench.studies.study import EVERYTHING, StudyResult, StudySetting
 from bench.victim import frozen
 
@@ -63,7 +61,7 @@ class Overhead(DefenseStudy[OverheadParams]):
     def run(self, setting: StudySetting) -> StudyResult:
         """Counts and seconds, by defense."""
         deployed = deploy(setting, self.params.defenses, ["purified", "times"])
-        schedules = [_model(one).steps for one in deployed]
+        schedules = [diffusion_model(one).steps for one in deployed]
         classify = _classifier_seconds(deployed[0], self.params.repeats)
         costs = pd.DataFrame(
             [inference(one, steps, classify, self.params.repeats) for one, steps in zip(deployed, schedules, strict=True)]
@@ -196,23 +194,12 @@ def counted(classifier: nn.Module) -> Iterator[Calls]:
 
         return (_Passed.apply(z, report), *rest)
 
-    handles = [model.network.register_forward_pre_hook(enter) for model in _models(classifier)]
+    handles = [model.network.register_forward_pre_hook(enter) for model in diffusion_models(classifier)]
     try:
         yield calls
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _models(classifier: nn.Module) -> list[DiffusionModel]:
-    return [module for module in classifier.modules() if isinstance(module, DiffusionModel)]
-
-
-def _model(one: Deployed) -> DiffusionModel:
-    found = _models(one.classifier)
-    if not found:
-        raise BadInput(f"defense {one.spec!r} has no diffusion model whose evaluations could be counted: leave it out")
-    return found[0]
 
 
 # What is shown ---------------------------------------------------------------------------------------------------------

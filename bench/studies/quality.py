@@ -25,7 +25,7 @@ from bench.plugins import DEFENSES, create
 from bench.spec import Params, Spec, parse, unnest
 from bench.statistics import wilson
 from bench.studies import plots
-from bench.studies.deployed import Climb, ClimbParams, Deployed, deploy
+from bench.studies.deployed import Climb, ClimbParams, Deployed, deploy, diffusion_model
 from bench.studies.study import Study, StudyResult, StudySetting
 from bench.victim import frozen
 
@@ -128,7 +128,7 @@ def _rows(
     for one, defense in zip(chosen, deployed, strict=True):
         setting.progress(f"{one.spec}: {params.samples} samples, attack on {len(defense.images)} images")
         with frozen(defense.classifier):
-            distance = frechet(features(defense, draw(setting, load_model(one.spec), params)), real)
+            distance = frechet(features(defense, draw(setting, diffusion_model(defense), params)), real)
             yield {"step": one.step, "weights": one.weights, "fd": distance, **accuracies(defense, params.steps)}
 
 
@@ -145,17 +145,19 @@ def accuracies(one: Deployed, steps: int) -> dict[str, float]:
 
 
 def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) -> Tensor:
-    """Images from pure noise, (samples, C, H, W) in [0, 1], on the CPU; every checkpoint gets the same noise."""
+    """Images from pure noise, (samples, C, H, W) in [0, 1], on the CPU; every checkpoint gets the same noise.
+
+    `model` lies on the setting's device. Raises `BadInput` where it was not trained on all time indices.
+    """
     if model.trained_steps < model.steps:
         raise BadInput(
             f"the diffusion model was trained below index {model.trained_steps} only, so it draws no images: give another"
         )
-    on_device = model.to(setting.device)
     ids = np.arange(params.samples)
     parts = []
     for start in range(0, params.samples, setting.batch_size):
         noise = Noise.of(setting.seed, Stream.EVAL, ids[start : start + setting.batch_size], device=setting.device).at("samples")
-        parts.append(sample(on_device, Sampler("ddim"), params.sampling_steps, noise).cpu())
+        parts.append(sample(model, Sampler("ddim"), params.sampling_steps, noise).cpu())
     return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
 
 
