@@ -95,7 +95,7 @@ class Quality(Study[QualityParams]):
         ranks = rank_table(table)
         return StudyResult(
             tables={"quality": table, "ranks": ranks},
-            figures={"quality": quality_figure(table)},
+            figures={name: quality_figure(table, name) for name in _ACCURACIES},
             sentence=sentence(table, ranks),
             scale=f"{len(setting.subject().images)} images, PGD with {params.steps} steps; {params.samples} samples of "
             f"{params.sampling_steps} DDIM steps",
@@ -242,24 +242,28 @@ def sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     )
 
 
-def quality_figure(table: pd.DataFrame) -> Figure:
-    """Robust and clean accuracy against FD, moving averages and raw weights told apart, each labelled by its step."""
-    figure, both = plots.panels(
-        "Sample quality and the accuracy of the purifier, checkpoint by checkpoint (number: training steps)",
-        [
-            ("FD of samples to training images", "robust accuracy under replay", ""),
-            ("FD of samples to training images", "clean accuracy behind the purifier", ""),
-        ],
+def quality_figure(table: pd.DataFrame, name: str) -> Figure:
+    """`robust` or `clean` accuracy against FD, moving averages and raw weights told apart, each labelled by its training step."""
+    figure, axes = plots.axes(
+        "Samples and purifier, checkpoint by checkpoint (number: steps of training)",
+        "FD of samples to training images",
+        _ACCURACIES[name],
     )
-    for axes, name in zip(both, ("robust", "clean"), strict=True):
-        for (weights, group), colour, mark in zip(table.groupby("weights", sort=False), plots.COLOURS, ("o", "s"), strict=False):
-            bars = [group[name] - group[f"{name}_low"], group[f"{name}_high"] - group[name]]
-            axes.errorbar(group["fd"], group[name], bars, fmt=mark, color=colour, elinewidth=0.8, alpha=0.85, label=weights)
-            for row in group.to_dict("records"):
-                place = (row["fd"], row[name])
-                shift = (4, 4 if weights == "ema" else -11)
-                axes.annotate(str(row["step"]), place, shift, textcoords="offset points", color=colour, fontsize=8)
-        axes.set_xscale("log")
-        axes.set_ylim(-0.02, 1.02)
-    plots.legend(both[1], loc="lower left")
+    styles = zip(table.groupby("weights", sort=False), plots.COLOURS, ("o", "s"), (1, -1), strict=False)
+    for (weights, group), colour, mark, side in styles:
+        bars = [group[name] - group[f"{name}_low"], group[f"{name}_high"] - group[name]]
+        axes.errorbar(group["fd"], group[name], bars, fmt=mark, color=colour, elinewidth=0.8, alpha=0.85, label=str(weights))
+        for row in group.to_dict("records"):
+            place = (row["fd"], row[name])
+            where = "left" if side > 0 else "right"
+            axes.annotate(str(row["step"]), place, (6 * side, 5 * side - 3), textcoords="offset points", color=colour, ha=where)
+    axes.set_xscale("log")
+    axes.margins(x=0.08)
+    plots.legend(axes, loc="lower left")
     return figure
+
+
+_ACCURACIES = {
+    "robust": "robust accuracy under replay",
+    "clean": "clean accuracy behind the purifier",
+}
