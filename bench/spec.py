@@ -24,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from bench.errors import BadInput
 
 _NEEDS_QUOTES = re.compile(r'[,="()]')
+_NESTED = re.compile(r'[,="()+]')
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,15 @@ def parse(text: str) -> Spec:
     return Spec(name, positional, options)
 
 
-def _split(rest: str, whole: str) -> Iterator[str]:
-    """Cut at the commas that stand outside quotes and parentheses."""
+def _split(rest: str, whole: str, at: str = ",") -> Iterator[str]:
+    """Cut at the commas, or other characters, that stand outside quotes and parentheses."""
     depth, quoted, start = 0, False, 0
     for i, char in enumerate(rest):
         quoted ^= char == '"'
         depth += (not quoted) * ((char == "(") - (char == ")"))
         if depth < 0:
             break
-        if char == "," and not quoted and depth == 0:
+        if char == at and not quoted and depth == 0:
             yield rest[start:i].strip()
             start = i + 1
     if depth or quoted:
@@ -132,6 +133,10 @@ def _read_numbers(value: object) -> object:
     return tuple(value.split("+")) if isinstance(value, str) else value
 
 
+def _read_specs(value: object) -> object:
+    return tuple(unnest(item) for item in _split(value, value, "+")) if isinstance(value, str) else value
+
+
 Number = Annotated[float, BeforeValidator(read_number)]
 """A float parameter that also accepts fractions such as `8/255`."""
 
@@ -148,6 +153,13 @@ Integers = Annotated[
     PlainSerializer(lambda numbers: list(numbers)),
 ]
 """A tuple of integers from 1 on, written `1+5+20`."""
+
+Specs = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_read_specs),
+    PlainSerializer(lambda specs: list(specs)),
+]
+"""A tuple of specs, written `diffpure+(revpure:t=100,steps=5)`."""
 
 
 class Params(BaseModel):
@@ -221,5 +233,5 @@ def _show(value: object) -> str:
     if isinstance(value, int | float):
         return show_number(value)
     if isinstance(value, tuple):
-        return "+".join(_show(item) for item in value)
+        return "+".join(f"({item})" if isinstance(item, str) and _NESTED.search(item) else _show(item) for item in value)
     return str(value)

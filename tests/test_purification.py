@@ -20,8 +20,10 @@ from bench.memory import SavedBytes, limited, read_size
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, generators
 from bench.plan import Request, plan
+from bench.plugins import DEFENSES, create
+from bench.similarity import ssim
+from bench.spec import parse
 from bench.victim import Victim, frozen
-from defenses.purification.gdmp import ssim
 from defenses.purification.purifier import Purification, Purified, Round, count_votes, memory_plan
 
 SIDE = 8
@@ -610,6 +612,21 @@ def built(spec: str, generator: str = "") -> Purified:
 
 
 MODEL = "model=(gaussian:side=8)"
+
+
+@pytest.mark.parametrize(
+    "spec", ["diffpure:t=20,steps=2", "revpure:t=20,steps=2", "gdmp:t=9,steps=3,rounds=2", "gradual:t=9+12,steps=2"]
+)
+def test_declared_properties_agree_with_what_is_built(spec):
+    defense = create(DEFENSES, parse(spec)).plugin
+    defended = built(f"{spec}{',' if ':' in spec else ':'}{MODEL}")
+    assert defended.stochastic == defense.stochastic and tuple(defended.gradients) == tuple(defense.gradients)
+    for gradient in defended.gradients:
+        for view in set(defended.views()) - ({"states", "times"} if gradient == "blind" else set()):
+            seen = defended.twin(gradient, view)(images(), noise())
+            assert len(seen) == 6 and torch.isfinite(seen).all()
+    states, times = (defended.twin("full", view)(images(), noise()) for view in ("states", "times"))
+    assert states.shape[:2] == times.shape
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def _setting(
     where = read_device(given.pop("device", "auto" if "device" in uses else "cpu"))
     size = check_batch_size(given.pop("batch_size", default_batch_size(where)))
     seeds = given.pop("seed", (0,))
-    return StudySetting(**given, seed=seeds[0], device=where, batch_size=size, progress=progress)
+    default_n = named.plugin.default_n
+    return StudySetting(**given, default_n=default_n, seed=seeds[0], device=where, batch_size=size, progress=progress)
 
 
 def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, Any]:
@@ -152,7 +153,10 @@ def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, An
         "plugins": named.plugin.plugins(),
         "seeds": {"root": setting.seed},
     }
-    return {**identity, "subject": _subject_identity(setting)} if named.plugin.uses & IMAGES else identity
+    if named.plugin.uses & IMAGES:
+        identity["subject"] = _subject_identity(setting)
+    sources = named.plugin.sources(setting)
+    return {**identity, "sources": sources} if sources else identity
 
 
 def _subject_identity(setting: StudySetting) -> dict[str, Any]:

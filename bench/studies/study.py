@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -36,6 +36,7 @@ class StudySetting:
         dataset, classifier: specs.
         norm, eps: the ball; pixels in [0, 1].
         n: how many images.
+        default_n: how many of the images that `bench run` takes where n is not given; None: all of them.
         seed: root seed of all that the study draws.
         device: where to compute.
         batch_size: most rows in one forward pass.
@@ -47,6 +48,7 @@ class StudySetting:
     norm: str | None = None
     eps: float | None = None
     n: int | None = None
+    default_n: int | None = None
     seed: int = 0
     device: torch.device = torch.device("cpu")
     batch_size: int = 128
@@ -58,7 +60,7 @@ class StudySetting:
 
     @cached_property
     def _subject(self) -> Subject:
-        return subject_of(
+        subject = subject_of(
             Request(
                 (),
                 (),
@@ -70,6 +72,9 @@ class StudySetting:
                 seeds=(self.seed,),
             )
         )
+        if self.n is not None or self.default_n is None:
+            return subject
+        return replace(subject, images=subject.images.first(min(self.default_n, len(subject.images))))
 
 
 @dataclass(frozen=True)
@@ -103,18 +108,24 @@ class Study(ABC, Generic[P]):
         version: raise it when the numbers may change; it enters the identity of every result.
         uses: the options of the command that mean something to it, of `EVERYTHING`; others are refused. One that uses an option of
             `IMAGES` has a subject, which then is part of the identity.
+        default_n: how many images it takes where the user does not say; None: as many as `bench run`.
     """
 
     Params: ClassVar[type[Params]] = NoParams
     positional: ClassVar[str | None] = None
     version: ClassVar[int] = 1
     uses: ClassVar[frozenset[str]] = EVERYTHING
+    default_n: ClassVar[int | None] = None
 
     def __init__(self, params: P) -> None:
         self.params = params
 
     def plugins(self) -> dict[str, Any]:
         """`Named.identity` of every defense and attack that it uses, by role: their versions can change the numbers."""
+        return {}
+
+    def sources(self, setting: StudySetting) -> dict[str, str]:
+        """Hash of whatever else can change the numbers, such as a diffusion model's weights, by role."""
         return {}
 
     @abstractmethod

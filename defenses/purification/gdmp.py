@@ -8,15 +8,13 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional as F
 
 from bench.defense import Card
 from bench.diffusion.chain import Guide, noised
 from bench.diffusion.model import DiffusionModel
 from bench.noise import Noise
+from bench.similarity import ssim
 from defenses.purification.purifier import ATTACKS, ChainParams, Purification, PurifyingDefense, Round
-
-_C1, _C2, _WINDOW = 0.01, 0.03, 7
 
 
 class GDMPParams(ChainParams):
@@ -97,14 +95,3 @@ def _ssim_slope(z: Tensor, guide: Tensor) -> Tensor:
         total = ssim((leaf + 1) / 2, (guide + 1) / 2).sum()
         (slope,) = torch.autograd.grad(total, leaf, create_graph=wanted)
     return slope
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of images (n, C, H, W) in [0, 1], uniform windows of 7 pixels: (n,)."""
-    mean_a, mean_b = (F.avg_pool2d(x, _WINDOW, 1) for x in (a, b))
-    var_a = F.avg_pool2d(a * a, _WINDOW, 1) - mean_a**2
-    var_b = F.avg_pool2d(b * b, _WINDOW, 1) - mean_b**2
-    both = F.avg_pool2d(a * b, _WINDOW, 1) - mean_a * mean_b
-    top = (2 * mean_a * mean_b + _C1**2) * (2 * both + _C2**2)
-    below = (mean_a**2 + mean_b**2 + _C1**2) * (var_a + var_b + _C2**2)
-    return (top / below).flatten(1).mean(1)

@@ -95,14 +95,17 @@ class Purified(Wrapper):
         self._bytes = 0
 
     def views(self) -> tuple[str, ...]:
-        """`purified`, the image that the classifier sees; `states`, all states of the chain; and the classifier's own."""
-        return ("purified", "states", *self.classifier.views())
+        """`purified`, the image that the classifier sees; `states`, all states of the chain; `times`, the time index of each of
+        them; and the classifier's own.
+        """
+        return ("purified", "states", "times", *self.classifier.views())
 
     def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
         """The gradients in `gradients`, for each view; those of several votes are the first one's, but for the logits."""
         self.check_gradient(gradient)
-        if view == "states":
-            return self._seen(gradient).states
+        if view in ("states", "times"):
+            seen = self._seen(gradient)
+            return seen.states if view == "states" else seen.times
         front = self._front(gradient)
         if view == "purified":
             return lambda images, noise: front(images, noise.at("vote0"))
@@ -187,6 +190,14 @@ class Purified(Wrapper):
                 found.append(step(found[-1], z))
         scaled = self.how.rounds[0].scale != 1
         return torch.stack(found[scaled:], 1)
+
+    def times(self, images: Tensor, noise: Noise) -> Tensor:
+        """The time index of each of the `states`, -1 for a clean image: (n, states)."""
+        found = [-1] if self.how.rounds[0].level is not None else []
+        for one in self.how.rounds:
+            first, *later = indices(one.t, one.steps)
+            found += [first if one.level is None else one.level, *later, -1]
+        return torch.tensor(found, device=images.device).expand(len(images), -1)
 
     def _chain(self, noise: Noise) -> list[Link]:
         return [link for number, one in enumerate(self.how.rounds) for link in self._round(one, noise, f"round{number}")]

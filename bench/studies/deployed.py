@@ -1,0 +1,167 @@
+"""What studies of defenses share: defenses built from their specs, a short attack, means with intervals in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bench.attack import Attack
+from bench.defense import DefendedClassifier, Need
+from bench.diffusion.model import DiffusionModel
+from bench.errors import BadInput
+from bench.evaluation import build
+from bench.fingerprint import fingerprint
+from bench.losses import cross_entropy
+from bench.maximise import ascend
+from bench.noise import Law
+from bench.plan import Cell, Subject
+from bench.plugins import DEFENSES, Named, create
+from bench.spec import Params, Specs, parse
+from bench.statistics import Estimate
+from bench.studies.study import Study, StudySetting
+from bench.threat import ThreatModel
+from bench.victim import Victim
+
+
+class DefensesParams(Params):
+    """Which defenses are studied."""
+
+    defenses: Specs = Field(
+        ("diffpure", "revpure"),
+        min_length=1,
+        description="defense specs joined by +, in parentheses where they hold commas: diffpure+(revpure:t=100,steps=5)",
+    )
+
+
+class ClimbParams(Params):
+    """Parameters of `Climb`."""
+
+    steps: int = Field(ge=1, le=10_000, description="gradient steps of the attack")
+
+
+class Climb(Attack[ClimbParams]):
+    """Projected ascent of the cross-entropy from the image itself (Madry et al. 2018), step length 2.5 eps / steps."""
+
+    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        """Each image's first success, else its point of largest loss."""
+        steps = self.params.steps
+        objective = victim.objective(labels, cross_entropy)
+        return ascend(objective, images, images, threat, steps=steps, size=2.5 * threat.eps / steps).points
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A defense in front of the subject's classifier.
+
+    Attributes:
+        cell: what it was built from.
+        classifier: on the setting's device.
+        images, labels: the subject's, (n, C, H, W) in [0, 1] and (n,), on the device.
+    """
+
+    setting: StudySetting
+    cell: Cell
+    classifier: DefendedClassifier
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def spec(self) -> str:
+        """The defense's canonical spec."""
+        return self.cell.defense.spec
+
+    @property
+    def subject(self) -> Subject:
+        """Images, classifier and ball."""
+        return self.cell.subject
+
+    @property
+    def rows(self) -> Tensor:
+        """The number of each image, int64 (n,)."""
+        return torch.arange(len(self.images), device=self.images.device)
+
+    def victim(self, law: str = "fresh", k: int = 1, gradient: str = "full") -> Victim:
+        """The defense as attacks see it, under a law; the study's seed is the root of its draws."""
+        setting = self.setting
+        return Victim(
+            self.classifier,
+            self.subject.images.ids,
+            law=Law(law, k),
+            gradient=gradient,
+            root=setting.seed,
+            batch_size=setting.batch_size,
+            device=setting.device,
+        )
+
+
+def cell_of(setting: StudySetting, spec: str) -> Cell:
+    """The cell of a defense; its attack is never run."""
+    attack: Named[Attack[Any]] = Named("climb", "climb", Climb(ClimbParams(steps=1)), ())
+    return Cell(setting.subject(), create(DEFENSES, parse(spec)), attack, "full", Law(), seed=setting.seed, build_seed=0)
+
+
+def deploy(setting: StudySetting, specs: Sequence[str], views: Sequence[str] = ()) -> list[Deployed]:
+    """Build the defenses. Raises `BadInput` where one cannot be built, or does not offer a view that the study needs."""
+    subject = setting.subject()
+    images, labels = subject.images.pixels().to(setting.device), subject.images.labels.to(setting.device)
+    cells = [cell_of(setting, spec) for spec in specs]
+    found = [Deployed(setting, cell, build(cell, setting.device), images, labels) for cell in cells]
+    for one in found:
+        _check_views(one, views)
+    return found
+
+
+def _check_views(one: Deployed, views: Sequence[str]) -> None:
+    missing = [view for view in views if view not in one.classifier.views()]
+    if missing:
+        raise BadInput(
+            f"defense {one.cell.defense.name!r} does not offer the view {missing[0]!r}, which this study needs: leave it out"
+        )
+
+
+def diffusion_models(classifier: nn.Module) -> list[DiffusionModel]:
+    """The diffusion models inside a defended classifier."""
+    return [module for module in classifier.modules() if isinstance(module, DiffusionModel)]
+
+
+def diffusion_model(one: Deployed) -> DiffusionModel:
+    """The first diffusion model of a defense. Raises `BadInput` where it has none."""
+    found = diffusion_models(one.classifier)
+    if not found:
+        raise BadInput(f"defense {one.spec!r} has no diffusion model, which this study looks at: leave it out")
+    return found[0]
+
+
+def check_linf(setting: StudySetting) -> float:
+    """The ball's eps. Raises `BadInput` where the ball is not Linf's."""
+    threat = setting.subject().threat
+    if threat.norm != "linf":
+        raise BadInput(f"this study draws from the Linf ball, but the ball is {threat}: leave out --norm, or give --norm linf")
+    return threat.eps
+
+
+P = TypeVar("P", bound=DefensesParams)
+
+
+class DefenseStudy(Study[P]):
+    """Base of the studies that compare defenses; the identity holds the defenses and what they are built from."""
+
+    def plugins(self) -> dict[str, Any]:
+        """The defenses, by spec."""
+        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
+        return {one.spec: one.identity for one in named}
+
+    def sources(self, setting: StudySetting) -> dict[str, str]:
+        """The diffusion models, by the defense that they are for."""
+        cells = [cell_of(setting, spec) for spec in self.params.defenses]
+        return {cell.defense.spec: fingerprint(cell.generator()) for cell in cells if Need.GENERATOR in cell.defense.plugin.needs}
+
+
+def columns(name: str, estimate: Estimate) -> dict[str, float]:
+    """Three columns of a table: the mean, and where its 95 % interval begins and ends."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -1,0 +1,166 @@
+"""The study `direction`: does purification change an image in one direction, or in another one with each draw?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor
+
+from bench.errors import BadInput
+from bench.noise import Query
+from bench.statistics import Estimate, bootstrap_mean
+from bench.studies import plots
+from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, check_linf, columns, deploy
+from bench.studies.study import StudyResult, StudySetting
+from bench.victim import Victim, frozen
+
+SAME, ACROSS, CONTROL = "one tape", "other tapes", "perturbations"
+"""What varies within an image's set of changes: the perturbation, on one tape; the tape; and the perturbations themselves."""
+
+_MEASURES = ("pearson", "cosine")
+
+
+class DirectionParams(DefensesParams):
+    """What is compared."""
+
+    points: int = Field(100, ge=2, le=10_000, description="changes of an image whose directions are compared, pair by pair")
+
+
+class Direction(DefenseStudy[DirectionParams]):
+    """Do the changes that a purifying defense makes to an image agree in direction, on one tape and across tapes?
+
+    A change is P(x + d) - x, P(x) the purified and x the clean image. On one tape, d is uniform in the Linf ball of radius eps, not
+    clipped to [0, 1]; across tapes, d is 0 and each change has a tape of its own. The value of an image is the mean of Pearson's
+    correlation, or of the cosine, over all pairs of changes (Liu and Wei 2025, arXiv 2505.22839). As a control, that of the d.
+    """
+
+    Params = DirectionParams
+    default_n = 50
+
+    def run(self, setting: StudySetting) -> StudyResult:
+        """Correlations of each image, by defense."""
+        eps = check_linf(setting)
+        images = pd.DataFrame([row for one in _random(setting, self.params) for row in _rows(one, eps, self.params.points)])
+        table = summary(images)
+        return StudyResult(
+            tables={"directions": table, "images": images},
+            figures={"directions": directions_figure(images, table)},
+            sentence=sentence(table),
+            scale=f"{len(setting.subject().images)} images, {self.params.points} changes of each",
+        )
+
+
+def _random(setting: StudySetting, params: DirectionParams) -> list[Deployed]:
+    found = deploy(setting, params.defenses, ["purified"])
+    for one in found:
+        if not one.classifier.stochastic:
+            raise BadInput(f"defense {one.spec!r} draws no random numbers, so there are no other tapes to compare: leave it out")
+    return found
+
+
+def _rows(one: Deployed, eps: float, points: int) -> Iterator[dict[str, object]]:
+    one.setting.progress(f"{one.spec}: {len(one.images)} images, {2 * points} purifications each")
+    tape, tapes = one.victim("replay"), one.victim("replay-set", points)
+    with frozen(one.classifier):
+        for row, image in zip(one.rows, one.images, strict=True):
+            moves = _moves(tape, row, image, points, eps)
+            changes = {SAME: _on_one_tape(tape, row, image + moves), ACROSS: _across(tapes, row, image)}
+            for kind, vectors in {**{k: v - image for k, v in changes.items()}, CONTROL: moves}.items():
+                yield {"defense": one.spec, "image": _id(one, row), "compared": kind, **agreement(vectors.flatten(1).cpu().numpy())}
+
+
+def _id(one: Deployed, row: Tensor) -> int:
+    return int(one.subject.images.ids[int(row)])
+
+
+def _moves(victim: Victim, row: Tensor, image: Tensor, points: int, eps: float) -> Tensor:
+    uniform = victim.random(row.reshape(1)).uniform("direction", (points, *image.shape))[0]
+    return eps * (2 * uniform - 1)
+
+
+def _on_one_tape(tape: Victim, row: Tensor, x: Tensor) -> Tensor:
+    return tape.logits(x, row.expand(len(x)), Query(), "purified")[:, 0]
+
+
+def _across(tapes: Victim, row: Tensor, image: Tensor) -> Tensor:
+    return tapes.logits(image[None], row.reshape(1), Query(), "purified")[0]
+
+
+def agreement(vectors: npt.NDArray[np.floating]) -> dict[str, float]:
+    """Mean over all pairs of rows (m, d), m at least 2, of Pearson's correlation and of the cosine; NaN where a row is constant."""
+    rows = vectors.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centred = rows - rows.mean(1, keepdims=True)
+        return {"pearson": _mean_cosine(centred), "cosine": _mean_cosine(rows)}
+
+
+def _mean_cosine(rows: npt.NDArray[np.float64]) -> float:
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    m = len(rows)
+    # The squared length of the sum holds each pair twice, and m ones.
+    return float((np.square(units.sum(0)).sum() - m) / (m * (m - 1)))
+
+
+def summary(images: pd.DataFrame) -> pd.DataFrame:
+    """Means over images with 95 % intervals, by defense and by what was compared."""
+    rows = []
+    for (defense, kind), group in images.groupby(["defense", "compared"], sort=False):
+        found = {name: bootstrap_mean(group[name].to_numpy()) for name in _MEASURES}
+        about = {"defense": defense, "compared": kind, "images": found["pearson"].n}
+        rows.append(about | columns("pearson", found["pearson"]) | columns("cosine", found["cosine"]))
+    return pd.DataFrame(rows)
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """The correlations of each defense, and the control's."""
+    parts = [
+        f" that {defense} makes to an image correlate {_of(table, defense, ACROSS)} across tapes, "
+        f"{_of(table, defense, SAME)} on one tape"
+        for defense in table["defense"].unique()
+    ]
+    control = table[table["compared"] == CONTROL]["pearson"].abs().max()
+    return (
+        "The changes"
+        + "; the changes".join(parts)
+        + f"; the perturbations themselves {control:.3f} at most (Pearson, mean over images)."
+    )
+
+
+def _of(table: pd.DataFrame, defense: str, kind: str) -> Estimate:
+    (row,) = table[(table["defense"] == defense) & (table["compared"] == kind)].to_dict("records")
+    return Estimate(row["pearson"], row["pearson_low"], row["pearson_high"], row["images"])
+
+
+def directions_figure(images: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Each image's correlation as a dot, the means with their intervals beside them."""
+    figure, axes = plots.axes(
+        "How far the changes that a defense makes to one image agree in direction",
+        "",
+        "Pearson correlation of changes, mean over pairs",
+    )
+    places = {defense: place for place, defense in enumerate(table["defense"].unique())}
+    for shift, (kind, colour) in enumerate(zip((CONTROL, ACROSS, SAME), (plots.COLOURS[-1], *plots.COLOURS), strict=False)):
+        dots, means = images[images["compared"] == kind], table[table["compared"] == kind]
+        offset = 0.24 * (shift - 1)
+        at = dots["defense"].map(places).to_numpy() + offset - 0.04 + 0.04 * np.sin(np.arange(len(dots)) * 2.4)
+        axes.plot(at, dots["pearson"], "o", markersize=3, alpha=0.35, color=colour)
+        bars = [means["pearson"] - means["pearson_low"], means["pearson_high"] - means["pearson"]]
+        where = means["defense"].map(places).to_numpy() + offset + 0.06
+        axes.errorbar(where, means["pearson"], bars, fmt="s", markersize=6, capsize=4, color=colour, label=_LABELS[kind])
+    axes.set_xticks(list(places.values()), list(places))
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_ylim(min(-0.05, images["pearson"].min() - 0.02), 1.04)
+    plots.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+_LABELS = {
+    SAME: "other perturbation,\none tape",
+    ACROSS: "no perturbation,\nother tape",
+    CONTROL: "the perturbations\nthemselves",
+}

@@ -1,0 +1,243 @@
+"""The study `overhead`: what a purifying defense costs, for its user and for who attacks it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor, nn
+
+from bench.losses import cross_entropy
+from bench.maximise import Objective
+from bench.memory import limited
+from bench.noise import Query
+from bench.studies import plots
+from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, deploy, diffusion_model, diffusion_models
+from bench.studies.study import EVERYTHING, StudyResult, StudySetting
+from bench.victim import frozen
+
+CHECKPOINTED = "full, checkpointed"
+"""The exact gradient where the activations of all steps do not fit the memory: each step is computed again."""
+
+_PLENTY, _NONE = "1000000G", "1"
+
+
+class OverheadParams(DefensesParams):
+    """How often is timed."""
+
+    repeats: int = Field(5, ge=1, le=1000, description="timings of each figure; their median counts")
+
+
+@dataclass
+class Calls:
+    """Images that went through the diffusion network, forwards and backwards."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class Overhead(DefenseStudy[OverheadParams]):
+    """What does a purifying defense cost: network evaluations and seconds an image, and forward-equivalents of each gradient?
+
+    Network evaluations are counted, an image's pass through the diffusion network being one; a backward pass to the image counts
+    as one forward-equivalent more, since the weights take no gradient. Seconds are medians on this machine, in one batch, and
+    repeat no better than its load allows.
+    """
+
+    Params = OverheadParams
+    uses = EVERYTHING - {"norm", "eps"}
+    default_n = 32
+
+    def run(self, setting: StudySetting) -> StudyResult:
+        """Counts and seconds, by defense."""
+        deployed = deploy(setting, self.params.defenses, ["purified", "times"])
+        schedules = [diffusion_model(one).steps for one in deployed]
+        classify = _classifier_seconds(deployed[0], self.params.repeats)
+        costs = pd.DataFrame(
+            [inference(one, steps, classify, self.params.repeats) for one, steps in zip(deployed, schedules, strict=True)]
+        )
+        gradients = pd.DataFrame([row for one in deployed for row in gradient_rows(one, self.params.repeats)])
+        return StudyResult(
+            tables={"inference": costs, "gradients": gradients},
+            figures={"gradients": overhead_figure(gradients)},
+            sentence=sentence(costs, gradients),
+            scale=f"medians of {self.params.repeats} timings, batches of {_batch(setting)}",
+        )
+
+
+def _batch(setting: StudySetting) -> int:
+    return min(setting.batch_size, len(setting.subject().images))
+
+
+def _classifier_seconds(one: Deployed, repeats: int) -> float:
+    """Seconds an image of the classifier alone. They are short, so that more of them are taken."""
+    plain = copy.deepcopy(one.subject.classifier).to(one.images.device)
+    batch = _batch(one.setting)
+    noise = one.victim().random(one.rows[:batch])
+    with torch.no_grad():
+        return _seconds(lambda: plain(one.images[:batch], noise), 10 * repeats, one.images.device) / batch
+
+
+def inference(one: Deployed, steps: int, classify: float, repeats: int) -> dict[str, object]:
+    """Network evaluations and seconds an image, without gradient.
+
+    Args:
+        steps: length T of the diffusion model's schedule.
+        classify: seconds that the classifier takes for an image.
+    """
+    one.setting.progress(f"{one.spec}: purification")
+    batch = _batch(one.setting)
+    x, rows, victim = one.images[:batch], one.rows[:batch], one.victim()
+    with frozen(one.classifier):
+        purify = _seconds(lambda: victim.logits(x, rows, Query(), "purified"), repeats, x.device) / batch
+        with counted(one.classifier) as calls:
+            victim.logits(x[:1], rows[:1], Query(), "purified")
+        times = victim.logits(x[:1], rows[:1], Query(), "times")[0, 0]
+    return {
+        "defense": one.spec,
+        "evaluations": calls.forwards,
+        "share_of_generation": _reversed(times) / steps,
+        "batch": batch,
+        "classifier_seconds": classify,
+        "purification_seconds": purify,
+        "latency_ratio": (purify + classify) / classify,
+    }
+
+
+def _reversed(times: Tensor) -> int:
+    """How many steps of the schedule are reversed: by so much the time index falls."""
+    return int((times[:-1] - times[1:]).clamp(min=0).sum())
+
+
+def gradient_rows(one: Deployed, repeats: int) -> Iterator[dict[str, object]]:
+    """The cost of one gradient of one image for each backward pass that the defense offers; seconds are those in a batch.
+
+    The checkpointed one is not timed: how many images it takes at once, and so its time, depends on the memory.
+    """
+    for gradient in one.classifier.gradients:
+        one.setting.progress(f"{one.spec}: gradient {gradient}")
+        objective = one.victim(gradient=gradient).objective(one.labels, cross_entropy)
+        with frozen(one.classifier):
+            counts, seconds = _count(one, objective, _PLENTY), _time(one, objective, repeats)
+            yield {"defense": one.spec, "gradient": gradient, **counts, "seconds": seconds}
+            if gradient == "full":
+                counts = _count(one, objective, _NONE)
+                yield {"defense": one.spec, "gradient": CHECKPOINTED, **counts, "seconds": math.nan}
+
+
+def _count(one: Deployed, objective: Objective, memory: str) -> dict[str, int]:
+    def gradient() -> None:
+        objective(one.images[:1], one.rows[:1], 0, True)
+
+    with limited(memory):
+        # The first pass finds out what a step keeps, which is no part of the gradient's cost.
+        gradient()
+        with counted(one.classifier) as calls:
+            gradient()
+    both = calls.forwards + calls.backwards
+    return {"forwards": calls.forwards, "backwards": calls.backwards, "forward_equivalents": both}
+
+
+def _time(one: Deployed, objective: Objective, repeats: int) -> float:
+    batch = _batch(one.setting)
+    x, rows = one.images[:batch], one.rows[:batch]
+    return _seconds(lambda: objective(x, rows, 0, True), repeats, x.device) / batch
+
+
+def _seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """Median wall time after one pass to warm up."""
+    taken = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+class _Passed(torch.autograd.Function):
+    """The identity, which reports the backward pass through it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, report: Callable[[], None]) -> Tensor:
+        ctx.report = report
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        ctx.report()
+        return slope, None
+
+
+@contextmanager
+def counted(classifier: nn.Module) -> Iterator[Calls]:
+    """Count what goes through the diffusion networks of a defense inside the block."""
+    calls = Calls()
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        z, *rest = inputs
+        calls.forwards += len(z)
+
+        def report() -> None:
+            calls.backwards += len(z)
+
+        return (_Passed.apply(z, report), *rest)
+
+    handles = [model.network.register_forward_pre_hook(enter) for model in diffusion_models(classifier)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# What is shown ---------------------------------------------------------------------------------------------------------
+
+
+def sentence(costs: pd.DataFrame, gradients: pd.DataFrame) -> str:
+    """What each defense costs."""
+    return "; ".join(_about(row, gradients) for row in costs.to_dict("records")) + "."
+
+
+def _about(row: dict[Any, Any], gradients: pd.DataFrame) -> str:
+    own = gradients[gradients["defense"] == row["defense"]].to_dict("records")
+    counts = ", ".join(f"{one['forward_equivalents']} ({one['gradient']})" for one in own)
+    return (
+        f"{row['defense']} takes {row['evaluations']} network evaluations and {1000 * row['purification_seconds']:.2f} ms an "
+        f"image, the classifier {1000 * row['classifier_seconds']:.3f} ms (latency x {row['latency_ratio']:.0f}; "
+        f"{row['share_of_generation']:.0%} of a full generation's schedule); a gradient costs forward-equivalents {counts}"
+    )
+
+
+def overhead_figure(gradients: pd.DataFrame) -> Figure:
+    """Forward-equivalents and seconds of each gradient."""
+    figure, both = plots.panels(
+        "What one gradient of a purifying defense costs an attack",
+        [("network passes an image", "", "counted"), ("milliseconds an image", "", "timed on this machine")],
+    )
+    defenses, names = list(gradients["defense"].unique()), list(gradients["gradient"].unique())
+    height = 0.8 / len(defenses)
+    for place, (defense, colour) in enumerate(zip(defenses, plots.COLOURS, strict=False)):
+        rows = gradients[gradients["defense"] == defense].set_index("gradient").reindex(names)
+        at = [index + (place - (len(defenses) - 1) / 2) * height for index in range(len(names))]
+        both[0].barh(at, rows["forwards"], height, color=colour, label=f"{defense}: forward")
+        behind = {"left": rows["forwards"], "alpha": 0.45}
+        both[0].barh(at, rows["backwards"], height, color=colour, label=f"{defense}: backward", **behind)
+        both[1].barh(at, 1000 * rows["seconds"], height, color=colour, label=defense)
+    for axes in both:
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        plots.legend(axes, loc="lower right")
+    both[1].tick_params(labelleft=False)
+    return figure

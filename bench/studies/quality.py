@@ -1,0 +1,269 @@
+"""The study `quality`: does a diffusion model that draws better images also purify better?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor
+
+from bench.diffusion import zoo
+from bench.diffusion.chain import Sampler, sample
+from bench.diffusion.load import load_model
+from bench.diffusion.model import DiffusionModel
+from bench.errors import BadInput
+from bench.fingerprint import fingerprint
+from bench.noise import Noise, Stream
+from bench.plugins import DEFENSES, create
+from bench.spec import Params, Spec, parse, unnest
+from bench.statistics import wilson
+from bench.studies import plots
+from bench.studies.deployed import Climb, ClimbParams, Deployed, deploy, diffusion_model
+from bench.studies.study import Study, StudyResult, StudySetting
+from bench.victim import frozen
+
+FEWEST_STEPS = 5
+"""A rank correlation over fewer stages of training says nothing."""
+
+FEWEST_SAMPLES = 2_000
+"""The Fréchet distance of fewer samples is mostly their bias."""
+
+_WEIGHTS = ("ema", "raw")
+_RESAMPLES = 10_000
+Floats = npt.NDArray[np.float64]
+
+
+class QualityParams(Params):
+    """The model, the defense and the scale."""
+
+    model: str = Field("mnist5k-ddpm", description="shipped diffusion model whose earlier weights are kept")
+    defense: str = Field("diffpure:steps=5", description="defense spec with a parameter `model`, which the study sets")
+    steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the attack on the defense's tape")
+    samples: int = Field(2_000, ge=FEWEST_SAMPLES, le=1_000_000, description="generated images a checkpoint")
+    sampling_steps: int = Field(10, ge=1, le=1000, description="DDIM steps from pure noise to an image")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of a model after some steps of training: the moving average (`ema`) or the last ones (`raw`)."""
+
+    model: str
+    weights: str
+    step: int
+
+    @property
+    def spec(self) -> str:
+        """The diffusion model's spec."""
+        return f"zoo:{self.model},step={self.step},weights={self.weights}"
+
+
+class Quality(Study[QualityParams]):
+    """Does a diffusion model whose samples lie nearer to the real images also make a more robust purifier?
+
+    For each checkpoint of a shipped model, moving averages and raw weights: the Fréchet distance FD of DDIM samples to the training
+    images, on the features before the last layer of the suite's own classifier (so it is no FID, and comparable only here); clean
+    accuracy behind the defense, and robust accuracy under PGD on the defense's tape, both judged on that tape. Spearman's rank
+    correlation of FD and robust accuracy has a bootstrap interval over stages of training, both weights of a stage together.
+    """
+
+    Params = QualityParams
+    positional = "model"
+    default_n = 100
+
+    def plugins(self) -> dict[str, Any]:
+        """The defense."""
+        return {"defense": create(DEFENSES, parse(unnest(self.params.defense))).identity}
+
+    def sources(self, setting: StudySetting) -> dict[str, str]:
+        """The checkpoints' weights, and the training images."""
+        found = {one.spec: fingerprint(load_model(one.spec)) for one in checkpoints(self.params.model)}
+        return found | {"training images": setting.subject().dataset.plugin.train().sha256}
+
+    def run(self, setting: StudySetting) -> StudyResult:
+        """FD, clean and robust accuracy of each checkpoint."""
+        params = self.params
+        chosen = checkpoints(params.model)
+        deployed = deploy(setting, [with_model(params.defense, one.spec) for one in chosen])
+        table = pd.DataFrame(list(_rows(setting, params, chosen, deployed)))
+        ranks = rank_table(table)
+        return StudyResult(
+            tables={"quality": table, "ranks": ranks},
+            figures={name: quality_figure(table, name) for name in _ACCURACIES},
+            sentence=sentence(table, ranks),
+            scale=f"{len(setting.subject().images)} images, PGD with {params.steps} steps; {params.samples} samples of "
+            f"{params.sampling_steps} DDIM steps",
+        )
+
+
+def checkpoints(model: str) -> list[Checkpoint]:
+    """All weights that are kept of a shipped model. Raises `BadInput` where they are of fewer than five steps."""
+    steps = zoo.steps_of(model)
+    if len(steps) < FEWEST_STEPS:
+        raise BadInput(
+            f"zoo:{model} keeps weights of {len(steps)} steps of training: a rank correlation needs at least {FEWEST_STEPS}"
+        )
+    return [Checkpoint(model, weights, step) for step in steps for weights in _WEIGHTS]
+
+
+def with_model(defense: str, model: str) -> str:
+    """The defense's spec with this diffusion model. Raises `BadInput` where it takes none, or has one of its own."""
+    spec = parse(unnest(defense))
+    if "model" in spec.options:
+        raise BadInput(f"defense {defense!r} names a diffusion model, which this study chooses: leave `model` out")
+    return create(DEFENSES, Spec(spec.name, spec.positional, {**spec.options, "model": f"({model})"})).spec
+
+
+def _rows(
+    setting: StudySetting, params: QualityParams, chosen: list[Checkpoint], deployed: list[Deployed]
+) -> Iterator[dict[str, object]]:
+    train = setting.subject().dataset.plugin.train().pixels()
+    real = features(deployed[0], train)
+    for one, defense in zip(chosen, deployed, strict=True):
+        setting.progress(f"{one.spec}: {params.samples} samples, attack on {len(defense.images)} images")
+        with frozen(defense.classifier):
+            distance = frechet(features(defense, draw(setting, diffusion_model(defense), params)), real)
+            yield {"step": one.step, "weights": one.weights, "fd": distance, **accuracies(defense, params.steps)}
+
+
+def accuracies(one: Deployed, steps: int) -> dict[str, float]:
+    """Clean and robust accuracy on the defense's tape with 95 % intervals; robust: right on the clean and on the attacked image."""
+    victim = one.victim("replay")
+    right = victim.verify(one.images)[:, 0] == one.labels
+    stands = Climb(ClimbParams(steps=steps))(victim, one.images, one.labels, one.subject.threat).predictions[:, 0] == one.labels
+    found: dict[str, float] = {}
+    for name, correct in (("clean", right), ("robust", right & stands)):
+        interval = wilson(int(correct.sum()), len(correct))
+        found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
+
+
+def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) -> Tensor:
+    """Images from pure noise, (samples, C, H, W) in [0, 1], on the CPU; every checkpoint gets the same noise.
+
+    `model` lies on the setting's device. Raises `BadInput` where it was not trained on all time indices.
+    """
+    if model.trained_steps < model.steps:
+        raise BadInput(
+            f"the diffusion model was trained below index {model.trained_steps} only, so it draws no images: give another"
+        )
+    ids = np.arange(params.samples)
+    parts = []
+    for start in range(0, params.samples, setting.batch_size):
+        noise = Noise.of(setting.seed, Stream.EVAL, ids[start : start + setting.batch_size], device=setting.device).at("samples")
+        parts.append(sample(model, Sampler("ddim"), params.sampling_steps, noise).cpu())
+    return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
+
+
+def features(one: Deployed, images: Tensor) -> Floats:
+    """Features (n, d) before the last layer of the subject's classifier. Raises `BadInput` where it does not offer them."""
+    classifier = one.subject.classifier
+    if "features" not in classifier.views():
+        raise BadInput(
+            f"the classifier {one.subject.classifier_spec} does not offer the view 'features': give a classifier of the zoo"
+        )
+    forward = classifier.twin("full", "features")
+    noise = Noise.of(one.setting.seed, Stream.EVAL, np.arange(len(images))).at("features")
+    size = one.setting.batch_size
+    with torch.no_grad():
+        parts = [forward(images[rows], noise.rows(rows)) for rows in (slice(at, at + size) for at in range(0, len(images), size))]
+    return torch.cat(parts).double().numpy()
+
+
+def frechet(a: Floats, b: Floats) -> float:
+    """Fréchet distance of the normal laws with the means and covariances of two sets of features (n, d) and (m, d).
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982); the trace of the root is the sum of the roots of the
+    eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2), which are those of S1 S2.
+    """
+    from scipy.linalg import eigh, eigvalsh
+
+    gap = a.mean(0) - b.mean(0)
+    first, second = np.cov(a, rowvar=False).reshape(len(gap), -1), np.cov(b, rowvar=False).reshape(len(gap), -1)
+    values, vectors = eigh(first)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    middle = root @ second @ root
+    shared = np.sqrt(eigvalsh((middle + middle.T) / 2).clip(min=0)).sum()
+    return float(gap @ gap + np.trace(first) + np.trace(second) - 2 * shared)
+
+
+# What is shown ---------------------------------------------------------------------------------------------------------
+
+
+def spearman(x: Floats, y: Floats, seed: int = 0) -> dict[str, float]:
+    """Spearman's rank correlation of stages (s, m), with the percentile 95 % bootstrap over stages: their m members stay together.
+
+    Resamples in which one quantity is all ties have none, and are left out.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    drawn = generator.integers(len(x), size=(_RESAMPLES, len(x)))
+    low, high = np.nanquantile(_rank_correlations(x[drawn], y[drawn]), (0.025, 0.975))
+    return {"rho": float(_rank_correlations(x[None], y[None])[0]), "low": float(low), "high": float(high)}
+
+
+def _rank_correlations(x: Floats, y: Floats) -> Floats:
+    """Of each resample (r, s, m); NaN where one of them has no order."""
+    from scipy.stats import rankdata
+
+    first, second = (rankdata(values.reshape(len(values), -1), axis=1) for values in (x, y))
+    first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
+    with np.errstate(invalid="ignore"):
+        found: Floats = (first * second).sum(1) / np.sqrt(np.square(first).sum(1) * np.square(second).sum(1))
+    return found
+
+
+def rank_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlations of FD with both accuracies, and of the training step with all three."""
+    rows = []
+    for first, second in (("fd", "robust"), ("fd", "clean"), ("step", "fd"), ("step", "robust"), ("step", "clean")):
+        x, y = (table[name].to_numpy(float).reshape(-1, len(_WEIGHTS)) for name in (first, second))
+        found = spearman(x, y)
+        rows.append({"of": first, "and": second, **found, "checkpoints": len(table), "stages": table["step"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
+    """The rank correlation, and what the last and the first checkpoints have."""
+    rank = ranks.iloc[0]
+    last = table[table["step"] == table["step"].max()].set_index("weights")
+    parts = [
+        f"{weights} FD {row['fd']:.3g}, clean {row['clean']:.2f}, robust {row['robust']:.2f}" for weights, row in last.iterrows()
+    ]
+    return (
+        f"Over {len(table)} checkpoints FD and robust accuracy under replay have Spearman's rho {rank['rho']:.2f} "
+        f"[{rank['low']:.2f}, {rank['high']:.2f}] (a smaller FD says better samples); after {last['step'].max()} steps: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def quality_figure(table: pd.DataFrame, name: str) -> Figure:
+    """`robust` or `clean` accuracy against FD, moving averages and raw weights told apart, each labelled by its training step."""
+    figure, axes = plots.axes(
+        "Samples and purifier, checkpoint by checkpoint (number: steps of training)",
+        "FD of samples to training images",
+        _ACCURACIES[name],
+    )
+    styles = zip(table.groupby("weights", sort=False), plots.COLOURS, ("o", "s"), (1, -1), strict=False)
+    for (weights, group), colour, mark, side in styles:
+        bars = [group[name] - group[f"{name}_low"], group[f"{name}_high"] - group[name]]
+        axes.errorbar(group["fd"], group[name], bars, fmt=mark, color=colour, elinewidth=0.8, alpha=0.85, label=str(weights))
+        for row in group.to_dict("records"):
+            place = (row["fd"], row[name])
+            where = "left" if side > 0 else "right"
+            axes.annotate(str(row["step"]), place, (6 * side, 5 * side - 3), textcoords="offset points", color=colour, ha=where)
+    axes.set_xscale("log")
+    axes.margins(x=0.08)
+    plots.legend(axes, loc="lower left")
+    return figure
+
+
+_ACCURACIES = {
+    "robust": "robust accuracy under replay",
+    "clean": "clean accuracy behind the purifier",
+}
