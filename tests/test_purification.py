@@ -600,6 +600,12 @@ def test_a_guided_step_has_the_published_size():
     assert push.abs().max() > 0.05
 
 
+def test_t_is_a_count_so_the_image_is_noised_to_the_index_before_it():
+    assert built("diffpure:model=(gaussian:side=8)").how.rounds == (Round(200, 10, 199),)
+    assert built("diffpure:model=(gaussian:side=8),t=30,steps=3,start_index=30,rounds=2").how.rounds == (Round(30, 3, 30),) * 2
+    assert built("revpure:model=(gaussian:side=8),t=30,steps=3").how.rounds == (Round(30, 3, None),)
+
+
 def test_the_defaults_of_gdmp_are_the_published_ones():
     how = built("gdmp:model=(gaussian:side=8)").how
     assert how.rounds == (Round(36, 36, 36),) * 4 and how.sampler == Sampler(variance="large", clip=True)
