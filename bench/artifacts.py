@@ -4,8 +4,8 @@
     <cache>/<kind>/.work-<hash>/     what an unfinished one left; the next try goes on from there
     <cache>/<kind>/.claim-<hash>/    somebody makes it now
 
-The cache is $BENCH_CACHE, else $XDG_CACHE_HOME/adversarial-bench, else ~/.cache/adversarial-bench. Nothing in it is a result: it may
-be deleted at any time, and what is needed again is made again.
+The cache is $BENCH_CACHE, else $XDG_CACHE_HOME/adversarial-bench, else ~/.cache/adversarial-bench. Nothing in it is a result: it
+may be deleted at any time, and what is needed again is made again.
 """
 
 from __future__ import annotations
