@@ -16,9 +16,11 @@ from bench.defense import Card, DataAccess, DefendedClassifier, Defense
 from bench.noise import Noise
 from bench.spec import Params
 from defenses.adversarial.objectives import read_objective
-from defenses.adversarial.params import ATTACKS, ObjectiveSpec, TrainingEps, TrainingParams
+from defenses.adversarial.params import TrainingEps, TrainingParams
+from defenses.adversarial.public_at import ObjectiveSpec
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.students import Lesson, taught
+from defenses.adversarial.training_data import ATTACKS
 from defenses.datafree.images import SyntheticImages, synthetic_images
 from defenses.datafree.synthesis import Keep, Modes, Recipe, Space, Start, Targets
 
@@ -89,7 +91,9 @@ PRESETS = {
 class DataFreeShieldParams(Params):
     """Parameters of `datafreeshield`. What is left out is the profile's or the preset's."""
 
-    profile: Literal["smoke", "small", "medium", "gpu-half", "full"] = Field("small", description="scale; full is the published one")
+    profile: Literal["smoke", "small", "medium", "gpu-half", "full"] = Field(
+        "small", description="scale; full is the published one"
+    )
     preset: Literal["honest", "repo-general", "repo-medical", "icml"] = Field(
         "honest", description="recipe: one that works at small scale, the released scripts', or the paper's"
     )
@@ -105,13 +109,17 @@ class DataFreeShieldParams(Params):
     a_bn: float = Field(1.0, ge=0, description="weight of the BatchNorm statistics")
     a_tv: float = Field(2.5e-5, ge=0, description="weight of total variation, for a batch of 250")
     targets: Targets | None = Field(None, description="one class a batch, all classes in each, or a random one for each image")
-    space: Space | None = Field(None, description="what Adam moves: the network input, clamped at the end; pixels; logits of pixels")
+    space: Space | None = Field(
+        None, description="what Adam moves: the network input, clamped at the end; pixels; logits of pixels"
+    )
     start: Start = Field("normal", description="law of the first image: normal in the network input, or uniform pixels")
     start_scale: float = Field(1.0, gt=0, description="scale of the normal law")
     jitter: int = Field(2, ge=0, description="pixels by which each iteration may roll a batch")
     keep: Keep | None = Field(None, description="iterate that is kept: the best one without jitter, or the last one")
     every: int = Field(50, ge=1, description="iterations between two looks for the best iterate")
-    labels: Literal["target", "teacher"] = Field("target", description="hard labels: the class aimed at, or the classifier's answer")
+    labels: Literal["target", "teacher"] = Field(
+        "target", description="hard labels: the class aimed at, or the classifier's answer"
+    )
     objective: ObjectiveSpec | None = Field(
         None, description="datafreeshield, trades, mart, pgd-at, ard or rslad, with its parameters"
     )
@@ -147,19 +155,28 @@ class DataFreeShieldParams(Params):
     def recipe(self) -> Recipe:
         """How images are made."""
         scale = self.scale
-        shared = {name: getattr(self, name) for name in _OF_SYNTHESIS}
-        chosen = {**self.recipe_of_preset.synthesis, **self._given(("coefficients", "tv_random", "targets", "space", "keep"))}
-        made = {"images": scale.images, "batch": scale.synthesis_batch, "iterations": scale.iterations}
-        return Recipe(**made, rate=self.synthesis_rate, **shared, **chosen)
+        values: dict[str, Any] = {
+            **{name: getattr(self, name) for name in _OF_SYNTHESIS},
+            **self.recipe_of_preset.synthesis,
+            **self._given(("coefficients", "tv_random", "targets", "space", "keep")),
+        }
+        return Recipe(scale.images, scale.synthesis_batch, scale.iterations, self.synthesis_rate, **values)
 
     def training(self) -> TrainingParams:
         """How the student is trained."""
         scale = self.scale
-        shared = {name: getattr(self, name) for name in _OF_TRAINING}
-        sizes = {"epochs": scale.epochs, "batch": scale.batch, "group": scale.group, "agreement": self.tau}
         batches = scale.epochs * max(1, scale.images // scale.batch)
-        chosen = {"rate": BUDGET / batches, **self.recipe_of_preset.training}
-        return TrainingParams(**shared, **sizes, **{**chosen, **self._given(("rate", "decay", "schedule", "warmup", "clip"))})
+        values: dict[str, Any] = {
+            **{name: getattr(self, name) for name in _OF_TRAINING},
+            "epochs": scale.epochs,
+            "batch": scale.batch,
+            "group": scale.group,
+            "agreement": self.tau,
+            "rate": BUDGET / batches,
+            **self.recipe_of_preset.training,
+            **self._given(("rate", "decay", "schedule", "warmup", "clip")),
+        }
+        return TrainingParams(**values)
 
     def _given(self, names: Any) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
