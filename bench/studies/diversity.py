@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
@@ -16,7 +16,7 @@ from bench.statistics import wilson
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.studies.synthetic import Embedding, MadeParams, embedded, make, training_points
+from bench.studies.synthetic import Embedding, MadeParams, embedded, make, short_names, training_points
 
 _SHOWN = 600
 """Points of a set in the picture."""
@@ -56,17 +56,25 @@ class Diversity(Study[DiversityParams]):
         real, _ = training_points(setting, params.n_real, params.embedding)
         found = {one.defense: (one.images, one.labels) for one in make(setting, params.defenses)}
         found["test images"] = (subject.images.pixels(), subject.images.labels)
-        points = {name: embedded(setting, images, params.embedding) for name, (images, _) in found.items()}
+        # More points cover more, so each set has as many.
+        size = min(len(images) for images, _ in found.values())
+        chosen = {name: (images[_spread(images, size)], labels[_spread(labels, size)]) for name, (images, labels) in found.items()}
+        points = {name: embedded(setting, images, params.embedding) for name, (images, _) in chosen.items()}
         classes = subject.dataset.plugin.num_classes
         table = pd.DataFrame(
             [{"images": name, **measures(real, made, params, classes, setting.seed)} for name, made in points.items()]
         )
         return StudyResult(
             tables={"diversity": table},
-            figures={"map": map_figure(real, points, {name: labels for name, (_, labels) in found.items()})},
+            figures={"map": map_figure(real, points, {name: labels for name, (_, labels) in chosen.items()})},
             sentence=sentence(table, params),
             scale=f"{len(real)} training images",
         )
+
+
+def _spread(rows: Tensor, size: int) -> Tensor:
+    """The positions of so many rows, evenly from first to last: classes may come one after the other."""
+    return torch.linspace(0, len(rows) - 1, size).round().long()
 
 
 def measures(real: Floats, made: Floats, params: DiversityParams, classes: int, seed: int) -> dict[str, float]:
@@ -92,8 +100,9 @@ def _shares(name: str, hits: Any) -> dict[str, float]:
 
 def sentence(table: pd.DataFrame, params: DiversityParams) -> str:
     """Coverage and recall of each set."""
+    names = short_names(list(table["images"]))
     rows = [
-        f"{row['images']} cover {row['coverage']:.3f} [{row['coverage_low']:.3f}, {row['coverage_high']:.3f}] and recall "
+        f"{names[row['images']]} cover {row['coverage']:.3f} [{row['coverage_low']:.3f}, {row['coverage_high']:.3f}] and recall "
         f"{row['recall']:.3f} [{row['recall_low']:.3f}, {row['recall_high']:.3f}]"
         for row in table.to_dict("records")
     ]
@@ -104,20 +113,13 @@ def map_figure(real: Floats, points: dict[str, Floats], labels: dict[str, Tensor
     """Each set over the training images (grey), on the training images' first two principal components; colours are classes."""
     mean, directions = sets.principal(real)
     title = "Images on the first two principal components of the training images (grey); colours are classes"
-    figure, axes = plots.panels(title, [("first component", "second component", _short(name)) for name in points])
+    names = short_names(list(points))
+    figure, axes = plots.panels(title, [("first component", "second component", names[name]) for name in points])
     back = (real - mean) @ directions
     for one, (name, made) in zip(axes, points.items(), strict=True):
-        chosen = np.linspace(0, len(made) - 1, min(_SHOWN, len(made))).round().astype(int)
-        spots = (made[chosen] - mean) @ directions
+        chosen = _spread(labels[name], min(_SHOWN, len(made)))
+        spots = (made[chosen.numpy()] - mean) @ directions
         colours = [plots.COLOURS[int(label) % len(plots.COLOURS)] for label in labels[name][chosen]]
         one.scatter(back[:, 0], back[:, 1], s=5, color="#bbbbbb", linewidths=0)
         one.scatter(spots[:, 0], spots[:, 1], s=9, c=colours, linewidths=0)
     return figure
-
-
-def _short(name: str) -> str:
-    """A spec cut to the width of a panel, from its end, where specs tend to differ."""
-    return name if len(name) <= _WIDTH else f"...{name[3 - _WIDTH :]}"
-
-
-_WIDTH = 32

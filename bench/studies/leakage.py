@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from torch import Tensor
 from torch.nn import functional as F
 
+from bench.data.dataset import ImageSet
 from bench.noise import Noise, Stream
 from bench.plugins import DEFENSES, create
 from bench.spec import parse
@@ -19,7 +19,7 @@ from bench.statistics import wilson
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.studies.synthetic import Embedding, MadeParams, embedded, make
+from bench.studies.synthetic import Embedding, MadeParams, embedded, make, short_names
 
 _CLASSIFIER = "the classifier's loss"
 
@@ -60,10 +60,7 @@ class Leakage(Study[LeakageParams]):
         made = {one.defense: embedded(setting, one.images, params.embedding) for one in make(setting, params.defenses)}
         ratios = {name: sets.nearest(points, inside) / sets.nearest(points, outside).clip(1e-12) for name, points in made.items()}
         scores = {name: (-sets.nearest(inside, points), -sets.nearest(outside, points)) for name, points in made.items()}
-        scores[_CLASSIFIER] = (
-            _confidence(setting, members.pixels(), members.labels),
-            _confidence(setting, others.pixels(), others.labels),
-        )
+        scores[_CLASSIFIER] = _confidence(setting, members), _confidence(setting, others)
         table = pd.DataFrame([distance_row(name, ratio) for name, ratio in ratios.items()])
         membership = pd.DataFrame([membership_row(name, *both, setting.seed) for name, both in scores.items()])
         return StudyResult(
@@ -74,8 +71,9 @@ class Leakage(Study[LeakageParams]):
         )
 
 
-def _confidence(setting: StudySetting, images: Tensor, labels: Tensor) -> Floats:
+def _confidence(setting: StudySetting, part: ImageSet) -> Floats:
     """Minus the classifier's cross-entropy on each image."""
+    images, labels = part.pixels(), part.labels
     noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(images))).at("confidence")
     found = []
     with torch.no_grad():
@@ -107,11 +105,13 @@ def membership_row(name: str, members: Floats, others: Floats, seed: int) -> dic
 
 def sentence(membership: pd.DataFrame, distances: pd.DataFrame) -> str:
     """AUC of each score, and on which side the synthetic images lie."""
+    names = {_CLASSIFIER: _CLASSIFIER, **short_names(list(distances["images"]))}
     first = [
-        f"{row['score']} {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]" for row in membership.to_dict("records")
+        f"{names[row['score']]} {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]"
+        for row in membership.to_dict("records")
     ]
     second = [
-        f"{row['nearer_to_training']:.3f} [{row['nearer_low']:.3f}, {row['nearer_high']:.3f}] of {row['images']}"
+        f"{row['nearer_to_training']:.3f} [{row['nearer_low']:.3f}, {row['nearer_high']:.3f}] of {names[row['images']]}"
         for row in distances.to_dict("records")
     ]
     return f"Membership AUC (0.5: nothing leaks): {'; '.join(first)}. Nearer to a training image (0.5): {'; '.join(second)}."
@@ -122,8 +122,9 @@ def ratio_figure(ratios: dict[str, Floats]) -> Figure:
     figure, axes = plots.axes(
         "Distance to the nearest training image over that to the nearest test image", "synthetic image, by rank", "ratio"
     )
+    names = short_names(list(ratios))
     axes.axhline(1, color=plots.COLOURS[-1], linewidth=1)
     for (name, found), colour in zip(ratios.items(), plots.COLOURS, strict=False):
-        axes.plot(np.linspace(0, 1, len(found)), np.sort(found), color=colour, label=name[-60:])
+        axes.plot(np.linspace(0, 1, len(found)), np.sort(found), color=colour, label=names[name])
     plots.legend(axes, loc="upper left")
     return figure

@@ -24,7 +24,7 @@ from bench.spec import Params, Specs, parse
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import Study, StudyResult, StudySetting
-from bench.studies.synthetic import check_maker
+from bench.studies.synthetic import check_maker, short_names
 from bench.threat import ThreatModel
 
 REAL = 2_000
@@ -165,9 +165,10 @@ def answers_of(classifier: Classifier, points: Tensor) -> Tensor:
 
 def sentence(means: pd.DataFrame, repeats: int) -> str:
     """Means over the data sets."""
+    names = short_names(list(means["defense"]))
     parts = [
-        f"{row['defense']}: {row['wrong_0']:.0f} and {row['wrong_1']:.0f} of {row['of']:.0f} points a class in the wrong region, "
-        f"coverage {row['coverage']:.3f}, real points {row['distance']:.2f} from the nearest"
+        f"{names[row['defense']]}: {row['wrong_0']:.0f} and {row['wrong_1']:.0f} of {row['of']:.0f} points a class in the wrong "
+        f"region, coverage {row['coverage']:.3f}, real points {row['distance']:.2f} from the nearest"
         for row in means.to_dict("records")
     ]
     return f"Means over {repeats} data sets: {'; '.join(parts)}."
@@ -175,15 +176,14 @@ def sentence(means: pd.DataFrame, repeats: int) -> str:
 
 def points_figure(scenes: list[Scene]) -> Figure:
     """The first data set: real points (grey), synthetic ones by the class that they aim at, over the classifier's regions."""
-    title = "Synthetic points (colour: class aimed at) over real ones (grey) and the classifier's regions"
-    names = [("", "", scene.defense[-_SHOWN:]) for scene in scenes]
-    figure, axes = plots.panels(title, names)
+    title = "Synthetic points (colour: class aimed at), real ones (grey), the classifier's regions"
+    names = short_names([scene.defense for scene in scenes])
+    figure, axes = plots.panels(title, [("", "", names[scene.defense]) for scene in scenes])
     for one, scene in zip(axes, scenes, strict=True):
         _draw(one, scene)
     return figure
 
 
-_SHOWN = 44
 _GRID = 200
 
 
