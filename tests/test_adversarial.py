@@ -241,6 +241,14 @@ def test_a_masked_element_still_moves_by_momentum_and_decay():
     assert moves == pytest.approx([-0.1919, -0.0833, -0.0757], abs=5e-5)
 
 
+def test_where_everything_is_masked_the_weights_still_decay(learn, teacher, monkeypatch):
+    monkeypatch.setattr(GradRefine, "take", lambda self: [torch.zeros_like(up) for up in self._up])
+    student = learn(Schedule(epochs=1, batch=48, rate=0.1, decay=0.5, steps=1)).student
+    for before, after in zip(teacher.parameters(), student.parameters(), strict=True):
+        # v = wd theta; the step is lr (wd theta + 0.9 v).
+        assert torch.allclose(after, (1 - 0.1 * 1.9 * 0.5) * before)
+
+
 class Plain:
     """One batch a step, as plain descent has it."""
 
@@ -307,9 +315,12 @@ def test_the_attack_stays_in_ball_and_box_climbs_and_changes_nothing(teacher, so
     assert threat.contains(points, images).all() and threat.contains(start, images).all() and not points.requires_grad
     assert (kl(anchor, answers(student, points)) > kl(anchor, answers(student, start)))[2:].all()
     assert same(student, teacher) and all(one.requires_grad and one.grad is None for one in student.parameters())
+    with pytest.raises(RuntimeError, match="put the model into evaluation mode"):
+        climb(student.train(), lambda logits, rows: logits[:, 0], start, images, threat, 1)
+    assert torch.equal(student.network.norm.running_mean, teacher.network.norm.running_mean)
 
 
-def test_ten_steps_reach_what_one_linear_step_would():
+def test_the_steps_reach_from_one_end_of_the_ball_to_the_other():
     weight = torch.tensor([1.0, -2.0, 3.0, -4.0]).reshape(1, 1, 2, 2)
 
     class Slope(nn.Module):
@@ -319,7 +330,8 @@ def test_ten_steps_reach_what_one_linear_step_would():
 
     images = torch.full((2, 1, 2, 2), 0.5)
     model = Classifier(Slope(), 2).eval()
-    points = climb(model, lambda logits, rows: -logits[:, 0], images, images, ThreatModel("linf", 0.1), 4)
+    start = images + 0.1 * weight.sign()
+    points = climb(model, lambda logits, rows: -logits[:, 0], start, images, ThreatModel("linf", 0.1), 4)
     assert torch.allclose(points, images - 0.1 * weight.sign())
 
 

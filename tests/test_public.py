@@ -60,6 +60,13 @@ def test_the_training_split_or_all_where_there_is_none(archive):
     assert "unknown" in message(lambda: load_public("no-such-set:n=3"))
 
 
+def test_a_missing_training_file_does_not_open_the_test_split(monkeypatch, tmp_path):
+    monkeypatch.setenv("BENCH_OFFLINE", "1")
+    monkeypatch.setattr("bench.data.idx.data_root", lambda: tmp_path)
+    monkeypatch.setattr("bench.data.idx.FashionMnist.test", lambda self: pytest.fail("took the test images"))
+    assert "train-images-idx3-ubyte.gz" in message(lambda: load_public("fashion-mnist:n=3"))
+
+
 class Split(Mnist5k):
     """Another data set, whose training images hold those of mnist5k."""
 
