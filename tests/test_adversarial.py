@@ -407,7 +407,9 @@ def test_the_same_noise_gives_the_same_student(learn):
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
-def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, checkpoint):
+def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monkeypatch, checkpoint):
+    agreements = iter([0.5, 0.9, 0.1, 0.2] * 2)
+    monkeypatch.setattr(trainer._Judge, "__call__", lambda self, student: next(agreements))
     schedule = replace(ONCE, epochs=4, batch=10, group=3, schedule="cosine", warmup=0.5, clip=0.5, checkpoint=checkpoint)
     images, held_out = split(source, 0.2, noise())
     told = []
@@ -425,6 +427,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, check
     resumed = learn(schedule, folder=tmp_path, report=stop, **options)
     assert told == [1, 2, 3, 4] and trainer.epochs_done(tmp_path) == 4
     assert same(whole.student, resumed.student) and whole.history == resumed.history and whole.kept == resumed.kept
+    assert resumed.kept.done == (2 if checkpoint == "best" else 4)
 
 
 def test_the_best_epoch_is_chosen_by_held_out_agreement(learn, source, monkeypatch):
