@@ -94,6 +94,7 @@ class DefendedClassifier(nn.Module):
         transfers: those of `gradients` whose twin computes another function, so that an attack on it is a transfer attack: it
             never sees the defense itself, and a success on the twin is none.
         tunable: those of `gradients` that take parameters.
+        notes: what a reader of its numbers must know of how it was built, one line each; they become findings of the record.
     """
 
     num_classes: int
@@ -101,6 +102,7 @@ class DefendedClassifier(nn.Module):
     gradients: tuple[str, ...] = ("full",)
     transfers: tuple[str, ...] = ()
     tunable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""

@@ -239,7 +239,8 @@ def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -
     with frozen(defended):
         findings = check(defended, pixels, labels, cell.gradient)
         level = replay_level(defended, pixels)
-    return [*findings, *_trained_on(cell)], level
+    notes = [Finding(name="built", verdict="note", message=note) for note in defended.notes]
+    return [*findings, *_trained_on(cell), *notes], level
 
 
 def _trained_on(cell: Cell) -> Iterator[Finding]:

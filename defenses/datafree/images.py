@@ -66,11 +66,12 @@ def synthetic_images(classifier: DefendedClassifier, shape: tuple[int, ...], rec
         recipe: how.
         noise: one row; only its root, stream and site matter.
 
-    Raises `BadInput` for a classifier without BatchNorm, one that draws random numbers, or a class that would get no image.
+    Raises `BadInput` for a classifier without BatchNorm, one that draws random numbers or takes other images, or a
+    class that would get no image.
     """
     device = device_of(classifier)
     noise = noise.to(device).at("synthesis")
-    check_classifier(classifier, recipe, noise)
+    check_classifier(classifier, shape, recipe, noise)
     identity = {
         "classifier": fingerprint(classifier),
         "shape": list(shape),

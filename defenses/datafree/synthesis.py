@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.defense import DefendedClassifier
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream
 
@@ -384,7 +384,7 @@ def normalisation(classifier: DefendedClassifier) -> tuple[Tensor, Tensor]:
     return like.new_zeros(1, 1, 1, 1), like.new_ones(1, 1, 1, 1)
 
 
-def check_classifier(classifier: DefendedClassifier, recipe: Recipe, noise: Noise) -> None:
+def check_classifier(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise) -> None:
     """Raise `BadInput` where images cannot be made out of this classifier, or would leave out a class."""
     if classifier.stochastic:
         raise BadInput("images are made out of a deterministic classifier, but this one draws random numbers: give another")
@@ -393,9 +393,23 @@ def check_classifier(classifier: DefendedClassifier, recipe: Recipe, noise: Nois
             "images are made out of a classifier's BatchNorm statistics, but this one has no BatchNorm layer that keeps them: "
             "give a classifier with BatchNorm"
         )
+    _check_shape(classifier, shape, noise)
     counts = torch.bincount(all_targets(recipe, classifier.num_classes, noise), minlength=classifier.num_classes)
     if bool((counts == 0).any()):
         raise BadInput(
             f"class {int(counts.argmin())} would get no image ({recipe.images} images in batches of {recipe.batch}, "
             f"targets={recipe.targets}): give more images, smaller batches, or targets=balanced"
         )
+
+
+def _check_shape(classifier: DefendedClassifier, shape: tuple[int, ...], noise: Noise) -> None:
+    channels = normalisation(classifier)[0].shape[1]
+    try:
+        if channels not in (1, shape[0]):
+            raise RuntimeError(f"it normalises {channels} channels")
+        with torch.no_grad():
+            classifier(torch.zeros(1, *shape, device=noise.device), noise)
+    except Exception as error:
+        raise BadInput(
+            f"the classifier does not run on images of shape {shape} ({one_line(error)}): give one made for such images"
+        ) from error
