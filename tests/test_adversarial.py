@@ -224,9 +224,9 @@ def test_gradrefine_of_one_batch_is_that_batch():
 def test_gradrefine_counts_beyond_a_byte_and_rounds_no_threshold_up():
     ones = torch.ones(300, 5)
     assert torch.equal(refined(ones, 1.0), torch.full((5,), 300.0))
-    votes = torch.zeros(20, 5)
-    votes[:11] = 1
-    assert torch.equal(refined(votes, 0.55), torch.full((5,), 11.0)), "11 of 20 are 0.55"
+    votes = torch.zeros(100, 5)
+    votes[:7] = 1
+    assert torch.equal(refined(votes, 0.07), torch.full((5,), 7.0)), "7 of 100 are 0.07, though 0.07 * 100 is more than 7"
 
 
 def test_a_masked_element_still_moves_by_momentum_and_decay():
@@ -672,6 +672,8 @@ def test_a_row_of_public_at_says_what_it_used(tmp_path, subject):
     record = result.record
     assert record is not None and record.access == ["public images"] and f"npz:{archive},n=20" in record.title["defense"]
     assert set(record.identity["data"]) == {"public images"} and len(record.identity["data"]["public images"]) == 64
+    notes = [finding.message for finding in record.findings if finding.name == "built"]
+    assert notes == ["trained by rslad inside linf 0.1; public images: 20, epochs: 1"]
     assert [f.message for f in record.findings if f.name == "public-images"] == [f"the public images are 20 of npz:{archive}"]
     (fewer,) = cells(subject, f"public-at:images=(npz:{archive},n=19),{QUICK}")
     assert fewer.identity["data"] != cell.identity["data"]

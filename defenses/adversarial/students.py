@@ -73,7 +73,13 @@ def taught(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: 
     folder = artifact("students", _identity(classifier, lesson, noise), make)
     student = copy.deepcopy(classifier)
     student.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
+    student.notes = (_scale(lesson),)
     return student.to(device_of(classifier)).eval().requires_grad_(False)
+
+
+def _scale(lesson: Lesson) -> str:
+    images = f"{lesson.images.tag} images: {len(lesson.images.images)}, epochs: {lesson.schedule.epochs}"
+    return f"trained by {objective_name(lesson.objective)} inside {lesson.threat}; {images}"
 
 
 def _train(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: Collection[Need], work: Path) -> Trained:
