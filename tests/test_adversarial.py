@@ -617,6 +617,14 @@ def test_the_loaded_student_is_the_trained_one(subject, lessons):
     assert type(first) is type(subject.classifier) and not first.training
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_student_starts_from_the_teacher_unless_told_otherwise(subject, fresh):
+    (cell,) = cells(subject, f"pgd-at:{QUICK},n=40,rate=1e-9,decay=0,from_scratch={str(fresh).lower()}")
+    student = build(cell, torch.device("cpu"))
+    pairs = zip(student.parameters(), subject.classifier.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs) != fresh
+
+
 def test_an_interrupted_build_goes_on(subject, monkeypatch):
     (cell,) = cells(subject, f"pgd-at:{QUICK},n=100,epochs=3,rate=0.014".replace("epochs=1,", ""))
     done = []
