@@ -48,10 +48,9 @@ class GradRefine:
 
         Where the signs agree, the sum (not the mean) over the batches of that sign; elsewhere 0.
         """
-        # The slack keeps 0.55 * 20 from asking for more than 11 votes.
-        due = self.agreement * self.count - 1e-9
+        due = self.agreement * self.count
         refined = [
-            (torch.where(votes > 0, up, down) * ((votes != 0) & (votes.abs() >= due)))
+            torch.where(votes > 0, up, down) * ((votes != 0) & (votes.abs() >= due))
             for votes, up, down in zip(self._votes, self._up, self._down, strict=True)
         ]
         self.count, self._votes, self._up, self._down = 0, [], [], []

@@ -23,7 +23,7 @@ from bench.record import write_whole
 from bench.threat import ThreatModel
 from defenses.adversarial.objectives import OBJECTIVES, Objective
 from defenses.adversarial.source import Source
-from defenses.adversarial.trainer import STATE, Epoch, Schedule, Trained, train_student
+from defenses.adversarial.trainer import STATE, Epoch, Schedule, Trained, epochs_done, train_student
 
 VERSION = 1
 """Raise it when the trainer's numbers may change."""
@@ -73,7 +73,13 @@ def taught(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: 
     folder = artifact("students", _identity(classifier, lesson, noise), make)
     student = copy.deepcopy(classifier)
     student.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
+    student.notes = (_scale(lesson),)
     return student.to(device_of(classifier)).eval().requires_grad_(False)
+
+
+def _scale(lesson: Lesson) -> str:
+    images = f"{lesson.images.tag} images: {len(lesson.images.images)}, epochs: {lesson.schedule.epochs}"
+    return f"trained by {objective_name(lesson.objective)} inside {lesson.threat}; {images}"
 
 
 def _train(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: Collection[Need], work: Path) -> Trained:
@@ -81,7 +87,7 @@ def _train(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: 
     if lesson.from_scratch:
         reset(student, noise.seed("fresh weights"))
     what = f"training a student by {objective_name(lesson.objective)}, epochs"
-    with Steps(what, lesson.schedule.epochs) as steps:
+    with Steps(what, lesson.schedule.epochs, epochs_done(work)) as steps:
         return train_student(
             student,
             classifier,

@@ -188,6 +188,12 @@ def answers(model: DefendedClassifier, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def epochs_done(folder: Path) -> int:
+    """How many epochs of an interrupted run `folder` holds."""
+    path = folder / STATE
+    return len(torch.load(path, map_location="cpu", weights_only=True)["history"]) if path.exists() else 0
+
+
 class _Judge:
     """How often a student under PGD still gives the teacher's clean answer on held-out images."""
 
