@@ -335,7 +335,8 @@ def test_two_losses_share_one_set_of_images(net, cache, tmp_path):
 
 
 def test_held_out_images_are_of_other_batches(net, cache, tmp_path):
-    built("datafreeshield:profile=smoke,images=15,synthesis_batch=5,iterations=5,batch=5,checkpoint=best", net)
+    spec = "datafreeshield:profile=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
+    built(f"{spec},checkpoint=best,targets=per_batch", net)
     sets = [safetensors.torch.load_file(path) for path in (tmp_path / "synthetic-images").glob("*/images.safetensors")]
     first, second = (one["images"] for one in sets)
     assert len(first) == len(second) == 15 and not torch.equal(first, second)
@@ -378,5 +379,5 @@ def test_the_learning_rate_spends_the_published_budget(profile):
 def test_the_record_says_how_it_was_built(cache, tmp_path):
     case = DefenseCase("datafreeshield:profile=smoke,images=30,iterations=2,batch=10")
     record = run_cell(case.cell, Store(tmp_path / "out"), Options())
-    (finding,) = [one for one in record.findings if one.name == "built"]
+    finding = next(one for one in record.findings if one.name == "built")
     assert finding.verdict == "note" and "trained on 30 images that the classifier made itself, 2 iterations" in finding.message

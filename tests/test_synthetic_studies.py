@@ -10,8 +10,9 @@ from bench.contract.toys import SmallNet, gratings
 from bench.models.classifier import Classifier
 from bench.plugins import STUDIES, create
 from bench.spec import parse
-from bench.studies import diversity, leakage, sets, synthetic, toy
+from bench.studies import diversity, leakage, sets, synthesis, synthetic, toy
 from bench.studies.study import StudySetting
+from bench.studies.synthesis import mosaic as synthetic_mosaic
 from tests.toys import message
 
 GENERATOR = np.random.Generator(np.random.Philox(0))
@@ -115,9 +116,6 @@ def test_the_images_are_those_that_the_defense_trains_on(setting):
 
 def test_specs_are_told_apart_by_what_differs():
     assert synthetic.short_names(["d:a=1,b=2", "d:a=1,b=3"]) == {"d:a=1,b=2": "b=2", "d:a=1,b=3": "b=3"}
-    assert synthetic.short_names(["d:a=1", "d:a=1,b=3", "test images"]) == {
-        "d:a=1": "d, a=1", "d:a=1,b=3": "d, a=1, b=3", "test images": "test images"
-    }  # fmt: skip
     assert synthetic.short_names(["d", "d:b=3"]) == {"d": "d", "d:b=3": "b=3"}
     assert synthetic.short_names(["d:a=1"]) == {"d:a=1": "d, a=1"}
 
@@ -128,6 +126,23 @@ def test_the_study_of_diversity_ranks_real_above_noise(setting):
     assert table.loc["test images", "coverage"] > 0.5 > table.loc[SELF_MADE[1:-1], "coverage"]
     assert table["n"].tolist() == [30, 30] and set(result.figures) == {"map"}
     assert result.sentence.startswith("Of the training images (pixels, k = 5)") and result.held is None
+
+
+def test_the_study_of_synthesis_asks_the_classifier(setting, monkeypatch):
+    test = setting.subject().images
+    black = torch.zeros(3, 3, 16, 16)
+    sets_of = [synthetic.Made("d:right=1", test.pixels(), test.labels), synthetic.Made("d:black=1", black, torch.tensor([0, 1, 2]))]
+    monkeypatch.setattr(synthesis, "make", lambda *_: sets_of)
+    result = answer(f"synthesis:defenses={SELF_MADE}", setting)
+    right, dark = result.tables["synthesis"].to_dict("records")
+    assert right["as_meant"] == 1 and right["n"] == 30 and dark["as_meant"] == pytest.approx(1 / 3)
+    assert dark["extreme_pixels"] == 1 and right["extreme_pixels"] < 0.1 and set(result.figures) == {"sheet"}
+    assert result.sentence == "The classifier gives the class aimed at on 100.0 % of 30 (right=1), 33.3 % of 3 (black=1)."
+
+
+def test_a_mosaic_has_a_row_a_class():
+    picture = synthetic_mosaic(torch.zeros(3, 1, 4, 4), torch.tensor([1, 0, 1]))
+    assert picture.shape == (12, 60) and picture[:6, 6:].min() == 1 and picture[6:, :12].min() == 0 and picture[6:, 12:].min() == 1
 
 
 def test_the_study_of_diversity_needs_features_where_asked(setting):
@@ -147,7 +162,7 @@ def test_the_study_of_leakage_sees_stolen_images(setting, monkeypatch):
 
 
 def test_the_toy_counts_more_strays_under_drawn_coefficients():
-    same = "images=256,synthesis_batch=32,iterations=100,space=normalised,keep=last"
+    same = "images=256,synthesis_batch=32,iterations=100,targets=per_batch,space=normalised,keep=last"
     result = answer(f"toy:repeats=1,defenses=(datafreeshield:{same},coefficients=fixed)+(datafreeshield:{same})", StudySetting())
     fixed, drawn = result.tables["toy"].to_dict("records")
     assert drawn["wrong_0"] + drawn["wrong_1"] > fixed["wrong_0"] + fixed["wrong_1"] and fixed["of"] == 128

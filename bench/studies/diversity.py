@@ -16,13 +16,14 @@ from bench.statistics import wilson
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.studies.synthetic import Embedding, MadeParams, embedded, make, short_names, training_points
+from bench.studies.synthetic import ComparedParams, Embedding, embedded, make, short_names, training_points
 
+_TEST = "test images"
 _SHOWN = 600
 """Points of a set in the picture."""
 
 
-class DiversityParams(MadeParams):
+class DiversityParams(ComparedParams):
     """Whose images, in which space, and the metrics' own numbers."""
 
     embedding: Embedding = Field("features", description="the classifier's features before its last layer, or pixels")
@@ -55,7 +56,7 @@ class Diversity(Study[DiversityParams]):
         params, subject = self.params, setting.subject()
         real, _ = training_points(setting, params.n_real, params.embedding)
         found = {one.defense: (one.images, one.labels) for one in make(setting, params.defenses)}
-        found["test images"] = (subject.images.pixels(), subject.images.labels)
+        found[_TEST] = (subject.images.pixels(), subject.images.labels)
         # More points cover more, so each set has as many.
         size = min(len(images) for images, _ in found.values())
         chosen = {name: (images[_spread(images, size)], labels[_spread(labels, size)]) for name, (images, labels) in found.items()}
@@ -100,7 +101,7 @@ def _shares(name: str, hits: Any) -> dict[str, float]:
 
 def sentence(table: pd.DataFrame, params: DiversityParams) -> str:
     """Coverage and recall of each set."""
-    names = short_names(list(table["images"]))
+    names = _names(list(table["images"]))
     rows = [
         f"{names[row['images']]} cover {row['coverage']:.3f} [{row['coverage_low']:.3f}, {row['coverage_high']:.3f}] and recall "
         f"{row['recall']:.3f} [{row['recall_low']:.3f}, {row['recall_high']:.3f}]"
@@ -109,11 +110,15 @@ def sentence(table: pd.DataFrame, params: DiversityParams) -> str:
     return f"Of the training images ({params.embedding}, k = {params.k}), {'; '.join(rows)}."
 
 
+def _names(images: list[str]) -> dict[str, str]:
+    return {_TEST: _TEST, **short_names([name for name in images if name != _TEST])}
+
+
 def map_figure(real: Floats, points: dict[str, Floats], labels: dict[str, Tensor]) -> Figure:
     """Each set over the training images (grey), on the training images' first two principal components; colours are classes."""
     mean, directions = sets.principal(real)
     title = "Images on the first two principal components of the training images (grey); colours are classes"
-    names = short_names(list(points))
+    names = _names(list(points))
     figure, axes = plots.panels(title, [("first component", "second component", names[name]) for name in points])
     back = (real - mean) @ directions
     for one, (name, made) in zip(axes, points.items(), strict=True):

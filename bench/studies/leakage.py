@@ -19,12 +19,12 @@ from bench.statistics import wilson
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.studies.synthetic import Embedding, MadeParams, embedded, make, short_names
+from bench.studies.synthetic import ComparedParams, Embedding, embedded, make, short_names
 
 _CLASSIFIER = "the classifier's loss"
 
 
-class LeakageParams(MadeParams):
+class LeakageParams(ComparedParams):
     """Whose images, and in which space."""
 
     embedding: Embedding = Field("pixels", description="pixels, or the classifier's features before its last layer")

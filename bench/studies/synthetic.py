@@ -17,7 +17,7 @@ from bench.errors import BadInput
 from bench.evaluation import data_access
 from bench.noise import Noise, Stream, isolated
 from bench.plan import Cell
-from bench.spec import Params, Specs, parse
+from bench.spec import Params, Specs
 from bench.studies.deployed import cell_of, features
 from bench.studies.sets import Floats
 from bench.studies.study import StudySetting
@@ -42,13 +42,18 @@ class MadeParams(Params):
         min_length=1,
         description="defenses that train on images of their own making, joined by +, in parentheses where they hold commas",
     )
+
+
+class ComparedParams(MadeParams):
+    """With which real images they are compared."""
+
     n_real: int = Field(2_000, ge=10, le=100_000, description="training images, the first ones")
 
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:
     """Each spec by what tells it from the others: its items that not all of them have, or its name where it has none."""
-    items = {spec: [spec.partition(":")[0], *str(parse(spec)).partition(":")[2].split(",")] for spec in specs}
-    shared = set.intersection(*(set(found) for found in items.values())) if len(specs) > 1 else set()
+    items = {spec: [spec.partition(":")[0], *spec.partition(":")[2].split(",")] for spec in specs}
+    shared = set.intersection(*map(set, items.values())) if len(items) > 1 else set()
     return {spec: ", ".join(item for item in found if item and item not in shared) or found[0] for spec, found in items.items()}
 
 

@@ -33,7 +33,7 @@ NEIGHBOURS = 5
 _WIDTH = 6.0
 _MIDDLE = (0.5, 0.25)
 _TRAINING = Recipe(epochs=30, batch=100, rate=0.05, shift=0)
-_SAME = "images=2048,synthesis_batch=128,iterations=500,space=normalised,keep=last"
+_SAME = "images=2048,synthesis_batch=128,iterations=500,targets=per_batch,space=normalised,keep=last"
 
 
 class ToyParams(Params):

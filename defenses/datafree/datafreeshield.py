@@ -75,7 +75,7 @@ _RELEASED: dict[str, Any] = {"space": "normalised", "keep": "last"}
 _PUBLISHED: dict[str, Any] = {"rate": 1e-4, "decay": 1e-4, "schedule": "const", "warmup": 0.0, "clip": 0.0}
 
 PRESETS = {
-    "honest": Preset({"space": "pixels"}, {"decay": 1e-4, "schedule": "const"}),
+    "honest": Preset({"space": "pixels", "targets": "balanced"}, {"decay": 1e-4, "schedule": "const"}),
     "repo-general": Preset(_RELEASED, _PUBLISHED, bn_updates=3),
     "repo-medical": Preset(
         {**_RELEASED, "targets": "uniform"},
@@ -205,7 +205,7 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         """The trained copy of the classifier, which must have BatchNorm layers."""
         made = self._images(classifier, access, noise)
         student = taught(classifier, self._lesson(made, classifier, access, noise), noise, self.needs)
-        student.notes = (self._note(made),)
+        student.notes = (self._note(made), *student.notes)
         return student
 
     def _images(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> SyntheticImages:
@@ -225,8 +225,9 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
     def _held_out(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> Source:
         """Images of other batches, not a split: those of one batch share their coefficients."""
         recipe = self.params.recipe()
-        # Enough batches for each class where a batch has only one.
-        fewest = classifier.num_classes * (recipe.batch if recipe.targets == "per_batch" else 1)
+        # A whole batch of them for each class where a batch has only one, else enough to have all classes among random ones.
+        classes = classifier.num_classes
+        fewest = classes * recipe.batch if recipe.targets == "per_batch" else max(recipe.batch, 10 * classes)
         recipe = replace(recipe, images=max(round(HELD_OUT * recipe.images), fewest))
         return self._source(synthetic_images(classifier, access.shape, recipe, noise.at(f"held-out{self.params.seed}")))
 
