@@ -18,6 +18,7 @@ from bench.diffusion.model import DiffusionModel
 from bench.errors import AccessDenied, BadInput
 from bench.noise import Noise
 from bench.spec import Params
+from bench.threat import ThreatModel
 
 Forward = Callable[[Tensor, Noise], Tensor]
 """(images (n, C, H, W) in [0, 1], noise with n rows) to an output with n rows."""
@@ -39,16 +40,32 @@ class DataAccess:
         needs: what the defense declared.
         sources: a loader for each need that the evaluator can serve.
         defense: the defense's name, for messages.
+        threat: the threat model that the evaluation announces; a defense may train for it.
+        shape: (C, H, W) of the images that the classifier takes.
     """
 
-    def __init__(self, needs: frozenset[Need], sources: Mapping[Need, Callable[[], Any]], defense: str) -> None:
+    def __init__(
+        self,
+        needs: frozenset[Need],
+        sources: Mapping[Need, Callable[[], Any]],
+        defense: str,
+        threat: ThreatModel,
+        shape: tuple[int, ...],
+    ) -> None:
         self._needs = needs
         self._sources = sources
         self._defense = defense
+        self.threat = threat
+        self.shape = shape
 
     def training_data(self) -> tuple[Tensor, Tensor]:
         """Training images (n, C, H, W) in [0, 1] and labels (n,) of the data set under evaluation."""
         images: tuple[Tensor, Tensor] = self._get(Need.TRAINING_DATA)
+        return images
+
+    def public_images(self) -> Tensor:
+        """Images (n, C, H, W) in [0, 1] of the data set that `Defense.asks` names, made to fit the classifier; without labels."""
+        images: Tensor = self._get(Need.PUBLIC_IMAGES)
         return images
 
     def generator(self) -> DiffusionModel:
@@ -77,6 +94,7 @@ class DefendedClassifier(nn.Module):
         transfers: those of `gradients` whose twin computes another function, so that an attack on it is a transfer attack: it
             never sees the defense itself, and a success on the twin is none.
         tunable: those of `gradients` that take parameters.
+        notes: what a reader of its numbers must know of how it was built, one line each; they become findings of the record.
     """
 
     num_classes: int
@@ -84,6 +102,7 @@ class DefendedClassifier(nn.Module):
     gradients: tuple[str, ...] = ("full",)
     transfers: tuple[str, ...] = ()
     tunable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""

@@ -29,6 +29,7 @@ from bench.outcomes import WRONG_BEFORE, Outcomes, Stages
 from bench.plan import Cell
 from bench.preflight import check, replay_level
 from bench.provenance import environment
+from bench.public import fitted
 from bench.record import Cost, Failure, Points, Record, Store, file_stem, write_whole
 from bench.victim import VERDICT_DRAWS, Victim, frozen, predict
 from bench.work import Arrays, Part, Workspace, complete, parts_of
@@ -169,7 +170,8 @@ def _parts(cell: Cell, options: Options) -> list[Part]:
 
 def data_access(cell: Cell) -> DataAccess:
     """The door to the data that a cell's defense declared."""
-    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell), cell.defense.name)
+    shape = tuple(cell.subject.images.images.shape[1:])
+    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell), cell.defense.name, cell.subject.threat, shape)
 
 
 def build(cell: Cell, device: torch.device, access: DataAccess | None = None) -> DefendedClassifier:
@@ -221,7 +223,14 @@ def _sources(cell: Cell) -> dict[Need, Callable[[], Any]]:
         images = cell.subject.dataset.plugin.train()
         return images.pixels(), images.labels
 
-    return {Need.TRAINING_DATA: training_data, Need.GENERATOR: lambda: copy.deepcopy(cell.generator())}
+    def public_images() -> Tensor:
+        return fitted(cell.public_images().images.pixels(), tuple(cell.subject.images.images.shape[1:]))
+
+    return {
+        Need.TRAINING_DATA: training_data,
+        Need.PUBLIC_IMAGES: public_images,
+        Need.GENERATOR: lambda: copy.deepcopy(cell.generator()),
+    }
 
 
 def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -> tuple[list[Finding], str]:
@@ -230,7 +239,8 @@ def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -
     with frozen(defended):
         findings = check(defended, pixels, labels, cell.gradient)
         level = replay_level(defended, pixels)
-    return [*findings, *_trained_on(cell)], level
+    notes = [Finding(name="built", verdict="note", message=note) for note in defended.notes]
+    return [*findings, *_trained_on(cell), *notes], level
 
 
 def _trained_on(cell: Cell) -> Iterator[Finding]:
@@ -241,6 +251,10 @@ def _trained_on(cell: Cell) -> Iterator[Finding]:
         yield from _seen(cell, "diffusion model", trained)
         message = f"the diffusion model was trained on {', '.join(trained) or 'images that nothing names'}"
         yield Finding(name="generator", verdict="note", message=message)
+    if Need.PUBLIC_IMAGES in cell.defense.plugin.needs:
+        public = cell.public_images()
+        message = f"the public images are {len(public.images)} of {public.dataset.spec}"
+        yield Finding(name="public-images", verdict="note", message=message)
 
 
 def _seen(cell: Cell, what: str, trained: Sequence[str]) -> Iterator[Finding]:

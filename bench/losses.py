@@ -24,6 +24,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.double(), labels, reduction="none").to(logits.dtype)
 
 
+def kl(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) of each row, in nats: logits (n, K) twice to (n,), summed over classes.
+
+    The gradient flows into both. Taken in log space, so that a class of probability 0 costs nothing, and in float64 for the
+    reason that `cross_entropy` gives. A paper that averages over classes as well divides this by K.
+    """
+    p, q = target.double().log_softmax(1), logits.double().log_softmax(1)
+    return (p.exp() * (p - q)).sum(1).to(logits.dtype)
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Best wrong logit minus true logit; positive where the image is misclassified (Carlini and Wagner 2017, f6)."""
     true = logits.gather(1, labels[:, None]).squeeze(1)

@@ -32,6 +32,7 @@ from bench.plugins import (
     create_attack,
 )
 from bench.preflight import probe
+from bench.public import PublicImages, check_foreign, load_public
 from bench.record import Sources, Title, cell_id
 from bench.registry import load_file
 from bench.spec import parse
@@ -164,7 +165,18 @@ class Cell:
         """Hash of what a declared need is served with, which can change the defense; empty where nothing serves it."""
         if need == Need.TRAINING_DATA:
             return self.subject.dataset.plugin.train().sha256
+        if need == Need.PUBLIC_IMAGES:
+            return self.public_images().images.sha256
         return fingerprint(self.generator()) if need == Need.GENERATOR else ""
+
+    def public_images(self) -> PublicImages:
+        """The public images that the defense asks for, as they come. Raises `BadInput` where they are the evaluated ones."""
+        spec = self.defense.plugin.asks.get(Need.PUBLIC_IMAGES)
+        if not spec:
+            raise BadInput(f"defense {self.defense.name!r} needs public images and names none: let `asks` say which")
+        public = load_public(spec)
+        check_foreign(public, self.subject.dataset, self.subject.images)
+        return public
 
     def generator(self) -> DiffusionModel:
         """The diffusion model that the defense asks for, one for all cells. Raises `BadInput` where there is none."""

@@ -79,3 +79,42 @@ class Reporter:
             return False
         self._logged[cell.id] = (count, now)
         return True
+
+
+class Steps:
+    """Steps of something long that is no cell: a live bar on a terminal, elsewhere a line every half minute.
+
+    Args:
+        what: a few words.
+        total, done: how many steps there are, and how many were found done.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._found = what, total, done
+        self._began = self._logged = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done, note="")
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Take note that so many steps are done; `note` says how it goes."""
+        self._bar.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if self._bar.disable and done > self._found and now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            left = (now - self._began) / (done - self._found) * (self._total - done)
+            print(f"{self._what}: {done}/{self._total}{note and f', {note}'}, ETA {left:.0f} s", file=sys.stderr, flush=True)

@@ -67,20 +67,9 @@ class Workspace:
     @contextmanager
     def claim(self, part: Part) -> Iterator[bool]:
         """Try to claim a part; yields whether it is ours. The claim beats until the block ends."""
-        folder = self.folder / f"claim-{part[0]:07d}-{part[1]:07d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not _take(folder):
-            yield False
-            return
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(folder, stop), daemon=True)
-        beat.start()
-        try:
-            yield True
-        finally:
-            stop.set()
-            beat.join()
-            shutil.rmtree(folder, ignore_errors=True)
+        with claimed(self.folder / f"claim-{part[0]:07d}-{part[1]:07d}") as ours:
+            yield ours
 
     def _file(self, part: Part) -> Path:
         return self.folder / f"part-{part[0]:07d}-{part[1]:07d}.npz"
@@ -131,6 +120,26 @@ def _obtain(work: Workspace, part: Part, compute: Callable[[Part], Arrays], fini
             arrays = compute(part)
             work.save(part, arrays)
         return arrays
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Try to make this folder, whose parent exists, the sign that somebody works; yields whether it is ours.
+
+    It beats until the block ends, and goes then. One without heartbeat or process is taken over.
+    """
+    if not _take(folder):
+        yield False
+        return
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(folder, stop), daemon=True)
+    beat.start()
+    try:
+        yield True
+    finally:
+        stop.set()
+        beat.join()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take(folder: Path) -> bool:

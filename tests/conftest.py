@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# rich draws from Python's global generator when it is imported: before the first test, not within one.
+import bench.progress  # noqa: F401
 from bench.noise import generators
 
 torch.set_num_threads(1)
@@ -29,3 +31,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("BENCH_REAL_DATA is not set: it names a folder with data/ and models/")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Artifacts of tests go nowhere else; processes that tests start inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -12,6 +12,9 @@ from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream
 from bench.plugins import DEFENSES, create
 from bench.spec import parse
+from bench.threat import ThreatModel
+
+THREAT, SHAPE = ThreatModel("linf", 0.1), (1, 16, 16)
 
 
 class Sum(nn.Module):
@@ -24,7 +27,7 @@ class Sum(nn.Module):
 
 def build(text: str):
     defense = create(DEFENSES, parse(text)).plugin
-    access = DataAccess(frozenset(defense.needs), {}, text)
+    access = DataAccess(frozenset(defense.needs), {}, text, THREAT, SHAPE)
     return defense.build(Classifier(Sum(), 2).eval(), access, Noise.of(0, Stream.BUILD, [0]))
 
 
@@ -94,20 +97,21 @@ def test_random_resize_needs_something_random():
 def test_data_access_is_enforced():
     asked = []
     sources = {Need.TRAINING_DATA: lambda: asked.append(1) or (torch.zeros(1), torch.zeros(1))}
-    closed = DataAccess(frozenset(), sources, "thief")
+    closed = DataAccess(frozenset(), sources, "thief", THREAT, SHAPE)
     with pytest.raises(AccessDenied, match="without declaring"):
         closed.training_data()
     assert not asked
-    opened = DataAccess(frozenset({Need.TRAINING_DATA}), sources, "honest")
+    opened = DataAccess(frozenset({Need.TRAINING_DATA}), sources, "honest", THREAT, SHAPE)
     opened.training_data()
     assert asked == [1]
     with pytest.raises(BadInput, match="does not offer"):
-        DataAccess(frozenset({Need.TRAINING_DATA}), {}, "poor").training_data()
+        DataAccess(frozenset({Need.TRAINING_DATA}), {}, "poor", THREAT, SHAPE).training_data()
 
 
 def test_declared_properties_agree_with_what_is_built():
-    # Those of the gallery need a network with activations (test_gallery.py), those that purify a generator (test_purification.py).
-    elsewhere = {"gallery", "purification"}
+    # Those of the gallery need a network with activations (test_gallery.py), those that purify a generator (test_purification.py),
+    # those that train images to train on (test_adversarial.py) or BatchNorm (test_datafree.py).
+    elsewhere = {"gallery", "purification", "adversarial", "datafree"}
     for name in DEFENSES.names():
         if name.startswith("toy-") or elsewhere & set(DEFENSES.get(name).__module__.split(".")):
             continue

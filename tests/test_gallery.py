@@ -20,6 +20,7 @@ from bench.record import Store
 from bench.report.info import EXPECTED, describe
 from bench.spec import parse
 from bench.suite import RunOptions
+from bench.threat import ThreatModel
 from defenses.gallery.crop_ensemble import crop
 from defenses.gallery.k_wta import winners
 from defenses.gallery.sap import prune
@@ -67,7 +68,8 @@ def noise(n, draw=0):
 def build(text, network=None, channels=1):
     defense = create(DEFENSES, parse(text)).plugin
     images = pixels(20, channels, 12, 12)
-    access = DataAccess(frozenset(defense.needs), {Need.TRAINING_DATA: lambda: (images, torch.arange(20) % 10)}, text)
+    sources = {Need.TRAINING_DATA: lambda: (images, torch.arange(20) % 10)}
+    access = DataAccess(frozenset(defense.needs), sources, text, ThreatModel("linf", 0.1), tuple(images.shape[1:]))
     classifier = Classifier(network or net(channels), 10).eval()
     return defense.build(classifier, access, Noise.of(0, Stream.BUILD, [0])).eval()
 

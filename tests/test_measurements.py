@@ -20,7 +20,7 @@ from bench.plugins import STUDIES, create
 from bench.spec import Params, Specs, canonical, parse, read_params, spelled_out
 from bench.statistics import bootstrap_mean
 from bench.studies import direction, gradients, overhead, projection, quality
-from bench.studies.deployed import Climb, ClimbParams, columns, deploy, diffusion_model
+from bench.studies.deployed import Climb, ClimbParams, columns, deploy, diffusion_model, features
 from bench.studies.store import StudyRecord, find
 from bench.studies.study import StudySetting
 from bench.threat import ThreatModel
@@ -340,7 +340,7 @@ def test_the_study_of_quality_refuses_what_it_cannot_rank(monkeypatch):
     model = SimpleNamespace(trained_steps=400, steps=1000)
     assert "draws no images" in message(lambda: quality.draw(setting(), model, quality.QualityParams()))
     (one,) = deploy(setting(linear_subject()), [DIFFPURE[1:-1]])
-    assert "view 'features'" in message(lambda: quality.features(one, one.images))
+    assert "view 'features'" in message(lambda: features(one.setting, one.images))
 
 
 # Gradients ----------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from bench.evaluation import build
 from bench.fingerprint import fingerprint
 from bench.losses import cross_entropy
 from bench.maximise import ascend
-from bench.noise import Law
+from bench.noise import Law, Noise, Stream
 from bench.plan import Cell, Subject
 from bench.plugins import DEFENSES, Named, create
 from bench.spec import Params, Specs, parse
@@ -135,6 +137,19 @@ def diffusion_model(one: Deployed) -> DiffusionModel:
     if not found:
         raise BadInput(f"defense {one.spec!r} has no diffusion model, which this study looks at: leave it out")
     return found[0]
+
+
+def features(setting: StudySetting, images: Tensor) -> npt.NDArray[np.float64]:
+    """Features (n, d) before the last layer of the subject's classifier. Raises `BadInput` where it does not offer them."""
+    subject = setting.subject()
+    if "features" not in subject.classifier.views():
+        raise BadInput(f"the classifier {subject.classifier_spec} does not offer the view 'features': give a classifier of the zoo")
+    forward = subject.classifier.twin("full", "features")
+    noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(images))).at("features")
+    size = setting.batch_size
+    with torch.no_grad():
+        parts = [forward(images[rows], noise.rows(rows)) for rows in (slice(at, at + size) for at in range(0, len(images), size))]
+    return torch.cat(parts).double().numpy()
 
 
 def check_linf(setting: StudySetting) -> float:

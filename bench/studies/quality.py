@@ -25,7 +25,7 @@ from bench.plugins import DEFENSES, create
 from bench.spec import Params, Spec, parse, unnest
 from bench.statistics import wilson
 from bench.studies import plots
-from bench.studies.deployed import Climb, ClimbParams, Deployed, deploy, diffusion_model
+from bench.studies.deployed import Climb, ClimbParams, Deployed, deploy, diffusion_model, features
 from bench.studies.study import Study, StudyResult, StudySetting
 from bench.victim import frozen
 
@@ -124,11 +124,11 @@ def _rows(
     setting: StudySetting, params: QualityParams, chosen: list[Checkpoint], deployed: list[Deployed]
 ) -> Iterator[dict[str, object]]:
     train = setting.subject().dataset.plugin.train().pixels()
-    real = features(deployed[0], train)
+    real = features(setting, train)
     for one, defense in zip(chosen, deployed, strict=True):
         setting.progress(f"{one.spec}: {params.samples} samples, attack on {len(defense.images)} images")
         with frozen(defense.classifier):
-            distance = frechet(features(defense, draw(setting, diffusion_model(defense), params)), real)
+            distance = frechet(features(setting, draw(setting, diffusion_model(defense), params)), real)
             yield {"step": one.step, "weights": one.weights, "fd": distance, **accuracies(defense, params.steps)}
 
 
@@ -159,21 +159,6 @@ def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) ->
         noise = Noise.of(setting.seed, Stream.EVAL, ids[start : start + setting.batch_size], device=setting.device).at("samples")
         parts.append(sample(model, Sampler("ddim"), params.sampling_steps, noise).cpu())
     return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
-
-
-def features(one: Deployed, images: Tensor) -> Floats:
-    """Features (n, d) before the last layer of the subject's classifier. Raises `BadInput` where it does not offer them."""
-    classifier = one.subject.classifier
-    if "features" not in classifier.views():
-        raise BadInput(
-            f"the classifier {one.subject.classifier_spec} does not offer the view 'features': give a classifier of the zoo"
-        )
-    forward = classifier.twin("full", "features")
-    noise = Noise.of(one.setting.seed, Stream.EVAL, np.arange(len(images))).at("features")
-    size = one.setting.batch_size
-    with torch.no_grad():
-        parts = [forward(images[rows], noise.rows(rows)) for rows in (slice(at, at + size) for at in range(0, len(images), size))]
-    return torch.cat(parts).double().numpy()
 
 
 def frechet(a: Floats, b: Floats) -> float:

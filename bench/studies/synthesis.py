@@ -1,0 +1,89 @@
+"""The study `synthesis`: what do the images look like that a defense makes out of a classifier?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.noise import Noise, Stream
+from bench.plugins import DEFENSES, create
+from bench.spec import parse
+from bench.studies import plots
+from bench.studies.study import Study, StudyResult, StudySetting
+from bench.studies.synthetic import Made, MadeParams, make, short_names
+
+_COLUMNS, _MOST_CLASSES = 10, 12
+
+
+class Synthesis(Study[MadeParams]):
+    """What do the images look like that a defense makes itself, and does the classifier see in them what they aim at?
+
+    The table has the share of images to which the classifier gives the class aimed at, its mean probability of it, and the share of
+    pixels at 0 or 1; the figure a few images of each class. No real image is looked at.
+    """
+
+    Params = MadeParams
+    uses = frozenset({"dataset", "classifier", "seed", "device", "batch_size"})
+
+    def plugins(self) -> dict[str, Any]:
+        """The defenses, by spec."""
+        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
+        return {one.spec: one.identity for one in named}
+
+    def run(self, setting: StudySetting) -> StudyResult:
+        """One row a defense."""
+        found = list(make(setting, self.params.defenses))
+        table = pd.DataFrame([row(setting, one) for one in found])
+        names = short_names([one.defense for one in found])
+        parts = [f"{100 * one['as_meant']:.1f} % of {one['n']} ({names[one['defense']]})" for one in table.to_dict("records")]
+        return StudyResult(
+            tables={"synthesis": table},
+            figures={"sheet": sheet_figure(found, names)},
+            sentence=f"The classifier gives the class aimed at on {', '.join(parts)}.",
+        )
+
+
+def row(setting: StudySetting, made: Made) -> dict[str, object]:
+    """What the classifier says of a set of images."""
+    noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(made.images))).at("synthesis")
+    size = setting.batch_size
+    with torch.no_grad():
+        parts = [
+            setting.subject().classifier(made.images[rows], noise.rows(rows))
+            for rows in (slice(at, at + size) for at in range(0, len(made.images), size))
+        ]
+    shares = torch.cat(parts).softmax(1)
+    return {
+        "defense": made.defense,
+        "n": len(made.images),
+        "as_meant": float((shares.argmax(1) == made.labels).float().mean()),
+        "probability": float(shares.gather(1, made.labels[:, None]).mean()),
+        "extreme_pixels": float(((made.images == 0) | (made.images == 1)).float().mean()),
+    }
+
+
+def sheet_figure(found: list[Made], names: dict[str, str]) -> Figure:
+    """One panel a defense, one row a class."""
+    figure, axes = plots.panels("Images out of the classifier, one row a class", [("", "", names[one.defense]) for one in found])
+    for one, made in zip(axes, found, strict=True):
+        one.imshow(mosaic(made.images, made.labels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        one.set_axis_off()
+    return figure
+
+
+def mosaic(images: Tensor, labels: Tensor) -> Any:
+    """Up to 10 images of each of the first 12 classes, evenly from all of them, in one picture (H, W) or (H, W, 3)."""
+    strips = []
+    for label in labels.unique()[:_MOST_CLASSES]:
+        own = images[labels == label]
+        framed = F.pad(own[torch.linspace(0, len(own) - 1, min(_COLUMNS, len(own))).round().long()], (1, 1, 1, 1), value=1.0)
+        missing = (_COLUMNS - len(framed)) * framed.shape[3]
+        strips.append(F.pad(torch.cat(list(framed), 2), (0, missing), value=1.0))
+    picture = torch.cat(strips, 1)
+    return picture.permute(1, 2, 0).numpy() if len(picture) == 3 else picture[0].numpy()

@@ -1,0 +1,108 @@
+"""What studies of synthetic images share: getting the images that a defense trains on, without training it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.defense import DataAccess, DefendedClassifier
+from bench.errors import BadInput
+from bench.evaluation import data_access
+from bench.noise import Noise, Stream, isolated
+from bench.plan import Cell
+from bench.spec import Params, Specs
+from bench.studies.deployed import cell_of, features
+from bench.studies.sets import Floats
+from bench.studies.study import StudySetting
+
+
+@runtime_checkable
+class ImageMaker(Protocol):
+    """A defense that trains on images of its own making, and gives them away."""
+
+    def training_images(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) in [0, 1] and labels (n,), on the CPU; takes what `Defense.build` takes and draws the same."""
+
+
+class MadeParams(Params):
+    """Whose images are studied."""
+
+    defenses: Specs = Field(
+        (
+            "datafreeshield:images=1000,iterations=200,synthesis_batch=50,coefficients=fixed",
+            "datafreeshield:images=1000,iterations=200,synthesis_batch=50",
+        ),
+        min_length=1,
+        description="defenses that train on images of their own making, joined by +, in parentheses where they hold commas",
+    )
+
+
+class ComparedParams(MadeParams):
+    """With which real images they are compared."""
+
+    n_real: int = Field(2_000, ge=10, le=100_000, description="training images, the first ones")
+
+
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """Each spec by what tells it from the others: its items that not all of them have, or its name where it has none."""
+    items = {spec: [spec.partition(":")[0], *spec.partition(":")[2].split(",")] for spec in specs}
+    shared = set.intersection(*map(set, items.values())) if len(items) > 1 else set()
+    return {spec: ", ".join(item for item in found if item and item not in shared) or found[0] for spec, found in items.items()}
+
+
+Embedding = Literal["features", "pixels"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Images that a defense trains on, on the CPU: (n, C, H, W) in [0, 1] and labels (n,)."""
+
+    defense: str
+    images: Tensor
+    labels: Tensor
+
+
+def make(setting: StudySetting, specs: tuple[str, ...]) -> Iterator[Made]:
+    """The images of each defense, as it would be built. Raises `BadInput` for a defense that gives none away."""
+    cells = [cell_of(setting, spec) for spec in specs]
+    for cell in cells:
+        check_maker(cell.defense.plugin, cell.defense.spec)
+    for cell in cells:
+        setting.progress(f"images of {cell.defense.spec}")
+        yield _made(cell, setting.device)
+
+
+def check_maker(plugin: object, spec: str) -> ImageMaker:
+    """Raise `BadInput` for a defense that has no images of its own making."""
+    if not isinstance(plugin, ImageMaker):
+        raise BadInput(f"defense {spec!r} trains on no images of its own making, which this study looks at: leave it out")
+    return plugin
+
+
+def _made(cell: Cell, device: torch.device) -> Made:
+    classifier = copy.deepcopy(cell.subject.classifier).to(device)
+    noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
+    with isolated(cell.build_seed):
+        images, labels = check_maker(cell.defense.plugin, cell.defense.spec).training_images(classifier, data_access(cell), noise)
+    return Made(cell.defense.spec, images.cpu(), labels.cpu())
+
+
+def embedded(setting: StudySetting, images: Tensor, embedding: Embedding) -> Floats:
+    """Points (n, d): the classifier's features before its last layer, or pixels."""
+    if embedding == "features":
+        return features(setting, images)
+    return images.flatten(1).double().numpy()
+
+
+def training_points(setting: StudySetting, n: int, embedding: Embedding) -> tuple[Floats, Tensor]:
+    """Points and labels of the first n training images in the evaluation's order of images."""
+    train = setting.subject().dataset.plugin.train()
+    part = train.at(np.arange(min(n, len(train))))
+    return embedded(setting, part.pixels(), embedding), part.labels

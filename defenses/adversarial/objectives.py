@@ -1,0 +1,218 @@
+"""Student objectives: what the inner attack maximises and what training minimises. One table serves images of every source.
+
+T is the frozen teacher, which only ever labels clean images; S is the student, x an image and x' its adversarial point.
+KL divergences are sums over classes and means over the batch, unless `reduction` says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.errors import BadInput
+from bench.losses import kl
+from bench.spec import Params, nearest, parse, read_params, unnest
+
+Inner = Literal["label", "student", "teacher"]
+"""What x' is driven away from: CE(S(x'), y), KL(S(x) || S(x')), or KL(T(x) || S(x'))."""
+
+Reduction = Literal["batchmean", "element_mean"]
+"""Mean over the batch, or over batch and classes: 1/K of it."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Logits (n, K) of a batch, and its labels (n,).
+
+    Attributes:
+        clean: S(x), with gradient; without rows where the objective's `clean_pass` is False.
+        attacked: S(x'), with gradient.
+        teacher: T(x), without gradient.
+        labels: the given labels, or the teacher's answers.
+    """
+
+    clean: Tensor
+    attacked: Tensor
+    teacher: Tensor
+    labels: Tensor
+
+
+class Objective(Params):
+    """A student's objective; its parameters are its fields."""
+
+    @property
+    def inner(self) -> Inner:
+        """What the inner attack maximises."""
+        return "label"
+
+    @property
+    def start(self) -> Literal["gaussian", "uniform"]:
+        """Where the inner attack starts: at x + 0.001 N(0, 1), for KL(S(x) || S(x')) is flat at x; or anywhere in the ball."""
+        return "gaussian"
+
+    @property
+    def clean_pass(self) -> bool:
+        """Whether the loss reads S(x)."""
+        return True
+
+    def loss(self, seen: Seen) -> Tensor:
+        """What training minimises, a scalar."""
+        raise NotImplementedError
+
+
+def divergence(target: Tensor, logits: Tensor, tau: float = 1.0, reduction: Reduction = "batchmean") -> Tensor:
+    """tau^2 KL(softmax(target / tau) || softmax(logits / tau)), reduced (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
+    value = tau**2 * kl(target / tau, logits / tau).mean()
+    return value / logits.shape[1] if reduction == "element_mean" else value
+
+
+class PgdAt(Objective):
+    """CE(S(x'), y) (Madry et al. 2018, arXiv 1706.06083, eq. 2.1)."""
+
+    @property
+    def start(self) -> Literal["gaussian", "uniform"]:
+        """Anywhere in the ball."""
+        return "uniform"
+
+    @property
+    def clean_pass(self) -> bool:
+        """It never looks at clean images."""
+        return False
+
+    def loss(self, seen: Seen) -> Tensor:
+        """CE(S(x'), y)."""
+        return F.cross_entropy(seen.attacked, seen.labels)
+
+
+class Trades(Objective):
+    """CE(S(x), y) + beta KL(S(x) || S(x')), the gradient through both (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
+
+    beta: float = Field(6.0, ge=0, description="weight of the robust term")
+
+    @property
+    def inner(self) -> Inner:
+        """KL(S(x) || S(x'))."""
+        return "student"
+
+    def loss(self, seen: Seen) -> Tensor:
+        """Natural error and boundary error."""
+        return F.cross_entropy(seen.clean, seen.labels) + self.beta * divergence(seen.clean, seen.attacked)
+
+
+class Mart(Objective):
+    """BCE(S(x'), y) + beta mean (1 - p_y(x)) KL(S(x) || S(x')) (Wang et al. 2020, ICLR, openreview rklOg6EFwS, eq. 9 and 11)."""
+
+    beta: float = Field(5.0, ge=0, description="weight of the robust term")
+
+    def loss(self, seen: Seen) -> Tensor:
+        """BCE is CE(S(x'), y) - log(1.0001 - the largest wrong probability at x')."""
+        doubt = 1 - seen.clean.softmax(1).gather(1, seen.labels[:, None]).squeeze(1)
+        return boosted_cross_entropy(seen.attacked, seen.labels) + self.beta * (doubt * kl(seen.clean, seen.attacked)).mean()
+
+
+def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy and -log(1.0001 - the largest wrong probability), means over the batch."""
+    wrong = logits.softmax(1).scatter(1, labels[:, None], 0.0).amax(1)
+    return F.cross_entropy(logits, labels) - torch.log(1.0001 - wrong).mean()
+
+
+class Ard(Objective):
+    """alpha tau^2 KL_tau(T(x) || S(x')) + (1 - alpha) CE(S(x), y) (Goldblum et al. 2020, arXiv 1905.09747, eq. 3)."""
+
+    alpha: float = Field(1.0, ge=0, le=1, description="weight of the teacher's term; the rest goes to clean cross-entropy")
+    tau: float = Field(30.0, gt=0, description="temperature of the teacher's term")
+    reduction: Reduction = Field("batchmean", description="mean over the batch, or element_mean: over classes too, as published")
+
+    @property
+    def start(self) -> Literal["gaussian", "uniform"]:
+        """Anywhere in the ball."""
+        return "uniform"
+
+    @property
+    def clean_pass(self) -> bool:
+        """Only where the clean term has a weight."""
+        return self.alpha < 1
+
+    def loss(self, seen: Seen) -> Tensor:
+        """The teacher's clean answers, softened, at the student's adversarial points."""
+        robust = divergence(seen.teacher, seen.attacked, self.tau, self.reduction)
+        if not self.clean_pass:
+            return robust
+        return self.alpha * robust + (1 - self.alpha) * F.cross_entropy(seen.clean, seen.labels)
+
+
+class Rslad(Objective):
+    """adversarial KL(T(x) || S(x')) + clean KL(T(x) || S(x)) (Zi et al. 2021, arXiv 2108.07969, eq. 7). Reads no label."""
+
+    adversarial: float = Field(5 / 6, ge=0, description="weight of the term at the adversarial point")
+    clean: float = Field(1 / 6, ge=0, description="weight of the term at the clean image")
+    reduction: Reduction = Field("batchmean", description="mean over the batch, or element_mean: over classes too, as published")
+
+    @property
+    def inner(self) -> Inner:
+        """KL(T(x) || S(x'))."""
+        return "teacher"
+
+    @property
+    def clean_pass(self) -> bool:
+        """Only where the clean term has a weight."""
+        return self.clean > 0
+
+    def loss(self, seen: Seen) -> Tensor:
+        """The teacher's clean answers at both points."""
+        robust = self.adversarial * divergence(seen.teacher, seen.attacked, reduction=self.reduction)
+        if not self.clean_pass:
+            return robust
+        return robust + self.clean * divergence(seen.teacher, seen.clean, reduction=self.reduction)
+
+
+class DataFreeShield(Objective):
+    """clean KL_tau(T(x) || S(x)) + adv_teacher KL(T(x) || S(x')) + smooth KL(S(x) || S(x')); the last one's gradient flows into
+    both (Lee et al. 2024, ICML, L_DFShield). Reads no label, unless attack=ce.
+    """
+
+    clean: float = Field(1.0, ge=0, description="weight of KL(T(x) || S(x))")
+    adv_teacher: float = Field(1.0, ge=0, description="weight of KL(T(x) || S(x'))")
+    smooth: float = Field(1.0, ge=0, description="weight of KL(S(x) || S(x'))")
+    tau: float = Field(20.0, gt=0, description="temperature of the clean term")
+    reduction: Reduction = Field("element_mean", description="of the clean term: over batch and classes, or batchmean")
+    attack: Literal["kl", "ce"] = Field("kl", description="the inner attack maximises KL(S(x) || S(x')), or CE(S(x'), y)")
+
+    @property
+    def inner(self) -> Inner:
+        """The student's own clean answer, or the label."""
+        return "student" if self.attack == "kl" else "label"
+
+    def loss(self, seen: Seen) -> Tensor:
+        """The three terms, weighted."""
+        clean, robust, smooth = self.terms(seen)
+        return self.clean * clean + self.adv_teacher * robust + self.smooth * smooth
+
+    def terms(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean accuracy, robustness, smoothness; without their weights."""
+        clean = divergence(seen.teacher, seen.clean, self.tau, self.reduction)
+        return clean, divergence(seen.teacher, seen.attacked), divergence(seen.clean, seen.attacked)
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "ard": Ard,
+    "datafreeshield": DataFreeShield,
+    "mart": Mart,
+    "pgd-at": PgdAt,
+    "rslad": Rslad,
+    "trades": Trades,
+}
+"""The table."""
+
+
+def read_objective(text: str) -> Objective:
+    """`trades`, `(trades:beta=3)`. Raises `BadInput` for unknown names and parameters."""
+    spec = parse(unnest(text))
+    if spec.name not in OBJECTIVES:
+        raise BadInput(f"unknown objective {spec.name!r}.{nearest(spec.name, OBJECTIVES)}")
+    return read_params(OBJECTIVES[spec.name], spec, f"objective {spec.name!r}")

@@ -1,0 +1,146 @@
+"""Synthetic images of a classifier as an artifact: made once, shared by every loss that a student is trained with.
+
+images.safetensors   images float32 (n, C, H, W) in [0, 1], labels int64 (n,), logits float32 (n, K): the classifier's answers
+synthesis.json       the recipe, and how it went: for the whole set and batch by batch
+sheet.png            a few images of each class
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bench.artifacts import artifact
+from bench.defense import DefendedClassifier
+from bench.fingerprint import fingerprint
+from bench.models.training import device_of
+from bench.noise import Noise
+from bench.progress import Steps
+from bench.record import write_whole
+from bench.victim import frozen
+from defenses.datafree.sheet import contact_sheet
+from defenses.datafree.synthesis import Batch, Recipe, check_classifier, synthesise
+
+VERSION = 1
+"""Of the code that makes images; raise it when they may change."""
+
+IMAGES, ABOUT, SHEET = "images.safetensors", "synthesis.json", "sheet.png"
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Images that a classifier made.
+
+    Attributes:
+        images, labels, logits: (n, C, H, W) in [0, 1], target classes (n,), the classifier's answers (n, K); on the CPU.
+        about: `synthesis.json`.
+        folder: the artifact.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    about: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet, a PNG file."""
+        return self.folder / SHEET
+
+
+def synthetic_images(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise) -> SyntheticImages:
+    """The classifier's images, made now unless they are in the cache.
+
+    Args:
+        classifier: in evaluation mode; left as it was.
+        shape: of an image, (C, H, W).
+        recipe: how.
+        noise: one row; only its root, stream and site matter.
+
+    Raises `BadInput` for a classifier without BatchNorm, one that draws random numbers or takes other images, or a
+    class that would get no image.
+    """
+    device = device_of(classifier)
+    noise = noise.to(device).at("synthesis")
+    check_classifier(classifier, shape, recipe, noise)
+    identity = {
+        "classifier": fingerprint(classifier),
+        "shape": list(shape),
+        "recipe": asdict(recipe),
+        "noise": [noise.root, str(noise.stream), noise.site],
+        "version": VERSION,
+    }
+    return _read(artifact("synthetic-images", identity, lambda work: _make(classifier, shape, recipe, noise, work)))
+
+
+def _make(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise, work: Path) -> None:
+    """Each batch is kept in a file until all are there."""
+    files = [work / f"batch-{number:05d}.safetensors" for number in range(recipe.batches)]
+    there = sum(file.exists() for file in files)
+    with frozen(classifier), Steps("synthetic images", recipe.images, min(there * recipe.batch, recipe.images)) as steps:
+        for number, file in enumerate(files):
+            if _kept(file) is None:
+                batch = synthesise(classifier, shape, recipe, number, noise)
+                write_whole(file, _packed(batch))
+                steps(recipe.rows(number)[-1] + 1, f"classified as meant {100 * batch.right_after / len(batch.labels):.0f} %")
+    _finish(work, files, recipe)
+
+
+def _finish(work: Path, files: list[Path], recipe: Recipe) -> None:
+    """One file of all batches, what is to be known of them, and a contact sheet."""
+    kept = [_kept(file) for file in files]
+    tensors = {name: torch.cat([parts[name] for parts, _ in filter(None, kept)]) for name in ("images", "labels", "logits")}
+    about = summary(recipe, [facts for _, facts in filter(None, kept)])
+    write_whole(work / IMAGES, safetensors.torch.save(tensors))
+    write_whole(work / ABOUT, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(work / SHEET, contact_sheet(tensors["images"], tensors["labels"]))
+    for file in files:
+        file.unlink()
+
+
+def _packed(batch: Batch) -> bytes:
+    values = asdict(batch)
+    tensors = {name: values.pop(name).cpu().contiguous() for name in ("images", "labels", "logits")}
+    return safetensors.torch.save(tensors, {"facts": json.dumps(values)})
+
+
+def _kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A batch of before; None where it is not there, or damaged."""
+    try:
+        with safetensors.safe_open(file, "pt") as content:
+            return {name: content.get_tensor(name) for name in content.keys()}, json.loads(content.metadata()["facts"])  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
+def summary(recipe: Recipe, batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """The recipe, the whole set's share of clamped pixels and accuracies, and the facts of each batch."""
+    sizes = [len(recipe.rows(number)) for number in range(recipe.batches)]
+    total = sum(sizes)
+    return {
+        "recipe": asdict(recipe),
+        "clamped_pixels": sum(size * one["clamped"] for size, one in zip(sizes, batches, strict=True)) / total,
+        "accuracy_before_clamping": sum(one["right_before"] for one in batches) / total,
+        "accuracy": sum(one["right_after"] for one in batches) / total,
+        "batches": list(_numbered(sizes, batches)),
+    }
+
+
+def _numbered(sizes: list[int], batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for number, (size, facts) in enumerate(zip(sizes, batches, strict=True)):
+        yield {"number": number, "images": size, **facts}
+
+
+def _read(folder: Path) -> SyntheticImages:
+    tensors = safetensors.torch.load_file(folder / IMAGES)
+    about = json.loads((folder / ABOUT).read_bytes())
+    return SyntheticImages(tensors["images"], tensors["labels"], tensors["logits"], about, folder)

@@ -1,0 +1,697 @@
+"""Adversarially trained students: formulas by hand, GradRefine's table, the trainer's costs and promises, the defenses."""
+
+import copy
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.contract.toys import CLASSES, SmallNet, gratings
+from bench.defense import AccessDenied, Need
+from bench.evaluation import Options, build, run_cells
+from bench.fingerprint import fingerprint
+from bench.losses import kl
+from bench.models.classifier import Classifier
+from bench.noise import Noise, Stream, isolated
+from bench.plan import Request, plan, subject_of
+from bench.record import Store
+from bench.testing import DefenseContract
+from bench.threat import ThreatModel
+from defenses.adversarial import students, trainer
+from defenses.adversarial.gradrefine import GradRefine
+from defenses.adversarial.objectives import OBJECTIVES, Seen, boosted_cross_entropy, divergence, read_objective
+from defenses.adversarial.params import TrainingParams
+from defenses.adversarial.public_at import PublicAtParams
+from defenses.adversarial.source import Source, Tag, accepted, check_tag, split
+from defenses.adversarial.trainer import Schedule, answers, climb, starting_points, train_student
+from tests.toys import message
+
+THREAT = ThreatModel("linf", 0.05)
+ONCE = Schedule(epochs=1, batch=12, rate=0.02, steps=2)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(seed=0):
+    return Noise.of(seed, Stream.BUILD, [0])
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Classifier(SmallNet(gratings(96, first=1000)), CLASSES).eval()
+
+
+@pytest.fixture(scope="module")
+def source():
+    images = gratings(48, first=500)
+    return Source(images.pixels(), images.labels, Tag.TRAINING)
+
+
+@pytest.fixture
+def learn(teacher, source):
+    """Trains a copy of the teacher."""
+
+    def train(schedule=ONCE, objective="trades", images=source, threat=THREAT, seed=0, **options):
+        student = options.pop("student", None) or copy.deepcopy(teacher)
+        options = {"needs": {Need.TRAINING_DATA}, **options}
+        return train_student(student, teacher, images, read_objective(objective), schedule, threat, noise(seed), **options)
+
+    return train
+
+
+def same(one, other):
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# Losses -------------------------------------------------------------------------------------------------------------------
+
+CLEAN = [[2.0, 0.5, -1.0], [0.1, 1.2, 0.3]]
+ATTACKED = [[0.4, 0.9, -0.2], [1.5, 0.2, -0.7]]
+TEACHER = [[3.0, -1.0, 0.0], [-0.5, 0.8, 0.6]]
+LABELS = [0, 2]
+
+
+def seen(clean=CLEAN, attacked=ATTACKED, dtype=torch.float64):
+    logits = [torch.tensor(rows, dtype=dtype) for rows in (clean, attacked, TEACHER)]
+    return Seen(*logits, torch.tensor(LABELS))
+
+
+def p(rows, tau=1.0):
+    e = np.exp(np.array(rows) / tau)
+    return e / e.sum(1, keepdims=True)
+
+
+def by_hand(target, rows, tau=1.0):
+    """KL of each row, in nats."""
+    return (p(target, tau) * np.log(p(target, tau) / p(rows, tau))).sum(1)
+
+
+def nll(rows):
+    return -np.log(p(rows)[[0, 1], LABELS])
+
+
+def test_kl_by_hand():
+    half, biased = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, np.log(3.0)]])
+    assert kl(half, biased).item() == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3), abs=1e-6)
+    assert kl(biased, half).item() == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), abs=1e-6)
+    assert kl(half, biased).shape == (1,) and kl(half, half).item() == 0
+    far = torch.tensor([[800.0, -800.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(kl(far, -far).sum(), far)
+    assert kl(far, -far).item() == pytest.approx(1600) and torch.isfinite(slope).all(), "in probability space this is NaN"
+    # A gap of 20 nats: in float32 the true class's term drops out.
+    sure = torch.tensor([[20.0, 0.0]])
+    moved = torch.tensor([[19.0, 0.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(kl(sure, moved).sum(), moved)
+    assert slope[0, 0] == pytest.approx(-slope[0, 1].item(), rel=1e-3) and slope[0, 0] < 0
+
+
+def test_reductions_by_hand():
+    values = by_hand(TEACHER, CLEAN, 4.0)
+    logits = seen()
+    assert divergence(logits.teacher, logits.clean, 4.0).item() == pytest.approx(16 * values.mean())
+    assert divergence(logits.teacher, logits.clean, 4.0, "element_mean").item() == pytest.approx(16 * values.sum() / 6)
+
+
+def _boosted():
+    wrong = [max(p(ATTACKED)[0, 1], p(ATTACKED)[0, 2]), max(p(ATTACKED)[1, 0], p(ATTACKED)[1, 1])]
+    return (nll(ATTACKED) - np.log(1.0001 - np.array(wrong))).mean()
+
+
+FORMULAS = {
+    "pgd-at": lambda: nll(ATTACKED).mean(),
+    "trades:beta=4": lambda: nll(CLEAN).mean() + 4 * by_hand(CLEAN, ATTACKED).mean(),
+    "mart:beta=4": lambda: _boosted() + 4 * ((1 - p(CLEAN)[[0, 1], LABELS]) * by_hand(CLEAN, ATTACKED)).mean(),
+    "ard:tau=3": lambda: 9 * by_hand(TEACHER, ATTACKED, 3).mean(),
+    "ard:alpha=0.7,tau=3,reduction=element_mean": lambda: (
+        0.7 * 9 * by_hand(TEACHER, ATTACKED, 3).mean() / 3 + 0.3 * nll(CLEAN).mean()
+    ),
+    "rslad": lambda: 5 / 6 * by_hand(TEACHER, ATTACKED).mean() + 1 / 6 * by_hand(TEACHER, CLEAN).mean(),
+    "rslad:adversarial=1,clean=0,reduction=element_mean": lambda: by_hand(TEACHER, ATTACKED).mean() / 3,
+    "datafreeshield:clean=2,adv_teacher=3,smooth=5": lambda: (
+        2 * 400 * by_hand(TEACHER, CLEAN, 20).mean() / 3
+        + 3 * by_hand(TEACHER, ATTACKED).mean()
+        + 5 * by_hand(CLEAN, ATTACKED).mean()
+    ),
+    "datafreeshield:tau=1,reduction=batchmean,adv_teacher=0,smooth=0": lambda: by_hand(TEACHER, CLEAN).mean(),
+}
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_objectives_by_hand(text):
+    objective = read_objective(text)
+    assert objective.loss(seen()).item() == pytest.approx(FORMULAS[text](), rel=1e-9)
+    assert objective.loss(seen(dtype=torch.float32)).item() == pytest.approx(FORMULAS[text](), rel=1e-5)
+    # Nothing is detached: the analytic gradient to both kinds of logits is the numeric one.
+    inputs = [torch.tensor(rows, dtype=torch.float64, requires_grad=True) for rows in (CLEAN, ATTACKED)]
+    assert torch.autograd.gradcheck(lambda clean, attacked: objective.loss(replace(seen(), clean=clean, attacked=attacked)), inputs)
+
+
+def test_the_table_of_inner_attacks():
+    found = {name: (kind().inner, kind().start, kind().clean_pass) for name, kind in OBJECTIVES.items()}
+    assert found == {
+        "ard": ("label", "uniform", False),
+        "datafreeshield": ("student", "gaussian", True),
+        "mart": ("label", "gaussian", True),
+        "pgd-at": ("label", "uniform", False),
+        "rslad": ("teacher", "gaussian", True),
+        "trades": ("student", "gaussian", True),
+    }
+    assert read_objective("datafreeshield:attack=ce").inner == "label" and read_objective("ard:alpha=0.5").clean_pass
+    assert not read_objective("(rslad:clean=0)").clean_pass
+    assert "Did you mean 'trades'" in message(lambda: read_objective("trade"))
+    assert "beta" in message(lambda: read_objective("pgd-at:beta=2"))
+
+
+def test_the_same_student_at_the_same_point_costs_nothing():
+    logits = torch.randn(5, 7, generator=rng())
+    terms = read_objective("datafreeshield").terms(Seen(logits, logits, logits, torch.zeros(5)))
+    assert [term.item() for term in terms] == [0, 0, 0]
+
+
+def test_marts_second_term_sees_the_largest_wrong_class_only():
+    logits, labels = torch.tensor([[9.0, 2.0, 1.0]]), torch.tensor([0])
+    raised = boosted_cross_entropy(torch.tensor([[9.0, 3.0, 1.0]]), labels)
+    assert boosted_cross_entropy(logits, labels) < raised
+    assert torch.isfinite(boosted_cross_entropy(torch.tensor([[-500.0, 500.0]]), labels)), "1.0001 keeps the logarithm finite"
+
+
+# GradRefine ---------------------------------------------------------------------------------------------------------------
+
+ROWS = torch.tensor([[0.4, 0.3, -0.2, 0, 0.1], [0.2, -0.1, -0.1, 0.5, -0.1], [-0.1, 0.2, -0.3, 0, 0.2], [0.3, -0.6, -0.1, 0, -0.3]])
+
+
+def refined(rows, agreement, size=None):
+    refine = GradRefine(size or len(rows), agreement)
+    for row in rows:
+        refine.add([row[:2], row[2:].reshape(3, 1)])
+    return torch.cat([part.flatten() for part in refine.take()])
+
+
+@pytest.mark.parametrize(
+    ("agreement", "expected"),
+    [
+        (0.5, [0.9, 0, -0.7, 0, 0]),
+        (0.25, [0.9, 0, -0.7, 0.5, 0]),
+        (0.75, [0, 0, -0.7, 0, 0]),
+        (1.0, [0, 0, -0.7, 0, 0]),
+        (0.0, [0.9, 0, -0.7, 0.5, 0]),
+    ],
+)
+def test_gradrefine_sums_what_agrees(agreement, expected):
+    assert torch.allclose(refined(ROWS, agreement), torch.tensor(expected), atol=1e-7)
+
+
+def test_a_remainder_is_judged_by_its_own_size():
+    assert torch.allclose(refined(ROWS[:2], 0.75, size=4), torch.tensor([0.6, 0, -0.3, 0, 0]), atol=1e-7)
+
+
+def test_gradrefine_of_one_batch_is_that_batch():
+    gradients = [torch.randn(4, 3, generator=rng()), torch.tensor([0.0, 1e-30, -1e30])]
+    refine = GradRefine(1, 1.0)
+    for _ in range(2):
+        refine.add(gradients)
+        assert refine.full
+        assert all(torch.equal(a, b) for a, b in zip(refine.take(), gradients, strict=True)) and not refine.full
+
+
+def test_gradrefine_counts_beyond_a_byte_and_rounds_no_threshold_up():
+    ones = torch.ones(300, 5)
+    assert torch.equal(refined(ones, 1.0), torch.full((5,), 300.0))
+    votes = torch.zeros(100, 5)
+    votes[:7] = 1
+    assert torch.equal(refined(votes, 0.07), torch.full((5,), 7.0)), "7 of 100 are 0.07, though 0.07 * 100 is more than 7"
+
+
+def test_a_masked_element_still_moves_by_momentum_and_decay():
+    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimiser = trainer._optimiser([weight], Schedule(1, 1, rate=0.1, decay=0.01))
+    moves = []
+    for gradient in (1.0, 0.0, 0.0):
+        before = weight.item()
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimiser.step()
+        moves.append(weight.item() - before)
+    assert moves == pytest.approx([-0.1919, -0.0833, -0.0757], abs=5e-5)
+
+
+def test_where_everything_is_masked_the_weights_still_decay(learn, teacher, monkeypatch):
+    monkeypatch.setattr(GradRefine, "take", lambda self: [torch.zeros_like(up) for up in self._up])
+    student = learn(Schedule(epochs=1, batch=48, rate=0.1, decay=0.5, steps=1)).student
+    for before, after in zip(teacher.parameters(), student.parameters(), strict=True):
+        # v = wd theta; the step is lr (wd theta + 0.9 v).
+        assert torch.allclose(after, (1 - 0.1 * 1.9 * 0.5) * before)
+
+
+class Plain:
+    """One batch a step, as plain descent has it."""
+
+    full = True
+
+    def __init__(self, size, agreement):
+        assert size == 1
+
+    def add(self, gradients):
+        self.gradients = gradients
+
+    def take(self):
+        return self.gradients
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_groups_of_one_are_plain_descent(learn, monkeypatch, optimiser):
+    schedule = replace(ONCE, epochs=2, optimiser=optimiser)
+    refined = learn(schedule).student
+    monkeypatch.setattr(trainer, "GradRefine", Plain)
+    assert same(refined, learn(schedule).student)
+
+
+def test_groups_step_together_and_the_last_one_may_be_smaller(learn, monkeypatch):
+    counts = []
+
+    class Counting(GradRefine):
+        def take(self):
+            counts.append(self.count)
+            return super().take()
+
+    monkeypatch.setattr(trainer, "GradRefine", Counting)
+    learn(replace(ONCE, epochs=2, batch=10, group=3))
+    assert counts == [3, 1, 3, 1], "48 images are four batches of 10"
+
+
+# The inner attack ---------------------------------------------------------------------------------------------------------
+
+
+def kl_slope(model, images, points):
+    anchor = answers(model, images)
+    leaf = points.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(kl(anchor, model(leaf, noise())).sum(), leaf)
+    return slope.abs().max().item()
+
+
+def test_the_kl_attack_needs_its_noisy_start(teacher, source):
+    images = source.images[:8]
+    start = starting_points(images, "gaussian", THREAT, Noise.of(0, Stream.BUILD, range(8)))
+    assert kl_slope(teacher, images, images) < 1e-7 and kl_slope(teacher, images, start) > 1e-5
+    assert 0.0005 < (start - images).std() < 0.0015
+
+
+@pytest.mark.parametrize("threat", [ThreatModel("linf", 0.05), ThreatModel("l2", 0.7)], ids=str)
+@pytest.mark.parametrize("begin", ["gaussian", "uniform"])
+def test_the_attack_stays_in_ball_and_box_climbs_and_changes_nothing(teacher, source, threat, begin):
+    images = source.images[:8].clone()
+    images[0] = 0.0
+    images[1] = 1.0
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    anchor = answers(student, images)
+    start = starting_points(images, begin, threat, Noise.of(0, Stream.BUILD, range(8)))
+    points = climb(student, lambda logits, rows: kl(anchor[rows], logits), start, images, threat, 10)
+    assert threat.contains(points, images).all() and threat.contains(start, images).all() and not points.requires_grad
+    assert (kl(anchor, answers(student, points)) > kl(anchor, answers(student, start)))[2:].all()
+    assert same(student, teacher) and all(one.requires_grad and one.grad is None for one in student.parameters())
+    with pytest.raises(RuntimeError, match="put the model into evaluation mode"):
+        climb(student.train(), lambda logits, rows: logits[:, 0], start, images, threat, 1)
+    assert torch.equal(student.network.norm.running_mean, teacher.network.norm.running_mean)
+
+
+def test_the_steps_reach_from_one_end_of_the_ball_to_the_other():
+    weight = torch.tensor([1.0, -2.0, 3.0, -4.0]).reshape(1, 1, 2, 2)
+
+    class Slope(nn.Module):
+        def forward(self, x):
+            score = (x * weight).flatten(1).sum(1)
+            return torch.stack([score, -score], 1)
+
+    images = torch.full((2, 1, 2, 2), 0.5)
+    model = Classifier(Slope(), 2).eval()
+    start = images + 0.1 * weight.sign()
+    points = climb(model, lambda logits, rows: -logits[:, 0], start, images, ThreatModel("linf", 0.1), 4)
+    assert torch.allclose(points, images - 0.1 * weight.sign())
+
+
+# The trainer --------------------------------------------------------------------------------------------------------------
+
+
+def test_tags_open_exactly_the_declared_doors(learn, source):
+    assert accepted(()) == {"synthetic"}
+    assert accepted({Need.TRAINING_DATA}) == {"synthetic", "training"}
+    assert accepted({Need.PUBLIC_IMAGES}) == {"synthetic", "public"}
+    assert accepted({Need.GENERATOR, Need.UNLABELLED_TEST}) == {"synthetic", "generated", "unlabelled"}
+    assert Tag.TEST not in accepted(set(Need))
+    for needs in (set(), {Need.TRAINING_DATA}, set(Need)):
+        for tag in Tag:
+            if tag in accepted(needs):
+                check_tag(replace(source, tag=tag), needs)
+            else:
+                with pytest.raises(AccessDenied, match="declare what it uses"):
+                    check_tag(replace(source, tag=tag), needs)
+    with pytest.raises(AccessDenied):
+        learn(needs={Need.PUBLIC_IMAGES})
+    with pytest.raises(AccessDenied):
+        learn(replace(ONCE, checkpoint="best"), held_out=replace(source, tag=Tag.TEST))
+
+
+def passes(classifier):
+    """Counts rows that go through a network, by kind."""
+    counts = Counter()
+
+    def forward(module, _inputs, output):
+        mode = "train" if module.training else "eval"
+        counts[f"{mode} forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: counts.update({f"{mode} backward": len(gradient)}))
+
+    classifier.network.register_forward_hook(forward)
+    next(classifier.network.parameters()).register_hook(lambda _: counts.update({"to weights": 1}))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("objective", "clean_eval", "in_loss"),
+    [("datafreeshield", 1, 2), ("trades", 1, 2), ("mart", 0, 2), ("rslad", 0, 2), ("pgd-at", 0, 1), ("rslad:clean=0", 0, 1)],
+)
+def test_passes_an_image_visit(teacher, source, objective, clean_eval, in_loss):
+    labeller, student = copy.deepcopy(teacher), copy.deepcopy(teacher).requires_grad_(True)
+    asked, counts = passes(labeller), passes(student)
+    schedule = replace(ONCE, epochs=2, steps=10)
+    train_student(student, labeller, source, read_objective(objective), schedule, THREAT, noise(), needs={Need.TRAINING_DATA})
+    n, visits = len(source.images), 2 * len(source.images)
+    assert asked == {"eval forward": n}, "the teacher answers each image once"
+    batches = visits // ONCE.batch
+    assert counts == {
+        "eval forward": (10 + clean_eval) * visits,
+        "eval backward": 10 * visits,
+        "train forward": in_loss * visits,
+        "train backward": in_loss * visits,
+        "to weights": batches,
+    }, "the ten backward passes of the attack stop at the image"
+
+
+def test_training_leaves_teacher_images_and_generators_alone(learn, teacher, source):
+    before, pixels = fingerprint(teacher), source.images.clone()
+    done = learn(objective="datafreeshield")
+    assert fingerprint(teacher) == before and torch.equal(source.images, pixels)
+    assert not same(done.student, teacher)
+    assert not done.student.training and not any(one.requires_grad for one in done.student.parameters())
+
+
+def test_the_same_noise_gives_the_same_student(learn):
+    one, again, other = learn(), learn(), learn(seed=1)
+    assert same(one.student, again.student) and not same(one.student, other.student)
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monkeypatch, checkpoint):
+    agreements = iter([0.5, 0.9, 0.1, 0.2] * 2)
+    monkeypatch.setattr(trainer._Judge, "__call__", lambda self, student: next(agreements))
+    schedule = replace(ONCE, epochs=4, batch=10, group=3, schedule="cosine", warmup=0.5, clip=0.5, checkpoint=checkpoint)
+    images, held_out = split(source, 0.2, noise())
+    told = []
+
+    def stop(epoch):
+        told.append(epoch.done)
+        if epoch.done < 3:
+            raise KeyboardInterrupt
+
+    options = {"images": images, "held_out": held_out}
+    whole = learn(schedule, **options)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            learn(schedule, folder=tmp_path, report=stop, **options)
+    resumed = learn(schedule, folder=tmp_path, report=stop, **options)
+    assert told == [1, 2, 3, 4] and trainer.epochs_done(tmp_path) == 4
+    assert same(whole.student, resumed.student) and whole.history == resumed.history and whole.kept == resumed.kept
+    assert resumed.kept.done == (2 if checkpoint == "best" else 4)
+
+
+def test_the_best_epoch_is_chosen_by_held_out_agreement(learn, source, monkeypatch):
+    agreements = iter([0.5, 0.9, 0.7, 0.9, 0.1])
+    schedule = replace(ONCE, epochs=5, checkpoint="best")
+    four = learn(replace(ONCE, epochs=4))
+    monkeypatch.setattr(trainer._Judge, "__call__", lambda self, student: next(agreements))
+    best = learn(schedule, held_out=source)
+    assert best.kept.done == 4 and same(best.student, four.student), "the later one of equals"
+    assert [epoch.agreement for epoch in best.history] == [0.5, 0.9, 0.7, 0.9, 0.1]
+
+
+def test_agreement_is_the_share_that_keeps_the_teachers_answer_under_attack(teacher, source):
+    far, near = (trainer._Judge(teacher, source, 10, ThreatModel("linf", eps), 0) for eps in (0.4, 1e-4))
+    assert near(teacher) == 1 and far(teacher) < 0.5
+
+
+def test_eps_rises_over_the_warm_up(learn, monkeypatch):
+    used = []
+    monkeypatch.setattr(trainer, "climb", lambda model, value, start, images, threat, steps: used.append(threat.eps) or start)
+    learn(replace(ONCE, epochs=2, warmup=0.5))
+    assert used == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("const", [1, 1, 1, 1]), ("cosine", [1, 0.853553, 0.5, 0.146447])])
+def test_learning_rates(learn, monkeypatch, schedule, expected):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    learn(replace(ONCE, epochs=2, group=3, schedule=schedule))
+    assert rates == pytest.approx([0.02 * share for share in expected], rel=1e-5), "two steps an epoch: three batches and one"
+
+
+class Norm(nn.Module):
+    """Batch normalisation of the image itself, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({}, 0.81 * 5 + 0.09 * 0.2 + 0.1 * 0.7),
+        ({"bn_updates": 3}, 0.729 * 5 + 0.171 * 0.2 + 0.1 * 0.7),
+        ({"bn": "frozen"}, 5),
+    ],
+)
+def test_what_batchnorm_learns_from_a_batch(monkeypatch, how, expected):
+    with isolated(0):
+        model = Classifier(Norm(), 2).eval()
+    model.network.norm.running_mean.fill_(5)
+    images = 0.2 + torch.tensor([0.1, -0.1]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
+    monkeypatch.setattr(trainer, "climb", lambda model, value, start, images, threat, steps: images + 0.5)
+    student = copy.deepcopy(model)
+    schedule = Schedule(epochs=1, batch=2, **how)
+    source = Source(images, None, Tag.SYNTHETIC)
+    train_student(student, model, source, read_objective("trades"), schedule, THREAT, noise(), needs=[])
+    assert student.network.norm.running_mean.item() == pytest.approx(expected)
+    assert not torch.equal(student.network.norm.weight, model.network.norm.weight)
+
+
+def test_without_labels_the_teacher_answers(learn, teacher, source):
+    labelled = replace(source, labels=answers(teacher, source.images).argmax(1))
+    wrong = replace(source, labels=(labelled.labels + 1) % CLASSES)
+    unlabelled = learn(objective="mart", images=replace(source, labels=None)).student
+    assert same(unlabelled, learn(objective="mart", images=labelled).student)
+    assert not same(unlabelled, learn(objective="mart", images=wrong).student)
+
+
+def test_clipping_bounds_the_common_norm():
+    gradients = [torch.tensor([3.0]), torch.tensor([4.0])]
+    assert [g.item() for g in trainer._clipped(gradients, 1.0)] == pytest.approx([0.6, 0.8])
+    assert [g.item() for g in trainer._clipped(gradients, 6.0)] == [3, 4] and trainer._clipped(gradients, 0.0) is gradients
+
+
+class Dropping(SmallNet):
+    """Dropout while it is trained."""
+
+    def features(self, images):
+        return nn.functional.dropout(super().features(images), 0.5, self.training)
+
+
+def test_dropout_repeats():
+    model = Classifier(Dropping(gratings(96, first=1000)), CLASSES).eval()
+    images = gratings(24)
+    source = Source(images.pixels(), images.labels, Tag.SYNTHETIC)
+    students = []
+    for seed in (0, 1):
+        with isolated(seed):
+            student = copy.deepcopy(model)
+            students.append(
+                train_student(student, model, source, read_objective("trades"), ONCE, THREAT, noise(), needs=[]).student
+            )
+    assert same(*students), "whatever state the global generators are in"
+
+
+def test_refusals(learn, teacher, source, tmp_path):
+    random = copy.deepcopy(teacher)
+    random.stochastic = True
+    assert "draws random numbers" in message(lambda: learn(student=random))
+    assert "nothing is held out" in message(lambda: learn(replace(ONCE, checkpoint="best")))
+    assert "lower the learning rate" in message(lambda: learn(replace(ONCE, epochs=4, rate=1e30)))
+    (tmp_path / trainer.STATE).write_bytes(b"nonsense")
+    assert "no checkpoint of this training run" in message(lambda: learn(folder=tmp_path))
+    assert "too few to hold 1 out" in message(lambda: split(source.first(1), 0.1, noise()))
+
+
+def test_splitting_keeps_every_image_once(source):
+    train, held = split(source, 0.25, noise())
+    assert len(held.images) == 12 and len(train.images) == 36 and held.tag == source.tag
+    rows = {image.numpy().tobytes() for part in (train, held) for image in part.images}
+    assert rows == {image.numpy().tobytes() for image in source.images}
+    index = [int((source.images == image).flatten(1).all(1).nonzero()) for image in held.images]
+    assert torch.equal(held.labels, source.labels[index])
+
+
+# The defenses -------------------------------------------------------------------------------------------------------------
+
+QUICK = "profile=smoke,epochs=1,steps=2"
+
+
+class TestPgdAt(DefenseContract):
+    defense = f"pgd-at:{QUICK}"
+
+
+class TestTrades(DefenseContract):
+    defense = f"trades:{QUICK},checkpoint=best"
+
+
+class TestMart(DefenseContract):
+    defense = f"mart:{QUICK},group=2"
+
+
+class TestArd(DefenseContract):
+    defense = f"ard:{QUICK},bn=frozen"
+
+
+class TestRslad(DefenseContract):
+    defense = f"rslad:{QUICK},from_scratch=true"
+
+
+class TestPublicAt(DefenseContract):
+    defense = f"public-at:images=(mnist5k:n=40),objective=(trades:beta=3),{QUICK}"
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return subject_of(Request((), (), n=8))
+
+
+def cells(subject, *defenses):
+    return [cell for cell in plan(Request(defenses, ("pgd:steps=2",)), subject) if cell.defense.name != "undefended"]
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """What is trained, each time."""
+    given = []
+    real = students.train_student
+    monkeypatch.setattr(students, "train_student", lambda *args, **options: given.append(args) or real(*args, **options))
+    return given
+
+
+def test_a_student_is_trained_once(subject, lessons):
+    one = f"pgd-at:{QUICK},n=40,rate=0.012"
+    for defense in (one, one, f"{one},eps=0.05", f"{one},warmup=0", one, f"trades:{QUICK},n=40,rate=0.012"):
+        (cell,) = cells(subject, defense)
+        build(cell, torch.device("cpu"))
+    threats = [args[5].eps for args in lessons]
+    assert threats == [0.1, 0.05, 0.1, 0.1], "eps=auto is the announced one; what was trained before is loaded"
+    again = replace(cells(subject, one)[0], build_seed=1)
+    build(again, torch.device("cpu"))
+    other = replace(again, subject=replace(subject, threat=ThreatModel("linf", 0.2)))
+    build(other, torch.device("cpu"))
+    assert [args[5].eps for args in lessons[4:]] == [0.1, 0.2]
+
+
+def test_the_loaded_student_is_the_trained_one(subject, lessons):
+    (cell,) = cells(subject, f"mart:{QUICK},n=40,rate=0.013")
+    first, second = (build(cell, torch.device("cpu")) for _ in range(2))
+    assert len(lessons) == 1 and same(first, second) and same(first, lessons[0][0])
+    assert type(first) is type(subject.classifier) and not first.training
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_student_starts_from_the_teacher_unless_told_otherwise(subject, fresh):
+    (cell,) = cells(subject, f"pgd-at:{QUICK},n=40,rate=1e-9,decay=0,from_scratch={str(fresh).lower()}")
+    student = build(cell, torch.device("cpu"))
+    pairs = zip(student.parameters(), subject.classifier.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs) != fresh
+
+
+def test_an_interrupted_build_goes_on(subject, monkeypatch):
+    (cell,) = cells(subject, f"pgd-at:{QUICK},n=100,epochs=3,rate=0.014".replace("epochs=1,", ""))
+    done = []
+    real = trainer._Run.advance
+
+    def advance(self, judge):
+        if len(done) == 2:
+            done.append("stop")
+            raise KeyboardInterrupt
+        done.append(self.done)
+        return real(self, judge)
+
+    monkeypatch.setattr(trainer._Run, "advance", advance)
+    with pytest.raises(KeyboardInterrupt):
+        build(cell, torch.device("cpu"))
+    resumed = build(cell, torch.device("cpu"))
+    assert done == [0, 1, "stop", 2]
+    monkeypatch.setattr(students, "VERSION", -1)
+    assert same(resumed, build(cell, torch.device("cpu")))
+
+
+def test_parameters():
+    params = TrainingParams(profile="medium", epochs=3, eps="8/255")
+    assert (params.course().epochs, params.course().batch) == (3, 100)
+    assert params.ball(ThreatModel("l2", 1.0)) == ThreatModel("l2", 8 / 255)
+    assert TrainingParams().ball(THREAT) == THREAT
+    for wrong in ("0", "-1", "much", "1/0"):
+        with pytest.raises(ValueError, match=r"write auto, or a positive number|not a fraction"):
+            TrainingParams(eps=wrong)
+    assert PublicAtParams(images="mnist5k:n=5").images == "(mnist5k:n=5)" and PublicAtParams(images="(mnist5k)").images == "mnist5k"
+    assert PublicAtParams(images="mnist5k", objective="(trades:beta=6)").objective == "trades"
+    assert PublicAtParams(images="mnist5k", objective="(trades:beta=3.0)").objective == "(trades:beta=3)"
+
+
+def test_fresh_weights(teacher):
+    one, again, other = (copy.deepcopy(teacher) for _ in range(3))
+    for student, seed in ((one, 3), (again, 3), (other, 4)):
+        students.reset(student, seed)
+    assert same(one, again) and not same(one, other)
+    assert not torch.equal(one.network.convolution.weight, teacher.network.convolution.weight)
+    assert torch.equal(one.network.norm.running_mean, torch.zeros(8))
+    bare = nn.Module()
+    bare.weight = nn.Parameter(torch.ones(1))
+    assert "has no fresh weights" in message(lambda: students.reset(Classifier(bare, 2), 0))
+
+
+def test_a_row_of_public_at_says_what_it_used(tmp_path, subject):
+    archive = tmp_path / "public.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 20, 3), dtype=np.uint8)
+    np.savez(archive, x_test=pixels, y_test=np.arange(30) % 4)
+    (cell,) = cells(subject, f"public-at:images=(npz:{archive},n=20),{QUICK}")
+    (result,) = run_cells([cell], Store(tmp_path / "results"), Options())
+    record = result.record
+    assert record is not None and record.access == ["public images"] and f"npz:{archive},n=20" in record.title["defense"]
+    assert set(record.identity["data"]) == {"public images"} and len(record.identity["data"]["public images"]) == 64
+    notes = [finding.message for finding in record.findings if finding.name == "built"]
+    assert notes == ["trained by rslad inside linf 0.1; public images: 20, epochs: 1"]
+    assert [f.message for f in record.findings if f.name == "public-images"] == [f"the public images are 20 of npz:{archive}"]
+    (fewer,) = cells(subject, f"public-at:images=(npz:{archive},n=19),{QUICK}")
+    assert fewer.identity["data"] != cell.identity["data"]
+    json.dumps(record.identity)
+
+
+@pytest.mark.slow
+def test_training_on_mnist5k_keeps_most_images_standing(tmp_path):
+    base, trained = plan(Request(("pgd-at",), ("pgd",), n=200))
+    for cell, low, high in ((base, 0, 0.05), (trained, 0.8, 1)):
+        (result,) = run_cells([cell], Store(tmp_path), Options())
+        right = result.record.outcomes.adversarial == result.record.outcomes.labels[:, None]
+        assert low <= right.mean() <= high
