@@ -416,12 +416,12 @@ def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monke
 
     def stop(epoch):
         told.append(epoch.done)
-        if epoch.done < 3:
+        if epoch.done < 4:
             raise KeyboardInterrupt
 
     options = {"images": images, "held_out": held_out}
     whole = learn(schedule, **options)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             learn(schedule, folder=tmp_path, report=stop, **options)
     resumed = learn(schedule, folder=tmp_path, report=stop, **options)
