@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# rich draws from Python's global generator when it is imported: before the first test, not within one.
+import bench.progress  # noqa: F401
 from bench.noise import generators
 
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from bench.plan import Request, plan, subject_of
 from bench.record import Store
 from bench.testing import DefenseContract
 from bench.threat import ThreatModel
-from defenses.adversarial import students, trainer
+from defenses.adversarial import public_at, students, trainer, training_data
 from defenses.adversarial.gradrefine import GradRefine
 from defenses.adversarial.objectives import OBJECTIVES, Seen, boosted_cross_entropy, divergence, read_objective
 from defenses.adversarial.params import TrainingParams
@@ -416,12 +416,12 @@ def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monke
 
     def stop(epoch):
         told.append(epoch.done)
-        if epoch.done < 3:
+        if epoch.done < 4:
             raise KeyboardInterrupt
 
     options = {"images": images, "held_out": held_out}
     whole = learn(schedule, **options)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             learn(schedule, folder=tmp_path, report=stop, **options)
     resumed = learn(schedule, folder=tmp_path, report=stop, **options)
@@ -610,6 +610,14 @@ def test_a_student_is_trained_once(subject, lessons):
     assert [args[5].eps for args in lessons[4:]] == [0.1, 0.2]
 
 
+def test_other_images_make_another_student_and_the_evaluated_ones_none(subject, lessons, tmp_path):
+    for name, grey in (("one", 10), ("two", 20)):
+        np.savez(tmp_path / f"{name}.npz", x_test=np.full((20, 8, 8), grey, dtype=np.uint8), y_test=np.arange(20) % 2)
+        build(cells(subject, f"public-at:images=(npz:{tmp_path}/{name}.npz),{QUICK}")[0], torch.device("cpu"))
+    assert len(lessons) == 2
+    assert "is the data set under evaluation" in message(lambda: cells(subject, f"public-at:images=mnist5k,{QUICK}"))
+
+
 def test_the_loaded_student_is_the_trained_one(subject, lessons):
     (cell,) = cells(subject, f"mart:{QUICK},n=40,rate=0.013")
     first, second = (build(cell, torch.device("cpu")) for _ in range(2))
@@ -644,6 +652,18 @@ def test_an_interrupted_build_goes_on(subject, monkeypatch):
     assert done == [0, 1, "stop", 2]
     monkeypatch.setattr(students, "VERSION", -1)
     assert same(resumed, build(cell, torch.device("cpu")))
+
+
+def test_how_many_images_a_student_sees(subject, monkeypatch, tmp_path):
+    counts = []
+    for module in (training_data, public_at):
+        monkeypatch.setattr(module, "taught", lambda student, lesson, *_: counts.append(len(lesson.images.images)) or student)
+    archive = tmp_path / "public.npz"
+    np.savez(archive, x_test=np.zeros((250, 8, 8), dtype=np.uint8), y_test=np.arange(250) % 2)
+    public = [f"public-at:images=({text}),profile=smoke" for text in (f"npz:{archive}", f"npz:{archive},n=210")]
+    for defense in ("pgd-at:profile=smoke", "pgd-at:profile=smoke,n=300", "pgd-at:profile=full", *public):
+        build(cells(subject, defense)[0], torch.device("cpu"))
+    assert counts == [200, 300, 4000, 200, 210]
 
 
 def test_parameters():

@@ -119,6 +119,19 @@ def test_who_waits_for_one_that_fails_makes_it(capsys):
     assert capsys.readouterr().err.count("waiting for another process") == 1
 
 
+def test_one_that_was_finished_just_before_the_claim_is_not_made_again(monkeypatch):
+    right, log = artifacts.claimed, []
+
+    def late(folder):
+        monkeypatch.setattr(artifacts, "claimed", right)
+        artifact("nets", {"seed": 0}, write("first", log))
+        return right(folder)
+
+    monkeypatch.setattr(artifacts, "claimed", late)
+    folder = artifact("nets", {"seed": 0}, write("second", log))
+    assert (folder / "a" / "text").read_text() == "first" and log == [[]]
+
+
 def test_a_dead_process_holds_nobody_up(tmp_path):
     context = multiprocessing.get_context("fork")
     process = context.Process(target=lambda: artifact("nets", {"seed": 0}, lambda folder: os._exit(3)))

@@ -171,6 +171,7 @@ def test_the_jitter_reaches_as_far_as_it_says():
     assert offsets.min(0).values.tolist() == [-2, -2] and offsets.max(0).values.tolist() == [2, 2]
     assert int((offsets[:, 0] != offsets[:, 1]).sum()) > 300
     assert not torch.tensor(synthesis._offsets(replace(RECIPE, jitter=0), NOISE, 0)).any()
+    assert synthesis._offsets(RECIPE, NOISE, 0) != synthesis._offsets(RECIPE, NOISE, 1)
 
 
 class Scripted(synthesis._Inversion):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import defenses.datafree.datafreeshield  # noqa: F401  rich, which it imports, draws from a global generator when it is imported
 from bench.contract.check import subject_in_memory
 from bench.contract.toys import SmallNet, gratings
 from bench.models.classifier import Classifier

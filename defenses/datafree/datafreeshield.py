@@ -45,6 +45,7 @@ class Scale:
 
 PROFILES = {
     "smoke": Scale(100, 20, 10, 2, 20, 2),
+    "quick": Scale(1_000, 150, 50, 20, 50, 2),
     "small": Scale(4_000, 500, 200, 50, 200, 5),
     "medium": Scale(10_000, 1_000, 250, 100, 200, 10),
     "gpu-half": Scale(30_000, 1_000, 250, 60, 200, 20),
@@ -91,8 +92,8 @@ PRESETS = {
 class DataFreeShieldParams(Params):
     """Parameters of `datafreeshield`. What is left out is the profile's or the preset's."""
 
-    profile: Literal["smoke", "small", "medium", "gpu-half", "full"] = Field(
-        "small", description="scale; full is the published one"
+    profile: Literal["smoke", "quick", "small", "medium", "gpu-half", "full"] = Field(
+        "quick", description="scale: quick takes some minutes with a small network on two cores, full is the published one"
     )
     preset: Literal["honest", "repo-general", "repo-medical", "icml"] = Field(
         "honest", description="recipe: one that works at small scale, the released scripts', or the paper's"
