@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense
@@ -21,6 +21,7 @@ from defenses.adversarial.public_at import ObjectiveSpec
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.students import Lesson, taught
 from defenses.adversarial.training_data import ATTACKS
+from defenses.datafree.fields import FieldRecipe
 from defenses.datafree.images import SyntheticImages, synthetic_images
 from defenses.datafree.synthesis import Keep, Modes, Recipe, Space, Start, Targets
 
@@ -98,6 +99,9 @@ class DataFreeShieldParams(Params):
     preset: Literal["honest", "repo-general", "repo-medical", "icml"] = Field(
         "honest", description="recipe: one that works at small scale, the released scripts', or the paper's"
     )
+    synthesis: Literal["inversion", "fields"] = Field(
+        "inversion", description="as published; or an extension: random fields drawn towards the BatchNorm statistics"
+    )
     seed: int = Field(0, ge=0, description="another one gives other images of the same build seed")
     images: int | None = Field(None, ge=1, description="synthetic images")
     iterations: int | None = Field(None, ge=1, description="Adam's steps on each image")
@@ -140,6 +144,13 @@ class DataFreeShieldParams(Params):
     checkpoint: Literal["last", "best"] = Field("last", description="the last epoch, or the best on further synthetic images")
     from_scratch: bool = Field(False, description="start from fresh weights instead of the classifier's")
 
+    @model_validator(mode="after")
+    def _no_field_is_idle(self) -> DataFreeShieldParams:
+        idle = sorted(self.model_fields_set & {*_OF_INVERSION, *_OF_PRESET, "labels"}) if self.synthesis == "fields" else []
+        if idle:
+            raise ValueError(f"{idle[0]} belongs to synthesis=inversion: drop it")
+        return self
+
     @property
     def recipe_of_preset(self) -> Preset:
         """The preset."""
@@ -153,13 +164,15 @@ class DataFreeShieldParams(Params):
             base = replace(base, **self.recipe_of_preset.full)
         return replace(base, **self._given(vars(base)))
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe | FieldRecipe:
         """How images are made."""
         scale = self.scale
+        if self.synthesis == "fields":
+            return FieldRecipe(scale.images)
         values: dict[str, Any] = {
             **{name: getattr(self, name) for name in _OF_SYNTHESIS},
             **self.recipe_of_preset.synthesis,
-            **self._given(("coefficients", "tv_random", "targets", "space", "keep")),
+            **self._given(_OF_PRESET),
         }
         return Recipe(scale.images, scale.synthesis_batch, scale.iterations, self.synthesis_rate, **values)
 
@@ -184,6 +197,8 @@ class DataFreeShieldParams(Params):
 
 
 _OF_SYNTHESIS = ("shift", "a_cls", "a_bn", "a_tv", "start", "start_scale", "jitter", "every")
+_OF_PRESET = ("coefficients", "tv_random", "targets", "space", "keep")
+_OF_INVERSION = (*_OF_SYNTHESIS, "iterations", "synthesis_batch", "synthesis_rate")
 _OF_TRAINING = ("eps", "steps", "optimiser", "bn", "checkpoint", "from_scratch")
 
 
@@ -224,19 +239,27 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         )
 
     def _held_out(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> Source:
-        """Images of other batches, not a split: those of one batch share their coefficients."""
-        recipe = self.params.recipe()
+        """Images of other batches or of another population, not a split: those of one share their coefficients or ancestors."""
+        recipe, noise = self.params.recipe(), noise.at(f"held-out{self.params.seed}")
+        if isinstance(recipe, FieldRecipe):
+            return self._source(synthetic_images(classifier, access.shape, recipe, noise))
         # A whole batch of them for each class where a batch has only one, else enough to have all classes among random ones.
         classes = classifier.num_classes
         fewest = classes * recipe.batch if recipe.targets == "per_batch" else max(recipe.batch, 10 * classes)
         recipe = replace(recipe, images=max(round(HELD_OUT * recipe.images), fewest))
-        return self._source(synthetic_images(classifier, access.shape, recipe, noise.at(f"held-out{self.params.seed}")))
+        return self._source(synthetic_images(classifier, access.shape, recipe, noise))
 
     def _source(self, made: SyntheticImages) -> Source:
         return Source(made.images, made.labels if self.params.labels == "target" else None, Tag.SYNTHETIC)
 
     def _note(self, made: SyntheticImages) -> str:
         scale, about = self.params.scale, made.about
+        if self.params.synthesis == "fields":
+            return (
+                f"trained for {scale.epochs} epochs on {scale.images} random fields drawn towards the classifier's BatchNorm "
+                f"statistics, off by {about['gap_first']:.1f} at first and by {about['gap_last']:.1f} at last; not "
+                f"DataFreeShield's synthesis: the law of the fields (smooth, cut, windowed) was written down by hand"
+            )
         return (
             f"trained on {scale.images} images that the classifier made itself, {scale.iterations} iterations each, for "
             f"{scale.epochs} epochs (profile {self.params.profile}, published: 60000, 2000, 200); the classifier is right on "

@@ -20,14 +20,16 @@ from torch import Tensor
 
 from bench.artifacts import artifact
 from bench.defense import DefendedClassifier
+from bench.errors import BadInput
 from bench.fingerprint import fingerprint
 from bench.models.training import device_of
 from bench.noise import Noise
 from bench.progress import Steps
 from bench.record import write_whole
 from bench.victim import frozen
+from defenses.datafree.fields import FieldRecipe, Population, draw_population
 from defenses.datafree.sheet import contact_sheet
-from defenses.datafree.synthesis import Batch, Recipe, check_classifier, synthesise
+from defenses.datafree.synthesis import Batch, Recipe, check_classes, check_classifier, synthesise
 
 VERSION = 1
 """Of the code that makes images; raise it when they may change."""
@@ -40,7 +42,8 @@ class SyntheticImages:
     """Images that a classifier made.
 
     Attributes:
-        images, labels, logits: (n, C, H, W) in [0, 1], target classes (n,), the classifier's answers (n, K); on the CPU.
+        images, labels, logits: (n, C, H, W) in [0, 1], the classes aimed at or, of random fields, the classifier's (n,), the
+            classifier's answers (n, K); on the CPU.
         about: `synthesis.json`.
         folder: the artifact.
     """
@@ -57,7 +60,9 @@ class SyntheticImages:
         return self.folder / SHEET
 
 
-def synthetic_images(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise) -> SyntheticImages:
+def synthetic_images(
+    classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe | FieldRecipe, noise: Noise
+) -> SyntheticImages:
     """The classifier's images, made now unless they are in the cache.
 
     Args:
@@ -71,7 +76,9 @@ def synthetic_images(classifier: DefendedClassifier, shape: tuple[int, ...], rec
     """
     device = device_of(classifier)
     noise = noise.to(device).at("synthesis")
-    check_classifier(classifier, shape, recipe, noise)
+    check_classifier(classifier, shape, noise)
+    if isinstance(recipe, Recipe):
+        check_classes(recipe, classifier.num_classes, noise)
     identity = {
         "classifier": fingerprint(classifier),
         "shape": list(shape),
@@ -79,10 +86,17 @@ def synthetic_images(classifier: DefendedClassifier, shape: tuple[int, ...], rec
         "noise": [noise.root, str(noise.stream), noise.site],
         "version": VERSION,
     }
-    return _read(artifact("synthetic-images", identity, lambda work: _make(classifier, shape, recipe, noise, work)))
+
+    def make(work: Path) -> None:
+        if isinstance(recipe, Recipe):
+            _invert(classifier, shape, recipe, noise, work)
+        else:
+            _draw(classifier, shape, recipe, noise, work)
+
+    return _read(artifact("synthetic-images", identity, make))
 
 
-def _make(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise, work: Path) -> None:
+def _invert(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise, work: Path) -> None:
     """Each batch is kept in a file until all are there."""
     files = [work / f"batch-{number:05d}.safetensors" for number in range(recipe.batches)]
     there = sum(file.exists() for file in files)
@@ -99,12 +113,40 @@ def _finish(work: Path, files: list[Path], recipe: Recipe) -> None:
     """One file of all batches, what is to be known of them, and a contact sheet."""
     kept = [_kept(file) for file in files]
     tensors = {name: torch.cat([parts[name] for parts, _ in filter(None, kept)]) for name in ("images", "labels", "logits")}
-    about = summary(recipe, [facts for _, facts in filter(None, kept)])
+    _write(work, tensors, summary(recipe, [facts for _, facts in filter(None, kept)]))
+    for file in files:
+        file.unlink()
+
+
+def _write(work: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     write_whole(work / IMAGES, safetensors.torch.save(tensors))
     write_whole(work / ABOUT, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
     write_whole(work / SHEET, contact_sheet(tensors["images"], tensors["labels"]))
-    for file in files:
-        file.unlink()
+
+
+def _draw(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: FieldRecipe, noise: Noise, work: Path) -> None:
+    """Random fields take seconds, so that an interrupted drawing starts anew."""
+    with frozen(classifier), Steps("random fields", recipe.rounds, 0) as steps:
+        found = draw_population(classifier, shape, recipe, noise, lambda number: steps(number, ""))
+    labels = found.logits.argmax(1).cpu()
+    shares = torch.bincount(labels, minlength=classifier.num_classes) / len(labels)
+    if not bool(shares.all()):
+        raise BadInput(
+            f"the classifier sees class {int(shares.argmin())} in none of {recipe.images} random fields: give more images, or "
+            "synthesis=inversion"
+        )
+    tensors = {"images": found.images.cpu().contiguous(), "labels": labels, "logits": found.logits.cpu()}
+    _write(work, tensors, _population_summary(recipe, found, shares))
+
+
+def _population_summary(recipe: FieldRecipe, found: Population, shares: Tensor) -> dict[str, Any]:
+    return {
+        "recipe": asdict(recipe),
+        "class_shares": shares.tolist(),
+        "effective": list(found.effective),
+        "gap_first": found.gap_first,
+        "gap_last": found.gap_last,
+    }
 
 
 def _packed(batch: Batch) -> bytes:

@@ -384,8 +384,8 @@ def normalisation(classifier: DefendedClassifier) -> tuple[Tensor, Tensor]:
     return like.new_zeros(1, 1, 1, 1), like.new_ones(1, 1, 1, 1)
 
 
-def check_classifier(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise) -> None:
-    """Raise `BadInput` where images cannot be made out of this classifier, or would leave out a class."""
+def check_classifier(classifier: DefendedClassifier, shape: tuple[int, ...], noise: Noise) -> None:
+    """Raise `BadInput` where images cannot be made out of this classifier."""
     if classifier.stochastic:
         raise BadInput("images are made out of a deterministic classifier, but this one draws random numbers: give another")
     if not norm_layers(classifier):
@@ -394,7 +394,11 @@ def check_classifier(classifier: DefendedClassifier, shape: tuple[int, ...], rec
             "give a classifier with BatchNorm"
         )
     _check_shape(classifier, shape, noise)
-    counts = torch.bincount(all_targets(recipe, classifier.num_classes, noise), minlength=classifier.num_classes)
+
+
+def check_classes(recipe: Recipe, classes: int, noise: Noise) -> None:
+    """Raise `BadInput` where a recipe would leave out a class."""
+    counts = torch.bincount(all_targets(recipe, classes, noise), minlength=classes)
     if bool((counts == 0).any()):
         raise BadInput(
             f"class {int(counts.argmin())} would get no image ({recipe.images} images in batches of {recipe.batch}, "
