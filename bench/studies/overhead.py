@@ -166,7 +166,7 @@ def _seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> floa
     return statistics.median(taken[1:])
 
 
-class _Passed(torch.autograd.Function):
+class Passed(torch.autograd.Function):
     """The identity, which reports the backward pass through it."""
 
     @staticmethod
@@ -192,7 +192,7 @@ def counted(classifier: nn.Module) -> Iterator[Calls]:
         def report() -> None:
             calls.backwards += len(z)
 
-        return (_Passed.apply(z, report), *rest)
+        return (Passed.apply(z, report), *rest)
 
     handles = [model.network.register_forward_pre_hook(enter) for model in diffusion_models(classifier)]
     try:
