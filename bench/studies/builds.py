@@ -128,7 +128,8 @@ def gathered(cell: Cell, outcomes: Sequence[Outcomes]) -> Attacked:
 def comparison(found: Sequence[Attacked]) -> pd.DataFrame:
     """A row a defense: means over builds and images, and the paired difference to the first one, with their intervals.
 
-    `lower` and `higher` count the builds that McNemar's test calls lower or higher than the same build of the first at the 5 % level.
+    `lower` and `higher` count the builds that McNemar's test calls lower or higher than the same build of the first, at the 5 %
+    level.
     """
     return pd.DataFrame([_row(one, found[0]) for one in found])
 
@@ -138,12 +139,13 @@ def _row(one: Attacked, first: Attacked) -> dict[str, object]:
         "defense": one.defense,
         **_columns("clean", mean_over_builds(one.clean)),
         **_columns("robust", mean_over_builds(one.robust)),
+        "collapsed": sum(one.collapsed),
     }
     if one is not first:
         pairs = [pair for pair in _pairs(one, first) if pair["p"] < SIGNIFICANT]
         row |= _columns("difference", gap_over_builds(one.robust, first.robust))
         row |= {"lower": sum(pair["lost"] > pair["won"] for pair in pairs), "higher": sum(p["won"] > p["lost"] for p in pairs)}
-    return {**row, "collapsed": sum(one.collapsed)}
+    return row
 
 
 def _columns(name: str, value: Contrast) -> dict[str, float]:
