@@ -238,7 +238,7 @@ def _resampled_builds(scores: Floats, resamples: int, seed: int) -> Floats:
 def _few_builds(builds: int) -> float:
     """By how much deviations of builds from their mean are widened, so that a percentile interval of few of them holds.
 
-    Resampling shows (builds - 1) / builds of their variance, and few builds know it badly: Student's quantile stands in for the normal
+    Resampling shows (builds - 1) / builds of their variance, which few builds know badly, hence Student's quantile over the normal
     one. Without that, three builds that scatter by 5 points held a true difference in 84 of 100 simulations, with it in 95.
     """
     from scipy.stats import norm, t

@@ -181,7 +181,7 @@ def released_variation(x):
 def test_training_epoch(benchmark, code):
     torch.set_num_threads(1)
     benchmark.group = f"training, one epoch of {BATCH * BATCHES} images"
-    benchmark.pedantic(code, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(code, rounds=2, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("code", [our_synthesis, released_synthesis], ids=["bench", "as released"])

@@ -52,6 +52,8 @@ def test_equal_builds_leave_the_images_interval():
     assert found.value == pytest.approx(0.3)
     assert (found.low, found.high) == pytest.approx((over_images.low, over_images.high), abs=0.01)
     assert found.low <= over_images.low and found.high >= over_images.high
+    never = mean_over_builds(np.zeros((3, 100)))
+    assert (never.value, never.low, never.high) == (0, 0, share(np.zeros(100)).high)
 
 
 def test_builds_that_differ_widen_the_interval():
