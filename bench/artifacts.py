@@ -15,9 +15,11 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,20 @@ def cache_root() -> Path:
     if own:
         return Path(own)
     return (Path(base) if base else Path.home() / ".cache") / "adversarial-bench"
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """Another cache inside the block, empty at first and gone afterwards: what is made there is made anew. Not for threads."""
+    with tempfile.TemporaryDirectory(prefix="bench-cache-") as folder:
+        before = os.environ.get("BENCH_CACHE")
+        os.environ["BENCH_CACHE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("BENCH_CACHE")
+            if before is not None:
+                os.environ["BENCH_CACHE"] = before
 
 
 def artifact(kind: str, identity: Mapping[str, object], make: Make) -> Path:

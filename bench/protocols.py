@@ -4,14 +4,15 @@ A law turns the matrix `correct` (n images, N draws; see `Outcomes.correct`) int
 image is right under that law. So laws, seeds and comparisons are all statements about (n,) scores, and images are the only
 independent evidence. An interval of a mean score is Wilson's on the number of images, as everywhere: conservative for scores that
 are no plain yes or no, and honest near 0, where a bootstrap over 100 images holds a true 0.5 % in three cases of four only.
-Differences and ratios take a paired bootstrap over images.
+Differences and ratios take a paired bootstrap over images. Where a defense was built several times, builds and images are both
+resampled (Owen 2007, arXiv 0712.1111).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 import numpy as np
 
@@ -181,3 +182,67 @@ def best_fresh(attacks: Sequence[Sequence[Bools]]) -> Floats:
         attacks: for each seed, of each attack (n, N) on fresh draws; the points of a replay attack are points like any others.
     """
     return mean_over_seeds([worst_case(correct) for correct in attacks])
+
+
+def mcnemar(a: Bools, b: Bools) -> float:
+    """Two-sided p-value of two verdicts (n,) on the same images being right equally often (McNemar 1947), exact.
+
+    Of the images on which one of the two is right and the other wrong, either has its half then.
+    """
+    from scipy.stats import binom  # slow to import, and few ask
+
+    if a.shape != b.shape:
+        raise ValueError(f"verdicts of shape {a.shape} and {b.shape} are not of the same images")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return min(1.0, 2 * float(binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+# Several builds on the same images --------------------------------------------------------------------------------
+
+
+def mean_over_builds(scores: Floats, resamples: int = 10_000, seed: int = 0) -> Contrast:
+    """Mean of scores (builds, n) in [0, 1] with its 95 % interval, builds and images resampled each for themselves.
+
+    It is never narrower than Wilson's on the number of images. One build says nothing of others: then images alone are counted.
+    """
+    low, high = np.quantile(_resampled_builds(scores, resamples, seed), (0.025, 0.975))
+    over_images = share(mean_over_seeds(list(scores)))
+    return Contrast(over_images.value, max(0.0, min(low, over_images.low)), min(1.0, max(high, over_images.high)))
+
+
+def gap_over_builds(a: Floats, b: Floats, resamples: int = 10_000, seed: int = 0) -> Contrast:
+    """Mean of `a` minus mean of `b`, both (builds, n) scores; a build of `a` is paired with that of `b` in the same row.
+
+    Where a side has no spread, as `gap`.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"scores of shape {a.shape} and {b.shape} are not of the same builds and images")
+    if _flat(a) or _flat(b):
+        p, q = mean_over_builds(a, resamples, seed), mean_over_builds(b, resamples, seed)
+        return Contrast(p.value - q.value, p.low - q.high, p.high - q.low)
+    low, high = np.clip(np.quantile(_resampled_builds(a - b, resamples, seed), (0.025, 0.975)), -1, 1)
+    return Contrast(float((a - b).mean()), float(low), float(high))
+
+
+def _resampled_builds(scores: Floats, resamples: int, seed: int) -> Floats:
+    """Means (resamples,) of scores (builds, n) under resampled builds and, independently, resampled images."""
+    builds, n = scores.shape
+    scores = scores + (_few_builds(builds) - 1) * (scores.mean(axis=1, keepdims=True) - scores.mean())
+    patterns, sizes = np.unique(scores.T, axis=0, return_counts=True)
+    means = np.concatenate([times @ patterns for times in resampled_counts(sizes, resamples, seed, len(patterns))]) / n
+    times = np.random.Generator(np.random.Philox([seed, 1])).multinomial(builds, np.full(builds, 1 / builds), size=resamples)
+    resampled: Floats = (means * times).sum(axis=1) / builds
+    return resampled
+
+
+def _few_builds(builds: int) -> float:
+    """By how much deviations of builds from their mean are widened, so that a percentile interval of few of them holds.
+
+    Resampling shows (builds - 1) / builds of their variance, which few builds know badly, hence Student's quantile over the normal
+    one. Without that, three builds that scatter by 5 points held a true difference in 84 of 100 simulations, with it in 95.
+    """
+    from scipy.stats import norm, t
+
+    if builds == 1:
+        return 1.0
+    return sqrt(builds / (builds - 1)) * float(t.ppf(0.975, builds - 1) / norm.ppf(0.975))

@@ -166,16 +166,18 @@ def _seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> floa
     return statistics.median(taken[1:])
 
 
-class _Passed(torch.autograd.Function):
+class Passed(torch.autograd.Function):
     """The identity, which reports the backward pass through it."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, report: Callable[[], None]) -> Tensor:
+        """The same values."""
         ctx.report = report
         return z.view_as(z)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        """The same gradient."""
         ctx.report()
         return slope, None
 
@@ -192,7 +194,7 @@ def counted(classifier: nn.Module) -> Iterator[Calls]:
         def report() -> None:
             calls.backwards += len(z)
 
-        return (_Passed.apply(z, report), *rest)
+        return (Passed.apply(z, report), *rest)
 
     handles = [model.network.register_forward_pre_hook(enter) for model in diffusion_models(classifier)]
     try:

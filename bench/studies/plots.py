@@ -56,6 +56,11 @@ def legend(one: Axes, **options: Any) -> None:
     one.legend(fontsize=_SMALL, frameon=False, **options)
 
 
+def wrapped(name: str) -> str:
+    """A long label in lines of 30 characters."""
+    return textwrap.fill(name, 30)
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, without a mark of the library or the time."""
     buffer = io.BytesIO()

@@ -17,7 +17,7 @@ from bench.errors import BadInput
 from bench.evaluation import data_access
 from bench.noise import Noise, Stream, isolated
 from bench.plan import Cell
-from bench.spec import Params, Specs
+from bench.spec import Params, Specs, parse
 from bench.studies.deployed import cell_of, features
 from bench.studies.sets import Floats
 from bench.studies.study import StudySetting
@@ -52,9 +52,15 @@ class ComparedParams(MadeParams):
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:
     """Each spec by what tells it from the others: its items that not all of them have, or its name where it has none."""
-    items = {spec: [spec.partition(":")[0], *spec.partition(":")[2].split(",")] for spec in specs}
+    items = {spec: _items(spec) for spec in specs}
     shared = set.intersection(*map(set, items.values())) if len(items) > 1 else set()
-    return {spec: ", ".join(item for item in found if item and item not in shared) or found[0] for spec, found in items.items()}
+    return {spec: ", ".join(item for item in found if item not in shared) or found[0] for spec, found in items.items()}
+
+
+def _items(text: str) -> list[str]:
+    """Its name, its positional item and its options, nested specs whole."""
+    spec = parse(text)
+    return [spec.name, *([spec.positional] if spec.positional else []), *(f"{key}={value}" for key, value in spec.options.items())]
 
 
 Embedding = Literal["features", "pixels"]
@@ -76,7 +82,7 @@ def make(setting: StudySetting, specs: tuple[str, ...]) -> Iterator[Made]:
         check_maker(cell.defense.plugin, cell.defense.spec)
     for cell in cells:
         setting.progress(f"images of {cell.defense.spec}")
-        yield _made(cell, setting.device)
+        yield images_of(cell, setting.device)
 
 
 def check_maker(plugin: object, spec: str) -> ImageMaker:
@@ -86,7 +92,8 @@ def check_maker(plugin: object, spec: str) -> ImageMaker:
     return plugin
 
 
-def _made(cell: Cell, device: torch.device) -> Made:
+def images_of(cell: Cell, device: torch.device) -> Made:
+    """The images of a cell's defense."""
     classifier = copy.deepcopy(cell.subject.classifier).to(device)
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
     with isolated(cell.build_seed):

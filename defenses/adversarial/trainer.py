@@ -144,6 +144,20 @@ def train_student(
     return run.trained()
 
 
+def passes(objective: Objective, schedule: Schedule) -> dict[str, int]:
+    """Passes of the student that one image-visit takes: forwards, backwards to the image, backwards to the weights.
+
+    Ten steps and a loss that reads S(x) and S(x') make 13, 10 and 2, where the attack starts from the student's own answers.
+    """
+    in_loss = 1 + objective.clean_pass
+    anchor, again = objective.inner == "student", objective.clean_pass and schedule.bn_updates == 3
+    return {
+        "forwards": schedule.steps + anchor + in_loss + again,
+        "input_backwards": schedule.steps,
+        "weight_backwards": in_loss,
+    }
+
+
 Value = Callable[[Tensor, Tensor], Tensor]
 """(logits (m, K), which images of the batch they belong to (m,)) to one value an image (m,)."""
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense
 from bench.noise import Noise
 from bench.spec import Params
-from defenses.adversarial.objectives import read_objective
+from defenses.adversarial.objectives import Objective, read_objective
 from defenses.adversarial.params import TrainingEps, TrainingParams
 from defenses.adversarial.public_at import ObjectiveSpec
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.students import Lesson, taught
+from defenses.adversarial.trainer import Schedule, passes
 from defenses.adversarial.training_data import ATTACKS
 from defenses.datafree.fields import FieldRecipe
 from defenses.datafree.images import SyntheticImages, synthetic_images
@@ -224,17 +225,32 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         student.notes = (self._note(made), *student.notes)
         return student
 
+    def claimed_passes(self) -> dict[str, dict[str, int]]:
+        """By stage how often each image is visited, and the passes of a network that a visit takes.
+
+        An iteration takes N (F + B) for N images. Looks at the iterates, the teacher's answers and checkpoint=best add to that.
+        """
+        visit = {"forwards": 1, "input_backwards": 1, "weight_backwards": 0}
+        scale, lesson = self.params.scale, passes(self._objective(), self._schedule())
+        return {"synthesis": {"visits": scale.iterations, **visit}, "training": {"visits": scale.epochs, **lesson}}
+
+    def _objective(self) -> Objective:
+        return read_objective(self.params.objective or self.params.recipe_of_preset.objective)
+
+    def _schedule(self) -> Schedule:
+        return replace(self.params.training().course(), bn_updates=self.params.recipe_of_preset.bn_updates)
+
     def _images(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> SyntheticImages:
         return synthetic_images(classifier, access.shape, self.params.recipe(), noise.at(f"seed{self.params.seed}"))
 
     def _lesson(self, made: SyntheticImages, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> Lesson:
-        params, training, preset = self.params, self.params.training(), self.params.recipe_of_preset
+        params = self.params
         return Lesson(
             images=self._source(made),
             held_out=self._held_out(classifier, access, noise) if params.checkpoint == "best" else None,
-            objective=read_objective(params.objective or preset.objective),
-            schedule=replace(training.course(), bn_updates=preset.bn_updates),
-            threat=training.ball(access.threat),
+            objective=self._objective(),
+            schedule=self._schedule(),
+            threat=params.training().ball(access.threat),
             from_scratch=params.from_scratch,
         )
 
