@@ -228,11 +228,12 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
     def claimed_passes(self) -> dict[str, dict[str, int]]:
         """By stage how often each image is visited, and the passes of a network that a visit takes.
 
-        An iteration takes N (F + B) for N images. Looks at the iterates, the teacher's answers and checkpoint=best add to that.
+        An iteration takes N (F + B) for N images, a round of random fields N F. Looks at the iterates, the teacher's answers and checkpoint=best add to that.
         """
-        visit = {"forwards": 1, "input_backwards": 1, "weight_backwards": 0}
-        scale, lesson = self.params.scale, passes(self._objective(), self._schedule())
-        return {"synthesis": {"visits": scale.iterations, **visit}, "training": {"visits": scale.epochs, **lesson}}
+        recipe, lesson = self.params.recipe(), passes(self._objective(), self._schedule())
+        visits, back = (recipe.rounds, 0) if isinstance(recipe, FieldRecipe) else (recipe.iterations, 1)
+        synthesis = {"visits": visits, "forwards": 1, "input_backwards": back, "weight_backwards": 0}
+        return {"synthesis": synthesis, "training": {"visits": self.params.scale.epochs, **lesson}}
 
     def _objective(self) -> Objective:
         return read_objective(self.params.objective or self.params.recipe_of_preset.objective)
