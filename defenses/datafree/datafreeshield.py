@@ -228,7 +228,8 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
     def claimed_passes(self) -> dict[str, dict[str, int]]:
         """By stage how often each image is visited, and the passes of a network that a visit takes.
 
-        An iteration takes N (F + B) for N images, a round of random fields N F. Looks at the iterates, the teacher's answers and checkpoint=best add to that.
+        An iteration takes N (F + B) for N images, a round of random fields N F. Looks at the iterates, the teacher's answers and
+        checkpoint=best add to that.
         """
         recipe, lesson = self.params.recipe(), passes(self._objective(), self._schedule())
         visits, back = (recipe.rounds, 0) if isinstance(recipe, FieldRecipe) else (recipe.iterations, 1)
