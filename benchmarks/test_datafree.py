@@ -10,6 +10,7 @@ differentiates to the weights, too, and lets autograd find the gradient of the B
 
 import copy
 import random
+import sys
 from collections import Counter
 
 import pytest
@@ -26,6 +27,8 @@ from defenses.adversarial.objectives import DataFreeShield
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.trainer import Schedule, train_student
 from defenses.datafree.synthesis import Recipe, synthesise
+
+pytestmark = pytest.mark.timeout(1800)
 
 BATCH, BATCHES, GROUP, STEPS, ITERATIONS = 200, 2, 2, 10, 8
 EPS, RATE, TAU = 4 / 255, 1e-4, 20.0
@@ -199,9 +202,10 @@ def test_both_make_the_same_images():
 
 
 @pytest.mark.parametrize(("code", "forwards"), [(our_training, 13), (released_training, 24)], ids=["bench", "as released"])
-def test_forward_passes_of_an_image_visit(code, forwards):
+def test_forward_passes_of_an_image_visit(code, forwards, monkeypatch):
     """Of the second epoch: the first one of ours has the teacher's answers in it, once for all epochs."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(sys.modules[__name__], "BATCH", 10)
     counts = Counter()
 
     def count(module, inputs, output):

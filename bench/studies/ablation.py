@@ -77,7 +77,7 @@ def sentence(table: pd.DataFrame) -> str:
 def ablation_figure(table: pd.DataFrame, found: list[Attacked]) -> Figure:
     """Accuracies with their intervals, a dot a build; and the differences to the first defense."""
     figure, (left, right) = plots.panels(
-        "What each variant does to accuracy (95 % intervals over builds and images; dots: builds)",
+        "Accuracy of each variant (95 % intervals over builds and images; dots: builds)",
         [("accuracy", "", "clean (orange), under attack (blue)"), ("difference under attack", "", "to the first")],
     )
     rows, names = table.to_dict("records"), short_names(list(table["defense"]))
