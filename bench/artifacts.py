@@ -56,16 +56,17 @@ def empty_cache() -> Iterator[None]:
                 os.environ["BENCH_CACHE"] = before
 
 
-def artifact(kind: str, identity: Mapping[str, object], make: Make) -> Path:
+def artifact(kind: str, identity: Mapping[str, object], make: Make, assist: Make | None = None) -> Path:
     """The folder of an artifact, made now unless it is there.
 
-    Of several callers, processes or threads, one makes it and the others wait. What an interrupted one had written is handed to
-    the next one. A damaged artifact is made again.
+    Of several callers, processes or threads, one makes it and the others wait, or assist. What an interrupted one had written is
+    handed to the next one. A damaged artifact is made again.
 
     Args:
         kind: what it is, in the words of a folder's name.
         identity: everything that can change a number in it, as JSON takes it, a version of the code that makes it included.
         make: makes it.
+        assist: what a caller does, again and again, while another one makes it: a part of the work, in the maker's folder.
 
     Raises `BadInput` where the cache cannot be written, and whatever `make` raises.
     """
@@ -82,8 +83,15 @@ def artifact(kind: str, identity: Mapping[str, object], make: Make) -> Path:
                     _put(home / f".work-{name}", folder, plain, make)
                 return folder
         if not waited:
-            print(f"waiting for another process that makes {kind}/{name}", file=sys.stderr, flush=True)
+            print(
+                f"{'waiting for' if assist is None else 'assisting'} another process that makes {kind}/{name}",
+                file=sys.stderr,
+                flush=True,
+            )
         waited = True
+        work = home / f".work-{name}"
+        if assist is not None and work.exists():
+            assist(work)
         time.sleep(POLL_SECONDS)
     return folder
 

@@ -1,5 +1,8 @@
+import copy
 import dataclasses
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -257,6 +260,27 @@ def test_an_interrupted_synthesis_goes_on_bit_for_bit(net, tmp_path, monkeypatch
     for name in ("images", "labels", "logits"):
         assert torch.equal(getattr(found, name), getattr(whole, name))
     assert found.about == whole.about
+
+
+def test_two_workers_share_the_batches(net, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "alone"))
+    alone = synthetic_images(net, SHAPE, RECIPE, NOISE)
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "shared"))
+    asked, both = [], threading.Barrier(2, timeout=30)
+
+    def met(*arguments):
+        asked.append((arguments[3], threading.get_ident()))
+        if len(asked) <= 2:
+            both.wait()
+        return synthesise(*arguments)
+
+    monkeypatch.setattr(images_module, "synthesise", met)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda one: synthetic_images(one, SHAPE, RECIPE, NOISE), [net, copy.deepcopy(net)]))
+    assert sorted(number for number, _ in asked) == [0, 1, 2] and len({worker for _, worker in asked}) == 2
+    for one in found:
+        assert one.folder == found[0].folder and torch.equal(one.images, alone.images) and one.about == alone.about
+    assert [path.name for path in found[0].folder.parent.iterdir()] == [found[0].folder.name], "no claim and no work is left"
 
 
 def test_the_summary_weighs_batches_by_their_images():

@@ -8,8 +8,10 @@ sheet.png            a few images of each class
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bench.artifacts import artifact
+from bench.artifacts import POLL_SECONDS, artifact
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.fingerprint import fingerprint
@@ -27,6 +29,7 @@ from bench.noise import Noise
 from bench.progress import Steps
 from bench.record import write_whole
 from bench.victim import frozen
+from bench.work import claimed
 from defenses.datafree.fields import FieldRecipe, Population, draw_population
 from defenses.datafree.sheet import contact_sheet
 from defenses.datafree.synthesis import Batch, Recipe, check_classes, check_classifier, synthesise
@@ -87,26 +90,59 @@ def synthetic_images(
         "version": VERSION,
     }
 
-    def make(work: Path) -> None:
-        if isinstance(recipe, Recipe):
-            _invert(classifier, shape, recipe, noise, work)
-        else:
-            _draw(classifier, shape, recipe, noise, work)
-
-    return _read(artifact("synthetic-images", identity, make))
+    if isinstance(recipe, FieldRecipe):
+        return _read(artifact("synthetic-images", identity, partial(_draw, classifier, shape, recipe, noise)))
+    job = _Job(classifier, shape, recipe, noise)
+    return _read(artifact("synthetic-images", identity, job.make, job.assist))
 
 
-def _invert(classifier: DefendedClassifier, shape: tuple[int, ...], recipe: Recipe, noise: Noise, work: Path) -> None:
-    """Each batch is kept in a file until all are there."""
-    files = [work / f"batch-{number:05d}.safetensors" for number in range(recipe.batches)]
-    there = sum(file.exists() for file in files)
-    with frozen(classifier), Steps("synthetic images", recipe.images, min(there * recipe.batch, recipe.images)) as steps:
-        for number, file in enumerate(files):
-            if _kept(file) is None:
-                batch = synthesise(classifier, shape, recipe, number, noise)
-                write_whole(file, _packed(batch))
-                steps(recipe.rows(number)[-1] + 1, f"classified as meant {100 * batch.right_after / len(batch.labels):.0f} %")
-    _finish(work, files, recipe)
+@dataclass(frozen=True)
+class _Job:
+    """The batches of one artifact, each kept in a file until all are there. Any number of processes may make them, one each."""
+
+    classifier: DefendedClassifier
+    shape: tuple[int, ...]
+    recipe: Recipe
+    noise: Noise
+
+    def make(self, work: Path) -> None:
+        """Make all batches, together with whoever assists, and put them together."""
+        for file in self._files(work):
+            if file.exists() and _kept(file) is None:
+                file.unlink()
+        self.assist(work)
+        _finish(work, self._files(work), self.recipe)
+
+    def assist(self, work: Path) -> None:
+        """Make batches that nobody else makes until all are there."""
+        with frozen(self.classifier), Steps("synthetic images", self.recipe.images, self._there(work)) as steps:
+            while missing := self._missing(work):
+                if not any(self._one(work, number, steps) for number in missing):
+                    time.sleep(POLL_SECONDS)
+
+    def _one(self, work: Path, number: int, steps: Steps) -> bool:
+        """One batch, unless somebody makes it or has made it; whether it was made here."""
+        # Outside the work folder, which holds nothing but the artifact's files.
+        with claimed(work.with_name(f"{work.name}-batch-{number:05d}")) as ours:
+            if not ours or number not in self._missing(work):
+                return False
+            batch = synthesise(self.classifier, self.shape, self.recipe, number, self.noise)
+            write_whole(self._files(work)[number], _packed(batch))
+        steps(self._there(work), f"classified as meant {100 * batch.right_after / len(batch.labels):.0f} %")
+        return True
+
+    def _files(self, work: Path) -> list[Path]:
+        return [work / f"batch-{number:05d}.safetensors" for number in range(self.recipe.batches)]
+
+    def _there(self, work: Path) -> int:
+        """Images in batches that are there."""
+        return self.recipe.images - sum(len(self.recipe.rows(number)) for number in self._missing(work))
+
+    def _missing(self, work: Path) -> list[int]:
+        """Batches that are not there yet; a finished set has its images, and no batches any more."""
+        if not work.exists() or (work / IMAGES).exists():
+            return []
+        return [number for number, file in enumerate(self._files(work)) if not file.exists()]
 
 
 def _finish(work: Path, files: list[Path], recipe: Recipe) -> None:
@@ -156,7 +192,7 @@ def _packed(batch: Batch) -> bytes:
 
 
 def _kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """A batch of before; None where it is not there, or damaged."""
+    """A batch; None where the file is damaged."""
     try:
         with safetensors.safe_open(file, "pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}, json.loads(content.metadata()["facts"])  # noqa: SIM118
