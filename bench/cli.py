@@ -397,6 +397,22 @@ def show(
 
 
 @app.command()
+def compare(
+    records: Annotated[list[Path], typer.Argument(help="JSON files of records, or folders of them")],
+    to: Annotated[str | None, typer.Option(help="the defense that others are compared with [default: undefended]")] = None,
+) -> None:
+    """Compare defenses on the same images: paired differences over builds, McNemar's test of each build."""
+    from bench.report.compare import compare as compared
+    from bench.report.compare import render
+    from bench.report.leaderboard import load
+
+    found, _ = load(records)
+    if not found:
+        raise BadInput(f"no records in {', '.join(map(str, records))}: run some cells first")
+    print(render(compared(found, to)))
+
+
+@app.command()
 def leaderboard(
     folders: Annotated[list[Path] | None, typer.Argument(help="folders of records [default: results]")] = None,
     form: Annotated[str, typer.Option("--format", help="md or csv")] = "md",

@@ -247,6 +247,7 @@ class Defense(ABC, Generic[P]):
     Attributes:
         Params: the parameter model; `name:key=value` fills it.
         version: raise it when the numbers may change; it enters the identity of every result.
+        seeded: whether `build` draws anything. Otherwise the build seed is no part of a row's identity.
         needs: the data that `build` may ask for.
         gradients: the names that the result's `twin` accepts, beside those of the classifier given to it. `("full",)` says that
             nothing in it blocks gradients. Checked against what `build` returns, as is `stochastic`.
@@ -255,6 +256,7 @@ class Defense(ABC, Generic[P]):
 
     Params: ClassVar[type[Params]] = NoParams
     version: ClassVar[int] = 1
+    seeded: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
     gradients: ClassVar[tuple[str, ...]] = ("full",)
     card: ClassVar[Card] = Card()

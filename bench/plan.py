@@ -284,7 +284,8 @@ def _settled(cell: Cell) -> Cell:
     """Settings that cannot matter, set to their plain value, so that equal work has one name.
 
     Where the native backward is exact there is nothing for BPDA to replace; where nothing is random, no law to choose; where all
-    stages are frozen, the whole tape is; where none of the frozen stages is there (the base of a random classifier), no tape is.
+    stages are frozen, the whole tape is; where none of the frozen stages is there (the base of a random classifier), no tape is;
+    where nothing is drawn in the construction, no build seed is.
     """
     gradient = cell.gradient if gradient_name(cell.gradient) in cell.gradients else "full"
     law, stages = cell.law if cell.stochastic else Law(), set(cell.defense.plugin.stages)
@@ -292,7 +293,7 @@ def _settled(cell: Cell) -> Cell:
         law = Law()
     if law.freeze and set(law.freeze) == stages and not cell.subject.classifier.stochastic:
         law = replace(law, freeze=())
-    return replace(cell, gradient=gradient, law=law)
+    return replace(cell, gradient=gradient, law=law, build_seed=cell.build_seed if cell.defense.plugin.seeded else 0)
 
 
 # Loading ------------------------------------------------------------------------------------------------------------

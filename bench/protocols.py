@@ -197,6 +197,15 @@ def mcnemar(a: Bools, b: Bools) -> float:
     return min(1.0, 2 * float(binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that the chance of any false verdict among them holds (Holm 1979)."""
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
 # Several builds on the same images --------------------------------------------------------------------------------
 
 

@@ -304,6 +304,11 @@ def _read(path: Path, kind: type[M]) -> M:
         raise BadInput(f"{path} is no record of schema {SCHEMA} ({where}: {first['msg']}): run the cell again") from None
 
 
+def read(path: Path) -> Record | Failure:
+    """The record, or the failure, in a file."""
+    return read_failure(path) if is_failure(path) else read_record(path)
+
+
 def read_folder(folder: Path) -> Iterator[Record | Failure]:
     """All records and failures below a folder, sorted by path; hidden folders are passed over."""
     if not folder.is_dir():
@@ -311,4 +316,4 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
     for path in sorted(folder.rglob("*--*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        yield read_failure(path) if is_failure(path) else read_record(path)
+        yield read(path)

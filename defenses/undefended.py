@@ -9,6 +9,7 @@ from bench.noise import Noise
 class Undefended(Defense[NoParams]):
     """No defense: the classifier as it is."""
 
+    seeded = False
     card = Card(note="the base that every other row is compared with", attacks=("pgd",))
 
     def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:

@@ -217,6 +217,12 @@ def test_settings_that_cannot_matter_do_not_split_cells():
     assert plain.gradient == "full" and str(plain.law) == "fresh"
 
 
+def test_a_build_seed_counts_where_something_is_drawn():
+    first, second = (plan(request(defenses=("undefended", "toy-jitter"), build_seed=seed)) for seed in (0, 1))
+    assert first[0].id == second[0].id and first[-1].id != second[-1].id
+    assert plan(request(build_seed=1))[0].id == first[0].id, "nor does it make another base"
+
+
 @pytest.mark.parametrize(
     "change",
     [{"attacks": ("pgd+replay:steps=6",)}, {"eps": 0.06}, {"n": 149},

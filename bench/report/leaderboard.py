@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
-from bench.record import Failure, Record, Share, read_folder, without_folders
+from bench.record import Failure, Record, Share, read, read_folder, without_folders
 from bench.statistics import wilson, worst_case
 
 _NOTE = (
@@ -66,12 +66,9 @@ def flags(records: Iterable[Record]) -> str:
 def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> str:
     """One row a record in Markdown, a table for each subject; failures below, as errors and not as numbers."""
     bases = {record.cell: record for record in records}
-    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[_subject(record)].append(record)
     several = len({record.title["seed"] for record in records}) > 1
     parts = []
-    for group in groups.values():
+    for group in by_subject(records):
         rows = [_row(record, bases.get(record.base), several) for record in group]
         constant = f"a constant answer gets {100 * group[0].metrics.constant_accuracy:.1f}"
         parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
@@ -168,12 +165,20 @@ def _share(values: npt.NDArray[Any]) -> Share:
     return Share(value=interval.value, low=interval.low, high=interval.high)
 
 
-def _newest(records: Iterable[Record]) -> list[Record]:
+def newest(records: Iterable[Record]) -> list[Record]:
     """One record for each defense, attack and seed: of an attack's versions the last that ran."""
     kept: dict[tuple[str, ...], Record] = {}
     for record in sorted(records, key=lambda record: record.finished):
         kept[(_defense(record), attack_label(record), record.title["seed"])] = record
     return list(kept.values())
+
+
+def by_subject(records: Sequence[Record]) -> list[list[Record]]:
+    """The records of each subject: those on the same images, classifier and threat."""
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[_subject(record)].append(record)
+    return list(groups.values())
 
 
 def _subject(record: Record) -> tuple[str, ...]:
@@ -209,15 +214,12 @@ class Board:
 
 def boards(records: Sequence[Record]) -> list[Board]:
     """One board a subject."""
-    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[_subject(record)].append(record)
-    return [_board(group, records) for group in groups.values()]
+    return [_board(group, records) for group in by_subject(records)]
 
 
 def _board(group: list[Record], everything: Sequence[Record]) -> Board:
     rows: dict[str, list[Record]] = defaultdict(list)
-    for record in _newest(group):
+    for record in newest(group):
         rows[_defense(record)].append(record)
     columns = list(dict.fromkeys(attack_label(record) for record in group))
     by_cell = {record.cell: record for record in everything}
@@ -231,11 +233,19 @@ def _board(group: list[Record], everything: Sequence[Record]) -> Board:
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
-    """Names of the rows; where two rows share one (an edited plugin), with the start of their identity's hash."""
-    titles = [entry.first.title["defense"] for entry in entries]
-    hashes = [hashlib.sha256(_defense(entry.first).encode()).hexdigest()[:6] for entry in entries]
-    unique = [t if titles.count(t) == 1 else f"{t} #{h}" for t, h in zip(titles, hashes, strict=True)]
-    return [_struck(name, entry.records) for name, entry in zip(unique, entries, strict=True)]
+    """Names of the rows; where two share one, with the build seed, or (an edited plugin) the start of their identity's hash."""
+    names = [entry.first.title["defense"] for entry in entries]
+    for tell in (_build_of, _hash_of):
+        names = [name if names.count(name) == 1 else f"{name} {tell(entry)}" for name, entry in zip(names, entries, strict=True)]
+    return [_struck(name, entry.records) for name, entry in zip(names, entries, strict=True)]
+
+
+def _build_of(entry: Entry) -> str:
+    return f"(build {entry.first.identity['seeds']['build']})"
+
+
+def _hash_of(entry: Entry) -> str:
+    return f"#{hashlib.sha256(_defense(entry.first).encode()).hexdigest()[:6]}"
 
 
 def _base_of(entry: Entry, by_cell: dict[str, Record]) -> Entry | None:
@@ -305,12 +315,12 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
     }
 
 
-def load(folders: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
-    """All records and failures below these folders, each cell once."""
+def load(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
+    """All records and failures in these files and below these folders, each cell once."""
     records: dict[str, Record] = {}
     failures: dict[str, Failure] = {}
-    for folder in folders:
-        for found in read_folder(folder):
+    for place in places:
+        for found in [read(place)] if place.is_file() else read_folder(place):
             if isinstance(found, Record):
                 records.setdefault(found.cell, found)
             else:

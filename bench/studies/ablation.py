@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from bench.report.compare import Attacked, by_build, comparison, percent
 from bench.spec import Specs
 from bench.studies import plots
-from bench.studies.builds import Attacked, BuildsParams, BuildsStudy, by_build, comparison, percent
+from bench.studies.builds import BuildsParams, BuildsStudy
 from bench.studies.study import StudyResult
 from bench.studies.synthetic import short_names
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
-import pandas as pd
 from pydantic import AfterValidator, Field
 
 from bench.evaluation import Options, compute_cell
@@ -20,15 +17,12 @@ from bench.metrics import measure
 from bench.outcomes import Outcomes
 from bench.plan import Cell, Request, plan
 from bench.plugins import DEFENSES, create, create_attack
-from bench.protocols import Contrast, gap_over_builds, majority, mcnemar, mean_of_draws, mean_over_builds
+from bench.report.compare import Attacked, gathered
 from bench.spec import Params, parse, unnest
-from bench.statistics import Bools, Floats
 from bench.studies.study import Study, StudyResult, StudySetting
 
 SEEDS_APART = 1_000
 """Build seeds of a study begin at its own seed times this, so that two seeds share no build."""
-
-SIGNIFICANT = 0.05
 
 SpecText = Annotated[str, Field(min_length=1), AfterValidator(unnest)]
 """One spec, in parentheses where it holds commas."""
@@ -39,24 +33,6 @@ class BuildsParams(Params):
 
     builds: int = Field(3, ge=1, le=SEEDS_APART, description="builds of each defense, under seeds of their own")
     attack: SpecText = Field("pgd:steps=20", description="attack on each build, in parentheses where it holds commas")
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """A defense's builds under attack.
-
-    Attributes:
-        defense: its canonical spec.
-        clean, robust: share of right draws (builds, n) without and under attack; a build in each row, an image in each column.
-        right: whether an image is robust in most draws, bool (builds, n).
-        collapsed: of each build, whether it answers one class whatever it sees.
-    """
-
-    defense: str
-    clean: Floats
-    robust: Floats
-    right: Bools
-    collapsed: list[bool]
 
 
 P = TypeVar("P", bound=BuildsParams)
@@ -106,70 +82,11 @@ def attacked(setting: StudySetting, specs: Sequence[str], params: BuildsParams) 
         for build, cell in enumerate(cells):
             setting.progress(f"{cell.defense.spec}: build {build + 1} of {params.builds}")
             outcomes.append(compute_cell(cell, options))
-        yield gathered(cells[0], outcomes)
+        yield _gathered(cells[0], outcomes)
 
 
-def gathered(cell: Cell, outcomes: Sequence[Outcomes]) -> Attacked:
-    """One defense's verdicts, a build in each row."""
-    clean, robust = ([one.correct(which) for one in outcomes] for which in ("clean", "adversarial"))
+def _gathered(cell: Cell, outcomes: Sequence[Outcomes]) -> Attacked:
     by_gradient = not cell.attack.plugin.card.control
-    return Attacked(
-        defense=cell.defense.spec,
-        clean=np.stack([mean_of_draws(one) for one in clean]),
-        robust=np.stack([mean_of_draws(one) for one in robust]),
-        right=np.stack([majority(one) for one in robust]) > 0,
-        collapsed=[measure(one, by_gradient=by_gradient).collapsed for one in outcomes],
-    )
-
-
-# Tables ----------------------------------------------------------------------------------------------------------------
-
-
-def comparison(found: Sequence[Attacked]) -> pd.DataFrame:
-    """A row a defense: means over builds and images, and the paired difference to the first one, with their intervals.
-
-    `lower` and `higher` count the builds that McNemar's test calls lower or higher than the same build of the first, at the 5 %
-    level.
-    """
-    return pd.DataFrame([_row(one, found[0]) for one in found])
-
-
-def _row(one: Attacked, first: Attacked) -> dict[str, object]:
-    row: dict[str, object] = {
-        "defense": one.defense,
-        **_columns("clean", mean_over_builds(one.clean)),
-        **_columns("robust", mean_over_builds(one.robust)),
-        "collapsed": sum(one.collapsed),
-    }
-    if one is not first:
-        pairs = [pair for pair in _pairs(one, first) if pair["p"] < SIGNIFICANT]
-        row |= _columns("difference", gap_over_builds(one.robust, first.robust))
-        row |= {"lower": sum(pair["lost"] > pair["won"] for pair in pairs), "higher": sum(p["won"] > p["lost"] for p in pairs)}
-    return row
-
-
-def _columns(name: str, value: Contrast) -> dict[str, float]:
-    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-
-
-def by_build(found: Sequence[Attacked]) -> pd.DataFrame:
-    """A row a build: accuracies, and against the same build of the first defense the images lost and won, and McNemar's p."""
-    rows = []
-    for one in found:
-        for build, pair in enumerate(_pairs(one, found[0])):
-            accuracies = {"clean": one.clean[build].mean(), "robust": one.robust[build].mean(), "collapsed": one.collapsed[build]}
-            rows.append({"defense": one.defense, "build": build, **accuracies, **pair})
-    return pd.DataFrame(rows)
-
-
-def _pairs(one: Attacked, first: Attacked) -> list[dict[str, float]]:
-    return [
-        {"lost": int((b & ~a).sum()), "won": int((a & ~b).sum()), "p": mcnemar(a, b)}
-        for a, b in zip(one.right, first.right, strict=True)
-    ]
-
-
-def percent(row: dict[Any, Any], name: str) -> str:
-    """`41.3 [38.0, 44.9]`: a value of a row with its interval, times 100."""
-    value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    collapsed = [measure(one, by_gradient=by_gradient).collapsed for one in outcomes]
+    builds = {build: [one] for build, one in enumerate(outcomes)}
+    return gathered(cell.defense.spec, [cell.attack.spec], builds, collapsed)

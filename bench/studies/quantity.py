@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field, field_validator
 
+from bench.report.compare import Attacked, by_build, comparison, percent
 from bench.spec import Numbers, Spec, parse, show_number
 from bench.studies import plots
-from bench.studies.builds import Attacked, BuildsParams, BuildsStudy, SpecText, by_build, comparison, percent
+from bench.studies.builds import BuildsParams, BuildsStudy, SpecText
 from bench.studies.study import StudyResult
 
 

@@ -105,7 +105,7 @@ class Trades(Objective):
 
 
 class Mart(Objective):
-    """BCE(S(x'), y) + beta mean (1 - p_y(x)) KL(S(x) || S(x')) (Wang et al. 2020, ICLR, openreview rklOg6EFwS, eq. 9 and 11)."""
+    """BCE(S(x'), y) + beta mean (1 - p_y(x)) KL(S(x) || S(x')) (Wang et al. 2020, ICLR, openreview rklOg6EFwS)."""
 
     beta: float = Field(5.0, ge=0, description="weight of the robust term")
 
@@ -122,7 +122,7 @@ def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Ard(Objective):
-    """alpha tau^2 KL_tau(T(x) || S(x')) + (1 - alpha) CE(S(x), y) (Goldblum et al. 2020, arXiv 1905.09747, eq. 3)."""
+    """alpha tau^2 KL_tau(T(x) || S(x')) + (1 - alpha) CE(S(x), y) (Goldblum et al. 2020, arXiv 1905.09747)."""
 
     alpha: float = Field(1.0, ge=0, le=1, description="weight of the teacher's term; the rest goes to clean cross-entropy")
     tau: float = Field(30.0, gt=0, description="temperature of the teacher's term")
@@ -147,7 +147,7 @@ class Ard(Objective):
 
 
 class Rslad(Objective):
-    """adversarial KL(T(x) || S(x')) + clean KL(T(x) || S(x)) (Zi et al. 2021, arXiv 2108.07969, eq. 7). Reads no label."""
+    """adversarial KL(T(x) || S(x')) + clean KL(T(x) || S(x)) (Zi et al. 2021, arXiv 2108.07969). Reads no label."""
 
     adversarial: float = Field(5 / 6, ge=0, description="weight of the term at the adversarial point")
     clean: float = Field(1 / 6, ge=0, description="weight of the term at the clean image")

@@ -77,7 +77,7 @@ class MartDefense(AdversarialTraining[MartParams]):
 
     Params = MartParams
     objective = Mart
-    card = Card(paper="Wang et al., ICLR 2020, openreview rklOg6EFwS, eq. 9 to 11", attacks=ATTACKS)
+    card = Card(paper="Wang et al., ICLR 2020, openreview rklOg6EFwS", attacks=ATTACKS)
 
 
 class ArdParams(OwnDataParams, Ard):
@@ -90,7 +90,7 @@ class ArdDefense(AdversarialTraining[ArdParams]):
     Params = ArdParams
     objective = Ard
     card = Card(
-        paper="Goldblum et al., AAAI 2020, arXiv 1905.09747, eq. 3",
+        paper="Goldblum et al., AAAI 2020, arXiv 1905.09747",
         note="the paper's teacher is robust; here it is the undefended classifier, asked on clean images only",
         attacks=ATTACKS,
     )
@@ -106,7 +106,7 @@ class RsladDefense(AdversarialTraining[RsladParams]):
     Params = RsladParams
     objective = Rslad
     card = Card(
-        paper="Zi et al., ICCV 2021, arXiv 2108.07969, eq. 7",
+        paper="Zi et al., ICCV 2021, arXiv 2108.07969",
         note="the paper's teacher is robust; here it is the undefended classifier, asked on clean images only",
         attacks=ATTACKS,
     )
