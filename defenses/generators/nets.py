@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -170,16 +171,42 @@ def _decoder(spec: GeneratorSpec, channels: int) -> nn.Sequential:
 
 
 def _begin_at(norm: nn.BatchNorm2d, mean: Tensor, std: Tensor) -> None:
-    """Scale and shift whose sigmoid has about this mean and deviation for input of mean 0 and deviation 1.
+    """Scale and shift by channel from which the sigmoid makes pixels of this mean and deviation.
 
     No law on [0, 1] has a deviation above 1/2; a classifier that expects one tells nothing about pixels.
     """
-    middle, deviation = mean.cpu(), std.cpu()
-    if bool(((middle <= 0) | (middle >= 1) | (deviation > 0.5)).any()):
+    if bool(((mean <= 0) | (mean >= 1) | (std > 0.5)).any()):
         return
+    begins = [squashed(float(m), float(s)) for m, s in zip(mean, std, strict=True)]
+    scale, shift = (torch.tensor(values).expand_as(norm.weight) for values in zip(*begins, strict=True))
     with torch.no_grad():
-        norm.bias.copy_(middle.logit().expand_as(norm.bias))
-        norm.weight.copy_((deviation / (middle * (1 - middle))).expand_as(norm.weight))
+        norm.weight.copy_(scale)
+        norm.bias.copy_(shift)
+
+
+def squashed(mean: float, std: float, most: float = 6.0) -> tuple[float, float]:
+    """(scale, shift) with which sigmoid(scale u + shift), u standard normal, has this mean and deviation; the scale is at most `most`."""
+    u = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    density = (-0.5 * u**2).exp() / (-0.5 * u**2).exp().sum()
+
+    def moments(scale: float, shift: float) -> tuple[float, float]:
+        values = (scale * u + shift).sigmoid()
+        first = float((density * values).sum())
+        return first, float((density * (values - first) ** 2).sum()) ** 0.5
+
+    def shift_for(scale: float) -> float:
+        return _root(lambda shift: moments(scale, shift)[0] - mean, -50.0, 50.0)
+
+    scale = _root(lambda scale: moments(scale, shift_for(scale))[1] - std, 0.0, most)
+    return scale, shift_for(scale)
+
+
+def _root(rising: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function is 0, or the end of the interval that is nearest to it."""
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+    return (low + high) / 2
 
 
 def _doubled(width_in: int, width: int, eps: float) -> tuple[nn.Module, ...]:
