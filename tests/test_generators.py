@@ -13,7 +13,7 @@ from torch import nn
 from bench.contract.toys import CLASSES, SmallNet, gratings
 from bench.defense import DataAccess
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream, generators
+from bench.noise import Noise, Stream, generators, isolated
 from bench.plugins import DEFENSES, create
 from bench.spec import parse
 from bench.statistics import collapsed
@@ -102,7 +102,7 @@ def test_centred_logarithms_of_probabilities_are_centred_logits():
 
 MATCHES = {
     "dast": (Dast(beta=0.3), lambda: -np.log(p(STUDENT)[[0, 1], [0, 1]]).mean() + 0.3 * ((p(STUDENT) - p(TEACHER)) ** 2).mean()),
-    "dfme": (Dfme(), lambda: np.abs(STUDENT - (TEACHER - TEACHER.mean(1, keepdim=True))).mean().item()),
+    "dfme": (Dfme(), lambda: (STUDENT - (TEACHER - TEACHER.mean(1, keepdim=True))).abs().mean().item()),
     "ait": (Ait(tau=3), lambda: 9 * kl_by_hand(3).sum() / 6),
     "dfard": (Dfard(tau=3), lambda: 9 * kl_by_hand(3).mean()),
 }
@@ -148,7 +148,9 @@ def context(teacher, student, name, made=None, **changes):
 def other_student(teacher):
     student = copy.deepcopy(teacher)
     with torch.no_grad():
-        student.network.head.weight += 0.1 * torch.randn(student.network.head.weight.shape, generator=torch.Generator().manual_seed(0))
+        student.network.head.weight += 0.1 * torch.randn(
+            student.network.head.weight.shape, generator=torch.Generator().manual_seed(0)
+        )
     return student.requires_grad_(False)
 
 
@@ -205,26 +207,26 @@ def test_the_estimate_approaches_the_exact_gradient():
     at = torch.zeros(2, 6, dtype=torch.float64)
     value = lambda a: a @ weight.double() + 0.1 * a.square().sum(1)  # noqa: E731
     cosines = []
-    for m in (1, 2000):
+    for m in (1, 400):
         values, found = ZerothOrder(m, 1e-4).gradient(value, at, Noise.of(0, Stream.BUILD, [0, 1]))
         cosines.append(nn.functional.cosine_similarity(found, weight.double()[None]).min().item())
-    assert torch.equal(values, value(at)) and cosines[1] > 0.995 > cosines[0]
+    assert torch.equal(values, value(at)) and cosines[1] > 0.97 > cosines[0]
     # Neither 1/K nor 1/d of it.
-    assert torch.allclose(found, weight.double().expand(2, 6), atol=0.25)
+    assert torch.allclose(found, weight.double().expand(2, 6), atol=0.5)
 
 
 def test_the_estimate_flows_through_the_same_terms(teacher):
     student = other_student(teacher)
     exact = context(teacher, student, "dfme")
-    estimated = context(teacher, student, "dfme", made=exact.made, estimator=ZerothOrder(600, 1e-2))
+    estimated = context(teacher, student, "dfme", made=exact.made, estimator=ZerothOrder(60, 1e-2))
     slopes = []
     for here in (exact, estimated):
         value = TERMS["closeness_l1"](here)
         slopes.append(torch.autograd.grad(value, exact.made.logits, retain_graph=True)[0].flatten())
         assert value.item() == pytest.approx(TERMS["closeness_l1"](exact).item(), rel=1e-5)
-    # d = 768 and 600 directions: a cosine of about sqrt(m / (m + d)).
-    assert nn.functional.cosine_similarity(*slopes, dim=0) > 0.5
-    assert slopes[1].norm() / slopes[0].norm() == pytest.approx(math.sqrt(1 + 768 / 600), rel=0.25)
+    # d = 768 and 60 directions: a cosine of about sqrt(m / (m + d)).
+    assert nn.functional.cosine_similarity(*slopes, dim=0) == pytest.approx(math.sqrt(60 / 828), rel=0.25)
+    assert slopes[1].norm() / slopes[0].norm() == pytest.approx(math.sqrt(1 + 768 / 60), rel=0.25)
     assert "teacher" not in estimated.__dict__ and "student" not in estimated.__dict__
 
 
@@ -243,7 +245,7 @@ def test_generators_make_pixels_of_any_size(conditioning, shape):
     assert images.shape == (9, *shape) and images.min() >= 0 and images.max() <= 1 and generators() == before
     assert images.mean().item() == pytest.approx(0.3, abs=0.05) and images.std().item() == pytest.approx(0.2, abs=0.05)
     assert labels.tolist() == ([0, 0, 0, 1, 1, 2, 2, 3, 3] if conditioning == "branch" else labels.tolist())
-    assert 0 <= labels.min() and labels.max() < 4
+    assert labels.min() >= 0 and labels.max() < 4
 
 
 def test_branch_k_gets_label_k():
@@ -261,7 +263,7 @@ def test_dasts_own_generator_fits_28_and_32_pixels():
         spec = GeneratorSpec(size=4, conditioning="branch", decoder="dast_paper")
         generator = spec.build((1, side, side), 2, 0, torch.ones(1), torch.ones(1))
         with torch.no_grad():
-            assert generator(torch.randn(2, 4), torch.tensor([0, 1])).shape == (2, 1, side, side)
+            assert generator(torch.ones(4, 4), torch.tensor([0, 1, 1, 0])).shape == (4, 1, side, side)
     published = GeneratorSpec(size=128, conditioning="branch", decoder="dast_paper").build((3, 32, 32), 1, 0, *[torch.ones(3)] * 2)
     count = [sum(one.numel() for one in part.parameters()) for part in (published.stem, published.decoder)]
     assert count == pytest.approx([1.46e6, 3.03e6], rel=0.01)
@@ -272,7 +274,9 @@ def test_dasts_own_generator_fits_28_and_32_pixels():
 def test_what_generators_refuse():
     assert "4 divides" in message(lambda: GeneratorSpec().check((1, 30, 28), 3, 6))
     assert "28 or 32" in message(lambda: GeneratorSpec(decoder="dast_paper").check((1, 16, 16), 3, 6))
-    assert "each has a branch" in message(lambda: GeneratorSpec(conditioning="branch").check((1, 28, 28), 10, 6))
+    paper = GeneratorSpec(decoder="dast_paper", conditioning="branch")
+    assert "give at least 20" in message(lambda: paper.check((1, 28, 28), 10, 19))
+    assert "give at least 10" in message(lambda: GeneratorSpec(conditioning="branch").check((1, 28, 28), 10, 6))
     assert "multiple of 5" in message(lambda: Turns(401, 50, 5))
     assert "shared by" in message(lambda: Turns(400, 50, 5, "student-first"))
 
@@ -333,7 +337,10 @@ def test_an_iteration_costs_what_was_worked_out(teacher, name):
     f, g = COSTS[name]
     assert cost("teacher") + cost("student") == f and cost("generator") == g
     assert passes["generator weight backwards"] == images and "generator input backwards" not in passes
-    assert passes["attacked images"] == ratio * images and passes["student weight backwards"] == (2 if name == "dfard" else 1) * ratio * images
+    assert (
+        passes["attacked images"] == ratio * images
+        and passes["student weight backwards"] == (2 if name == "dfard" else 1) * ratio * images
+    )
     assert passes["images"] == (images if METHODS[name].shared != "no" else (1 + ratio) * images)
     assert passes["generator steps"] == 2 and "teacher weight backwards" not in passes
 
@@ -370,7 +377,9 @@ def test_the_order_of_turns(teacher, monkeypatch):
         turns = []
         for letter, method in (("G", "_move_generator"), ("S", "_move_student")):
             real = getattr(loop._Run, method)
-            monkeypatch.setattr(loop._Run, method, lambda self, made, real=real, letter=letter: turns.append(letter) or real(self, made))
+            monkeypatch.setattr(
+                loop._Run, method, lambda self, made, real=real, letter=letter: turns.append(letter) or real(self, made)
+            )
         train(teacher, name)
         monkeypatch.undo()
         assert "".join(turns) == expected
@@ -486,7 +495,9 @@ def test_steps_are_lengthened_until_the_grid_notices(teacher):
     step = 1e-4 * torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
     assert flood.codes(weight).amin() == 0 and flood.codes(weight).amax() == 15
     assert torch.equal(flood.codes(2 * weight + 1), flood.codes(weight)), "asymmetric, the range taken anew"
-    assert flood.changed(weight, step, 0.0) == 0 and flood.changed(weight, step, 1.0) < flood.share <= flood.changed(weight, step, 100.0)
+    assert flood.changed(weight, step, 0.0) == 0 and flood.changed(weight, step, 1.0) < flood.share <= flood.changed(
+        weight, step, 100.0
+    )
     length = flood.length(weight, step)
     assert 1 < length <= MOST and flood.changed(weight, step, length) >= flood.share * 0.99
     student = copy.deepcopy(teacher)
@@ -574,7 +585,7 @@ BAD = {
     "ait:inundation=virtual:bits=0": "bits",
     "ait:gradient=exact": "no parameter",
     "dfard:updates=401": "multiple of 5",
-    "dast:batch=2": "each has a branch",
+    "dast:batch=2": "give at least 3",
     "dast:decoder=dast_paper": "28 or 32",
 }
 
@@ -594,7 +605,8 @@ def test_what_the_methods_ask_of_a_classifier(cache):
         def forward(self, x):
             return self.linear(x.flatten(1))
 
-    plain = Classifier(Plain(), 3).eval()
+    with isolated(0):
+        plain = Classifier(Plain(), 3).eval()
     for name in ("ait", "dfard"):
         assert "BatchNorm" in message(lambda name=name: built(plain, f"{name}:{TINY}"))
     assert built(plain, f"dfme:{TINY}").notes

@@ -151,7 +151,7 @@ class Ard(Objective):
 
 
 class Match(Objective):
-    """adversarial m(T(x), S(x')) + clean m(T(x), S(x)): one measure m of how far the student is from the teacher. Reads no label."""
+    """adversarial m(T(x), S(x')) + clean m(T(x), S(x)): m measures how far the student is from the teacher. Reads no label."""
 
     adversarial: float = Field(1.0, ge=0, description="weight of the term at the adversarial point; 0: no attack")
     clean: float = Field(0.0, ge=0, description="weight of the term at the clean image")
@@ -215,7 +215,7 @@ class Dast(Match):
 
 
 class Dfme(Match):
-    """m is the mean of |S - v| over images and classes, v the teacher's logits without their mean (Truong et al. 2021, arXiv 2011.14779)."""
+    """m is the mean of |S - v| over images and classes (Truong et al. 2021, arXiv 2011.14779); v are T's logits without their mean."""
 
     def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
         """The student is not centred."""
@@ -247,7 +247,7 @@ class Ait(Match):
 
 
 class Dfard(Rslad):
-    """RSLAD with tau^2 KL_tau(T(x) || S); a stand-in for DFARD's loss (AAAI 2024, arXiv 2303.11611), whose equations are not known here."""
+    """RSLAD with tau^2 KL_tau(T(x) || S): a stand-in for DFARD's loss (AAAI 2024, arXiv 2303.11611), not read here."""
 
     tau: float = Field(1.0, gt=0, description="temperature")
 

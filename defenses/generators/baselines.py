@@ -1,4 +1,4 @@
-"""`dast`, `dfme`, `ait`, `dfard`: data-free methods made into robust training, a student of the classifier on a generator's images."""
+"""`dast`, `dfme`, `ait`, `dfard`: data-free methods made into robust training of a student on a generator's images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from defenses.datafree.synthesis import norm_layers
 from defenses.generators.inundation import Inundation
 from defenses.generators.loop import Plan, Turns
 from defenses.generators.methods import METHODS, Method, Settings, settings
-from defenses.generators.nets import Architecture, GeneratorSpec
+from defenses.generators.nets import Architecture
 from defenses.generators.terms import MEASURES, ZerothOrder
 from defenses.generators.trained import Pair, samples, trained_pair
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -53,8 +54,10 @@ class GeneratorSpec:
             raise BadInput(f"dast_paper makes images of 28 or 32 pixels, but these are {height} x {width}: use decoder=shared")
         if height % 4 or width % 4:
             raise BadInput(f"the generator makes sides that 4 divides, but the images are {height} x {width}: use another data set")
-        if self.conditioning == "branch" and batch < classes:
-            raise BadInput(f"a batch of {batch} leaves out some of {classes} classes, and each has a branch: give a larger batch")
+        # A branch of DaST's own generator begins with BatchNorm over single pixels, which takes two images.
+        fewest = (2 if self.decoder == "dast_paper" else 1) * classes if self.conditioning == "branch" else 2
+        if batch < fewest:
+            raise BadInput(f"{batch} images a batch are too few for a generator with {classes} classes: give at least {fewest}")
 
     def draw(self, noise: Noise) -> Tensor:
         """Latent vectors (n, size), a row of noise each."""
@@ -184,6 +187,7 @@ def _begin_at(norm: nn.BatchNorm2d, mean: Tensor, std: Tensor) -> None:
         norm.bias.copy_(shift)
 
 
+@lru_cache(maxsize=64)
 def squashed(mean: float, std: float, most: float = 6.0) -> tuple[float, float]:
     """(scale, shift) with which sigmoid(scale u + shift), u standard normal, has this mean and deviation; the scale is at most `most`."""
     u = torch.linspace(-5, 5, 401, dtype=torch.float64)
