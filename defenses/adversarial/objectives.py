@@ -215,7 +215,7 @@ class Dast(Match):
 
 
 class Dfme(Match):
-    """m is the mean of |S - v| over images and classes (Truong et al. 2021, arXiv 2011.14779); v are T's logits without their mean."""
+    """m is the mean of |S - v| over images and classes (Truong et al. 2021, arXiv 2011.14779); v: T's logits minus their mean."""
 
     def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
         """The student is not centred."""

@@ -61,10 +61,10 @@ class FallingLabels(Fixed):
 class Balanced(Fixed):
     """DFARD's two modules, as stand-ins: their equations are not known here.
 
-    Weights: c / (running mean of the term's magnitude), c such that they add up to as many as there are terms, then between 0.1 and
-    10; the terms pull alike whatever their scale, and nothing is tuned.
-    Temperature: 1 + 20 sigmoid(theta); theta climbs the student's loss while the student descends it, at a rate that rises along half
-    a cosine over the first twentieth of the training (the global temperature of CTKD, Li et al., AAAI 2023, arXiv 2211.16231).
+    Weights: c / (running mean of the term's magnitude), c such that they add up to as many as there are terms, then between 0.1
+    and 10; the terms pull alike whatever their scale, and nothing is tuned.
+    Temperature: 1 + 20 sigmoid(theta); theta climbs the student's loss while the student descends it, at a rate that rises along
+    half a cosine over the first twentieth of the training (the global temperature of CTKD, Li et al., AAAI 2023, arXiv 2211.16231).
     """
 
     memory, lowest, highest = 0.9, 0.1, 10.0

@@ -36,7 +36,7 @@ class BaselineParams(Params):
 
     preset: Literal["quick", "shared", "paper"] = Field(
         "quick",
-        description="scale: quick takes minutes on two cores; shared is DataFreeShield's full scale; paper has each method's own",
+        description="scale: quick takes minutes on two cores, shared is DataFreeShield's full one, paper each method's own",
     )
     mode: Literal["online", "staged"] = Field(
         "online",
@@ -180,9 +180,9 @@ class Baseline(Defense[P]):
         began = "fresh weights" if self._settings().from_scratch else "the classifier's weights"
         return (
             f"fidelity {self.fidelity()}",
-            f"preset {self.params.preset}, mode {self.params.mode}: the generator made {passes['images']} images in training and took "
-            f"{passes['generator steps']} steps beside a student from {began} with {plan.turns.updates} updates of {plan.turns.batch} "
-            f"images, {visits}; queries of the classifier as a black box: {self._queries(plan, passes)}",
+            f"preset {self.params.preset}, mode {self.params.mode}: the generator made {passes['images']} images and took "
+            f"{passes['generator steps']} steps beside a student from {began} with {plan.turns.updates} updates of "
+            f"{plan.turns.batch} images, {visits}; queries of the classifier as a black box: {self._queries(plan, passes)}",
             f"the classifier's answers to the last batches: class entropy {last['entropy']:.2f} of 1, largest share "
             f"{100 * last['largest_share']:.0f} %; distance between images {last['distance']:.3f}",
             "the last student is kept; no test or training image chose anything",
@@ -230,7 +230,7 @@ class DastParams(BaselineParams):
 
 
 class DastDefense(Baseline[DastParams]):
-    """DaST: a generator with a branch for each class looks for images on which the student disagrees with the classifier."""
+    """DaST: a generator with a branch for each class looks for images that the student gets wrong."""
 
     Params = DastParams
     method = METHODS["dast"]
@@ -296,7 +296,7 @@ class DfmeDefense(Baseline[DfmeParams]):
     method = METHODS["dfme"]
     card = Card(
         paper="Truong et al., CVPR 2021, arXiv 2011.14779",
-        note="published to copy a black box; here its student meets attacked images, and the exact gradient makes it DFAD (adapted)",
+        note="published to copy a black box; here its student meets attacked images, and the exact gradient makes it DFAD",
         attacks=ATTACKS,
     )
 
@@ -339,7 +339,7 @@ class AitParams(BaselineParams):
 
 
 class AitDefense(Baseline[AitParams]):
-    """AIT: a generator makes images of given classes with the classifier's BatchNorm statistics, the student learns soft answers."""
+    """AIT: a generator makes images of given classes with the BatchNorm statistics, the student learns soft answers."""
 
     Params = AitParams
     method = METHODS["ait"]
@@ -365,7 +365,7 @@ class AitDefense(Baseline[AitParams]):
 
 
 class DfardDefense(Baseline[BaselineParams]):
-    """DFARD, a stand-in: a class-conditional generator with balanced terms, a student on softened answers of a moving temperature."""
+    """DFARD, a stand-in: a class-conditional generator with balanced terms, a student on answers of a moving temperature."""
 
     Params = BaselineParams
     method = METHODS["dfard"]

@@ -1,7 +1,7 @@
 """Gradient inundation (Choi et al. 2022, arXiv 2203.17008, section 4.2) of a grid that is not there.
 
-AIT lengthens a quantised student's step until enough weights change their quantised value. A student in full precision rounds nothing: here
-the grid only says how long the step is. That is an extension, no part of AIT.
+AIT lengthens a quantised student's step until enough weights change their quantised value. A student in full precision rounds
+nothing: here the grid only says how long the step is. That is an extension, no part of AIT.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def weights(network: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def lengthen(before: list[Tensor], network: nn.Module, inundation: Inundation) -> None:
-    """Lengthen the step that led from the weights `before` (in the order of `weights`) to the present ones, each tensor by itself."""
+    """Lengthen the step that led from `before` (in the order of `weights`) to the present weights, each tensor by itself."""
     with torch.no_grad():
         for old, weight in zip(before, weights(network), strict=True):
             step = weight - old

@@ -1,7 +1,7 @@
 """One loop for all methods: a generator and a student of a frozen classifier, trained in turn.
 
-Everything a method differs by comes in as values: a `GeneratorSpec`, weights of the terms in `terms.TERMS`, the student's objective, a
-`Turns`, and what is adapted.
+Everything a method differs by comes in as values: a `GeneratorSpec`, weights of the terms in `terms.TERMS`, the student's
+objective, a `Turns`, and what is adapted.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -189,7 +190,7 @@ def _begin_at(norm: nn.BatchNorm2d, mean: Tensor, std: Tensor) -> None:
 
 @lru_cache(maxsize=64)
 def squashed(mean: float, std: float, most: float = 6.0) -> tuple[float, float]:
-    """(scale, shift) with which sigmoid(scale u + shift), u standard normal, has this mean and deviation; the scale is at most `most`."""
+    """(scale, shift), the scale at most `most`: sigmoid(scale u + shift), u standard normal, has this mean and deviation."""
     u = torch.linspace(-5, 5, 401, dtype=torch.float64)
     density = (-0.5 * u**2).exp() / (-0.5 * u**2).exp().sum()
 
@@ -252,7 +253,7 @@ def _trunk(shape: tuple[int, ...]) -> nn.Sequential:
     widths = (*_TRUNK, shape[0])
     unpadded = 2 if shape[1] == 28 else 0
     layers: list[nn.Module] = []
-    for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for place, (before, after) in enumerate(pairwise(widths)):
         padding = 0 if place < unpadded else 1
         layers += [nn.Conv2d(before, after, 3, padding=padding, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers, nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False))

@@ -1,6 +1,7 @@
 """What a generator wants: one table of terms, each a scalar to minimise, over a context that runs a network only when asked.
 
-x is a batch of generated images, y the classes that the generator was told to make, T the classifier, S the student in evaluation mode.
+x is a batch of generated images, y the classes that the generator was told to make, T the classifier, S the student in evaluation
+mode.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ZerothOrder:
-    """A gradient estimated from values alone: finite differences in random directions (Truong et al. 2021, arXiv 2011.14779, eq. 4).
+    """A gradient estimated from values alone: finite differences in random directions (Truong et al. 2021, arXiv 2011.14779).
 
-    g = (d / m) sum over m directions u, uniform on the unit sphere of the d logits of an image's pixels, of (l(a + step u) - l(a)) / step u.
+    g = (d / m) sum of (l(a + step u) - l(a)) / step u over m directions u, uniform on the unit sphere; a are the d logits of an
+    image's pixels.
 
     Attributes:
         m: directions.
