@@ -563,6 +563,7 @@ def test_quick_presets_have_the_same_budget():
     for name in METHODS:
         plan = create(DEFENSES, parse(name)).plugin.plan(access)
         visits.add((plan.turns.updates * plan.turns.batch, plan.descent.steps, plan.turns.batch))
+        assert plan.turns.warmup == (100 if name in ("ait", "dfard") else 0)
     assert visits == {(quick.images * quick.epochs, 10, quick.batch)} == {(20_000, 10, 50)}
 
 

@@ -22,6 +22,8 @@ class Method:
         objective: the student's.
         adaptive: what is adapted on the way.
         ratio, shared, momentum: see `defenses.generators.loop.Turns`.
+        warms: whether the generator learns alone at first. One that only works against the student must not: while the student
+            stands still, it runs off to images of one class that no student follows.
         from_scratch: whether the published student starts from fresh weights.
         clean: settings of a student that meets no attack, which is what the method was published for.
         paper: settings of preset=paper.
@@ -36,6 +38,7 @@ class Method:
     ratio: int = 1
     shared: Literal["no", "student-first", "generator-first"] = "no"
     momentum: float = 0.9
+    warms: bool = False
     from_scratch: bool = True
     clean: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
@@ -90,6 +93,7 @@ METHODS = {
         objective=Ait,
         shared="generator-first",
         momentum=0.5,
+        warms=True,
         from_scratch=False,
         paper={
             **_PLAIN,
@@ -110,6 +114,7 @@ METHODS = {
         objective=Dfard,
         adaptive=Balanced,
         ratio=5,
+        warms=True,
         paper={**_PLAIN, "updates": 80_000, "batch": 256, "generator_warmup": 4_000, "generator_rate": 2e-3, "rate": 0.1},
     ),
 }
@@ -178,6 +183,8 @@ def settings(method: Method, preset: str, attacked: bool, given: Mapping[str, An
     values = dict(PRESETS[preset])
     if not attacked:
         values |= {**CLEAN[preset], "from_scratch": method.from_scratch, **method.clean}
+    if not method.warms:
+        values["generator_warmup"] = 0
     if preset == "paper":
         values |= method.paper
     return Settings(**{**values, **given})
