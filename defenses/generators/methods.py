@@ -47,6 +47,9 @@ class Method:
 
 _PLAIN: dict[str, Any] = {"decay": 0.0, "schedule": "const", "warmup": 0.0, "clip": 0.0}
 
+_DFME: dict[str, Any] = {**_PLAIN, "rate": 0.1, "decay": 5e-4, "milestones": (0.1, 0.3, 0.5), "drop": 0.3}
+"""DFME's published course; the generator slows down with its student, or it runs away from one that stands still."""
+
 METHODS = {
     "dast": Method(
         fidelity="adapted: a projection for each class in place of its stack of deconvolutions",
@@ -74,15 +77,11 @@ METHODS = {
         objective=Dfme,
         ratio=5,
         paper={
-            **_PLAIN,
+            **_DFME,
             "updates": 56_000,
             "batch": 256,
             "generator_rate": 1e-4,
-            "rate": 0.1,
-            "decay": 5e-4,
             "from_scratch": True,
-            "milestones": (0.1, 0.3, 0.5),
-            "drop": 0.3,
         },
         decoder={"affine": False},
     ),
@@ -168,14 +167,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 PRESETS["paper"] = {**PRESETS["shared"], "generator_warmup": 0}
 
-_CLEAN: dict[str, Any] = {"rate": 0.1, "decay": 5e-4, "schedule": "cosine", "warmup": 0.0, "clip": 0.0, "generator_warmup": 0}
+_CLEAN: dict[str, Any] = {**_DFME, "generator_warmup": 0}
 
 CLEAN: dict[str, dict[str, Any]] = {
     "quick": {**_CLEAN, "updates": 3_000, "width": 16},
     "shared": {**_CLEAN, "updates": 60_000},
     "paper": {},
 }
-"""Where the student meets no attack: DFME's optimiser."""
+"""Where the student meets no attack."""
 
 
 def settings(method: Method, preset: str, attacked: bool, given: Mapping[str, Any]) -> Settings:
