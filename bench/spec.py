@@ -100,6 +100,12 @@ def unnest(text: str) -> str:
     return text[1:-1] if text.startswith("(") and text.endswith(")") else text
 
 
+def nested(text: str) -> str:
+    """A spec in parentheses where it has parameters, so that it survives inside another one."""
+    inside = str(parse(unnest(text)))
+    return inside if inside == parse(inside).name else f"({inside})"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` where a known name is close, else the list of known names."""
     names = sorted(known)

@@ -21,13 +21,14 @@ from bench.plan import Request, plan, subject_of
 from bench.record import Store
 from bench.testing import DefenseContract
 from bench.threat import ThreatModel
-from defenses.adversarial import public_at, students, trainer, training_data
+from defenses.adversarial import public_at, students, trainer, training_data, visits
 from defenses.adversarial.gradrefine import GradRefine
 from defenses.adversarial.objectives import OBJECTIVES, Seen, boosted_cross_entropy, divergence, read_objective
 from defenses.adversarial.params import TrainingParams
 from defenses.adversarial.public_at import PublicAtParams
 from defenses.adversarial.source import Source, Tag, accepted, check_tag, split
-from defenses.adversarial.trainer import Schedule, answers, climb, starting_points, train_student
+from defenses.adversarial.trainer import Schedule, train_student
+from defenses.adversarial.visits import answers, climb, starting_points
 from tests.toys import message
 
 THREAT = ThreatModel("linf", 0.05)
@@ -156,8 +157,12 @@ def test_objectives_by_hand(text):
 def test_the_table_of_inner_attacks():
     found = {name: (kind().inner, kind().start, kind().clean_pass) for name, kind in OBJECTIVES.items()}
     assert found == {
+        "ait": ("teacher", "gaussian", False),
         "ard": ("label", "uniform", False),
+        "dast": ("label", "gaussian", False),
         "datafreeshield": ("student", "gaussian", True),
+        "dfard": ("teacher", "gaussian", True),
+        "dfme": ("label", "gaussian", False),
         "mart": ("label", "gaussian", True),
         "pgd-at": ("label", "uniform", False),
         "rslad": ("teacher", "gaussian", True),
@@ -231,7 +236,7 @@ def test_gradrefine_counts_beyond_a_byte_and_rounds_no_threshold_up():
 
 def test_a_masked_element_still_moves_by_momentum_and_decay():
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimiser = trainer._optimiser([weight], Schedule(1, 1, rate=0.1, decay=0.01))
+    optimiser = Schedule(1, 1, rate=0.1, decay=0.01).start([weight])
     moves = []
     for gradient in (1.0, 0.0, 0.0):
         before = weight.item()
@@ -447,7 +452,7 @@ def test_agreement_is_the_share_that_keeps_the_teachers_answer_under_attack(teac
 
 def test_eps_rises_over_the_warm_up(learn, monkeypatch):
     used = []
-    monkeypatch.setattr(trainer, "climb", lambda model, value, start, images, threat, steps: used.append(threat.eps) or start)
+    monkeypatch.setattr(visits, "climb", lambda model, value, start, images, threat, steps: used.append(threat.eps) or start)
     learn(replace(ONCE, epochs=2, warmup=0.5))
     assert used == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05, 0.05, 0.05])
 
@@ -485,7 +490,7 @@ def test_what_batchnorm_learns_from_a_batch(monkeypatch, how, expected):
         model = Classifier(Norm(), 2).eval()
     model.network.norm.running_mean.fill_(5)
     images = 0.2 + torch.tensor([0.1, -0.1]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
-    monkeypatch.setattr(trainer, "climb", lambda model, value, start, images, threat, steps: images + 0.5)
+    monkeypatch.setattr(visits, "climb", lambda model, value, start, images, threat, steps: images + 0.5)
     student = copy.deepcopy(model)
     schedule = Schedule(epochs=1, batch=2, **how)
     source = Source(images, None, Tag.SYNTHETIC)
@@ -504,8 +509,8 @@ def test_without_labels_the_teacher_answers(learn, teacher, source):
 
 def test_clipping_bounds_the_common_norm():
     gradients = [torch.tensor([3.0]), torch.tensor([4.0])]
-    assert [g.item() for g in trainer._clipped(gradients, 1.0)] == pytest.approx([0.6, 0.8])
-    assert [g.item() for g in trainer._clipped(gradients, 6.0)] == [3, 4] and trainer._clipped(gradients, 0.0) is gradients
+    assert [g.item() for g in visits.clipped(gradients, 1.0)] == pytest.approx([0.6, 0.8])
+    assert [g.item() for g in visits.clipped(gradients, 6.0)] == [3, 4] and visits.clipped(gradients, 0.0) is gradients
 
 
 class Dropping(SmallNet):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,8 +30,7 @@ class Seen:
     """Logits (n, K) of a batch, and its labels (n,).
 
     Attributes:
-        clean: S(x), with gradient; without rows where the objective's `clean_pass` is False.
-        attacked: S(x'), with gradient.
+        clean, attacked: S(x) and S(x'), with gradient; without rows where the objective's `clean_pass` or `attacked_pass` is False.
         teacher: T(x), without gradient.
         labels: the given labels, or the teacher's answers.
     """
@@ -58,6 +57,11 @@ class Objective(Params):
     @property
     def clean_pass(self) -> bool:
         """Whether the loss reads S(x)."""
+        return True
+
+    @property
+    def attacked_pass(self) -> bool:
+        """Whether the loss reads S(x'); without it there is no attack."""
         return True
 
     def loss(self, seen: Seen) -> Tensor:
@@ -146,10 +150,46 @@ class Ard(Objective):
         return self.alpha * robust + (1 - self.alpha) * F.cross_entropy(seen.clean, seen.labels)
 
 
-class Rslad(Objective):
-    """adversarial KL(T(x) || S(x')) + clean KL(T(x) || S(x)) (Zi et al. 2021, arXiv 2108.07969). Reads no label."""
+class Match(Objective):
+    """adversarial m(T(x), S(x')) + clean m(T(x), S(x)): m measures how far the student is from the teacher. Reads no label."""
 
-    adversarial: float = Field(5 / 6, ge=0, description="weight of the term at the adversarial point")
+    adversarial: float = Field(1.0, ge=0, description="weight of the term at the adversarial point; 0: no attack")
+    clean: float = Field(0.0, ge=0, description="weight of the term at the clean image")
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Match:
+        if not self.adversarial and not self.clean:
+            raise ValueError("adversarial and clean are both 0, so that nothing is learnt: give one a weight")
+        return self
+
+    @property
+    def clean_pass(self) -> bool:
+        """Only where the clean term has a weight."""
+        return self.clean > 0
+
+    @property
+    def attacked_pass(self) -> bool:
+        """Only where the adversarial term has a weight."""
+        return self.adversarial > 0
+
+    def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        """m of a batch's logits (n, K), a scalar."""
+        raise NotImplementedError
+
+    def loss(self, seen: Seen) -> Tensor:
+        """The measure at both points."""
+        loss = seen.teacher.new_zeros(())
+        if self.attacked_pass:
+            loss = loss + self.adversarial * self.match(seen.teacher, seen.attacked)
+        if self.clean_pass:
+            loss = loss + self.clean * self.match(seen.teacher, seen.clean)
+        return loss
+
+
+class Rslad(Match):
+    """m is KL(T(x) || S) (Zi et al. 2021, arXiv 2108.07969)."""
+
+    adversarial: float = Field(5 / 6, ge=0, description="weight of the term at the adversarial point; 0: no attack")
     clean: float = Field(1 / 6, ge=0, description="weight of the term at the clean image")
     reduction: Reduction = Field("batchmean", description="mean over the batch, or element_mean: over classes too, as published")
 
@@ -158,17 +198,62 @@ class Rslad(Objective):
         """KL(T(x) || S(x'))."""
         return "teacher"
 
-    @property
-    def clean_pass(self) -> bool:
-        """Only where the clean term has a weight."""
-        return self.clean > 0
+    def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        """The teacher's clean probabilities are the target."""
+        return divergence(teacher, logits, reduction=self.reduction)
 
-    def loss(self, seen: Seen) -> Tensor:
-        """The teacher's clean answers at both points."""
-        robust = self.adversarial * divergence(seen.teacher, seen.attacked, reduction=self.reduction)
-        if not self.clean_pass:
-            return robust
-        return robust + self.clean * divergence(seen.teacher, seen.clean, reduction=self.reduction)
+
+class Dast(Match):
+    """m is CE(S, argmax T(x)) + beta MSE(softmax S, softmax T(x)) (Zhou et al. 2020, arXiv 2003.12703)."""
+
+    beta: float = Field(0.1, ge=0, description="weight of the squared distance of probabilities, a mean over images and classes")
+
+    def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        """The teacher's answer, and its probabilities."""
+        hard = F.cross_entropy(logits, teacher.argmax(1))
+        return hard + self.beta * F.mse_loss(logits.softmax(1), teacher.softmax(1))
+
+
+class Dfme(Match):
+    """m is the mean of |S - v| over images and classes (Truong et al. 2021, arXiv 2011.14779); v: T's logits minus their mean."""
+
+    def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        """The student is not centred."""
+        return l1_centred(teacher, logits).mean()
+
+
+def l1_centred(teacher: Tensor, logits: Tensor) -> Tensor:
+    """Mean over classes of |S - v|, one value an image: logits (n, K) twice to (n,).
+
+    v = T - mean T is the mean-free logarithm of the teacher's probabilities, so that probabilities are enough to know it.
+    """
+    return (logits - (teacher - teacher.mean(1, keepdim=True))).abs().mean(1)
+
+
+class Ait(Match):
+    """m is tau^2 KL_tau(T(x) || S), and no cross-entropy (Choi et al. 2022, arXiv 2203.17008)."""
+
+    tau: float = Field(20.0, gt=0, description="temperature")
+    reduction: Reduction = Field("element_mean", description="mean over batch and classes, as published, or batchmean")
+
+    @property
+    def inner(self) -> Inner:
+        """KL(T(x) || S(x'))."""
+        return "teacher"
+
+    def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        """The teacher's softened probabilities are the target."""
+        return divergence(teacher, logits, self.tau, self.reduction)
+
+
+class Dfard(Rslad):
+    """RSLAD with tau^2 KL_tau(T(x) || S): a stand-in for DFARD's loss (AAAI 2024, arXiv 2303.11611), not read here."""
+
+    tau: float = Field(1.0, gt=0, description="temperature")
+
+    def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        """The teacher's softened probabilities are the target."""
+        return divergence(teacher, logits, self.tau, self.reduction)
 
 
 class DataFreeShield(Objective):
@@ -200,8 +285,12 @@ class DataFreeShield(Objective):
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "ait": Ait,
     "ard": Ard,
+    "dast": Dast,
     "datafreeshield": DataFreeShield,
+    "dfard": Dfard,
+    "dfme": Dfme,
     "mart": Mart,
     "pgd-at": PgdAt,
     "rslad": Rslad,

@@ -49,6 +49,11 @@ def _check_eps(text: str) -> str:
     return text
 
 
+def training_ball(eps: str, announced: ThreatModel) -> ThreatModel:
+    """The ball of radius `eps`, a `TrainingEps`, in the announced norm."""
+    return announced if eps == "auto" else ThreatModel(announced.norm, float(read_number(eps)))  # type: ignore[arg-type]
+
+
 TrainingEps = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_eps)]
 """The training ball's radius: `auto` (the announced threat's), or a number in pixel units."""
 
@@ -98,9 +103,7 @@ class TrainingParams(Params):
 
     def ball(self, announced: ThreatModel) -> ThreatModel:
         """The training ball, in the announced norm."""
-        if self.eps == "auto":
-            return announced
-        return ThreatModel(announced.norm, float(read_number(self.eps)))  # type: ignore[arg-type]
+        return training_ball(self.eps, announced)
 
     def lesson(self, images: Source, objective: Objective, announced: ThreatModel, noise: Noise) -> Lesson:
         """What the student learns from these images; `noise` is one row of the construction stream."""

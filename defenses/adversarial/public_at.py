@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
 from bench.noise import Noise
-from bench.spec import canonical, parse, unnest
+from bench.spec import canonical, nested, parse, unnest
 from defenses.adversarial.objectives import read_objective
 from defenses.adversarial.params import TrainingParams
 from defenses.adversarial.source import Source, Tag
@@ -17,18 +17,12 @@ from defenses.adversarial.students import objective_name, taught
 from defenses.adversarial.training_data import ATTACKS
 
 
-def _nested(text: str) -> str:
-    """A spec in parentheses where it has parameters, so that it survives inside another one."""
-    inside = str(parse(unnest(text)))
-    return inside if inside == parse(inside).name else f"({inside})"
-
-
 def _canonical(text: str) -> str:
     objective = read_objective(text)
-    return _nested(canonical(objective_name(objective), objective))
+    return nested(canonical(objective_name(objective), objective))
 
 
-ImagesSpec = Annotated[str, Field(min_length=1), AfterValidator(_nested)]
+ImagesSpec = Annotated[str, Field(min_length=1), AfterValidator(nested)]
 ObjectiveSpec = Annotated[str, Field(min_length=1), AfterValidator(_canonical)]
 
 

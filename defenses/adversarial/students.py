@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.artifacts import artifact
 from bench.defense import DefendedClassifier, Need
@@ -64,16 +64,26 @@ def taught(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: 
 
     def make(work: Path) -> None:
         done = _train(classifier, lesson, noise, needs, work)
-        state = {key: value.cpu().clone().contiguous() for key, value in done.student.state_dict().items()}
-        write_whole(work / _WEIGHTS, safetensors.torch.save(state))
+        write_whole(work / _WEIGHTS, packed(done.student))
         log = {"kept": done.kept.done, "epochs": [asdict(epoch) for epoch in done.history]}
         write_whole(work / _LOG, json.dumps(log, indent=1).encode())
         (work / STATE).unlink(missing_ok=True)
 
     folder = artifact("students", _identity(classifier, lesson, noise), make)
-    student = copy.deepcopy(classifier)
-    student.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
+    student = loaded(classifier, folder / _WEIGHTS)
     student.notes = (_scale(lesson),)
+    return student
+
+
+def packed(module: nn.Module) -> bytes:
+    """A module's state as a safetensors file."""
+    return safetensors.torch.save({key: value.cpu().clone().contiguous() for key, value in module.state_dict().items()})
+
+
+def loaded(classifier: DefendedClassifier, weights: Path) -> DefendedClassifier:
+    """A copy of the classifier with the weights of a safetensors file, frozen, in evaluation mode."""
+    student = copy.deepcopy(classifier)
+    student.load_state_dict(safetensors.torch.load_file(weights))
     return student.to(device_of(classifier)).eval().requires_grad_(False)
 
 

@@ -16,58 +16,50 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.defense import DefendedClassifier, Need
 from bench.errors import BadInput
-from bench.losses import cross_entropy, kl
-from bench.maximise import Reading, ascend
+from bench.losses import cross_entropy
 from bench.models.training import device_of
-from bench.noise import Noise, Stream, isolated
+from bench.noise import Noise, Stream
 from bench.record import write_whole
 from bench.threat import ThreatModel
-from bench.victim import frozen
 from defenses.adversarial.gradrefine import GradRefine
-from defenses.adversarial.objectives import Objective, Seen
+from defenses.adversarial.objectives import Objective
 from defenses.adversarial.source import Source, check_tag
+from defenses.adversarial.visits import (
+    LOGITS_BATCH,
+    Batch,
+    Descent,
+    Value,
+    answers,
+    attacked,
+    climb,
+    clipped,
+    move,
+    starting_points,
+    visited,
+)
 
 STATE = "state.pt"
-_LOGITS_BATCH = 500
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Descent):
     """Everything of a training run besides images, objective and threat.
 
     Attributes:
         epochs: passes over the images.
         batch: images a batch; an incomplete last batch is left out.
-        optimiser: SGD with Nesterov momentum 0.9, or Adam.
-        rate: learning rate of the first step.
-        decay: weight decay of all parameters.
-        schedule: the rate stays, or falls to 0 along half a cosine.
-        warmup: share of all batches in which the training eps rises linearly to its value.
-        clip: largest norm of one batch's gradient; 0 for none.
         group, agreement: batches behind one step of the optimiser, and GradRefine's threshold; see `GradRefine`.
-        steps: of the inner attack, each of length 2.5 eps / steps.
-        bn: whether BatchNorm uses and learns each batch's statistics in the loss, or stays as the student came.
-        bn_updates: 3 runs the clean images through the student once more in training mode, as DataFreeShield's released code does.
         checkpoint: the student of the last epoch, or of the best one by agreement with the teacher on held-out images.
     """
 
     epochs: int
     batch: int
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    rate: float = 1e-2
-    decay: float = 1e-4
-    schedule: Literal["const", "cosine"] = "const"
-    warmup: float = 0.0
-    clip: float = 0.0
     group: int = 1
     agreement: float = 0.5
-    steps: int = 10
-    bn: Literal["train", "frozen"] = "train"
-    bn_updates: Literal[2, 3] = 2
     checkpoint: Literal["last", "best"] = "last"
 
 
@@ -149,57 +141,14 @@ def passes(objective: Objective, schedule: Schedule) -> dict[str, int]:
 
     Ten steps and a loss that reads S(x) and S(x') make 13, 10 and 2, where the attack starts from the student's own answers.
     """
-    in_loss = 1 + objective.clean_pass
+    in_loss = objective.attacked_pass + objective.clean_pass
     anchor, again = objective.inner == "student", objective.clean_pass and schedule.bn_updates == 3
+    steps = schedule.steps if objective.attacked_pass else 0
     return {
-        "forwards": schedule.steps + anchor + in_loss + again,
-        "input_backwards": schedule.steps,
+        "forwards": steps + anchor + in_loss + again,
+        "input_backwards": steps,
         "weight_backwards": in_loss,
     }
-
-
-Value = Callable[[Tensor, Tensor], Tensor]
-"""(logits (m, K), which images of the batch they belong to (m,)) to one value an image (m,)."""
-
-
-def climb(model: DefendedClassifier, value: Value, start: Tensor, images: Tensor, threat: ThreatModel, steps: int) -> Tensor:
-    """The last iterate of projected ascent on `value`, by steps of 2.5 eps / steps: exactly `steps` forward and backward passes.
-
-    `model` must be in evaluation mode; its parameters and buffers are left as they are.
-    """
-    noise = Noise.of(0, Stream.BUILD, range(len(images)), device=images.device)
-
-    def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
-        nothing = torch.zeros(len(x), device=x.device)
-        if not gradient:
-            # Training takes the last iterate whatever its value, so a pass to read it would be wasted.
-            return Reading(nothing, None, nothing.bool())
-        leaf = x.detach().requires_grad_(True)
-        values = value(model(leaf, noise), rows)
-        return Reading(values.detach(), torch.autograd.grad(values.sum(), leaf)[0], nothing.bool())
-
-    with frozen(model):
-        return ascend(read, start, images, threat, steps=steps, size=2.5 * threat.eps / steps).last
-
-
-def starting_points(images: Tensor, start: Literal["gaussian", "uniform"], threat: ThreatModel, noise: Noise) -> Tensor:
-    """Where the inner attack begins: x + 0.001 N(0, 1), or a random point of the ball; inside ball and box. One row an image."""
-    shape = tuple(images.shape[1:])
-    if start == "gaussian":
-        return threat.project(images + 1e-3 * noise.normal("start", shape), images)
-    if threat.norm == "linf":
-        return threat.random(images, noise.uniform("start", shape), images)
-    return threat.random(images, noise.uniform("radius", (1,)), noise.normal("start", shape))
-
-
-def answers(model: DefendedClassifier, images: Tensor) -> Tensor:
-    """Logits (n, K) of a classifier in evaluation mode, without gradient, where it lies; each image passes once."""
-    found = []
-    with torch.no_grad():
-        for part in images.split(_LOGITS_BATCH):
-            noise = Noise.of(0, Stream.BUILD, range(len(part)), device=device_of(model))
-            found.append(model(part.to(device_of(model)), noise))
-    return torch.cat(found)
 
 
 def epochs_done(folder: Path) -> int:
@@ -221,7 +170,7 @@ class _Judge:
     def __call__(self, student: DefendedClassifier) -> float:
         """A share of the held-out images, the attack's start the same each time."""
         right = 0
-        for rows in torch.arange(len(self.images), device=self.images.device).split(_LOGITS_BATCH):
+        for rows in torch.arange(len(self.images), device=self.images.device).split(LOGITS_BATCH):
             labels = self.labels[rows]
             value: Value = lambda logits, here, labels=labels: cross_entropy(logits, labels[here])  # type: ignore[misc] # noqa: E731
             points = climb(student, value, self.start[rows], self.images[rows], self.threat, self.steps)
@@ -248,8 +197,7 @@ class _Run:
         self.images = source.images.to(device)
         self.teacher = answers(teacher, self.images)
         self.labels = self.teacher.argmax(1) if source.labels is None else source.labels.to(device)
-        self.parameters = list(student.parameters())
-        self.optimiser = _optimiser(self.parameters, schedule)
+        self.optimiser = schedule.start(list(student.parameters()))
         self.refine = GradRefine(schedule.group, schedule.agreement)
         self.size = min(schedule.batch, len(self.images))
         self.batches = len(self.images) // self.size
@@ -288,71 +236,21 @@ class _Run:
     def _visit(self, rows: Tensor, place: int) -> Tensor:
         """Attack a batch, enter its gradients, and step where a group is complete or the epoch ends; the loss."""
         here = rows.to(self.images.device)
-        images = self.images[here]
-        points = self._attack(images, here, rows, place)
-        gradients, loss = self._gradients(images, points, here, place)
-        self.refine.add(_clipped(gradients, self.schedule.clip))
+        batch = Batch(self.images[here], self.teacher[here], self.labels[here], self._noise(rows.cpu().numpy()))
+        warmth = self.schedule.warmth(self.done * self.batches + place + 1, self.schedule.epochs * self.batches)
+        threat = replace(self.threat, eps=self.threat.eps * warmth)
+        points = attacked(self.student, batch, self.objective, threat, self.schedule.steps)
+        dropout = self._noise([0]).seed(f"dropout{place}")
+        visit = visited(self.student, batch, points, self.objective, self.schedule, dropout)
+        self.refine.add(clipped(visit.gradients, self.schedule.clip))
         if self.refine.full or place + 1 == self.batches:
             self._step(place)
-        return loss
-
-    def _attack(self, images: Tensor, here: Tensor, rows: Tensor, place: int) -> Tensor:
-        threat = replace(self.threat, eps=self.threat.eps * self._warmth(place))
-        noise = self._noise(rows.cpu().numpy())
-        start = starting_points(images, self.objective.start, threat, noise)
-        return climb(self.student, self._value(images, here), start, images, threat, self.schedule.steps)
-
-    def _value(self, images: Tensor, here: Tensor) -> Value:
-        """The inner attack's objective; the student's clean answers are computed once for all steps."""
-        if self.objective.inner == "label":
-            labels = self.labels[here]
-            return lambda logits, rows: cross_entropy(logits, labels[rows])
-        anchor = self.teacher[here] if self.objective.inner == "teacher" else answers(self.student, images)
-        return lambda logits, rows: kl(anchor[rows], logits)
-
-    def _warmth(self, place: int) -> float:
-        """The share of eps that training has reached."""
-        rise = self.schedule.warmup * self.schedule.epochs * self.batches
-        return min(1.0, (self.done * self.batches + place + 1) / rise) if rise else 1.0
-
-    def _gradients(self, images: Tensor, points: Tensor, here: Tensor, place: int) -> tuple[list[Tensor], Tensor]:
-        noise = self._noise([0])
-        self.student.train(self.schedule.bn == "train")
-        # Dropout draws from the global generators.
-        with isolated(noise.seed(f"dropout{place}")):
-            clean, attacked = self._passes(images, points)
-        self.student.eval()
-        loss = self.objective.loss(Seen(clean, attacked, self.teacher[here], self.labels[here]))
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
-        return gradients, loss.detach()
-
-    def _passes(self, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's logits in the loss, clean (no rows where nothing reads them) and attacked."""
-        noise = Noise.of(0, Stream.BUILD, range(len(images)), device=images.device)
-        if not self.objective.clean_pass:
-            attacked = self.student(points, noise)
-            return attacked[:0], attacked
-        clean = self.student(images, noise)
-        if self.schedule.bn_updates == 3:
-            with torch.no_grad():
-                self.student(images, noise)
-        return clean, self.student(points, noise)
+        return visit.loss
 
     def _step(self, place: int) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate(place)
-        for parameter, gradient in zip(self.parameters, self.refine.take(), strict=True):
-            parameter.grad = gradient
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
-    def _rate(self, place: int) -> float:
-        if self.schedule.schedule == "const":
-            return self.schedule.rate
         each = math.ceil(self.batches / self.schedule.group)
-        step = self.done * each + place // self.schedule.group
-        return self.schedule.rate * (1 + math.cos(math.pi * step / (self.schedule.epochs * each))) / 2
+        done = self.done * each + place // self.schedule.group
+        move(self.optimiser, self.refine.take(), self.schedule.rate_after(done, self.schedule.epochs * each))
 
     def trained(self) -> Trained:
         """What came out."""
@@ -386,17 +284,3 @@ class _Run:
         self.history = [Epoch(**one) for one in content["history"]]
         number, state = content["kept"]
         self.kept = self.history[number - 1], state or copy.deepcopy(self.student.state_dict())
-
-
-def _optimiser(parameters: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    if schedule.optimiser == "adam":
-        return torch.optim.Adam(parameters, lr=schedule.rate, weight_decay=schedule.decay)
-    return torch.optim.SGD(parameters, lr=schedule.rate, momentum=0.9, weight_decay=schedule.decay, nesterov=True)
-
-
-def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:
-    """Gradients whose common norm is at most `most`; as they are for 0."""
-    if not most:
-        return gradients
-    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    return [gradient * (most / norm).clamp_max(1.0) for gradient in gradients]

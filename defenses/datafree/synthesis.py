@@ -9,7 +9,7 @@ input: the pixels minus the classifier's mean, over its standard deviation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -194,12 +194,15 @@ def statistics_gap(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 @contextmanager
-def gaps(network: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that every forward pass inside the block fills with one term of L_bn a BatchNorm layer; clear it between passes."""
+def gaps(network: nn.Module, measure: Callable[[Tensor, Tensor, Tensor], Tensor] = statistics_gap) -> Iterator[list[Tensor]]:
+    """A list that every forward pass inside the block fills with one term of L_bn, or another measure, a BatchNorm layer.
+
+    Clear it between passes.
+    """
     found: list[Tensor] = []
 
     def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(statistics_gap(inputs[0], layer.running_mean, layer.running_var))
+        found.append(measure(inputs[0], layer.running_mean, layer.running_var))
 
     handles = [layer.register_forward_pre_hook(hook) for layer in norm_layers(network)]
     try:
