@@ -91,9 +91,7 @@ class Search(Attack[P]):
             rows = rows[~found.success]
         return points
 
-    def _climb(
-        self, victim: Victim, images: Tensor, labels: Tensor, rows: Tensor, threat: ThreatModel, restart: int
-    ) -> Ascent:
+    def _climb(self, victim: Victim, images: Tensor, labels: Tensor, rows: Tensor, threat: ThreatModel, restart: int) -> Ascent:
         start = images
         if self.params.random_start:
             start = random_point(victim, images, rows, threat, restart)

@@ -53,7 +53,7 @@ class Views(Search[ViewsParams]):
 
     def objective(self, victim: Victim, labels: Tensor, rows: Tensor, restart: int) -> Objective:
         """All named views together."""
-        aims = dict.fromkeys(named(victim.views, self.params.at), capped_margin)
+        aims: dict[str, Loss] = dict.fromkeys(named(victim.views, self.params.at), capped_margin)
         return victim.joint(labels, aims, rows=rows, restart=restart, until_all_err=True)
 
 
@@ -83,7 +83,7 @@ class Evade(Search[EvadeParams]):
         weight = self.params.weights[restart % len(self.params.weights)]
         if "detector" not in victim.views:
             return super().objective(victim, labels, rows, restart)
-        aims = {"base": capped_margin, "detector": partial(_quiet, weight)}
+        aims: dict[str, Loss] = {"base": capped_margin, "detector": partial(_quiet, weight)}
         return victim.joint(labels, aims, rows=rows, restart=restart)
 
 

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from bench.outcomes import Labels, Outcomes, decode, encode
-from bench.statistics import Interval, wilson
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -103,20 +102,10 @@ def right(found: Scores, outcomes: Outcomes, view: str, which: str) -> Bools:
     return np.asarray(decode(found.answers[view][which], outcomes.num_classes) == labels)
 
 
-def accuracy(found: Scores, outcomes: Outcomes, view: str, which: str) -> Interval:
-    """Share of all images on which a view is right."""
-    return _share(right(found, outcomes, view, which))
-
-
-def any_right(found: Scores, outcomes: Outcomes) -> Interval:
-    """Share of images on which some scored view is right both without and under attack.
+def any_right(found: Scores, outcomes: Outcomes) -> Bools:
+    """Whether some scored view is right on an image both without and under attack, (n,).
 
     No choice among these views, whatever detector makes it, can be right on more of these points.
     """
-    views = [right(found, outcomes, view, "adversarial") for view in found.answers]
-    clean = [right(found, outcomes, view, "clean") for view in found.answers]
-    return _share(np.any(views, axis=0) & np.any(clean, axis=0))
-
-
-def _share(values: Bools) -> Interval:
-    return wilson(float(values.sum()), len(values))
+    both = [[right(found, outcomes, view, which) for view in found.answers] for which in _PAIR]
+    return np.asarray(np.all(np.any(both, axis=1), axis=0))

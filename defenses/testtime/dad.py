@@ -10,7 +10,6 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Forward, Need, Wrapper
 from bench.errors import BadInput
@@ -39,7 +38,9 @@ class DADParams(Params):
     ent: float = Field(0.8, ge=0, le=1000, description="weight of certain and balanced answers")
     dropout: float = Field(0.65, ge=0, lt=1, description="share of features dropped before the last layer, for the radius alone")
     passes: int = Field(10, ge=1, le=10_000, description="dropout masks, drawn once")
-    radii: Integers = Field((2, 4, 6, 8, 10, 12, 14), description="radii tried, ascending, in frequencies of the image", min_length=1)
+    radii: Integers = Field(
+        (2, 4, 6, 8, 10, 12, 14), description="radii tried, ascending, in frequencies of the image", min_length=1
+    )
 
 
 class DADPlusParams(DADParams):
@@ -48,21 +49,25 @@ class DADPlusParams(DADParams):
     epochs: int = Field(10, ge=0, le=100_000, description="passes over the pool")
     rate: float = Field(0.005, gt=0, le=10, description="learning rate of plain SGD")
     dropout: float = Field(0.005, ge=0, lt=1, description="share of features dropped before the last layer, for the radius alone")
-    radii: Integers = Field((2, 4, 6, 8, 10, 12, 14, 16), description="radii tried, ascending, in frequencies of the image", min_length=1)
+    radii: Integers = Field(
+        (2, 4, 6, 8, 10, 12, 14, 16), description="radii tried, ascending, in frequencies of the image", min_length=1
+    )
 
 
 def kept_frequencies(height: int, width: int, radius: Tensor) -> Tensor:
     """Which coefficients of `torch.fft.rfft2` lie nearer to frequency 0 than `radius` (n,): bool (n, 1, H, W // 2 + 1)."""
     rows = torch.fft.fftfreq(height, 1 / height, device=radius.device)[:, None]
     columns = torch.fft.rfftfreq(width, 1 / width, device=radius.device)[None, :]
-    return (rows.square() + columns.square()).sqrt() < radius.reshape(-1, 1, 1, 1)
+    kept: Tensor = (rows.square() + columns.square()).sqrt() < radius.reshape(-1, 1, 1, 1)
+    return kept
 
 
 def low_pass(images: Tensor, radius: Tensor) -> Tensor:
     """Images (n, C, H, W) with the frequencies below `radius` (n,) alone; linear, exact, not clipped to [0, 1]."""
     height, width = images.shape[2:]
     spectrum = torch.fft.rfft2(images) * kept_frequencies(height, width, radius)
-    return torch.fft.irfft2(spectrum, (height, width))
+    filtered: Tensor = torch.fft.irfft2(spectrum, (height, width))
+    return filtered
 
 
 class Corrected(Wrapper):
@@ -173,7 +178,8 @@ class Corrected(Wrapper):
         with _inputs_of(head) as seen:
             inner(images, noise)
         dropped = torch.cat(seen)[None] * self.masks[:, None]
-        return (head(dropped).argmax(-1) == answers).float().mean(0)
+        same: Tensor = head(dropped).argmax(-1) == answers
+        return same.float().mean(0)
 
 
 @contextmanager
@@ -255,8 +261,8 @@ def _notes(num_classes: int, fresh: bool) -> tuple[str, ...]:
 
 
 _RELEASED = (
-    "mode=as_released gives each image another one's pseudo-label, as the released code does by accident; its choice of the epoch by "
-    "true labels of the test pool cannot be had here, as no label reaches a defense"
+    "mode=as_released gives each image another one's pseudo-label, as the released code does by accident; its choice of the epoch "
+    "by true labels of the test pool cannot be had here, as no label reaches a defense"
 )
 
 

@@ -21,7 +21,7 @@ class RandomResizeParams(Params):
     shrink: int = Field(0, ge=0, le=512, description="how much smaller than the image the smallest draw is")
     mode: Literal["nearest", "bilinear"] = Field("nearest", description="interpolation")
     pad_value: float = Field(0.0, ge=0, le=1, description="pixel value around the image")
-    draw: Literal["image", "batch"] = Field("image", description="side and offsets for each image, or the same ones for all of a draw")
+    draw: Literal["image", "batch"] = Field("image", description="each image its own size and place, or one for all")
     ensemble: int = Field(1, ge=1, le=1000, description="draws an answer: the log of their mean softmax")
 
     @model_validator(mode="after")
@@ -99,8 +99,8 @@ class RandomResize(Defense[RandomResizeParams]):
     Params = RandomResizeParams
     card = Card(
         paper="Xie et al., ICLR 2018, arXiv 1711.01991; broken by Athalye et al., ICML 2018, arXiv 1802.00420",
-        note="one draw a step is enough (Gao et al. 2022); the authors' entry to the NIPS 2017 competition took 310 to 330 of 331 pixels "
-        "for 299, one draw a batch, grey padding, 30 draws an answer (draw=batch,pad_value=0.5,ensemble=30), and mirrored half of them",
+        note="one draw a step is enough (Gao et al. 2022); the authors' competition entry made 331 pixels of 299 with one draw a "
+        "batch, grey padding and 30 draws an answer (draw=batch,pad_value=0.5,ensemble=30), half of them mirrored",
         truth="0 % (EOT, ImageNet, Linf 0.031; Athalye et al. 2018)",
         expected="base",
         attacks=("pgd", "pgd+eot", "pgd+replay"),

@@ -122,8 +122,8 @@ class TTE(Defense[TTEParams]):
     gradients = ("full", "blind")
     card = Card(
         paper="Perez et al., ICCVW 2021, arXiv 2107.14110",
-        note="what is published was measured with mode=as_released, in which all crops are the last one (closures bind late), at eps "
-        "0.031 and on adversarially trained classifiers; on another classifier it defends nothing",
+        note="published numbers are of mode=as_released, in which every crop is the last one (closures bind late), at eps 0.031, "
+        "on adversarially trained classifiers; on another classifier it defends nothing",
         attacks=("pgd", "views:single", "pgd:gradient=blind", "autoattack"),
     )
 
