@@ -11,6 +11,7 @@ from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.losses import cross_entropy
 from bench.maximise import Objective, Reading, ascend
+from bench.models.training import device_of
 from bench.noise import Noise, Stream
 from bench.threat import ThreatModel
 from bench.victim import frozen, predict
@@ -87,7 +88,7 @@ def attack(
         labels: int64 (n,); by default what the classifier predicts.
         steps: each of length 2.5 eps / steps, from a random point of the ball.
     """
-    place = next(classifier.parameters(), images).device
+    place = device_of(classifier)
     with frozen(classifier):
         parts = [
             _attack(

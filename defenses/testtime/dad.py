@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Forward, Need, Wrapper
 from bench.errors import BadInput
+from bench.models.training import device_of
 from bench.noise import Noise
 from bench.similarity import gaussian_ssim
 from bench.spec import Integers, Params
@@ -233,7 +234,7 @@ class _Detecting(Defense[P]):
         """The shipped source detector, adapted to the pool, and the correction."""
         params = self.params
         pool = access.unlabelled_pool(params.pool, params.adversarial).to(noise.device)
-        place = next(classifier.parameters()).device
+        place = device_of(classifier)
         logits = logits_of(classifier, pool.to(place), noise)
         detector, fresh = shipped_detector(classifier.num_classes, noise.seed("detector"))
         adapt(
