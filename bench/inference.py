@@ -96,14 +96,17 @@ def _layers(classifier: DefendedClassifier) -> Iterator[tuple[str, nn.Module]]:
 def _watched() -> Iterator[list[str]]:
     """The backward passes that autograd runs inside the block, by whatever name Python code has it."""
     seen: list[str] = []
-    before = sys.getprofile()
 
     def watch(_: FrameType, event: str, argument: Any) -> None:
         if event == "c_call" and getattr(argument, "__name__", "") == "run_backward":
             seen.append("run_backward")
 
-    sys.setprofile(watch)
+    # A profiler that is at work already cannot be put back as it was: it stays, and nothing is seen.
+    free = sys.getprofile() is None
+    if free:
+        sys.setprofile(watch)
     try:
         yield seen
     finally:
-        sys.setprofile(before)
+        if free:
+            sys.setprofile(None)
