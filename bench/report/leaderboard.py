@@ -32,8 +32,8 @@ _STOCHASTIC_NOTE = (
 
 
 _SCORES_NOTE = (
-    " `any view`: some scored view (see `bench show`) is right without and under attack; no choice among them can exceed it on these "
-    "points. `detector`: attacked images flagged, clean images flagged, area under the ROC curve."
+    " `any view`: some scored view (see `bench show`) is right without and under attack; no choice among them can exceed it on "
+    "these points. `detector`: attacked images flagged, clean images flagged, area under the ROC curve."
 )
 _INFERENCE_NOTE = (
     " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its three conditions for admission "

@@ -301,11 +301,11 @@ def _scores(record: Record) -> list[str]:
         view: [_percent(share(right(found, outcomes, view, which).astype(float))) for which in ("clean", "adversarial")]
         for view in found.answers
     }
-    any_of_them = any_right(found, outcomes)
-    spared = any_of_them & ~found.moved()
+    either = any_right(found, outcomes)
+    spared = f"{100 * float((either & ~found.moved()).mean()):.1f} not attacked"
     return [
         *(f"view {view}: {clean} -> {attacked}" for view, (clean, attacked) in told.items()),
-        f"any of them, clean and attacked: {_percent(share(any_of_them.astype(float)))}, of which {100 * float(spared.mean()):.1f} not attacked",
+        f"any of them, clean and attacked: {_percent(share(either.astype(float)))}, of which {spared}",
         *([f"detector: {detector_cell(record)}"] if found.detector else []),
     ]
 
