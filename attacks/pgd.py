@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.attack import Attack
 from bench.defense import Card
 from bench.losses import LOSSES, Loss
-from bench.maximise import Ascent, ascend
+from bench.maximise import Ascent, Objective, ascend
 from bench.registry import Alias
 from bench.spec import Params, read_number
 from bench.threat import ThreatModel
@@ -50,49 +50,72 @@ def step_length(text: str, eps: float, steps: int) -> float:
     return float(read_number(text))  # type: ignore[arg-type]
 
 
-class PGDParams(Params):
-    """Parameters of `pgd`."""
+class SearchParams(Params):
+    """Parameters of every search by projected gradient ascent."""
 
     steps: int = Field(20, ge=1, le=100_000, description="gradient steps a restart")
     step: StepSize = Field("auto", description="step length: auto = 2.5 eps/steps, eps/16, or 2/255")
-    loss: Literal["ce", "margin", "dlr"] = Field("ce", description="what is maximised")
     random_start: bool = Field(True, description="start at a random point of the ball, else at the image")
     restarts: int = Field(1, ge=1, le=10_000, description="independent starts")
 
 
-class PGD(Attack[PGDParams]):
-    """Projected gradient descent on the true label's loss, Linf and L2."""
+P = TypeVar("P", bound=SearchParams)
 
-    Params = PGDParams
-    card = Card(paper="Madry et al., ICLR 2018, arXiv 1706.06083, section 2.1")
+
+class Search(Attack[P]):
+    """Projected gradient ascent on an objective that subclasses name."""
+
+    @property
+    def loss(self) -> Loss:
+        """What candidates are compared by on fresh draws, on the logits."""
+        raise NotImplementedError
+
+    def objective(self, victim: Victim, labels: Tensor, rows: Tensor, restart: int) -> Objective:
+        """What a restart maximises."""
+        return victim.objective(labels, self.loss, rows=rows, restart=restart)
 
     def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         """Each image's first success, else its best point over all restarts."""
-        loss = LOSSES[self.params.loss]
         points = images.clone()
         best = torch.full((len(images),), -torch.inf, device=images.device)
         rows = torch.arange(len(images), device=images.device)
         for restart in range(self.params.restarts):
             if not len(rows):
                 break
-            found = self._climb(victim, images[rows], labels, rows, threat, loss, restart)
+            found = self._climb(victim, images[rows], labels, rows, threat, restart)
             candidates, values = found.points, found.values
             if not victim.fixed:
-                candidates, values = _best_by_fresh_draws(victim, found, rows, labels, loss)
+                candidates, values = _best_by_fresh_draws(victim, found, rows, labels, self.loss)
             better = found.success | (values > best[rows])
             points[rows[better]], best[rows[better]] = candidates[better], values[better]
             rows = rows[~found.success]
         return points
 
-    def _climb(
-        self, victim: Victim, images: Tensor, labels: Tensor, rows: Tensor, threat: ThreatModel, loss: Loss, restart: int
-    ) -> Ascent:
+    def _climb(self, victim: Victim, images: Tensor, labels: Tensor, rows: Tensor, threat: ThreatModel, restart: int) -> Ascent:
         start = images
         if self.params.random_start:
             start = random_point(victim, images, rows, threat, restart)
-        objective = victim.objective(labels, loss, rows=rows, restart=restart)
+        objective = self.objective(victim, labels, rows, restart)
         size = step_length(self.params.step, threat.eps, self.params.steps)
         return ascend(objective, start, images, threat, steps=self.params.steps, size=size)
+
+
+class PGDParams(SearchParams):
+    """Parameters of `pgd`."""
+
+    loss: Literal["ce", "margin", "dlr"] = Field("ce", description="what is maximised")
+
+
+class PGD(Search[PGDParams]):
+    """Projected gradient descent on the true label's loss, Linf and L2."""
+
+    Params = PGDParams
+    card = Card(paper="Madry et al., ICLR 2018, arXiv 1706.06083, section 2.1")
+
+    @property
+    def loss(self) -> Loss:
+        """The one that the parameters name."""
+        return LOSSES[self.params.loss]
 
 
 def random_point(victim: Victim, images: Tensor, rows: Tensor, threat: ThreatModel, restart: int) -> Tensor:

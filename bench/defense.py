@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from bench.diffusion.model import DiffusionModel
@@ -33,6 +34,15 @@ class Need(StrEnum):
     TRAINING_DATA = "training data"
 
 
+class PoolUse(BaseModel):
+    """What of the unlabelled test images a defense adapted on: how many, and what share of them was attacked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    adversarial: float
+
+
 class DataAccess:
     """The only door through which a defense gets data. Asking for what was not declared raises `AccessDenied`.
 
@@ -42,6 +52,9 @@ class DataAccess:
         defense: the defense's name, for messages.
         threat: the threat model that the evaluation announces; a defense may train for it.
         shape: (C, H, W) of the images that the classifier takes.
+
+    Attributes:
+        pool: the unlabelled pool that was handed out; None where none was.
     """
 
     def __init__(
@@ -55,6 +68,7 @@ class DataAccess:
         self._needs = needs
         self._sources = sources
         self._defense = defense
+        self.pool: PoolUse | None = None
         self.threat = threat
         self.shape = shape
 
@@ -66,6 +80,19 @@ class DataAccess:
     def public_images(self) -> Tensor:
         """Images (n, C, H, W) in [0, 1] of the data set that `Defense.asks` names, made to fit the classifier; without labels."""
         images: Tensor = self._get(Need.PUBLIC_IMAGES)
+        return images
+
+    def unlabelled_pool(self, n: int, adversarial: float = 0.0) -> Tensor:
+        """Test images (n, C, H, W) in [0, 1] other than the evaluated ones, mixed, without labels.
+
+        Args:
+            n: how many.
+            adversarial: share of them that is attacked on the undefended classifier, away from what it predicts.
+
+        Raises `BadInput` where fewer are left.
+        """
+        images: Tensor = self._get(Need.UNLABELLED_TEST)(n, adversarial)
+        self.pool = PoolUse(images=n, adversarial=adversarial)
         return images
 
     def generator(self) -> DiffusionModel:
@@ -95,6 +122,9 @@ class DefendedClassifier(nn.Module):
             never sees the defense itself, and a success on the twin is none.
         tunable: those of `gradients` that take parameters.
         notes: what a reader of its numbers must know of how it was built, one line each; they become findings of the record.
+        optimises: whether its forward pass runs an optimisation loop that takes no gradient from autograd (those that do are seen).
+        scored: those of `views` that are scored beside the answer, on clean and on attacked images: `detector` (2 logits: clean,
+            adversarial) as a detector, others as answers.
     """
 
     num_classes: int
@@ -103,6 +133,8 @@ class DefendedClassifier(nn.Module):
     transfers: tuple[str, ...] = ()
     tunable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    optimises: bool = False
+    scored: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""

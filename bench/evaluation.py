@@ -20,21 +20,26 @@ from torch import Tensor
 
 from bench.audit import Finding
 from bench.data.dataset import ImageSet
-from bench.defense import DataAccess, DefendedClassifier, Need
+from bench.defense import DataAccess, DefendedClassifier, Need, PoolUse
 from bench.errors import BadInput
 from bench.fingerprint import weights_sha256
+from bench.inference import Inference, inspect
 from bench.metrics import measure
 from bench.noise import Law, Noise, Query, Stream, isolated, judging
 from bench.outcomes import WRONG_BEFORE, Outcomes, Stages
 from bench.plan import Cell
+from bench.pool import fill
 from bench.preflight import check, replay_level
 from bench.provenance import environment
 from bench.public import fitted
 from bench.record import Cost, Failure, Points, Record, Store, file_stem, write_whole
+from bench.scores import DETECTOR, scores
 from bench.victim import VERDICT_DRAWS, Victim, frozen, predict
 from bench.work import Arrays, Part, Workspace, complete, parts_of
 
 PREFLIGHT_IMAGES = 8
+
+_CPU = torch.device("cpu")
 
 Progress = Callable[[Cell, int, int, float], None]
 """Called with no image when work on a part begins, then for each finished part: (cell, images of the part, images of the cell,
@@ -135,11 +140,12 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
     """
     order = list(parts) if parts is not None else _parts(cell, options)
     with exact_float32(options.device):
-        defended = build(cell, options.device)
+        access = data_access(cell, options.device)
+        defended = build(cell, options.device, access)
         weights = weights_sha256(defended)
         # A defense that trains when it is built comes out otherwise on another device or number of threads: never mix the two.
         work = Workspace(store.work(cell.id) / weights[:16])
-        findings, level = _preflight(cell, defended, options.device)
+        seen = _preflight(cell, defended, access, options.device)
         with frozen(defended):
             compute = _Compute(cell, defended, options)
             done = complete(work, order, compute, lambda: store.find(cell.id) is not None, compute.report)
@@ -149,7 +155,7 @@ def run_cell(cell: Cell, store: Store, options: Options, parts: Sequence[Part] |
             raise RuntimeError(f"the record of cell {cell.id} vanished while it was being finished")
         return found
     made_with = {**environment(options.device), "weights": weights}
-    record = _record(cell, _merge(done), findings, level, store, made_with)
+    record = _record(cell, _merge(done), seen, store, made_with)
     store.save(record)
     Workspace(store.work(cell.id)).remove()
     return record
@@ -168,10 +174,10 @@ def _parts(cell: Cell, options: Options) -> list[Part]:
     return parts_of(len(cell.subject.images), options.batch_size, cell.attack.plugin.unit(cell.stochastic))
 
 
-def data_access(cell: Cell) -> DataAccess:
-    """The door to the data that a cell's defense declared."""
+def data_access(cell: Cell, device: torch.device = _CPU) -> DataAccess:
+    """The door to the data that a cell's defense declared; what must be computed for it is computed on `device`."""
     shape = tuple(cell.subject.images.images.shape[1:])
-    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell), cell.defense.name, cell.subject.threat, shape)
+    return DataAccess(frozenset(cell.defense.plugin.needs), _sources(cell, device), cell.defense.name, cell.subject.threat, shape)
 
 
 def build(cell: Cell, device: torch.device, access: DataAccess | None = None) -> DefendedClassifier:
@@ -181,7 +187,7 @@ def build(cell: Cell, device: torch.device, access: DataAccess | None = None) ->
     """
     subject, defense = cell.subject, cell.defense.plugin
     noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
-    access = access or data_access(cell)
+    access = access or data_access(cell, device)
     classifier = _copy(subject.classifier).to(device).requires_grad_(True)
     random = [] if classifier.training else [part for part in classifier.modules() if part.training]
     with isolated(cell.build_seed):
@@ -218,10 +224,15 @@ def _check_declared(cell: Cell, defended: DefendedClassifier) -> None:
         raise BadInput(f"defense {name!r} has gradients={cell.gradients}, but the module it builds has {built}: set both alike")
 
 
-def _sources(cell: Cell) -> dict[Need, Callable[[], Any]]:
+def _sources(cell: Cell, device: torch.device) -> dict[Need, Callable[[], Any]]:
     def training_data() -> tuple[Tensor, Tensor]:
         images = cell.subject.dataset.plugin.train()
         return images.pixels(), images.labels
+
+    def pool(n: int, adversarial: float) -> Tensor:
+        subject = cell.subject
+        classifier = _copy(subject.classifier).to(device)
+        return fill(cell.free_images(), subject.images, classifier, subject.threat, cell.build_seed, n=n, adversarial=adversarial)
 
     def public_images() -> Tensor:
         return fitted(cell.public_images().images.pixels(), tuple(cell.subject.images.images.shape[1:]))
@@ -229,18 +240,40 @@ def _sources(cell: Cell) -> dict[Need, Callable[[], Any]]:
     return {
         Need.TRAINING_DATA: training_data,
         Need.PUBLIC_IMAGES: public_images,
+        Need.UNLABELLED_TEST: lambda: pool,
         Need.GENERATOR: lambda: copy.deepcopy(cell.generator()),
     }
 
 
-def _preflight(cell: Cell, defended: DefendedClassifier, device: torch.device) -> tuple[list[Finding], str]:
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of a defended classifier before it is attacked."""
+
+    findings: list[Finding]
+    level: str
+    inference: Inference
+    pool: PoolUse | None
+
+
+def _preflight(cell: Cell, defended: DefendedClassifier, access: DataAccess, device: torch.device) -> _Seen:
     sample = cell.subject.images.first(min(PREFLIGHT_IMAGES, len(cell.subject.images)))
     pixels, labels = sample.pixels().to(device), sample.labels.to(device)
     with frozen(defended):
         findings = check(defended, pixels, labels, cell.gradient)
         level = replay_level(defended, pixels)
+        with isolated(cell.build_seed):
+            inference = inspect(defended, pixels, labels, defended.stochastic or level == "none")
     notes = [Finding(name="built", verdict="note", message=note) for note in defended.notes]
-    return [*findings, *_trained_on(cell), *notes], level
+    return _Seen([*findings, *_trained_on(cell), *_transductive(access.pool), *notes], level, inference, access.pool)
+
+
+def _transductive(pool: PoolUse | None) -> Iterator[Finding]:
+    if pool:
+        message = (
+            f"transductive: it adapted on {pool.images} unlabelled test images other than the evaluated ones, "
+            f"{pool.adversarial:.0%} of them attacked"
+        )
+        yield Finding(name="transductive", verdict="note", message=message)
 
 
 def _trained_on(cell: Cell) -> Iterator[Finding]:
@@ -312,10 +345,25 @@ class _Compute:
         points = torch.from_numpy(arrays["points"])
         return {
             **arrays,
+            **self._scores(images, points, subset.ids),
             "clean": clean.numpy(),
             "adversarial": self._judge(points, subset.ids).numpy() if stochastic else answers,
             "replayed": answers if stochastic else answers[:, :0],
         }
+
+    def _scores(self, images: Tensor, points: Tensor, ids: Any) -> dict[str, Any]:
+        """What the scored views say of clean images and of points, under the judge's first draw."""
+        if not self.defended.scored:
+            return {}
+        observer = self._observer(ids)
+        rows = torch.arange(len(images), device=images.device)
+        found: dict[str, Any] = {"moved": (points != images.cpu()).flatten(1).any(1).numpy()}
+        for view in self.defended.scored:
+            for which, pixels in (("clean", images), ("adversarial", points.to(images.device))):
+                output = observer.logits(pixels, rows, Query(), view)[:, 0]
+                value = output[:, 1] - output[:, 0] if view == DETECTOR else predict(output)
+                found[f"score/{view}/{which}"] = value.cpu().numpy()
+        return found
 
     def _untouched(self, images: Tensor, fixed: Tensor | None) -> dict[str, Any]:
         """What is known of a part before any of its images is attacked; images along the first axis."""
@@ -368,6 +416,10 @@ class _Compute:
             device=self.options.device,
         )
 
+    def _observer(self, ids: Any) -> Victim:
+        size, device = self.options.batch_size, self.options.device
+        return Victim(self.defended, ids, law=judging(1), root=self.cell.seed, batch_size=size, device=device)
+
     def _judge(self, images: Tensor, ids: Any) -> Tensor:
         return judge(self.defended, images, ids, self.cell, self.options)
 
@@ -399,7 +451,7 @@ def _merge(parts: dict[Part, Arrays]) -> Arrays:
     return {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}
 
 
-def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, store: Store, made_with: dict[str, object]) -> Record:
+def _record(cell: Cell, arrays: Arrays, seen: _Seen, store: Store, made_with: dict[str, object]) -> Record:
     subject = cell.subject
     outcomes, cost = _outcomes(cell, arrays), _cost(cell, arrays)
     base = cell.base()
@@ -412,13 +464,17 @@ def _record(cell: Cell, arrays: Arrays, findings: list[Finding], level: str, sto
         given={**subject.given, "defense": list(cell.defense.given), "attack": list(cell.attack.given)},
         access=sorted(str(need) for need in cell.defense.plugin.needs),
         stochastic=cell.stochastic,
-        replay_level=cast(Any, level),
+        replay_level=cast(Any, seen.level),
+        transductive=seen.pool is not None,
+        pool=seen.pool,
+        inference=seen.inference,
         base=base.id if base else "",
         scale={"n": len(subject.images), "available": subject.available, "reduced": len(subject.images) < subject.available},
         outcomes=outcomes,
         stages=_stages(cell, arrays),
+        scores=scores(cast(Any, arrays), subject.classifier.num_classes),
         metrics=measure(outcomes, by_gradient=cost.attack_backwards > 0 and not cell.attack.plugin.card.control),
-        findings=[*_that_matter(findings, arrays), *_attack_findings(cell, arrays)],
+        findings=[*_that_matter(seen.findings, arrays), *_attack_findings(cell, arrays)],
         cost=cost,
         points=_save_points(store, stem, arrays),
         environment=made_with,

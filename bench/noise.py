@@ -99,6 +99,11 @@ class Noise:
         tape = None if self.tape is None else self.tape.rows(index)
         return replace(self, ids=self.ids[index], draws=self.draws[index], tape=tape)
 
+    def common(self) -> Noise:
+        """Noise by draw alone: rows of the same draw get the same numbers, whatever their image."""
+        tape = None if self.tape is None else self.tape.common()
+        return replace(self, ids=np.zeros_like(self.ids), tape=tape)
+
     def to(self, device: str | torch.device) -> Noise:
         """The same numbers, delivered on another device."""
         tape = None if self.tape is None else self.tape.to(device)

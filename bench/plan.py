@@ -31,6 +31,7 @@ from bench.plugins import (
     create,
     create_attack,
 )
+from bench.pool import POOL_VERSION, outside
 from bench.preflight import probe
 from bench.public import PublicImages, check_foreign, load_public
 from bench.record import Sources, Title, cell_id
@@ -167,7 +168,13 @@ class Cell:
             return self.subject.dataset.plugin.train().sha256
         if need == Need.PUBLIC_IMAGES:
             return self.public_images().images.sha256
+        if need == Need.UNLABELLED_TEST:
+            return f"{POOL_VERSION}:{self.free_images().sha256}"
         return fingerprint(self.generator()) if need == Need.GENERATOR else ""
+
+    def free_images(self) -> ImageSet:
+        """The data set's test images that are not evaluated."""
+        return outside(self.subject.dataset.plugin.test(), self.subject.images)
 
     def public_images(self) -> PublicImages:
         """The public images that the defense asks for, as they come. Raises `BadInput` where they are the evaluated ones."""

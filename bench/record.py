@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 from bench.audit import Finding
+from bench.defense import PoolUse
 from bench.errors import BadInput
+from bench.inference import Inference
 from bench.outcomes import Outcomes, Stages
+from bench.scores import Scores
 
 SCHEMA: Literal[1] = 1
 
@@ -144,7 +147,10 @@ class Record(BaseModel):
         replay_level: `exact`, `process` or `none`; see `bench.preflight.replay_level`.
         base: cell id of the undefended base under the same attack; empty for the base itself.
         scale: how many images of how many.
+        transductive, pool: whether the defense adapted on test images, and on how many of which kind.
+        inference: cost of a prediction and RobustBench's conditions; None in records of before they were measured.
         stages: which stage of the attack broke each image; None for an attack without stages.
+        scores: what the views that the defense wants scored said; None where it names none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -160,8 +166,12 @@ class Record(BaseModel):
     replay_level: Literal["exact", "process", "none"]
     base: str
     scale: Scale
+    transductive: bool = False
+    pool: PoolUse | None = None
+    inference: Inference | None = None
     outcomes: Outcomes
     stages: Stages | None = None
+    scores: Scores | None = None
     metrics: Metrics
     findings: list[Finding]
     cost: Cost

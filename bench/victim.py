@@ -6,7 +6,7 @@ that stays. An attack asks it for logits, views and objectives; it never meets t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -23,6 +23,9 @@ from bench.noise import Law, Noise, Query, Stream, pack_draw
 
 # Scoring draws live in a restart of their own, so that they never meet the draws of a search.
 _SCORING_RESTART = 2**16 - 1
+# More than a sum of losses, and little enough for float32 to tell such sums apart: a point that breaks the answer ranks above
+# those that do not.
+_RANK = 1e4
 VERDICT_DRAWS = 20
 """Draws of the stages that a law leaves fresh, when the frozen ones are replayed for the verdict."""
 
@@ -110,6 +113,25 @@ class Victim:
             restart: number of the restart, part of the key of every draw.
             view: the output that `loss` reads. Success is always read off the logits.
         """
+        return self.joint(labels, {view: loss}, rows=rows, restart=restart)
+
+    def joint(
+        self,
+        labels: Tensor,
+        aims: Mapping[str, Loss],
+        *,
+        rows: Tensor | None = None,
+        restart: int = 0,
+        until_all_err: bool = False,
+    ) -> Objective:
+        """The sum of losses over several views, each as in `objective`.
+
+        Args:
+            labels, rows, restart: as in `objective`.
+            aims: a loss for each view.
+            until_all_err: a success is an image that every view and the answer get wrong, so that the search goes on where the
+                answer alone is wrong; such a point still ranks above all where the answer is right. The views must be logits.
+        """
         chosen = torch.arange(len(self._ids), device=self._device) if rows is None else rows
 
         def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
@@ -117,7 +139,7 @@ class Victim:
             stream, draws = self._draws(Query(restart, iteration))
             per_chunk = max(1, self._batch_size // len(draws))
             parts = [
-                self._read(x_part, here_part, labels[here_part], stream, draws, loss, view, gradient)
+                self._read(x_part, here_part, labels[here_part], stream, draws, aims, until_all_err, gradient)
                 for x_part, here_part in zip(x.split(per_chunk), here.split(per_chunk), strict=True)
             ]
             return parts[0] if len(parts) == 1 else _join(parts)
@@ -212,21 +234,39 @@ class Victim:
         labels: Tensor,
         stream: Stream,
         draws: list[int],
-        loss: Loss,
-        view: str,
+        aims: Mapping[str, Loss],
+        until_all_err: bool,
         gradient: bool,
     ) -> Reading:
         leaf = x.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            outputs = self._forward(self._classifier.twin(self._gradient, view), leaf, rows, stream, draws)
-            values = self._average(outputs, labels, loss)
+            twins = {view: self._classifier.twin(self._gradient, view) for view in aims}
+            outputs = {view: self._forward(twin, leaf, rows, stream, draws) for view, twin in twins.items()}
+            values = torch.stack([self._average(outputs[view], labels, loss) for view, loss in aims.items()]).sum(0)
+        success, rank = self._successes(x, rows, labels, stream, draws, outputs, until_all_err)
+        slope = self._differentiate(values, leaf, rows, len(draws) * len(aims), success) if gradient else None
+        return Reading(values.detach() + rank, slope, success)
+
+    def _successes(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        stream: Stream,
+        draws: list[int],
+        outputs: Mapping[str, Tensor],
+        until_all_err: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Which images need no further step (n,), and what a point gains in rank by a success that is not yet one of all views."""
+        none = torch.zeros(len(x), device=x.device)
         if not self.deterministic:
-            success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        else:
-            logits = outputs if view == "logits" else self._outputs(x, rows, stream, draws, "logits")
-            success = misclassified(logits.detach()[:, 0], labels)
-        slope = self._differentiate(values, leaf, rows, len(draws), success) if gradient else None
-        return Reading(values.detach(), slope, success)
+            return none.bool(), none
+        logits = outputs["logits"] if "logits" in outputs else self._outputs(x, rows, stream, draws, "logits")
+        wrong = misclassified(logits.detach()[:, 0], labels)
+        if not until_all_err:
+            return wrong, none
+        views = [misclassified(output.detach()[:, 0], labels) for output in outputs.values()]
+        return torch.stack([wrong, *views]).all(0), _RANK * wrong
 
     def _average(self, outputs: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         n, k = outputs.shape[:2]

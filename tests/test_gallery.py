@@ -166,7 +166,7 @@ def test_crops_by_slicing_and_their_answer_by_a_loop():
         part = images[i : i + 1, :, top[i] : top[i] + 8, left[i] : left[i] + 7]
         assert torch.allclose(seen[i : i + 1], F.interpolate(part, size=(12, 10), mode="bilinear"), atol=1e-6)
     defended = build("crop-ensemble:crops=3", channels=2)
-    parts = [defended.classifier(crop(images, 0.9, rows_of.at(f"crop/{i}")), rows_of).softmax(1) for i in range(3)]
+    parts = [defended.classifier.classifier(crop(images, 0.9, rows_of.at(f"crop/{i}")), rows_of).softmax(1) for i in range(3)]
     assert torch.allclose(defended(images, rows_of), torch.stack(parts).mean(0).log(), atol=1e-5)
 
 

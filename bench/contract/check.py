@@ -26,6 +26,7 @@ from bench.record import Store, read_record
 from bench.spec import canonical, parse, read_params, spelled_out
 from bench.threat import ThreatModel
 
+_SPARE = 400
 IMAGES = 12
 """How many images a contract is checked on."""
 
@@ -89,12 +90,16 @@ def demand(held: bool, message: str) -> None:
 def built_in_subject() -> Subject:
     """Twelve gratings and a small network that is right on all of them; see `bench.contract.toys`."""
     training = gratings(96, first=1000)
-    return subject_in_memory(Classifier(SmallNet(training), CLASSES).eval(), gratings(IMAGES), training)
+    return subject_in_memory(
+        Classifier(SmallNet(training), CLASSES).eval(), gratings(IMAGES), training, gratings(_SPARE, first=5000)
+    )
 
 
-def subject_in_memory(classifier: DefendedClassifier, images: ImageSet, training: ImageSet) -> Subject:
-    """A subject from what is at hand."""
-    dataset = InMemory(images, training, classifier.num_classes)
+def subject_in_memory(
+    classifier: DefendedClassifier, images: ImageSet, training: ImageSet, spare: ImageSet | None = None
+) -> Subject:
+    """A subject from what is at hand; `spare` are test images that are not evaluated."""
+    dataset = InMemory(images, training, classifier.num_classes, spare)
     return Subject(
         dataset=Named("contract", "contract", dataset, ()),
         images=images,

@@ -25,9 +25,10 @@ class InMemory(Dataset[Params]):
 
     default_eps = 8 / 255
 
-    def __init__(self, images: ImageSet, training: ImageSet, classes: int) -> None:
+    def __init__(self, images: ImageSet, training: ImageSet, classes: int, spare: ImageSet | None = None) -> None:
         super().__init__(Params())
         self._images, self._training, self._classes = images, training, classes
+        self._test = images if spare is None else _joined(images, spare)
         _, channels, side, _ = images.images.shape
         self.default_generator = f"gaussian:channels={channels},side={side}"  # type: ignore[misc]
 
@@ -37,8 +38,8 @@ class InMemory(Dataset[Params]):
         return self._classes
 
     def test(self) -> ImageSet:
-        """The images to evaluate on."""
-        return self._images
+        """The images to evaluate on, and behind them the spare ones."""
+        return self._test
 
     def train(self) -> ImageSet:
         """The images to train on."""
@@ -55,6 +56,11 @@ def gratings(n: int, first: int = 0) -> ImageSet:
     patterns = torch.stack([down, across, down * across])[labels][:, None]
     images = 0.5 + 0.1 * patterns + 0.08 * noise.normal("pixels", (3, SIDE, SIDE))
     return ImageSet(images.clamp(0, 1), labels, ids)
+
+
+def _joined(one: ImageSet, other: ImageSet) -> ImageSet:
+    images, labels = torch.cat([one.images, other.images]), torch.cat([one.labels, other.labels])
+    return ImageSet(images, labels, np.concatenate([one.ids, other.ids]))
 
 
 def labelled(images: Tensor, labels: Tensor) -> ImageSet:

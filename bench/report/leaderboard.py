@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
+from bench.inference import Inference
 from bench.record import Failure, Record, Share, read, read_folder, without_folders
+from bench.scores import any_right, detection
 from bench.statistics import wilson, worst_case
 
 _NOTE = (
@@ -29,9 +31,22 @@ _STOCHASTIC_NOTE = (
 )
 
 
-def note(records: Iterable[Record]) -> str:
+_SCORES_NOTE = (
+    " `any view`: some scored view (see `bench show`) is right without and under attack; no choice among them can exceed it on "
+    "these points. `detector`: attacked images flagged, clean images flagged, area under the ROC curve."
+)
+_INFERENCE_NOTE = (
+    " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its three conditions for admission "
+    "(gradients not zero, nothing random, no optimisation loop) the defense fails."
+)
+
+T = TypeVar("T")
+
+
+def note(records: Sequence[Record]) -> str:
     """What the columns mean."""
-    return _NOTE + (_STOCHASTIC_NOTE if any(record.stochastic for record in records) else "")
+    stochastic, scored = any(record.stochastic for record in records), any(record.scores for record in records)
+    return _NOTE + _STOCHASTIC_NOTE * stochastic + _SCORES_NOTE * scored
 
 
 def heading(record: Record) -> str:
@@ -103,10 +118,34 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
         "replayed": str(metrics.replayed.mean) if metrics.replayed else "",
         "all draws": luck if stochastic else "",
         "base": f"{100 * base.metrics.adversarial.mean.value:.1f}" if base else "",
+        "any view": str(_any_view([record]) or ""),
+        "detector": detector_cell(record),
         "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * metrics.adversarial.macro_f1.value:.1f}",
         "passes/image": f"{record.cost.attack_forwards:.1f}F {record.cost.attack_backwards:.1f}B",
         "flags": flags([record]),
     }
+
+
+def detector_cell(record: Record) -> str:
+    """A detector's true and false positive rate in percent, and its AUROC; empty without one."""
+    found = detection(record.scores) if record.scores else None
+    if found is None:
+        return ""
+    true = "-" if found.true_positive_rate is None else f"{100 * found.true_positive_rate:.0f}"
+    area = "-" if found.auroc is None else f"{found.auroc:.2f}"
+    return f"TPR {true} FPR {100 * found.false_positive_rate:.0f} AUROC {area}"
+
+
+def _any_view(records: Sequence[Record]) -> Share | None:
+    """Images on which some scored view is right under each attack; None where none is scored."""
+    found = [any_right(record.scores, record.outcomes) for record in records if record.scores]
+    return _share(np.min(found, axis=0)) if found else None
+
+
+def _inference(entry: Entry, tell: Callable[[Inference], T]) -> T | Literal[""]:
+    """Of the newest record that has it."""
+    found = [record.inference for record in entry.records if record.inference]
+    return tell(found[-1]) if found else ""
 
 
 def _struck(name: str, records: Iterable[Record]) -> str:
@@ -229,7 +268,8 @@ def _board(group: list[Record], everything: Sequence[Record]) -> Board:
     names = _names(entries)
     texts = [{"defense": name, **_text_row(entry, columns, by_cell)} for name, entry in zip(names, entries, strict=True)]
     numbers = [{"subject": heading(first), **_number_row(entry, by_cell)} for entry in entries]
-    return Board(heading(first), note(group), _without_empty_columns(texts), pd.DataFrame(numbers))
+    told = note(group) + _INFERENCE_NOTE * any(record.inference for record in group)
+    return Board(heading(first), told, _without_empty_columns(texts), pd.DataFrame(numbers))
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
@@ -265,10 +305,13 @@ def _text_row(entry: Entry, columns: list[str], by_cell: dict[str, Record]) -> d
         if draws > 1
         else "",
         "base": f"{100 * base.worst().value:.1f}" if base else "",
+        "any view": str(_any_view(entry.records) or ""),
         "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * _lowest_f1(entry):.1f}",
         "constant": f"{100 * metrics.constant_accuracy:.1f}",
         "data access": ", ".join(entry.first.access) or "none",
         "passes/image": f"{_passes(entry):.0f}",
+        "passes/prediction": _inference(entry, lambda found: f"{found.passes:.1f}"),
+        "RobustBench": _inference(entry, lambda found: ", ".join(found.obstacles()) or "admits"),
         "flags": entry.flags(),
     }
 
@@ -302,6 +345,7 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
         "worst_case_low": worst.low,
         "worst_case_high": worst.high,
         "replayed": replayed.value if replayed else None,
+        "any_view": share.value if (share := _any_view(entry.records)) else None,
         "base_worst_case": base.worst().value if base else None,
         "clean_macro_f1": metrics.clean.macro_f1.value,
         "lowest_macro_f1": _lowest_f1(entry),
@@ -309,6 +353,8 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
         "collapsed": any(record.metrics.collapsed for record in entry.records),
         "data_access": ", ".join(entry.first.access) or "none",
         "passes_per_image": _passes(entry),
+        "passes_per_prediction": _inference(entry, lambda found: found.passes),
+        "robustbench": _inference(entry, lambda found: ", ".join(found.obstacles()) or "admits"),
         "flags": entry.flags(),
         "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
         "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),

@@ -16,7 +16,8 @@ from bench import protocols
 from bench.errors import BadInput
 from bench.protocols import Contrast, share
 from bench.record import Record, is_failure, read_failure, read_record
-from bench.report.leaderboard import attack_label, flags, heading, stages_line
+from bench.report.leaderboard import attack_label, detector_cell, flags, heading, stages_line
+from bench.scores import any_right, right
 from bench.statistics import Bools, Floats, Interval, worst_case
 
 Shares = dict[str, Interval]
@@ -259,6 +260,8 @@ def _facts(record: Record) -> list[str]:
         f"made by {_environment(record.environment)}",
         f"data access: {', '.join(record.access) or 'none'}; replay level: {record.replay_level}",
         _cost(record),
+        *_inference(record),
+        *_scores(record),
         *(["left standing by each stage, in the attack's own view:", stages_line(record)] if record.stages else []),
         *_findings(record),
     ]
@@ -279,6 +282,32 @@ def _cost(record: Record) -> str:
     most = f"at most {cost.max_attack_forwards}F {cost.max_attack_backwards}B"
     attack = f"{cost.attack_forwards:.1f}F {cost.attack_backwards:.1f}B ({most})"
     return f"passes/image: attack {attack}, judge {cost.judge_forwards:.0f}F; {cost.seconds:.0f} s"
+
+
+def _inference(record: Record) -> list[str]:
+    if not record.inference:
+        return []
+    obstacles = record.inference.obstacles()
+    admission = f"no ({', '.join(obstacles)})" if obstacles else "yes"
+    return [f"passes/prediction: {record.inference.passes:.1f}; meets RobustBench's three conditions: {admission}"]
+
+
+def _scores(record: Record) -> list[str]:
+    """What the scored views say; no choice among them can do better than `any of them`."""
+    if not record.scores:
+        return []
+    found, outcomes = record.scores, record.outcomes
+    told = {
+        view: [_percent(share(right(found, outcomes, view, which).astype(float))) for which in ("clean", "adversarial")]
+        for view in found.answers
+    }
+    either = any_right(found, outcomes)
+    spared = f"{100 * float((either & ~found.moved()).mean()):.1f} not attacked"
+    return [
+        *(f"view {view}: {clean} -> {attacked}" for view, (clean, attacked) in told.items()),
+        f"any of them, clean and attacked: {_percent(share(either.astype(float)))}, of which {spared}",
+        *([f"detector: {detector_cell(record)}"] if found.detector else []),
+    ]
 
 
 def _findings(record: Record) -> list[str]:

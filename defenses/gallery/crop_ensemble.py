@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Forward
-from bench.errors import BadInput
+from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform
 from bench.noise import Noise
 from bench.spec import Params
+from defenses.ensemble import Ensemble
 
 
 class CropEnsembleParams(Params):
@@ -22,35 +20,20 @@ class CropEnsembleParams(Params):
     share: float = Field(0.9, gt=0, lt=1, description="side of a crop over side of the image")
 
 
-class Cropped(DefendedClassifier):
-    """Random crops of one size, each scaled back to the image's size and classified; the log of the mean softmax."""
+class Cropped(InputTransform):
+    """A random crop of one size, scaled back to the image's size."""
 
     stochastic = True
+    # Differentiable as it stands: there is nothing for BPDA to replace.
+    gradients = ("full",)
 
-    def __init__(self, classifier: DefendedClassifier, params: CropEnsembleParams) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.params = params
-        self.num_classes = classifier.num_classes
-        self.gradients = classifier.gradients
+    def __init__(self, classifier: DefendedClassifier, share: float) -> None:
+        super().__init__(classifier)
+        self.share = share
 
-    def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """Log-probabilities (n, num_classes)."""
-        return self.twin()(images, noise)
-
-    def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """The classifier's gradients; the crops are differentiable as they stand."""
-        if view != "logits":
-            raise BadInput(f"unknown view {view!r}: this classifier offers logits")
-        inner = self.classifier.twin(gradient, view)
-
-        def run(images: Tensor, noise: Noise) -> Tensor:
-            # One crop a pass, so that the batch is never larger than it was asked to be.
-            places = [noise.at(f"crop/{i}") for i in range(self.params.crops)]
-            answers = [inner(crop(images, self.params.share, at), at.at("classifier")).log_softmax(1) for at in places]
-            return torch.stack(answers).logsumexp(0) - math.log(self.params.crops)
-
-        return run
+    def transform(self, images: Tensor, noise: Noise) -> Tensor:
+        """A crop of each image (n, C, H, W)."""
+        return crop(images, self.share, noise)
 
 
 def crop(images: Tensor, share: float, noise: Noise) -> Tensor:
@@ -82,5 +65,5 @@ class CropEnsemble(Defense[CropEnsembleParams]):
         return True
 
     def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:
-        """The classifier asked several times."""
-        return Cropped(classifier, self.params)
+        """The classifier asked several times, each time about another crop; the log of the mean softmax."""
+        return Ensemble(Cropped(classifier, self.params.share), self.params.crops, "crop")

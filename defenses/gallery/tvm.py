@@ -27,6 +27,7 @@ class Reconstructed(InputTransform):
     """Each image from a random half of its pixels (all channels of a pixel together), by TV-regularised least squares."""
 
     stochastic = True
+    optimises = True
 
     def __init__(self, classifier: DefendedClassifier, params: TVMParams) -> None:
         super().__init__(classifier)
