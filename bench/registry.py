@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
 from bench.errors import BadInput, one_line
@@ -137,8 +137,9 @@ class Registry(Generic[T]):
 
 
 def _defined_in(module: ModuleType) -> list[str]:
-    """Its own classes and functions, not what it imports."""
-    return [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    """Its own public classes and functions, not what it imports."""
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    return [name for name, value in own.items() if isinstance(value, type | FunctionType) and not name.startswith("_")]
 
 
 def existing_file(path: str, what: str) -> Path:

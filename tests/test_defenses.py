@@ -110,8 +110,9 @@ def test_data_access_is_enforced():
 
 def test_declared_properties_agree_with_what_is_built():
     # Those of the gallery need a network with activations (test_gallery.py), those that purify a generator (test_purification.py),
-    # those that train images to train on (test_adversarial.py) or BatchNorm (test_datafree.py), and some images (test_testtime.py).
-    elsewhere = {"gallery", "purification", "adversarial", "datafree"}
+    # those that train images to train on (test_adversarial.py) or BatchNorm (test_datafree.py, test_generators.py), and some images
+    # (test_testtime.py).
+    elsewhere = {"gallery", "purification", "adversarial", "datafree", "generators"}
     for name in DEFENSES.names():
         plugin = DEFENSES.get(name)
         if name.startswith("toy-") or plugin.needs or elsewhere & set(plugin.__module__.split(".")):

@@ -7,16 +7,16 @@ KL divergences are sums over classes and means over the batch, unless `reduction
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from bench.errors import BadInput
 from bench.losses import kl
-from bench.spec import Params, nearest, parse, read_params, unnest
+from bench.spec import Params, canonical, nearest, nested, parse, read_params, unnest
 
 Inner = Literal["label", "student", "teacher"]
 """What x' is driven away from: CE(S(x'), y), KL(S(x) || S(x')), or KL(T(x) || S(x'))."""
@@ -305,3 +305,17 @@ def read_objective(text: str) -> Objective:
     if spec.name not in OBJECTIVES:
         raise BadInput(f"unknown objective {spec.name!r}.{nearest(spec.name, OBJECTIVES)}")
     return read_params(OBJECTIVES[spec.name], spec, f"objective {spec.name!r}")
+
+
+def objective_name(objective: Objective) -> str:
+    """Its name in the table."""
+    return next(name for name, kind in OBJECTIVES.items() if type(objective) is kind)
+
+
+def _canonical(text: str) -> str:
+    objective = read_objective(text)
+    return nested(canonical(objective_name(objective), objective))
+
+
+ObjectiveSpec = Annotated[str, Field(min_length=1), AfterValidator(_canonical)]
+"""An objective with its parameters, as a parameter of a defense."""

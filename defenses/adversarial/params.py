@@ -15,6 +15,9 @@ from defenses.adversarial.source import Source, split
 from defenses.adversarial.students import Lesson
 from defenses.adversarial.trainer import Schedule
 
+ATTACKS = ("autoattack", "pgd:steps=100,restarts=5", "pgd")
+"""What fits a trained, deterministic network; the hardest first."""
+
 HELD_OUT = 0.1
 """Share of the images that is held out where one of them chooses the epoch."""
 

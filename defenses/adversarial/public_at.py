@@ -9,21 +9,13 @@ from pydantic import AfterValidator, Field
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
 from bench.noise import Noise
-from bench.spec import canonical, nested, parse, unnest
-from defenses.adversarial.objectives import read_objective
-from defenses.adversarial.params import TrainingParams
+from bench.spec import nested, parse, unnest
+from defenses.adversarial.objectives import ObjectiveSpec, read_objective
+from defenses.adversarial.params import ATTACKS, TrainingParams
 from defenses.adversarial.source import Source, Tag
-from defenses.adversarial.students import objective_name, taught
-from defenses.adversarial.training_data import ATTACKS
-
-
-def _canonical(text: str) -> str:
-    objective = read_objective(text)
-    return nested(canonical(objective_name(objective), objective))
-
+from defenses.adversarial.students import taught
 
 ImagesSpec = Annotated[str, Field(min_length=1), AfterValidator(nested)]
-ObjectiveSpec = Annotated[str, Field(min_length=1), AfterValidator(_canonical)]
 
 
 class PublicAtParams(TrainingParams):

@@ -21,7 +21,7 @@ from bench.noise import Noise, isolated
 from bench.progress import Steps
 from bench.record import write_whole
 from bench.threat import ThreatModel
-from defenses.adversarial.objectives import OBJECTIVES, Objective
+from defenses.adversarial.objectives import Objective, objective_name
 from defenses.adversarial.source import Source
 from defenses.adversarial.trainer import STATE, Epoch, Schedule, Trained, epochs_done, train_student
 
@@ -116,11 +116,6 @@ def _train(classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: 
 def _note(epoch: Epoch) -> str:
     agreement = "" if epoch.agreement is None else f", agreement under PGD {100 * epoch.agreement:.1f} %"
     return f"mean loss {epoch.loss:.4f}{agreement}"
-
-
-def objective_name(objective: Objective) -> str:
-    """Its name in the table."""
-    return next(name for name, kind in OBJECTIVES.items() if type(objective) is kind)
 
 
 def reset(student: DefendedClassifier, seed: int) -> None:

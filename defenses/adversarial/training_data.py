@@ -9,12 +9,9 @@ from pydantic import Field
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
 from bench.noise import Noise
 from defenses.adversarial.objectives import Ard, Mart, Objective, PgdAt, Rslad, Trades
-from defenses.adversarial.params import TrainingParams
+from defenses.adversarial.params import ATTACKS, TrainingParams
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.students import taught
-
-ATTACKS = ("autoattack", "pgd:steps=100,restarts=5", "pgd")
-"""What fits a trained, deterministic network; the hardest first."""
 
 
 class OwnDataParams(TrainingParams):

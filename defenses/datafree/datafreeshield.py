@@ -15,13 +15,11 @@ from torch import Tensor
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense
 from bench.noise import Noise
 from bench.spec import Params
-from defenses.adversarial.objectives import Objective, read_objective
-from defenses.adversarial.params import TrainingEps, TrainingParams
-from defenses.adversarial.public_at import ObjectiveSpec
+from defenses.adversarial.objectives import Objective, ObjectiveSpec, read_objective
+from defenses.adversarial.params import ATTACKS, TrainingEps, TrainingParams
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.students import Lesson, taught
 from defenses.adversarial.trainer import Schedule, passes
-from defenses.adversarial.training_data import ATTACKS
 from defenses.datafree.fields import FieldRecipe
 from defenses.datafree.images import SyntheticImages, synthetic_images
 from defenses.datafree.synthesis import Keep, Modes, Recipe, Space, Start, Targets

@@ -11,12 +11,10 @@ from bench.defense import Card, DataAccess, DefendedClassifier, Defense
 from bench.errors import BadInput
 from bench.noise import Noise
 from bench.spec import Params, nested, parse, read_params, unnest
-from defenses.adversarial.objectives import Match, read_objective
-from defenses.adversarial.params import TrainingEps, training_ball
-from defenses.adversarial.public_at import ObjectiveSpec
+from defenses.adversarial.objectives import Match, ObjectiveSpec, read_objective
+from defenses.adversarial.params import ATTACKS, TrainingEps, training_ball
 from defenses.adversarial.source import Source, Tag
 from defenses.adversarial.students import Lesson, taught
-from defenses.adversarial.training_data import ATTACKS
 from defenses.adversarial.visits import Descent
 from defenses.datafree.datafreeshield import BUDGET, DataFreeShieldParams
 from defenses.datafree.synthesis import norm_layers

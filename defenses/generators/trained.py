@@ -25,8 +25,8 @@ from bench.models.training import device_of
 from bench.noise import Noise
 from bench.progress import Steps
 from bench.record import write_whole
-from defenses.adversarial.objectives import Match
-from defenses.adversarial.students import loaded, objective_name, packed, reset
+from defenses.adversarial.objectives import Match, objective_name
+from defenses.adversarial.students import loaded, packed, reset
 from defenses.adversarial.visits import answers
 from defenses.datafree.sheet import contact_sheet
 from defenses.datafree.synthesis import normalisation
