@@ -400,16 +400,20 @@ def show(
 def compare(
     records: Annotated[list[Path], typer.Argument(help="JSON files of records, or folders of them")],
     to: Annotated[str | None, typer.Option(help="the defense that others are compared with [default: undefended]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare defenses on the same images: paired differences over builds, McNemar's test of each build."""
-    from bench.report.compare import compare as compared
-    from bench.report.compare import render
+    from bench.report import compare as report
     from bench.report.leaderboard import load
 
     found, _ = load(records)
     if not found:
         raise BadInput(f"no records in {', '.join(map(str, records))}: run some cells first")
-    print(render(compared(found, to)))
+    compared = report.compare(found, to)
+    if as_json:
+        _print_json(report.as_json(compared))
+    else:
+        print(report.render(compared))
 
 
 @app.command()

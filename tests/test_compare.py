@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from bench.protocols import holm
@@ -92,6 +91,10 @@ def test_holm(values, adjusted):
     assert holm(values) == pytest.approx(adjusted)
 
 
-def test_the_tables_are_json_plain():
-    rows = by_build(found(record("undefended", WRONG), record("a", LESS))).to_dict("records")
-    assert json.loads(json.dumps(rows, default=np.generic.item))[1]["won"] == 40
+def test_plain_numbers(tmp_path, capsys):
+    stored(tmp_path, record("undefended", WRONG), record("a", LESS))
+    code, out, _ = call(capsys, "compare", str(tmp_path), "--json")
+    (subject,) = json.loads(out)
+    first, second = subject["builds"]
+    assert code == 0 and first["p"] is None and second["won"] == 40 and second["p"] == pytest.approx(2 / 2**40)
+    assert subject["means"][1]["difference"] == pytest.approx(0.4) and subject["means"][0]["difference"] is None

@@ -178,6 +178,18 @@ def _led(defenses: list[Attacked], first: str | None) -> list[Attacked]:
     return sorted(defenses, key=lambda one: one.defense != lead)
 
 
+def as_json(found: dict[str, list[Attacked]]) -> list[dict[str, Any]]:
+    """Both tables of each subject with plain numbers; shares in [0, 1], None where nothing is compared."""
+    tables = {subject: {"means": comparison(defenses), "builds": by_build(defenses)} for subject, defenses in found.items()}
+    return [{"subject": subject, **{name: _plain(table) for name, table in both.items()}} for subject, both in tables.items()]
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    # Without what is missing, and with Python's own numbers.
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()} for row in rows]
+
+
 def render(found: dict[str, list[Attacked]]) -> str:
     """Two tables a subject, as Markdown."""
     parts = []
