@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.views import Views, ViewsParams, capped_margin, named
+from attacks.views import Views, ViewsParams, _quiet, capped_margin, named
 from bench.contract.toys import gratings, labelled
 from bench.defense import AccessDenied, DataAccess, DefendedClassifier, Need
 from bench.errors import BadInput
@@ -597,3 +597,11 @@ def test_tte_on_resnet20(real_data):
     with frozen(defended):
         logits = Victim(defended, images.ids).logits(images.pixels(), torch.arange(1017), Query())[:, 0]
     assert 949 <= int((logits.argmax(1) == images.labels).sum()) <= 957
+
+
+def test_what_the_attacks_on_views_climb():
+    """By hand: margins 5 (capped at 1) and -5; the alarm s = 2 with the slack of 1 weighs 3, a silent detector nothing."""
+    logits = torch.tensor([[5.0, 0.0], [5.0, 0.0]])
+    assert capped_margin(logits, torch.tensor([1, 0])).tolist() == [1.0, -5.0]
+    alarms = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    assert _quiet(0.5, alarms, torch.zeros(2, dtype=torch.long)).tolist() == [-1.5, 0.0]
