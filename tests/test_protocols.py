@@ -23,7 +23,7 @@ from tests.test_cli import call, refused
 
 RECORDS = Path(__file__).parents[1] / "leaderboards" / "records" / "mnist5k"
 FRESH, EOT, REPLAY = (
-    next(RECORDS.glob(f"*random-resize--pgd--{cell}*.json")) for cell in ("3ae19e33", "61cd6183", "7bea945e")
+    next(RECORDS.glob(f"*random-resize--pgd--{cell}*.json")) for cell in ("50be5a3e", "4f1a7f7c", "f17c02a7")
 )  # fmt: skip
 UNDEFENDED = next(RECORDS.glob("*undefended--pgd--*.json"))
 Bools = npt.NDArray[np.bool_]
