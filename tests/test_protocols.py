@@ -308,7 +308,7 @@ def test_show_one_record(capsys):
     for row in ("one draw        | 97.2 [96.0, 98.1] | 16.6", "any of 20 wrong | 93.2 [91.5, 94.6] | 3.9 [2.9, 5.3]"):
         assert f"| {row}" in text
     assert "| replayed        |                   | 0.0 [0.0, 0.4]    |" in text
-    assert "own tape;" in text and "torch 2.15.0; commit a5473bb" in text
+    assert "own tape;" in text and "torch 2.15.0; commit 2348234" in text and "passes/prediction: 1.0" in text
 
 
 def test_show_one_deterministic_record_says_nothing_of_draws(capsys):
