@@ -542,6 +542,7 @@ def test_refusals(learn, teacher, source, tmp_path):
     assert "lower the learning rate" in message(lambda: learn(replace(ONCE, epochs=4, rate=1e30)))
     (tmp_path / trainer.STATE).write_bytes(b"nonsense")
     assert "no checkpoint of this training run" in message(lambda: learn(folder=tmp_path))
+    assert "no checkpoint of this training run" in message(lambda: trainer.epochs_done(tmp_path))
     assert "too few to hold 1 out" in message(lambda: split(source.first(1), 0.1, noise()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.checkpoint import read_checkpoint, write_checkpoint
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.unet import build_unet
 from bench.errors import BadInput
 from bench.noise import Noise, Stream
-from bench.record import write_whole
 
 
 @dataclass(frozen=True)
@@ -183,17 +182,12 @@ class DiffusionRun:
             "average": self.average,
             "kept": [self.kept.raw, self.kept.average],
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_whole(path, buffer.getvalue())
+        write_checkpoint(path, content)
 
     def restore(self, path: Path) -> None:
         """Go on where `store` was called. Raises `BadInput` where the file is of another run."""
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+        with read_checkpoint(path, self.device) as content:
             same = content["identity"] == self.identity()
-        except Exception as error:
-            raise BadInput(f"{path} is no checkpoint of a training run: remove it") from error
         if not same:
             raise BadInput(f"{path} is of a run with another recipe, seed or data: remove it or give another --out")
         self.done = content["done"]

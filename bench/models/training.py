@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import statistics
+from bench.checkpoint import read_checkpoint, write_checkpoint
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput
@@ -215,17 +215,12 @@ class _Run:
             "optimiser": self.descent.optimiser.state_dict(),
             "kept": (asdict(epoch), {} if epoch.done == self.done else state),
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_whole(path, buffer.getvalue())
+        write_checkpoint(path, content)
 
     def restore(self, path: Path) -> None:
         """Go on where `store` was called. Raises `BadInput` where the file is of another run."""
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+        with read_checkpoint(path, self.device) as content:
             same = content["identity"] == self.identity
-        except Exception as error:
-            raise BadInput(f"{path} is no checkpoint of a training run: remove it") from error
         if not same:
             raise BadInput(f"{path} is of a run with another recipe, architecture, seed or data: remove it or give another --out")
         self.descent.done = content["done"]

@@ -8,7 +8,6 @@ run.
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bench.checkpoint import read_checkpoint, write_checkpoint
 from bench.defense import DefendedClassifier, Need
 from bench.errors import BadInput
 from bench.losses import cross_entropy
 from bench.models.training import device_of
 from bench.noise import Noise, Stream
-from bench.record import write_whole
 from bench.threat import ThreatModel
 from defenses.adversarial.gradrefine import GradRefine
 from defenses.adversarial.objectives import Objective
@@ -152,9 +151,12 @@ def passes(objective: Objective, schedule: Schedule) -> dict[str, int]:
 
 
 def epochs_done(folder: Path) -> int:
-    """How many epochs of an interrupted run `folder` holds."""
+    """How many epochs of an interrupted run `folder` holds. Raises `BadInput` where its state cannot be read."""
     path = folder / STATE
-    return len(torch.load(path, map_location="cpu", weights_only=True)["history"]) if path.exists() else 0
+    if not path.exists():
+        return 0
+    with read_checkpoint(path, torch.device("cpu")) as content:
+        return len(content["history"])
 
 
 class _Judge:
@@ -269,18 +271,13 @@ class _Run:
             "history": [asdict(one) for one in self.history],
             "kept": (epoch.done, {} if epoch.done == self.done else state),
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_whole(path, buffer.getvalue())
+        write_checkpoint(path, content)
 
     def restore(self, path: Path) -> None:
         """Go on where `store` was called."""
-        try:
-            content = torch.load(path, map_location=self.images.device, weights_only=True)
+        with read_checkpoint(path, self.images.device) as content:
             self.student.load_state_dict(content["student"])
             self.optimiser.load_state_dict(content["optimiser"])
-        except Exception as error:
-            raise BadInput(f"{path} is no checkpoint of this training run: remove it") from error
         self.history = [Epoch(**one) for one in content["history"]]
         number, state = content["kept"]
         self.kept = self.history[number - 1], state or copy.deepcopy(self.student.state_dict())

@@ -90,6 +90,7 @@ _OF_SETTINGS = (
 )
 
 P = TypeVar("P", bound=BaselineParams)
+Q = TypeVar("Q", bound=Params)
 
 
 class Baseline(Defense[P]):
@@ -253,6 +254,16 @@ class DastDefense(Baseline[DastParams]):
         return "adapted: DaST's own generator" if published else super().fidelity()
 
 
+def _extra(text: str, plain: str, name: str, kind: type[Q], example: str) -> Q | None:
+    """The parameters of an option `name:key=value`; None for its plain value."""
+    if text == plain:
+        return None
+    spec = parse(unnest(text))
+    if spec.name != name:
+        raise ValueError(f"write {plain}, or {example}")
+    return read_params(kind, spec, repr(name))
+
+
 class _ZerothOrderParams(Params):
     m: int = Field(1, ge=1, description="directions")
     eps: float = Field(1e-3, gt=0, description="length of the difference")
@@ -260,13 +271,8 @@ class _ZerothOrderParams(Params):
 
 def _read_gradient(text: str) -> ZerothOrder | None:
     """`exact`, or `zeroth_order:m=1,eps=0.001`."""
-    spec = parse(unnest(text))
-    if text == "exact":
-        return None
-    if spec.name != "zeroth_order":
-        raise ValueError("write exact, or zeroth_order:m=1")
-    chosen = read_params(_ZerothOrderParams, spec, "gradient 'zeroth_order'")
-    return ZerothOrder(chosen.m, chosen.eps)
+    chosen = _extra(text, "exact", "zeroth_order", _ZerothOrderParams, "zeroth_order:m=1")
+    return None if chosen is None else ZerothOrder(chosen.m, chosen.eps)
 
 
 def _gradient(text: str) -> str:
@@ -314,12 +320,8 @@ class _VirtualParams(Params):
 
 def _read_inundation(text: str) -> Inundation | None:
     """`off`, or `virtual:bits=4`."""
-    spec = parse(unnest(text))
-    if text == "off":
-        return None
-    if spec.name != "virtual":
-        raise ValueError("write off, or virtual:bits=4")
-    return Inundation(read_params(_VirtualParams, spec, "inundation 'virtual'").bits)
+    chosen = _extra(text, "off", "virtual", _VirtualParams, "virtual:bits=4")
+    return None if chosen is None else Inundation(chosen.bits)
 
 
 def _inundation(text: str) -> str:

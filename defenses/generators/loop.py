@@ -7,7 +7,6 @@ objective, a `Turns`, and what is adapted.
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bench.checkpoint import read_checkpoint, write_checkpoint
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.models.training import device_of
 from bench.noise import Noise, Stream
-from bench.record import write_whole
 from bench.threat import ThreatModel
 from bench.victim import frozen
 from defenses.adversarial.objectives import Match
@@ -191,9 +190,12 @@ def steps_of(turns: Turns) -> int:
 
 
 def steps_done(folder: Path) -> int:
-    """How many steps of an interrupted run `folder` holds."""
+    """How many steps of an interrupted run `folder` holds. Raises `BadInput` where its state cannot be read."""
     path = folder / STATE
-    return int(torch.load(path, map_location="cpu", weights_only=True)["step"]) if path.exists() else 0
+    if not path.exists():
+        return 0
+    with read_checkpoint(path, torch.device("cpu")) as content:
+        return int(content["step"])
 
 
 @dataclass
@@ -346,18 +348,13 @@ class _Run:
             "rounds": [asdict(one) for one in self.rounds],
             **{name: getattr(self, name) for name in ("step", "drawn", "taught")},
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_whole(path, buffer.getvalue())
+        write_checkpoint(path, content)
 
     def restore(self, path: Path) -> None:
         """Go on where `store` was called."""
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+        with read_checkpoint(path, self.device) as content:
             for name in ("student", "generator", "optimiser", "artist"):
                 getattr(self, name).load_state_dict(content[name])
-        except Exception as error:
-            raise BadInput(f"{path} is no checkpoint of this training run: remove it") from error
         self.adaptive.state = dict(content["adapted"])
         self.passes = Counter(content["passes"])
         self.rounds = [Round(**one) for one in content["rounds"]]
