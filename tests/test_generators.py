@@ -309,6 +309,25 @@ def test_a_generator_step_moves_the_generator_and_nothing_else(teacher, name):
     assert not student.training and all(one.requires_grad and one.grad is None for one in student.parameters())
 
 
+def test_dasts_generator_faces_a_student_in_training_mode(teacher, monkeypatch):
+    def seen(facing):
+        student = other_student(teacher)
+        plan = plan_of("dast", facing=facing)
+        run = loop._Run(student, teacher, SHAPE, plan, METHODS["dast"].adaptive(plan.terms), 0)
+        layers, kept = loop.norm_layers(student), []
+        hook = layers[0].register_forward_hook(lambda layer, inputs, output: kept.append((inputs[0], output)))
+        before = copy.deepcopy(student)
+        run._move_generator(run._draw())
+        hook.remove()
+        assert layers and same(student, before) and not any(layer.training for layer in student.modules())
+        assert all(layer.track_running_stats for layer in layers)
+        ((inputs, output),) = kept
+        return (output - layers[0].bias[:, None, None]).mean((0, 2, 3)).abs().max().item(), inputs
+
+    (batch, inputs), (running, same_inputs) = seen("batch"), seen("running")
+    assert batch < 1e-5 < 1e-2 < running and torch.equal(inputs, same_inputs), "a batch normalised by itself has mean 0"
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_whole_run(teacher, name):
     before, global_state = copy.deepcopy(teacher), generators()

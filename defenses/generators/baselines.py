@@ -117,6 +117,7 @@ class Baseline(Defense[P]):
             descent=_descent(chosen, params.steps),
             turns=_turns(method, chosen),
             threat=training_ball(params.eps, access.threat),
+            facing=method.facing if chosen.bn == "train" else "running",
         )
 
     def fidelity(self) -> str:

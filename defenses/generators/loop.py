@@ -10,7 +10,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +27,14 @@ from bench.threat import ThreatModel
 from bench.victim import frozen
 from defenses.adversarial.objectives import Match
 from defenses.adversarial.visits import Batch, Descent, answers, attacked, clipped, move, visited
-from defenses.datafree.synthesis import normalisation
+from defenses.datafree.synthesis import norm_layers, normalisation
 from defenses.generators.adaptive import Fixed, State
 from defenses.generators.inundation import Inundation, lengthen, weights
 from defenses.generators.nets import Generator, GeneratorSpec, pixels
 from defenses.generators.terms import TERMS, Context, Made, ZerothOrder, measure_of
 
 STATE = "state.pt"
+Facing = Literal["running", "batch"]
 ROUNDS = 20
 """A run is kept and logged so many times."""
 
@@ -95,6 +96,8 @@ class Plan:
         threat: the ball of the inner attack.
         estimator: of the gradient through both networks; None: exact.
         inundation: of the student's steps; None for none.
+        facing: statistics of the student's BatchNorm layers in the generator's step. `running`: its own, as deployed; `batch`: the
+            batch's, as in the student's updates.
     """
 
     generator: GeneratorSpec
@@ -105,6 +108,7 @@ class Plan:
     threat: ThreatModel
     estimator: ZerothOrder | None = None
     inundation: Inundation | None = None
+    facing: Facing = "running"
 
 
 @dataclass(frozen=True)
@@ -273,7 +277,7 @@ class _Run:
     def _move_generator(self, made: Made) -> None:
         """One step of the generator; student and classifier are only read."""
         plan = self.plan
-        with frozen(self.student):
+        with frozen(self.student), self._facing():
             objective = self.adaptive.objective(plan.objective)
             context = Context(made, self.classifier, self.student, objective, measure_of(plan.terms), plan.estimator)
             values = {name: TERMS[name](context) for name in plan.terms}
@@ -284,6 +288,9 @@ class _Run:
         found = {name: float(value.detach()) for name, value in values.items()}
         self.adaptive.generated(found)
         self.seen.terms.append(found)
+
+    def _facing(self) -> AbstractContextManager[None]:
+        return batch_statistics(self.student) if self.plan.facing == "batch" else nullcontext()
 
     def _move_student(self, made: Made) -> None:
         """One update of the student, by the piece that every adversarial training is made of."""
@@ -359,6 +366,22 @@ class _Run:
         self.passes = Counter(content["passes"])
         self.rounds = [Round(**one) for one in content["rounds"]]
         self.step, self.drawn, self.taught = (content[name] for name in ("step", "drawn", "taught"))
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside the block BatchNorm layers use the statistics of their batch, and learn none; the rest of the network is as it was.
+
+    `network` must be in evaluation mode.
+    """
+    layers = norm_layers(network)
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for layer in layers:
+            layer.training, layer.track_running_stats = False, True
 
 
 @contextmanager

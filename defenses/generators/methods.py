@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from defenses.adversarial.objectives import Ait, Dast, Dfard, Dfme, Match
 from defenses.generators.adaptive import Balanced, FallingLabels, Fixed
+from defenses.generators.loop import Facing
 from defenses.generators.nets import GeneratorSpec
 
 
@@ -22,6 +23,8 @@ class Method:
         objective: the student's.
         adaptive: what is adapted on the way.
         ratio, shared, momentum: see `defenses.generators.loop.Turns`.
+        facing: see `defenses.generators.loop.Plan`. Running statistics lag behind a generator that steps after each update of the
+            student: DaST's then gains by shifting them, which no update of the student ever answers.
         warms: whether the generator learns alone at first. One that only works against the student must not: while the student
             stands still, it runs off to images of one class that no student follows.
         from_scratch: whether the published student starts from fresh weights.
@@ -38,6 +41,7 @@ class Method:
     ratio: int = 1
     shared: Literal["no", "student-first", "generator-first"] = "no"
     momentum: float = 0.9
+    facing: Facing = "running"
     warms: bool = False
     from_scratch: bool = True
     clean: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +63,7 @@ METHODS = {
         adaptive=FallingLabels,
         shared="student-first",
         momentum=0.5,
+        facing="batch",
         paper={
             **_PLAIN,
             "updates": 100_000,

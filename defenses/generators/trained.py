@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def _plain(value: Any) -> object:
         return {"name": objective_name(value), **value.model_dump(mode="json")}
     if isinstance(value, Mapping):
         return dict(value)
-    return None if value is None else asdict(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _read(folder: Path, classifier: DefendedClassifier, shape: tuple[int, ...], plan: Plan) -> Pair:
