@@ -129,6 +129,17 @@ def test_bad_architectures():
     assert "has 3 classes, but the data set has 10" in message(lambda: build(LAYERS, 10, 1))
 
 
+@pytest.mark.parametrize("side", [12, 25, 28, 32, 64])
+def test_the_plain_network_knows_places_and_no_batch(side):
+    network = build("plain", 10, 3)
+    assert not list(network.buffers()), "no running statistics"
+    corner = torch.zeros(2, 3, side, side)
+    corner[0, :, : side // 4, : side // 4] = corner[1, :, -(side // 4) :, -(side // 4) :] = 1
+    answers = network(corner)
+    assert answers.shape == (2, 10) and network.features(corner).shape == (2, 64)
+    assert not torch.allclose(answers[0], answers[1], atol=1e-4), "a global average would forget where it is"
+
+
 def test_all_architectures_are_built_without_moving_generators():
     # The autouse fixture of conftest.py compares the global generators before and after.
     for arch in ARCHITECTURES:
