@@ -64,6 +64,7 @@ METHODS = {
         shared="student-first",
         momentum=0.5,
         facing="batch",
+        clean={"optimiser": "adam", "rate": 1e-3, "decay": 0.0, "milestones": (0.8,)},
         paper={
             **_PLAIN,
             "updates": 100_000,
