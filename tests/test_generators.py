@@ -586,6 +586,17 @@ def test_quick_presets_have_the_same_budget():
     assert visits == {(quick.images * quick.epochs, 10, quick.batch)} == {(20_000, 10, 50)}
 
 
+def test_whom_each_generator_faces():
+    access = DataAccess(frozenset(), {}, "test", THREAT, (1, 28, 28))
+    plan = lambda text: create(DEFENSES, parse(text)).plugin.plan(access)  # noqa: E731
+    facing = {name: plan(name).facing for name in METHODS}
+    assert facing == {"dast": "batch", "dfme": "running", "ait": "running", "dfard": "running"}
+    assert plan("dast:bn=frozen").facing == "running", "one that takes no batch statistics shows none"
+    clean, robust = plan("dast:adversarial=off"), plan("dast")
+    assert (clean.descent.optimiser, clean.turns.milestones) == ("adam", (0.8,)) and robust.descent.optimiser == "sgd"
+    assert plan("dfme:adversarial=off").turns.milestones == (0.1, 0.3, 0.5)
+
+
 def test_two_stages_end_in_the_ordinary_trainer(teacher, cache):
     student = built(teacher, f"dast:mode=staged,{TINY},images=12,epochs=2,objective=trades")
     assert any("trained by trades" in note and "synthetic images: 12" in note for note in student.notes)
