@@ -21,6 +21,7 @@ from torch import nn
 
 import bench
 import bench.work
+from bench.audit import Finding
 from bench.defense import Defense
 from bench.evaluation import Options, build, run_cell, run_cells
 from bench.fingerprint import fingerprint
@@ -466,6 +467,25 @@ def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
     page = markdown([board])
     assert "worst case" in page and "data access" in page and "toy" in page
     assert "worst_case_low" in csv([board]).splitlines()[0]
+
+
+def test_tables_say_how_their_rows_were_built(tmp_path):
+    defenses = ("undefended", "bit-depth:bits=2", "bit-depth:bits=4")
+    records = run(tmp_path, defenses=defenses, attacks=("null", "noise:tries=1"))
+    assert "How these were built" not in markdown(boards(records)) + rows_table(records)
+
+    def said(record, *messages):
+        notes = tuple(Finding(name="built", verdict="note", message=message) for message in messages)
+        return record.model_copy(update={"findings": (*record.findings, *notes)})
+
+    own = {"undefended": (), "bit-depth:bits=2": ("same", "two"), "bit-depth:bits=4": ("four", "same")}
+    told = [said(record, *own[record.title["defense"]]) for record in records]
+    (board,) = boards(told)
+    shared = next(line for line in board.built if line.endswith(": same"))
+    assert set(board.built) == {"- bit-depth:bits=2: two", "- bit-depth:bits=4: four", shared}
+    assert set(shared[2:-6].split(", ")) == {"bit-depth:bits=2", "bit-depth:bits=4"}
+    for page in (markdown([board]), rows_table(told)):
+        assert page.count("How these were built") == 1 and page.count("- bit-depth:bits=2: two") == 1
 
 
 # Found by reviewers who tried to break the engine -----------------------------------------------------------------------

@@ -39,6 +39,7 @@ _INFERENCE_NOTE = (
     " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its three conditions for admission "
     "(gradients not zero, nothing random, no optimisation loop) the defense fails."
 )
+_BUILT = "How these were built:"
 
 T = TypeVar("T")
 
@@ -89,8 +90,23 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
         parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
         staged = [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
         parts += ["Left standing by each stage, in the attack's own view:\n" + "\n".join(staged)] if staged else []
+        built = built_lines((record.title["defense"], record) for record in group)
+        parts += [_BUILT + "\n" + "\n".join(built)] if built else []
     parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
     return "\n\n".join([*parts, note(records)])
+
+
+def built_lines(named: Iterable[tuple[str, Record]]) -> list[str]:
+    """What is to be known of how each row's defense was built, as a list; rows of which the same is said share a line."""
+    rows: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, record in named:
+        for finding in record.findings:
+            if finding.name == "built":
+                rows[finding.message][name] = None
+    said: dict[str, list[str]] = defaultdict(list)
+    for message, names in rows.items():
+        said[", ".join(names)].append(message)
+    return [f"- {names}: {'; '.join(messages)}" for names, messages in said.items()]
 
 
 def stages_line(record: Record) -> str:
@@ -243,12 +259,14 @@ class Board:
         note: what the columns mean.
         table: one row a defense, best worst case first; every share in percent as text.
         numbers: the same rows with plain numbers, for CSV.
+        built: see `built_lines`.
     """
 
     heading: str
     note: str
     table: pd.DataFrame
     numbers: pd.DataFrame
+    built: tuple[str, ...] = ()
 
 
 def boards(records: Sequence[Record]) -> list[Board]:
@@ -265,11 +283,12 @@ def _board(group: list[Record], everything: Sequence[Record]) -> Board:
     entries = [Entry(found) for found in rows.values()]
     entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
     first = group[0]
-    names = _names(entries)
-    texts = [{"defense": name, **_text_row(entry, columns, by_cell)} for name, entry in zip(names, entries, strict=True)]
+    named = list(zip(_names(entries), entries, strict=True))
+    texts = [{"defense": _struck(name, entry.records), **_text_row(entry, columns, by_cell)} for name, entry in named]
+    built = built_lines((name, record) for name, entry in named for record in entry.records)
     numbers = [{"subject": heading(first), **_number_row(entry, by_cell)} for entry in entries]
     told = note(group) + _INFERENCE_NOTE * any(record.inference for record in group)
-    return Board(heading(first), told, _without_empty_columns(texts), pd.DataFrame(numbers))
+    return Board(heading(first), told, _without_empty_columns(texts), pd.DataFrame(numbers), tuple(built))
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
@@ -277,7 +296,7 @@ def _names(entries: Sequence[Entry]) -> list[str]:
     names = [entry.first.title["defense"] for entry in entries]
     for tell in (_build_of, _hash_of):
         names = [name if names.count(name) == 1 else f"{name} {tell(entry)}" for name, entry in zip(names, entries, strict=True)]
-    return [_struck(name, entry.records) for name, entry in zip(names, entries, strict=True)]
+    return names
 
 
 def _build_of(entry: Entry) -> str:
@@ -377,11 +396,17 @@ def load(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
 
 def markdown(found: Sequence[Board], failures: Sequence[Failure] = ()) -> str:
     """All boards as one Markdown page, and the cells that crashed, as errors and not as numbers."""
-    sections = [f"## {board.heading}\n\n{_markdown(board.table)}\n\n{board.note}\n" for board in found]
+    sections = [_section(board) for board in found]
     if failures:
         lines = [f"- {_what(failure)}: error ({failure.error})" for failure in failures]
         sections.append("## Errors\n\n" + "\n".join(lines) + "\n")
     return "\n".join(["# Leaderboard\n", *sections])
+
+
+def _section(board: Board) -> str:
+    parts = [f"## {board.heading}", _markdown(board.table), board.note]
+    parts += [_BUILT, "\n".join(board.built)] if board.built else []
+    return "\n\n".join(parts) + "\n"
 
 
 def _what(failure: Failure) -> str:
