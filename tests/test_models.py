@@ -129,9 +129,8 @@ def test_bad_architectures():
     assert "has 3 classes, but the data set has 10" in message(lambda: build(LAYERS, 10, 1))
 
 
-def test_the_plain_network_knows_places_and_no_batch():
-    network = build("plain", 10, 3)
-    assert not list(network.buffers()), "no running statistics"
+def test_the_flat_network_knows_places():
+    network = build("flat", 10, 3).eval()
     images = torch.zeros(2, 3, 64, 64)
     images[0, :, 16:24, 16:24] = images[1, :, 32:40, 32:40] = 1
     averages = network.body(images).mean((2, 3))

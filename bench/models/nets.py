@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from bench.noise import isolated
 from bench.spec import nearest
 
 _GRID = 4
-"""Places a side that `PlainCNN` tells apart."""
+"""Places a side that `FlatCNN` tells apart."""
 
 Architecture = str | Sequence[Sequence[Any]]
 """A name in `ARCHITECTURES`, or a list of layers as `LayerList` takes it."""
@@ -54,10 +53,10 @@ def _convolution(width_in: int, width: int, stride: int) -> tuple[nn.Module, ...
     return nn.Conv2d(width_in, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
 
 
-class PlainCNN(nn.Module):
-    """Three strided 3 x 3 convolutions, a hidden layer, no normalisation; it sees where in the image something is.
+class FlatCNN(nn.Module):
+    """Three strided 3 x 3 convolutions with batch normalisation, then a hidden layer that sees where something is.
 
-    47,530 parameters for one channel and ten classes. Images of 25 to 32 pixels come to 4 x 4 maps, others are averaged to them.
+    47,642 parameters for one channel and ten classes. Images of 25 to 32 pixels come to 4 x 4 maps, others are averaged to them.
 
     Args:
         num_classes: number of classes K.
@@ -66,11 +65,10 @@ class PlainCNN(nn.Module):
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        widths = (channels, 16, 32, 32)
-        layers = [(nn.Conv2d(before, after, 3, 2, 1), nn.ReLU()) for before, after in pairwise(widths)]
-        self.body = nn.Sequential(*chain.from_iterable(layers))
-        self.hidden = nn.Linear(widths[-1] * _GRID**2, 64)
+        self.body = nn.Sequential(*_convolution(channels, 16, 2), *_convolution(16, 32, 2), *_convolution(32, 32, 2))
+        self.hidden = nn.Linear(32 * _GRID**2, 64)
         self.linear = nn.Linear(64, num_classes)
+        initialise(self)
 
     def features(self, x: Tensor) -> Tensor:
         """Images (n, C, H, W) to the hidden layer (n, 64)."""
@@ -158,7 +156,7 @@ ARCHITECTURES: dict[str, Builder] = {
     "wrn40-2": _wide(40, 2),
     "wrn40-8": _wide(40, 8),
     "cnn": SmallCNN,
-    "plain": PlainCNN,
+    "flat": FlatCNN,
 }
 """Names to builders that take (num_classes, channels)."""
 
