@@ -60,6 +60,7 @@ def plan_of(name, *, adversarial=None, steps=2, descent=None, turns=None, **chan
         descent=replace(descent or Descent(rate=0.01), steps=steps),
         turns=replace(Turns(10, 6, method.ratio, method.shared, warmup=2, momentum=method.momentum), **(turns or {})),
         threat=THREAT,
+        facing=method.facing,
     )
     return replace(plan, **changes)
 
@@ -595,6 +596,8 @@ def test_whom_each_generator_faces():
     clean, robust = plan("dast:adversarial=off"), plan("dast")
     assert (clean.descent.optimiser, clean.turns.milestones) == ("adam", (0.8,)) and robust.descent.optimiser == "sgd"
     assert plan("dfme:adversarial=off").turns.milestones == (0.1, 0.3, 0.5)
+    ait = plan("ait:mode=staged")
+    assert (ait.turns.warmup, ait.turns.milestones, ait.descent.clip) == (100, (), 1.0)
 
 
 def test_two_stages_end_in_the_ordinary_trainer(teacher, cache):

@@ -85,12 +85,13 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     several = len({record.title["seed"] for record in records}) > 1
     parts = []
     for group in by_subject(records):
-        rows = [_row(record, bases.get(record.base), several) for record in group]
+        names = _row_names(group)
+        rows = [{"defense": _struck(n, [r]), **_row(r, bases.get(r.base), several)} for n, r in zip(names, group, strict=True)]
         constant = f"a constant answer gets {100 * group[0].metrics.constant_accuracy:.1f}"
         parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
         staged = [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
         parts += ["Left standing by each stage, in the attack's own view:\n" + "\n".join(staged)] if staged else []
-        built = built_lines((record.title["defense"], record) for record in group)
+        built = built_lines(zip(names, group, strict=True))
         parts += [_BUILT + "\n" + "\n".join(built)] if built else []
     parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
     return "\n\n".join([*parts, note(records)])
@@ -116,6 +117,16 @@ def stages_line(record: Record) -> str:
     return f"- {record.title['defense']}, {attack_label(record)}: {left}"
 
 
+def _row_names(records: Sequence[Record]) -> list[str]:
+    """Defenses, with the build seed where there are several of one."""
+    builds: dict[str, set[object]] = defaultdict(set)
+    for record in records:
+        builds[record.title["defense"]].add(record.identity["seeds"]["build"])
+    names = [record.title["defense"] for record in records]
+    several = [len(builds[name]) > 1 for name in names]
+    return [name + f" (build {r.identity['seeds']['build']})" * many for name, r, many in zip(names, records, several, strict=True)]
+
+
 def _without_empty_columns(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     table = pd.DataFrame(rows).fillna("").astype(str)
     return table.loc[:, (table != "").any()]
@@ -126,7 +137,6 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
     stochastic = record.stochastic
     luck = f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * metrics.adversarial.all_draws.value:.1f}"
     return {
-        "defense": _struck(record.title["defense"], [record]),
         "attack": attack_label(record),
         "seed": record.title["seed"] if with_seed else "",
         "clean": str(metrics.clean.mean),
@@ -377,6 +387,7 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
         "flags": entry.flags(),
         "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
         "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),
+        "built": "; ".join(line.partition(": ")[2] for line in built_lines([("", entry.first)])),
     }
 
 

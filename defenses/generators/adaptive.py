@@ -62,7 +62,8 @@ class Balanced(Fixed):
     """DFARD's two modules, as stand-ins: their equations are not known here.
 
     Weights: c / (running mean of the term's magnitude), c such that they add up to as many as there are terms, then between 0.1
-    and 10; the terms pull alike whatever their scale, and nothing is tuned.
+    and 10; so the terms pull alike whatever their scale, up to the ends of that range, and nothing is tuned. Where the student
+    starts as a copy of the classifier, their KL is 0 until the student moves: till then the two others have 0.1 each.
     Temperature: 1 + 20 sigmoid(theta); theta climbs the student's loss while the student descends it, at a rate that rises along
     half a cosine over the first twentieth of the training (the global temperature of CTKD, Li et al., AAAI 2023, arXiv 2211.16231).
     """

@@ -30,7 +30,11 @@ _OF_ATTACK = ("eps", "steps", "warmup", "clean_weight")
 
 
 class BaselineParams(Params):
-    """Parameters of all of them. What is left out is the preset's or the method's."""
+    """Parameters of all of them. What is left out is the preset's or the method's.
+
+    `batch` and the fields from `optimiser` to `bn` are of the student that the generator learns beside. In two stages that one is
+    thrown away, and the deployed one is trained by the schedule of `datafreeshield`.
+    """
 
     preset: Literal["quick", "shared", "paper"] = Field(
         "quick",
@@ -50,9 +54,9 @@ class BaselineParams(Params):
     generator_warmup: int | None = Field(None, ge=0, description="steps of the generator before the student's first update")
     eps: TrainingEps = Field("auto", description="radius of the training ball; auto = the announced threat's")
     steps: int = Field(10, ge=1, le=1000, description="steps of the inner attack, of length 2.5 eps/steps each")
-    optimiser: Literal["sgd", "adam"] | None = Field(None, description="SGD with Nesterov momentum 0.9, or Adam")
-    rate: float | None = Field(None, gt=0, description="the student's learning rate; quick and shared: 6 / updates")
-    decay: float | None = Field(None, ge=0, description="weight decay of the student")
+    optimiser: Literal["sgd", "adam"] | None = Field(None, description="of that student: SGD with Nesterov momentum 0.9, or Adam")
+    rate: float | None = Field(None, gt=0, description="learning rate of that student; quick and shared: 6 / updates")
+    decay: float | None = Field(None, ge=0, description="weight decay of that student")
     schedule: Literal["const", "cosine"] | None = Field(None, description="course of the student's learning rate")
     warmup: float | None = Field(None, ge=0, le=1, description="share of the training in which eps rises to its value")
     clip: float | None = Field(None, ge=0, description="largest gradient norm of a batch; 0 = no limit")
@@ -177,7 +181,8 @@ class Baseline(Defense[P]):
     def _notes(self, pair: Pair, access: DataAccess) -> tuple[str, ...]:
         plan, passes, last = self.plan(access), pair.about["passes"], pair.about["rounds"][-1]
         visits = f"{passes.get('attacked images', 0)} adversarial image-visits, clean weight {plan.objective.clean:.3g}"
-        began = "fresh weights" if self._settings().from_scratch else "the classifier's weights"
+        began = _start(self._settings().from_scratch)
+        lesson = f"the deployed student starts from {_start(bool(self.params.from_scratch))}"
         return (
             f"fidelity {self.fidelity()}",
             f"preset {self.params.preset}, mode {self.params.mode}: the generator made {passes['images']} images and took "
@@ -186,10 +191,15 @@ class Baseline(Defense[P]):
             f"the classifier's answers to the last batches: class entropy {last['entropy']:.2f} of 1, largest share "
             f"{100 * last['largest_share']:.0f} %; distance between images {last['distance']:.3f}",
             "the last student is kept; no test or training image chose anything",
+            *([lesson] if self.params.mode == "staged" else []),
         )
 
     def _queries(self, plan: Plan, passes: dict[str, int]) -> str:
         return "n/a, its gradient is used" if plan.estimator is None else str(passes["teacher forwards"])
+
+
+def _start(from_scratch: bool) -> str:
+    return "fresh weights" if from_scratch else "the classifier's weights"
 
 
 def _descent(chosen: Settings, steps: int) -> Descent:
@@ -227,6 +237,13 @@ class DastParams(BaselineParams):
 
     beta: float = Field(0.1, ge=0, description="weight of the squared distance of probabilities; 0: labels alone")
     decoder: Architecture | None = Field(None, description="shared by all four, or dast_paper: the published stacks, far dearer")
+
+    @model_validator(mode="after")
+    def _width_of_the_shared_one(self) -> DastParams:
+        published = self.decoder == "dast_paper" or (self.decoder is None and self.preset == "paper")
+        if published and self.width is not None:
+            raise ValueError("width belongs to decoder=shared: drop it")
+        return self
 
 
 class DastDefense(Baseline[DastParams]):

@@ -50,7 +50,7 @@ class Inundation:
 def bracketed(changed: Callable[[float], float], share: float) -> float:
     """The published search for a length with changed(length) = share: doubling, then up to five halvings of the last interval.
 
-    At most `MOST`, where no length up to there changes enough. The answer changes at least `share`, unless it is `MOST`.
+    At most `MOST`, where no length up to there changes enough. Any other answer changes at least 0.99 of `share`.
     """
     length = 1.0
     if changed(length) >= share:

@@ -18,7 +18,7 @@ class Method:
 
     Attributes:
         fidelity: how near it is to what was published.
-        generator: latent law and conditioning; the decoder is the same for all.
+        generator: latent vector and conditioning; the decoder is the same for all.
         terms: of the generator, by weight.
         objective: the student's.
         adaptive: what is adapted on the way.
@@ -28,7 +28,7 @@ class Method:
         warms: whether the generator learns alone at first. One that only works against the student must not: while the student
             stands still, it runs off to images of one class that no student follows.
         from_scratch: whether the published student starts from fresh weights.
-        clean: settings of a student that meets no attack, which is what the method was published for.
+        clean: settings of a student that meets no attack, which is what the method was published for, where they are not DFME's.
         paper: settings of preset=paper.
         decoder: fields of the generator under preset=paper.
     """
@@ -53,6 +53,18 @@ _PLAIN: dict[str, Any] = {"decay": 0.0, "schedule": "const", "warmup": 0.0, "cli
 
 _DFME: dict[str, Any] = {**_PLAIN, "rate": 0.1, "decay": 5e-4, "milestones": (0.1, 0.3, 0.5), "drop": 0.3}
 """DFME's published course; the generator slows down with its student, or it runs away from one that stands still."""
+
+_STUDENT: dict[str, Any] = {
+    "from_scratch": False,
+    "optimiser": "sgd",
+    "rate": 0.0,
+    "decay": 1e-4,
+    "schedule": "const",
+    "warmup": 0.25,
+    "clip": 1.0,
+    "bn": "train",
+}
+"""The student is trained as DataFreeShield's is."""
 
 METHODS = {
     "dast": Method(
@@ -100,6 +112,7 @@ METHODS = {
         momentum=0.5,
         warms=True,
         from_scratch=False,
+        clean={**_STUDENT, "milestones": ()},
         paper={
             **_PLAIN,
             "updates": 80_000,
@@ -155,29 +168,15 @@ class Settings:
     drop: float = 1.0
 
 
-_STUDENT: dict[str, Any] = {
-    "from_scratch": False,
-    "optimiser": "sgd",
-    "rate": 0.0,
-    "decay": 1e-4,
-    "schedule": "const",
-    "warmup": 0.25,
-    "clip": 1.0,
-    "bn": "train",
-}
-"""The student is trained as DataFreeShield's is."""
-
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {**_STUDENT, "updates": 400, "batch": 50, "width": 32, "generator_rate": 1e-3, "generator_warmup": 100},
     "shared": {**_STUDENT, "updates": 60_000, "batch": 200, "width": 128, "generator_rate": 1e-3, "generator_warmup": 1_000},
 }
 PRESETS["paper"] = {**PRESETS["shared"], "generator_warmup": 0}
 
-_CLEAN: dict[str, Any] = {**_DFME, "generator_warmup": 0}
-
 CLEAN: dict[str, dict[str, Any]] = {
-    "quick": {**_CLEAN, "updates": 3_000, "width": 16},
-    "shared": {**_CLEAN, "updates": 60_000},
+    "quick": {**_DFME, "updates": 3_000, "width": 16},
+    "shared": {**_DFME, "updates": 60_000},
     "paper": {},
 }
 """Where the student meets no attack."""
@@ -187,7 +186,7 @@ def settings(method: Method, preset: str, attacked: bool, given: Mapping[str, An
     """What was given, else the method's under preset=paper, else the preset's."""
     values = dict(PRESETS[preset])
     if not attacked:
-        values |= {**CLEAN[preset], "from_scratch": method.from_scratch, **method.clean}
+        values |= {**CLEAN[preset], **method.clean, "from_scratch": method.from_scratch}
     if not method.warms:
         values["generator_warmup"] = 0
     if preset == "paper":

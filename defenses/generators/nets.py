@@ -28,8 +28,7 @@ class GeneratorSpec:
     """What a generator is.
 
     Attributes:
-        latent: law of the latent vector, N(0, 1) or U(0, 1) in each entry.
-        size: its length.
+        size: length of the latent vector, N(0, 1) in each entry.
         conditioning: how a class enters. `none`: not at all; `embed_mul`: the latent vector times a learnt one of the class;
             `branch`: a projection of its own for each class.
         decoder: `shared`, the one of DFME and GDFQ; or `dast_paper`, DaST's published stacks of deconvolutions, a stack for each
@@ -40,7 +39,6 @@ class GeneratorSpec:
             has pixels about a grey mean; with them they start where the pixels have the classifier's own mean and deviation.
     """
 
-    latent: Literal["normal", "uniform"] = "normal"
     size: int = 256
     conditioning: Conditioning = "none"
     decoder: Architecture = "shared"
@@ -62,7 +60,7 @@ class GeneratorSpec:
 
     def draw(self, noise: Noise) -> Tensor:
         """Latent vectors (n, size), a row of noise each."""
-        return noise.normal("latent", (self.size,)) if self.latent == "normal" else noise.uniform("latent", (self.size,))
+        return noise.normal("latent", (self.size,))
 
     def classes(self, noise: Noise, classes: int) -> Tensor:
         """The classes (n,) to make: of branches equal shares in turn, otherwise each at random."""

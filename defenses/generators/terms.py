@@ -1,7 +1,7 @@
 """What a generator wants: one table of terms, each a scalar to minimise, over a context that runs a network only when asked.
 
-x is a batch of generated images, y the classes that the generator was told to make, T the classifier, S the student in evaluation
-mode.
+x is a batch of generated images, y the classes that the generator was told to make, T the classifier, S the student. Both are
+frozen and in evaluation mode, but for the BatchNorm layers of a student that the plan shows with the batch's statistics.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Context:
 
     Attributes:
         made: the batch.
-        classifier, learner: T and S, frozen and in evaluation mode.
+        classifier, learner: T and S, frozen.
         objective: the student's; some generators work against its measure.
         measure: of BatchNorm's inputs; None where no term reads them.
         estimator: takes the place of the gradient through T and S in `compare`; None for the gradient itself.
