@@ -207,8 +207,10 @@ def read_params(kind: type[P], spec: Spec, what: str, positional: str | None = N
 
 def _first_problem(error: ValidationError, name: str, positional: str | None) -> str:
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str)) or "parameters"
+    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
     message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"{message[:1].lower()}{message[1:]}"
     got = problem.get("input")
     if problem["type"] == "missing":
         way = f"write {name}:{where.upper()}" if where == positional else f"add {where}=VALUE"

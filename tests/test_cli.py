@@ -129,6 +129,8 @@ def test_list_info_doctor(capsys):
     assert {"defenses", "attacks", "datasets", "classifiers", "diffusion-models", "studies"} == set(json.loads(stdout))
     _, stdout, _ = call(capsys, "info", "random-resize")
     assert "grow" in stdout and "data access: none" in stdout and "Xie" in stdout
+    _, stdout, _ = call(capsys, "info", "dast")
+    assert "bn: train|frozen | None = None" in stdout and "eps: str = auto" in stdout and "rate: float | None = None" in stdout
     _, stdout, _ = call(capsys, "info", "bpda")
     assert "alias_of: pgd:gradient=bpda" in stdout and "steps" in stdout
     _, stdout, _ = call(capsys, "info", "npz", "--json")

@@ -627,6 +627,7 @@ BAD = {
     "dfard:updates=401": "multiple of 5",
     "dast:batch=2": "give at least 3",
     "dast:decoder=dast_paper": "28 or 32",
+    "dast:preset=paper,width=8": "'dast': width belongs to decoder=shared: drop it",
 }
 
 

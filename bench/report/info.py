@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from bench.defense import Card
 from bench.errors import BadInput
@@ -118,8 +119,13 @@ def _parameters(params: type[Params], positional: str | None) -> list[dict[str, 
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(map(str, get_args(annotation)))
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin in (Union, UnionType):
+        return " | ".join("None" if part is NoneType else _type_name(part) for part in inner)
     return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
 
 

@@ -54,9 +54,11 @@ class BaselineParams(Params):
     generator_warmup: int | None = Field(None, ge=0, description="steps of the generator before the student's first update")
     eps: TrainingEps = Field("auto", description="radius of the training ball; auto = the announced threat's")
     steps: int = Field(10, ge=1, le=1000, description="steps of the inner attack, of length 2.5 eps/steps each")
-    optimiser: Literal["sgd", "adam"] | None = Field(None, description="of that student: SGD with Nesterov momentum 0.9, or Adam")
-    rate: float | None = Field(None, gt=0, description="learning rate of that student; quick and shared: 6 / updates")
-    decay: float | None = Field(None, ge=0, description="weight decay of that student")
+    optimiser: Literal["sgd", "adam"] | None = Field(
+        None, description="of the student beside the generator: SGD with Nesterov momentum 0.9, or Adam"
+    )
+    rate: float | None = Field(None, gt=0, description="that student's learning rate; quick and shared: 6 / updates")
+    decay: float | None = Field(None, ge=0, description="that student's weight decay")
     schedule: Literal["const", "cosine"] | None = Field(None, description="course of the student's learning rate")
     warmup: float | None = Field(None, ge=0, le=1, description="share of the training in which eps rises to its value")
     clip: float | None = Field(None, ge=0, description="largest gradient norm of a batch; 0 = no limit")
