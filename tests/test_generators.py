@@ -596,6 +596,8 @@ def test_whom_each_generator_faces():
     clean, robust = plan("dast:adversarial=off"), plan("dast")
     assert (clean.descent.optimiser, clean.turns.milestones) == ("adam", (0.8,)) and robust.descent.optimiser == "sgd"
     assert plan("dfme:adversarial=off").turns.milestones == (0.1, 0.3, 0.5)
+    published = plan("dast:adversarial=off,preset=paper")
+    assert (published.descent.rate, published.turns.milestones, published.generator.decoder) == (1e-4, (), "dast_paper")
     ait = plan("ait:mode=staged")
     assert (ait.turns.warmup, ait.turns.milestones, ait.descent.clip) == (100, (), 1.0)
 

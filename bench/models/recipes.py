@@ -54,7 +54,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     # The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6, 97.4, 98.0 and 98.6 %
     # (mean of two seeds); 30 is what trains within a minute on one core.
     ("mnist5k", ""): Recipe(epochs=30, batch=64, rate=0.1),
-    # It sees places, so that its images stay in theirs.
+    # Shifts would teach it to overlook places, by which it is there to be told from `cnn` (docs/datafree-baselines.md).
     ("mnist5k", "flat"): Recipe(epochs=30, batch=64, rate=0.1, shift=0),
     ("mnist", ""): _DIGITS,
     ("fashion-mnist", ""): Recipe(epochs=30, batch=128, rate=0.1, flip=True),

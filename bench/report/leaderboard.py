@@ -85,7 +85,9 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     several = len({record.title["seed"] for record in records}) > 1
     parts = []
     for group in by_subject(records):
-        names = _row_names(group)
+        entries = _entries(group)
+        known = dict(zip(entries, _names(list(entries.values())), strict=True))
+        names = [known[_defense(record)] for record in group]
         rows = [{"defense": _struck(n, [r]), **_row(r, bases.get(r.base), several)} for n, r in zip(names, group, strict=True)]
         constant = f"a constant answer gets {100 * group[0].metrics.constant_accuracy:.1f}"
         parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
@@ -101,13 +103,16 @@ def built_lines(named: Iterable[tuple[str, Record]]) -> list[str]:
     """What is to be known of how each row's defense was built, as a list; rows of which the same is said share a line."""
     rows: dict[str, dict[str, None]] = defaultdict(dict)
     for name, record in named:
-        for finding in record.findings:
-            if finding.name == "built":
-                rows[finding.message][name] = None
+        for message in _built(record):
+            rows[message][name] = None
     said: dict[str, list[str]] = defaultdict(list)
     for message, names in rows.items():
         said[", ".join(names)].append(message)
     return [f"- {names}: {'; '.join(messages)}" for names, messages in said.items()]
+
+
+def _built(record: Record) -> list[str]:
+    return [finding.message for finding in record.findings if finding.name == "built"]
 
 
 def stages_line(record: Record) -> str:
@@ -115,16 +120,6 @@ def stages_line(record: Record) -> str:
     assert record.stages is not None
     left = ", ".join(f"{name} {100 * share:.1f}" for name, share in record.stages.left().items())
     return f"- {record.title['defense']}, {attack_label(record)}: {left}"
-
-
-def _row_names(records: Sequence[Record]) -> list[str]:
-    """Defenses, with the build seed where there are several of one."""
-    builds: dict[str, set[object]] = defaultdict(set)
-    for record in records:
-        builds[record.title["defense"]].add(record.identity["seeds"]["build"])
-    names = [record.title["defense"] for record in records]
-    several = [len(builds[name]) > 1 for name in names]
-    return [name + f" (build {r.identity['seeds']['build']})" * many for name, r, many in zip(names, records, several, strict=True)]
 
 
 def _without_empty_columns(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
@@ -260,6 +255,14 @@ def _defense(record: Record) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
+def _entries(records: Iterable[Record]) -> dict[str, Entry]:
+    """The records of each defense, by what makes it a defense of its own."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        found[_defense(record)].append(record)
+    return {defense: Entry(of) for defense, of in found.items()}
+
+
 @dataclass(frozen=True)
 class Board:
     """The leaderboard of one subject: data set, classifier, threat model and images.
@@ -285,12 +288,9 @@ def boards(records: Sequence[Record]) -> list[Board]:
 
 
 def _board(group: list[Record], everything: Sequence[Record]) -> Board:
-    rows: dict[str, list[Record]] = defaultdict(list)
-    for record in newest(group):
-        rows[_defense(record)].append(record)
     columns = list(dict.fromkeys(attack_label(record) for record in group))
     by_cell = {record.cell: record for record in everything}
-    entries = [Entry(found) for found in rows.values()]
+    entries = list(_entries(newest(group)).values())
     entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
     first = group[0]
     named = list(zip(_names(entries), entries, strict=True))
@@ -387,7 +387,7 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
         "flags": entry.flags(),
         "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
         "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),
-        "built": "; ".join(line.partition(": ")[2] for line in built_lines([("", entry.first)])),
+        "built": "; ".join(_built(entry.first)),
     }
 
 

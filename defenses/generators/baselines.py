@@ -242,10 +242,14 @@ class DastParams(BaselineParams):
 
     @model_validator(mode="after")
     def _width_of_the_shared_one(self) -> DastParams:
-        published = self.decoder == "dast_paper" or (self.decoder is None and self.preset == "paper")
-        if published and self.width is not None:
+        if self.published and self.width is not None:
             raise ValueError("width belongs to decoder=shared: drop it")
         return self
+
+    @property
+    def published(self) -> bool:
+        """Whether the generator is DaST's own."""
+        return self.decoder == "dast_paper" or (self.decoder is None and self.preset == "paper")
 
 
 class DastDefense(Baseline[DastParams]):
@@ -270,8 +274,7 @@ class DastDefense(Baseline[DastParams]):
 
     def fidelity(self) -> str:
         """The published generator is an option."""
-        published = self.params.decoder == "dast_paper" or (self.params.decoder is None and self.params.preset == "paper")
-        return "adapted: DaST's own generator" if published else super().fidelity()
+        return "adapted: DaST's own generator" if self.params.published else super().fidelity()
 
 
 def _extra(text: str, plain: str, name: str, kind: type[Q], example: str) -> Q | None:

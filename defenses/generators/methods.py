@@ -177,16 +177,17 @@ PRESETS["paper"] = {**PRESETS["shared"], "generator_warmup": 0}
 CLEAN: dict[str, dict[str, Any]] = {
     "quick": {**_DFME, "updates": 3_000, "width": 16},
     "shared": {**_DFME, "updates": 60_000},
-    "paper": {},
 }
-"""Where the student meets no attack."""
+"""Where the student meets no attack, but for the published settings, which were for that."""
 
 
 def settings(method: Method, preset: str, attacked: bool, given: Mapping[str, Any]) -> Settings:
     """What was given, else the method's under preset=paper, else the preset's."""
     values = dict(PRESETS[preset])
+    if not attacked and preset != "paper":
+        values |= {**CLEAN[preset], **method.clean}
     if not attacked:
-        values |= {**CLEAN[preset], **method.clean, "from_scratch": method.from_scratch}
+        values["from_scratch"] = method.from_scratch
     if not method.warms:
         values["generator_warmup"] = 0
     if preset == "paper":
