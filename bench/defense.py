@@ -121,8 +121,8 @@ class DefendedClassifier(nn.Module):
         transfers: those of `gradients` whose twin computes another function, so that an attack on it is a transfer attack: it
             never sees the defense itself, and a success on the twin is none.
         tunable: those of `gradients` that take parameters.
-        notes: what a reader of its numbers must know of how it was built, one line each; they become findings of the record and lines
-            below every table with its rows.
+        notes: what a reader of its numbers must know of how it was built, one line each; they become findings of the record and
+            lines below every table with its rows.
         optimises: whether its forward pass runs an optimisation loop that takes no gradient from autograd (those that do are seen).
         scored: those of `views` that are scored beside the answer, on clean and on attacked images: `detector` (2 logits: clean,
             adversarial) as a detector, others as answers.
