@@ -1,4 +1,5 @@
-"""Measure adversarial robustness of defenses that other benchmarks refuse: randomised, purifying, test-time, data-free.
+"""Measure adversarial robustness of defenses that other benchmarks refuse: randomised, purifying,
+test-time, data-free.
 
     import bench
     print(bench.evaluate(model, dataset="mnist5k", attacks=["pgd", "pgd+replay"], eps=0.1))
@@ -12,26 +13,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
-from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
+from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
 
 if TYPE_CHECKING:
     from bench.api import Report, evaluate
     from bench.attack import Attack
-    from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform, Need, Wrapper, straight_through
+    from bench.defense import (
+        Card,
+        DataAccess,
+        DefendedClassifier,
+        Defense,
+        InputTransform,
+        Need,
+        Wrapper,
+        straight_through,
+    )
     from bench.maximise import ascend
-    from bench.noise import Noise, Query, Stream
+    from bench.noise import Noise, Stream
+    from bench.randomness import Query
     from bench.spec import Number, Numbers, Params
     from bench.threat import ThreatModel
     from bench.victim import Victim
 
-# fmt: off
+
 __all__ = [
-    "ATTACKS", "CLASSIFIERS", "DATASETS", "DEFENSES", "BadInput", "Report", "evaluate",
+    "ATTACKS",
+    "CLASSIFIERS",
+    "DATASETS",
+    "DEFENSES",
+    "BadInput",
+    "Report",
+    "evaluate",
     # What the author of a plugin needs.
-    "Attack", "Card", "DataAccess", "DefendedClassifier", "Defense", "InputTransform", "Need", "Noise", "Number", "Numbers",
-    "Params", "Query", "Stream", "ThreatModel", "Victim", "Wrapper", "ascend", "straight_through",
+    "Attack",
+    "Card",
+    "DataAccess",
+    "DefendedClassifier",
+    "Defense",
+    "InputTransform",
+    "Need",
+    "Noise",
+    "Number",
+    "Numbers",
+    "Params",
+    "Query",
+    "Stream",
+    "ThreatModel",
+    "Victim",
+    "Wrapper",
+    "ascend",
+    "straight_through",
 ]
-# fmt: on
+
 
 _HOMES = {
     "bench.api": ("Report", "evaluate"),

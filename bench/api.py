@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.download import rooted
+from bench.engine.execution import Progress, read_execution
+from bench.engine.plan import plan
+from bench.engine.request import read_request
+from bench.engine.run import run_evaluations
+from bench.engine.setup import load_setup
 from bench.errors import BadInput
-from bench.evaluation import Options, Progress, check_batch_size, default_batch_size, read_device, run_cells
-from bench.plan import plan, request_of, subject_of
-from bench.record import Failure, Record, Store
 from bench.report.leaderboard import rows_table
-from bench.suite import read_options
+from bench.results.record import Failure, Record
+from bench.results.store import Store
+from bench.storage.download import rooted
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,20 @@ def evaluate(
     """Evaluate a model, or registered defenses, under attacks.
 
     Args:
-        model: any `nn.Module` from float32 images (n, C, H, W) in [0, 1] to logits (n, K), normalisation inside; it is put into
-            evaluation mode. A stochastic one (dropout in its forward pass, say) is detected and its randomness controlled row by
-            row. A `DefendedClassifier` takes its randomness as an argument. None evaluates `classifier`, or the data set's own.
+        model: any `nn.Module` from float32 images (n, C, H, W) in [0, 1] to logits (n, K),
+            normalisation inside; it is put into evaluation mode. A stochastic one (dropout in its
+            forward pass, say) is detected and its randomness controlled row by row. A
+            `DefendedClassifier` takes its randomness as an argument. None evaluates `classifier`,
+            or the data set's own.
         dataset, attacks, defenses, classifier, randomness, gradient: specs as on the command line.
-        eps, norm: the threat model; eps in pixel units of [0, 1], a number or a fraction such as `8/255`.
+        eps, norm: the threat model; eps in pixel units of [0, 1], a number or a fraction such as
+            `8/255`.
         n: how many images, in evaluation order; the first 1,000 by default.
         seeds, build_seed: attack seeds, and the seed of the defense's construction.
         output: `logits`, or `probabilities` to take their logarithm.
         out: folder for records; kept nowhere by default.
-        data_root: folder of published data and weights; BENCH_DATA_ROOT or ~/.cache/bench by default.
+        data_root: folder of published data and weights; BENCH_DATA_ROOT or ~/.cache/bench by
+            default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
         progress: told of each cell's beginning and of each finished part.
@@ -91,34 +98,39 @@ def evaluate(
     if output not in ("logits", "probabilities"):
         raise BadInput(f"output is {output!r}: use logits or probabilities")
     if model is not None and not isinstance(model, nn.Module):
-        raise BadInput(f"model is {type(model).__name__}, not a torch.nn.Module: give the module itself, not what makes it")
+        raise BadInput(
+            f"model is {type(model).__name__}, not a torch.nn.Module: give the module itself, not "
+            "what makes it"
+        )
     if model is not None and classifier is not None:
         raise BadInput("both model and classifier are given: keep one")
     if model is not None and output == "probabilities":
         model = _Probabilities(model.eval() if model.training else model).eval()
-    given = {
-        "defense": defenses,
-        "attack": attacks,
-        "seed": tuple(seeds) if isinstance(seeds, Iterable) else seeds,
-        "build_seed": build_seed,
-        "dataset": dataset,
-        "classifier": classifier,
-        "norm": norm,
-        "eps": eps,
-        "n": n,
-        "randomness": randomness,
-        "gradient": gradient,
-    }
-    request = request_of(read_options({key: value for key, value in given.items() if value is not None}, "evaluate"))
-    where = read_device(device)
-    size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
-    options = Options(where, size, progress)
+    request = read_request(
+        {
+            "defenses": defenses,
+            "attacks": attacks,
+            "seeds": tuple(seeds) if isinstance(seeds, Iterable) else seeds,
+            "build_seed": build_seed,
+            "dataset": dataset,
+            "classifier": classifier,
+            "norm": norm,
+            "eps": eps,
+            "n": n,
+            "randomness": randomness,
+            "gradient": gradient,
+        },
+        "evaluate",
+    )
+    execution = read_execution(device, batch_size, progress)
     with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
-        cells = plan(request, subject_of(request, model), note=warnings.warn)
+        evaluations = plan(request, load_setup(request, model), note=warnings.warn)
         store = Store(Path(out) if out is not None else Path(scratch))
         store.check_writable()
-        results = list(run_cells(cells, store, options))
+        results = list(run_evaluations(evaluations, store, execution))
     for result in results:
         if result.rejected:
             raise result.rejected
-    return Report([r.record for r in results if r.record], [r.failure for r in results if r.failure])
+    return Report(
+        [r.record for r in results if r.record], [r.failure for r in results if r.failure]
+    )

@@ -9,10 +9,10 @@ from typing import ClassVar, Generic, TypeVar, final
 import torch
 from torch import Tensor
 
-from bench.audit import Finding
 from bench.defense import Card, NoParams
-from bench.noise import Law
-from bench.outcomes import NO_STAGE
+from bench.randomness import RandomnessModel
+from bench.results.findings import Finding
+from bench.results.outcomes import NO_STAGE
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim
@@ -31,7 +31,7 @@ class Setting:
     """
 
     stochastic: bool
-    law: Law
+    randomness: RandomnessModel
     threat: ThreatModel
     num_classes: int
 
@@ -58,8 +58,9 @@ class Attacked:
 
     Attributes:
         points: float32 (n, C, H, W), inside ball and box.
-        predictions: predicted labels of the points re-evaluated in float32 on the native forward pass; int64 (n, draws). One
-            column for a deterministic defense, one a tape under replay, none under fresh randomness, where the judge decides.
+        predictions: predicted labels of the points re-evaluated in float32 on the native forward
+            pass; int64 (n, draws). One column for a deterministic defense, one a tape under replay,
+            none under fresh randomness, where the judge decides.
         reprojected: how many points the attack had left outside ball or box.
         stages, findings: as the attack returned them; see `Found`.
     """
@@ -78,7 +79,8 @@ class Attack(ABC, Generic[P]):
         Params: the parameter model.
         version: raise it when the points may change; it enters the identity of every result.
         card: paper and note.
-        stages: names of the attacks that run one after the other on what the earlier ones left; empty for a single attack.
+        stages: names of the attacks that run one after the other on what the earlier ones left;
+            empty for a single attack.
     """
 
     Params: ClassVar[type[Params]] = NoParams
@@ -101,28 +103,43 @@ class Attack(ABC, Generic[P]):
         return None
 
     def check(self, setting: Setting) -> None:
-        """Raise `BadInput` where the attack makes no sense in this setting; nothing has been computed yet."""
+        """Raise `BadInput` where the attack makes no sense in this setting; nothing has been
+        computed yet.
+        """
 
     def review(self, left: dict[str, float]) -> list[Finding]:
-        """Findings on a whole cell from the share of images that each stage left standing, in the order of the stages."""
+        """Findings on a whole cell from the share of images that each stage left standing, in the
+        order of the stages.
+        """
         return []
 
     @abstractmethod
-    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor | Found:
-        """Adversarial points of the shape of `images` (n, C, H, W); row i belongs to the victim's row i."""
+    def run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> Tensor | Found:
+        """Adversarial points of the shape of `images` (n, C, H, W); row i belongs to the victim's
+        row i.
+        """
 
     @final
-    def __call__(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Attacked:
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> Attacked:
         """Run the attack, put its points into ball and box, and re-evaluate them."""
         found = self.run(victim, images, labels, threat)
         if isinstance(found, Tensor):
             found = Found(found)
         points = found.points.detach().float()
         if points.shape != images.shape or not bool(torch.isfinite(points).all()):
-            raise RuntimeError(f"{type(self).__name__} returned points of shape {tuple(points.shape)} or not finite ones")
+            raise RuntimeError(
+                f"{type(self).__name__} returned points of shape {tuple(points.shape)} or not "
+                "finite ones"
+            )
         outside = ~threat.contains(points, images)
         if bool(outside.any()):
             points = points.clone()
             points[outside] = threat.project(points[outside], images[outside])
-        stages = torch.full((len(points),), NO_STAGE) if found.stages is None else found.stages.cpu()
+        stages = (
+            torch.full((len(points),), NO_STAGE) if found.stages is None else found.stages.cpu()
+        )
         return Attacked(points, victim.verify(points), int(outside.sum()), stages, found.findings)

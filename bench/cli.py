@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.download import rooted
+from bench.commands.arguments import AsJson, BatchSize, DataRoot, Device, Memory, takes_request
+from bench.engine.request import Request, read_suite
 from bench.errors import BadInput
-from bench.suite import RunOptions, read_options, read_suite
 
 if TYPE_CHECKING:
-    from bench.evaluation import Result
-    from bench.plan import Cell
+    from bench.engine.evaluation import Evaluation
+    from bench.engine.run import Result
 
-# Two torch threads that spin while another process runs slow each other tenfold; must be set before torch is imported.
+# Two torch threads that spin while another process runs slow each other tenfold; must be set before
+# torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _INTERRUPTED = 130
@@ -33,118 +34,83 @@ app = typer.Typer(
 )
 
 
-def _root(context: typer.Context, folder: Path | None) -> None:
-    """Sets the data root while the command runs."""
-    context.with_resource(rooted(folder))
-
-
-def _limit(context: typer.Context, size: str | None) -> None:
-    """Sets the memory budget while the command runs."""
-    if size is not None:
-        from bench.memory import limited
-
-        context.with_resource(limited(size))
-
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-BatchSize = Annotated[int | None, typer.Option(help="most rows in one forward pass; default 128, on a GPU 1024")]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(callback=_root, help="folder of published data and weights [default: $BENCH_DATA_ROOT or ~/.cache/bench]"),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(callback=_limit, help="what activations may take, such as 4G [default: $BENCH_MEMORY or half of what is free]"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-
 @app.command()
+@takes_request()
 def run(
-    defense: Annotated[list[str] | None, typer.Option(help="defense spec; may be repeated")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="attack spec, such as pgd+replay:steps=40; may be repeated")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="attack seed; may be repeated [default: 0]")] = None,
-    build_seed: Annotated[int | None, typer.Option(help="seed of the defense's construction [default: 0]")] = None,
-    dataset: Annotated[str | None, typer.Option(help="data set spec [default: mnist5k]")] = None,
-    classifier: Annotated[str | None, typer.Option(help="classifier spec [default: the data set's own]")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: the data set's own]")] = None,
-    eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
-    n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 1000 or all]")] = None,
-    randomness: Annotated[
-        str | None, typer.Option(help="the attack's law: fresh, eot:k=20, replay, replay-set:k=5 or common [default: fresh]")
-    ] = None,
-    gradient: Annotated[str | None, typer.Option(help="full, or another that the defense offers, such as bpda")] = None,
+    request: Request,
     device: Device = "auto",
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     memory: Memory = None,
     data_root: DataRoot = None,
-    suite: Annotated[Path | None, typer.Option(help="TOML file with the same options as a matrix")] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="TOML file with the same options as a matrix")
+    ] = None,
     as_json: AsJson = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the cells and what is stored; compute nothing")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="show what would run and what is stored; compute nothing"),
+    ] = False,
 ) -> None:
-    """Run defenses against attacks and record the results. A stored cell is not computed again."""
-    given = {
-        "defense": defense,
-        "attack": attack,
-        "seed": seed,
-        "build_seed": build_seed,
-        "dataset": dataset,
-        "classifier": classifier,
-        "norm": norm,
-        "eps": eps,
-        "n": n,
-        "randomness": randomness,
-        "gradient": gradient,
-    }
-    options = read_options({key: value for key, value in given.items() if value not in (None, [])}, "command line")
-    runs = [options.over(one) for one in (read_suite(suite) if suite else [RunOptions()])]
-    cells = _cells(runs)
+    """Run defenses against attacks and record the results. A stored evaluation is not computed
+    again.
+    """
+    evaluations = _planned(
+        [request.over(one) for one in (read_suite(suite) if suite else [Request()])]
+    )
     if dry_run:
-        _print_plan(cells, out, as_json)
+        _print_plan(evaluations, out, as_json)
         return
-    results = _run(cells, out, device, batch_size)
+    results = _run(evaluations, out, device, batch_size)
     _print_results(results, as_json)
     _exit_by(results)
 
 
-def _cells(runs: Sequence[RunOptions]) -> list[Cell]:
-    from bench.plan import plan, request_of
+def _planned(requests: Sequence[Request]) -> list[Evaluation]:
+    from bench.engine.plan import plan
 
-    cells: dict[str, Cell] = {}
-    for one in runs:
-        cells.update({cell.id: cell for cell in plan(request_of(one), note=_say)})
-    return list(cells.values())
+    evaluations: dict[str, Evaluation] = {}
+    for request in requests:
+        evaluations.update({one.id: one for one in plan(request, note=_say)})
+    return list(evaluations.values())
 
 
 def _say(text: str) -> None:
     print(f"bench: note: {text}", file=sys.stderr)
 
 
-def _run(cells: list[Cell], out: Path, device: str, batch_size: int | None) -> list[Result]:
-    from bench.evaluation import Options, check_batch_size, default_batch_size, read_device, run_cells
-    from bench.progress import Reporter
-    from bench.record import Store
+def _run(
+    evaluations: list[Evaluation], out: Path, device: str, batch_size: int | None
+) -> list[Result]:
+    from bench.engine.execution import read_execution
+    from bench.engine.progress import Reporter
+    from bench.engine.run import run_evaluations
+    from bench.results.store import Store
 
-    where = read_device(device)
-    size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
-    store = Store(out)
-    store.check_writable()
     with Reporter() as reporter:
-        return list(run_cells(cells, store, Options(where, size, reporter)))
+        execution = read_execution(device, batch_size, reporter)
+        store = Store(out)
+        store.check_writable()
+        return list(run_evaluations(evaluations, store, execution))
 
 
-def _print_plan(cells: Sequence[Cell], out: Path, as_json: bool) -> None:
-    from bench.record import Store
+def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> None:
+    from bench.results.store import Store
 
     store = Store(out)
-    rows = [{"cell": cell.id, "stored": store.find(cell.id) is not None, **cell.title} for cell in cells]
+    rows = [
+        {"cell": evaluation.id, "stored": store.find(evaluation.id) is not None, **evaluation.title}
+        for evaluation in evaluations
+    ]
     if as_json:
         _print_json(rows)
         return
-    for row, cell in zip(rows, cells, strict=True):
-        print(f"{row['cell']}  {'stored' if row['stored'] else 'to run'}  {cell}  [{row['dataset']}, {row['threat']}, "
-              f"n={len(cell.subject.images)}, seed {cell.seed}]")  # fmt: skip
+    for row, evaluation in zip(rows, evaluations, strict=True):
+        print(
+            f"{row['cell']}  {'stored' if row['stored'] else 'to run'}  {evaluation}  "
+            f"[{row['dataset']}, {row['threat']}, "
+            f"n={len(evaluation.setup.images)}, seed {evaluation.seed}]"
+        )
     missing = sum(not row["stored"] for row in rows)
     print(f"{len(rows)} cells, {missing} to run")
 
@@ -160,11 +126,18 @@ def _print_results(results: Sequence[Result], as_json: bool) -> None:
         print(rows_table(records, failures))
     for result in results:
         if result.failure:
-            print(f"bench: {result.cell} failed: {result.failure.error} (traceback in {result.path})", file=sys.stderr)
+            print(
+                f"bench: {result.evaluation} failed: {result.failure.error} (traceback in "
+                f"{result.path})",
+                file=sys.stderr,
+            )
         elif result.rejected:
-            print(f"bench: {result.cell}: {result.rejected}", file=sys.stderr)
+            print(f"bench: {result.evaluation}: {result.rejected}", file=sys.stderr)
         elif not as_json:
-            print(f"{'stored' if result.computed else 'already stored'}: {result.path}", file=sys.stderr)
+            print(
+                f"{'stored' if result.computed else 'already stored'}: {result.path}",
+                file=sys.stderr,
+            )
 
 
 def _exit_by(results: Sequence[Result]) -> None:
@@ -179,28 +152,29 @@ def _print_json(value: Any) -> None:
 
 
 @app.command()
+@takes_request(
+    only=("defense", "dataset", "classifier", "norm", "eps", "n"),
+    defense="a known answer; may be repeated [default: all]",
+    dataset="data set spec [default: mnist5k under eps 0.2]",
+    n="how many images, in evaluation order [default: 100]",
+)
 def gallery(
-    defense: Annotated[list[str] | None, typer.Option(help="a known answer; may be repeated [default: all]")] = None,
+    request: Request,
     naive: Annotated[str, typer.Option(help="the attack that a user would begin with")] = "pgd",
-    dataset: Annotated[str | None, typer.Option(help="data set spec [default: mnist5k under eps 0.2]")] = None,
-    classifier: Annotated[str | None, typer.Option(help="classifier spec [default: the data set's own]")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: the data set's own]")] = None,
-    eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
-    n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 100]")] = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Attack the known answers: defenses that are known to fall must fall. Exit code 1 where one stands."""
-    from bench.gallery import cells_of, exhibits, render, rows
+    """Attack defenses with a known answer: what is known to be broken must break. Exit code 1 where
+    one survives.
+    """
+    from bench.commands.gallery import evaluations_of, exhibits, render, rows
 
-    given = {"defense": defense, "dataset": dataset, "classifier": classifier, "norm": norm, "eps": eps, "n": n}
-    options = read_options({key: value for key, value in given.items() if value not in (None, [])}, "command line")
-    found = exhibits(options, naive)
-    results = _run(cells_of(found), out, device, batch_size)
-    table = rows(found, results)
+    shown = exhibits(request, naive)
+    results = _run(evaluations_of(shown), out, device, batch_size)
+    table = rows(shown, results)
     if as_json:
         _print_json([vars(row) for row in table])
     else:
@@ -210,14 +184,15 @@ def gallery(
 
 
 @app.command()
+@takes_request(
+    only=("seed", "dataset", "classifier", "norm", "eps", "n"),
+    seed="root seed of all that the study draws [default: 0]",
+)
 def study(
-    spec: Annotated[str, typer.Argument(metavar="STUDY", help="study spec, such as theorem:trials=1000")],
-    seed: Annotated[int | None, typer.Option(help="root seed of all that the study draws [default: 0]")] = None,
-    dataset: Annotated[str | None, typer.Option(help="data set spec [default: mnist5k]")] = None,
-    classifier: Annotated[str | None, typer.Option(help="classifier spec [default: the data set's own]")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2 [default: the data set's own]")] = None,
-    eps: Annotated[str | None, typer.Option(help="in units of [0,1] pixels, such as 8/255")] = None,
-    n: Annotated[int | None, typer.Option(help="how many images, in evaluation order [default: 1000 or all]")] = None,
+    request: Request,
+    spec: Annotated[
+        str, typer.Argument(metavar="STUDY", help="study spec, such as theorem:trials=1000")
+    ],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     batch_size: BatchSize = None,
     out: Annotated[Path, typer.Option(help="folder for results")] = Path("results/studies"),
@@ -225,12 +200,12 @@ def study(
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question by tables, figures and a sentence. A stored result is not computed again."""
+    """Answer a question by tables, figures and a sentence. A stored result is not computed
+    again.
+    """
     from bench.studies.store import run_study
 
-    given = {"seed": seed, "dataset": dataset, "classifier": classifier, "norm": norm, "eps": eps, "n": n}
-    options = read_options({key: value for key, value in given.items() if value is not None}, "command line")
-    done = run_study(spec, options, out, device=device, batch_size=batch_size, progress=_tell)
+    done = run_study(spec, request, out, device=device, batch_size=batch_size, progress=_tell)
     if as_json:
         _print_json({**done.record.model_dump(mode="json"), "folder": str(done.folder)})
     else:
@@ -246,11 +221,16 @@ def _tell(text: str) -> None:
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, classifiers, diffusion-models, studies or all")] = "all",
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="defenses, attacks, datasets, classifiers, diffusion-models, studies or all"
+        ),
+    ] = "all",
     as_json: AsJson = False,
 ) -> None:
     """List what is registered."""
-    from bench.plugins import MODIFIERS
+    from bench.plugins.create import MODIFIERS
 
     kinds = _registries()
     if kind != "all" and kind not in kinds:
@@ -264,23 +244,43 @@ def list_plugins(
         for entry in entries:
             print(f"  {entry.name:<18} {entry.summary}")
         if name == "attacks":
-            print(f"  any attack also as NAME{', NAME'.join('+' + m for m in MODIFIERS)}, and combined")
+            print(
+                f"  any attack also as NAME{', NAME'.join('+' + m for m in MODIFIERS)}, and "
+                "combined"
+            )
 
 
 def _registries() -> dict[str, Any]:
-    from bench.plugins import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES, DIFFUSION_MODELS, STUDIES
+    from bench.plugins.create import (
+        ATTACKS,
+        CLASSIFIERS,
+        DATASETS,
+        DEFENSES,
+        DIFFUSION_MODELS,
+        STUDIES,
+    )
 
-    named = {"defenses": DEFENSES, "attacks": ATTACKS, "datasets": DATASETS, "classifiers": CLASSIFIERS}
+    named = {
+        "defenses": DEFENSES,
+        "attacks": ATTACKS,
+        "datasets": DATASETS,
+        "classifiers": CLASSIFIERS,
+    }
     return {**named, "diffusion-models": DIFFUSION_MODELS, "studies": STUDIES}
 
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME"
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show a plugin: what it is, its parameters, what data it may use, which attacks fit it."""
-    from bench.report.info import describe, render
+    from bench.commands.info import describe, render
 
     described = describe(name, _registries())
     if as_json:
@@ -291,18 +291,29 @@ def info(
 
 @app.command()
 def check(
-    plugin: Annotated[str, typer.Argument(help="spec of a defense or an attack, such as my_defense.py@MyDefense:sigma=0.1")],
-    dataset: Annotated[str, typer.Option(help="data set to check a defense on [default: twelve built-in images]")] = "",
+    plugin: Annotated[
+        str,
+        typer.Argument(
+            help="spec of a defense or an attack, such as my_defense.py@MyDefense:sigma=0.1"
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Option(help="data set to check a defense on [default: twelve built-in images]")
+    ] = "",
     classifier: Annotated[str | None, typer.Option(help="classifier to check a defense on")] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that a defense or an attack keeps its contract, and say what to mend. Exit code 1 where it does not."""
-    from bench.contract.command import check_plugin
+    """Check that a defense or an attack keeps its contract, and say what to mend. Exit code 1 where
+    it does not.
+    """
+    from bench.commands.check import check_plugin
 
     found = check_plugin(plugin, _registries(), dataset, classifier)
     if as_json:
-        _print_json({"verdicts": [vars(verdict) for verdict in found.verdicts], "next": found.advice})
+        _print_json(
+            {"verdicts": [vars(verdict) for verdict in found.verdicts], "next": found.advice}
+        )
     else:
         print(found)
     if found.broken:
@@ -313,10 +324,14 @@ def check(
 def new(
     kind: Annotated[str, typer.Argument(help="defense or attack")],
     name: Annotated[str, typer.Argument(help="its name, such as my-guard")],
-    package: Annotated[bool, typer.Option("--package", help="write a folder that pip installs")] = False,
+    package: Annotated[
+        bool, typer.Option("--package", help="write a folder that pip installs")
+    ] = False,
 ) -> None:
-    """Write a defense or an attack that runs as it is, with its test; put your own method in its place."""
-    from bench.scaffold import write
+    """Write a defense or an attack that runs as it is, with its test; put your own method in its
+    place.
+    """
+    from bench.commands.scaffold import write
 
     print(write(kind, name, Path.cwd(), package=package))
 
@@ -327,15 +342,22 @@ def train(
     out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
     arch: Annotated[str, typer.Option(help="architecture")] = "cnn",
     seed: Annotated[int, typer.Option(help="seed of initialisation, order and augmentation")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="passes over the training images [default: the recipe's]")] = None,
-    choose: Annotated[str | None, typer.Option(help="last epoch, or best on the validation split [default: the recipe's]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="passes over the training images [default: the recipe's]")
+    ] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(help="last epoch, or best on the validation split [default: the recipe's]"),
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
 ) -> None:
     """Train a classifier by the committed recipe of its data set; no test image is touched."""
-    from bench.train import train_and_save
+    from bench.commands.train import train_and_save
 
-    print(train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device, choose=choose))
+    print(
+        train_and_save(dataset, arch, out, seed=seed, epochs=epochs, device=device, choose=choose)
+    )
 
 
 @app.command("train-diffusion")
@@ -343,12 +365,14 @@ def train_diffusion(
     dataset: Annotated[str, typer.Argument(help="data set spec, such as mnist5k")],
     out: Annotated[Path, typer.Option(help="folder to write, in the layout of diffusers")],
     seed: Annotated[int, typer.Option(help="seed of initialisation, order, times and noise")] = 0,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps [default: the recipe's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="optimiser steps [default: the recipe's]")
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
 ) -> None:
     """Train a diffusion model by the recipe of its data set; test images are only measured on."""
-    from bench.train_diffusion import train_and_save
+    from bench.commands.train_diffusion import train_and_save
 
     print(train_and_save(dataset, out, seed=seed, steps=steps, device=device))
 
@@ -362,13 +386,13 @@ def verify(
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Re-score a record's adversarial points under the rebuilt defense, or re-run the attack where they are missing."""
-    from bench.evaluation import Options, check_batch_size, default_batch_size, read_device
-    from bench.verify import verify as check_record
+    """Re-score a record's adversarial points under the rebuilt defense, or re-run the attack where
+    they are missing.
+    """
+    from bench.commands.verify import verify as check_record
+    from bench.engine.execution import read_execution
 
-    where = read_device(device)
-    size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
-    checks = check_record(record, Options(where, size))
+    checks = check_record(record, read_execution(device, batch_size))
     if as_json:
         _print_json([vars(check) for check in checks])
     else:
@@ -380,10 +404,14 @@ def verify(
 
 @app.command()
 def show(
-    records: Annotated[list[Path], typer.Argument(help="JSON files of records; several are compared")],
+    records: Annotated[
+        list[Path], typer.Argument(help="JSON files of records; several are compared")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a record under every law of judging; of several attacks on one defense, what replay gains over fresh draws."""
+    """Show a record under every law of judging; of several attacks on one defense, what replay
+    gains over fresh draws.
+    """
     from bench.report import show as report
 
     found = report.read(records)
@@ -398,11 +426,18 @@ def show(
 
 @app.command()
 def compare(
-    records: Annotated[list[Path], typer.Argument(help="JSON files of records, or folders of them")],
-    to: Annotated[str | None, typer.Option(help="the defense that others are compared with [default: undefended]")] = None,
+    records: Annotated[
+        list[Path], typer.Argument(help="JSON files of records, or folders of them")
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(help="the defense that others are compared with [default: undefended]"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare defenses on the same images: paired differences over builds, McNemar's test of each build."""
+    """Compare defenses on the same images: paired differences over builds, McNemar's test of each
+    build.
+    """
     from bench.report import compare as report
     from bench.report.leaderboard import load
 
@@ -418,11 +453,15 @@ def compare(
 
 @app.command()
 def leaderboard(
-    folders: Annotated[list[Path] | None, typer.Argument(help="folders of records [default: results]")] = None,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="folders of records [default: results]")
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="md or csv")] = "md",
     out: Annotated[Path | None, typer.Option(help="file to write instead of stdout")] = None,
 ) -> None:
-    """Make the leaderboard: worst case per image over attacks, intervals, base, data access, cost."""
+    """Make the leaderboard: worst case per image over attacks, intervals, base, data
+    access, cost.
+    """
     from bench.report.leaderboard import boards, csv, load, markdown
 
     if form not in ("md", "csv"):
@@ -436,7 +475,7 @@ def leaderboard(
     if out is None:
         print(text, end="")
         return
-    from bench.record import write_whole
+    from bench.storage.files import write_whole
 
     try:
         write_whole(out, text.encode())
@@ -446,12 +485,16 @@ def leaderboard(
 
 @app.command()
 def reference(
-    path: Annotated[Path, typer.Argument(help="a CSV file, or a folder of them")] = Path("leaderboards/reference"),
+    path: Annotated[Path, typer.Argument(help="a CSV file, or a folder of them")] = Path(
+        "leaderboards/reference"
+    ),
     dataset: Annotated[str, typer.Option(help="only data sets whose name contains this")] = "",
     defense: Annotated[str, typer.Option(help="only defenses whose name contains this")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show published numbers, to read beside a leaderboard: who printed them, under which ball and protocol, how doubtful."""
+    """Show published numbers, to read beside a leaderboard: who printed them, under which ball and
+    protocol, how doubtful.
+    """
     from bench.report.reference import read_references, render, select
 
     found = select(read_references(path), dataset, defense)
@@ -464,7 +507,7 @@ def reference(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, devices and plugins that cannot be loaded."""
-    from bench.report.doctor import examine, render
+    from bench.commands.doctor import examine, render
 
     found = examine(_registries())
     if as_json:
@@ -476,7 +519,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    """Entry point of the command. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130
+    interrupted.
+    """
     sys.exit(_main(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -490,12 +535,16 @@ def _main(arguments: list[str]) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        # Usage errors of the argument parser, which has no public base class; without a command its message is the help.
+        # Usage errors of the argument parser, which has no public base class; without a command its
+        # message is the help.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
         if not arguments:
             print(message(), file=sys.stderr)
             return 2
-        print(f"bench: {message() or 'nothing to do; see bench --help'}".replace("\n", " "), file=sys.stderr)
+        print(
+            f"bench: {message() or 'nothing to do; see bench --help'}".replace("\n", " "),
+            file=sys.stderr,
+        )
         return int(getattr(error, "exit_code", 2))

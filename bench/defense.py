@@ -1,7 +1,7 @@
 """The contracts between classifier, defense and engine.
 
-A *defended classifier* is a module with `forward(images, noise) -> logits`. A *defense* builds one from a classifier, touching
-only the data that it declared. Neither knows what attacks there are.
+A *defended classifier* is a module with `forward(images, noise) -> logits`. A *defense* builds one
+from a classifier, touching only the data that it declared. Neither knows what attacks there are.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from bench.diffusion.model import DiffusionModel
 from bench.errors import AccessDenied, BadInput
 from bench.noise import Noise
 from bench.spec import Params
 from bench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from bench.diffusion.model import DiffusionModel
 
 Forward = Callable[[Tensor, Noise], Tensor]
 """(images (n, C, H, W) in [0, 1], noise with n rows) to an output with n rows."""
@@ -35,7 +37,9 @@ class Need(StrEnum):
 
 
 class PoolUse(BaseModel):
-    """What of the unlabelled test images a defense adapted on: how many, and what share of them was attacked."""
+    """What of the unlabelled test images a defense adapted on: how many, and what share of them was
+    attacked.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,7 +48,8 @@ class PoolUse(BaseModel):
 
 
 class DataAccess:
-    """The only door through which a defense gets data. Asking for what was not declared raises `AccessDenied`.
+    """The only door through which a defense gets data. Asking for what was not declared raises
+    `AccessDenied`.
 
     Args:
         needs: what the defense declared.
@@ -73,12 +78,16 @@ class DataAccess:
         self.shape = shape
 
     def training_data(self) -> tuple[Tensor, Tensor]:
-        """Training images (n, C, H, W) in [0, 1] and labels (n,) of the data set under evaluation."""
+        """Training images (n, C, H, W) in [0, 1] and labels (n,) of the data set under
+        evaluation.
+        """
         images: tuple[Tensor, Tensor] = self._get(Need.TRAINING_DATA)
         return images
 
     def public_images(self) -> Tensor:
-        """Images (n, C, H, W) in [0, 1] of the data set that `Defense.asks` names, made to fit the classifier; without labels."""
+        """Images (n, C, H, W) in [0, 1] of the data set that `Defense.asks` names, made to fit the
+        classifier; without labels.
+        """
         images: Tensor = self._get(Need.PUBLIC_IMAGES)
         return images
 
@@ -87,7 +96,8 @@ class DataAccess:
 
         Args:
             n: how many.
-            adversarial: share of them that is attacked on the undefended classifier, away from what it predicts.
+            adversarial: share of them that is attacked on the undefended classifier, away from what
+                it predicts.
 
         Raises `BadInput` where fewer are left.
         """
@@ -96,36 +106,48 @@ class DataAccess:
         return images
 
     def generator(self) -> DiffusionModel:
-        """The diffusion model that `Defense.asks` names, else the data set's own; a copy, frozen, in evaluation mode."""
+        """The diffusion model that `Defense.asks` names, else the data set's own; a copy, frozen,
+        in evaluation mode.
+        """
         model: DiffusionModel = self._get(Need.GENERATOR)
         return model
 
     def _get(self, need: Need) -> Any:
         if need not in self._needs:
-            raise AccessDenied(f"defense {self._defense!r} asked for {need} without declaring it: add it to `needs`")
+            raise AccessDenied(
+                f"defense {self._defense!r} asked for {need} without declaring it: add it to "
+                "`needs`"
+            )
         if need not in self._sources:
-            raise BadInput(f"defense {self._defense!r} needs {need}, which this data set does not offer: use another")
+            raise BadInput(
+                f"defense {self._defense!r} needs {need}, which this data set does not offer: use "
+                "another"
+            )
         return self._sources[need]()
 
 
 class DefendedClassifier(nn.Module):
     """A classifier as it is deployed: `forward(images, noise) -> logits`.
 
-    Images are float32 (n, C, H, W) in [0, 1]; logits are (n, num_classes). All randomness comes from `noise`, whose rows belong to
-    the images' rows, so that the same noise gives the same logits.
+    Images are float32 (n, C, H, W) in [0, 1]; logits are (n, num_classes). All randomness comes
+    from `noise`, whose rows belong to the images' rows, so that the same noise gives the same
+    logits.
 
     Attributes:
         num_classes: number of classes K.
         stochastic: whether the logits depend on `noise`.
-        gradients: the names that `twin` accepts; behind a name may stand parameters, as in `surrogate:steps=5`.
-        transfers: those of `gradients` whose twin computes another function, so that an attack on it is a transfer attack: it
-            never sees the defense itself, and a success on the twin is none.
+        gradients: the names that `twin` accepts; behind a name may stand parameters, as in
+            `surrogate:steps=5`.
+        transfers: those of `gradients` whose twin computes another function, so that an attack on
+            it is a transfer attack: it never sees the defense itself, and a success on the twin is
+                none.
         tunable: those of `gradients` that take parameters.
-        notes: what a reader of its numbers must know of how it was built, one line each; they become findings of the record and
-            lines below every table with its rows.
-        optimises: whether its forward pass runs an optimisation loop that takes no gradient from autograd (those that do are seen).
-        scored: those of `views` that are scored beside the answer, on clean and on attacked images: `detector` (2 logits: clean,
-            adversarial) as a detector, others as answers.
+        notes: what a reader of its numbers must know of how it was built, one line each; they
+            become findings of the record and lines below every table with its rows.
+        optimises: whether its forward pass runs an optimisation loop that takes no gradient from
+            autograd (those that do are seen).
+        scored: those of `views` that are scored beside the answer, on clean and on attacked images:
+            `detector` (2 logits: clean, adversarial) as a detector, others as answers.
     """
 
     num_classes: int
@@ -142,18 +164,24 @@ class DefendedClassifier(nn.Module):
         raise NotImplementedError
 
     def views(self) -> tuple[str, ...]:
-        """Names of the outputs that an attack may aim at; `logits` always, and others such as `features` or `transformed`."""
+        """Names of the outputs that an attack may aim at; `logits` always, and others such as
+        `features` or `transformed`.
+        """
         return ("logits",)
 
-    def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """A forward pass to `view` whose backward is the one named `gradient`; `full` is the native backward.
+    def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
+        """A forward pass to `view` whose backward is the one named `gradient`; `full` is the native
+        backward.
 
-        Twins of one view have bit-equal outputs, but for `transfers`. A defense with parts that block gradients overrides this.
+        Twins of one view have bit-equal outputs, but for `transfers`. A defense with parts that
+        block gradients overrides this.
         """
         if gradient != "full":
             raise BadInput(f"this defense offers no gradient {gradient!r}: use --gradient full")
         if view != "logits":
-            raise BadInput(f"unknown view {view!r}: this classifier offers {', '.join(self.views())}")
+            raise BadInput(
+                f"unknown view {view!r}: this classifier offers {', '.join(self.views())}"
+            )
         return self
 
 
@@ -165,13 +193,15 @@ def gradient_name(gradient: str) -> str:
 def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
     """`value` in the forward pass (bit for bit), the gradient of `proxy` in the backward pass.
 
-    Backward pass differentiable approximation: Athalye, Carlini, Wagner 2018, arXiv 1802.00420, section 4.1.
+    Backward pass differentiable approximation: Athalye, Carlini, Wagner 2018, arXiv 1802.00420,
+    section 4.1.
     """
     return value.detach() + (proxy - proxy.detach())
 
 
 class Wrapper(DefendedClassifier):
-    """A defense around a classifier. Subclasses write `twin`, and get what it stands on from `inner`.
+    """A defense around a classifier. Subclasses write `twin`, and get what it stands on from
+    `inner`.
 
     A gradient is offered where the class or the classifier offers it.
     """
@@ -187,31 +217,40 @@ class Wrapper(DefendedClassifier):
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""
-        return self.twin()(images, noise)
+        return self.forward_pass()(images, noise)
 
     def views(self) -> tuple[str, ...]:
         """The classifier's own."""
         return self.classifier.views()
 
     def inner(self, gradient: str, view: str) -> Forward:
-        """The classifier's twin, its native one where it does not offer this gradient. Raises `BadInput` where nobody does."""
+        """The classifier's twin, its native one where it does not offer this gradient. Raises
+        `BadInput` where nobody does.
+        """
         self.check_gradient(gradient)
-        return self.classifier.twin(gradient if gradient_name(gradient) in self.classifier.gradients else "full", view)
+        return self.classifier.forward_pass(
+            gradient if gradient_name(gradient) in self.classifier.gradients else "full", view
+        )
 
     def check_gradient(self, gradient: str) -> None:
         """Raise `BadInput` for a gradient that is not offered, or that takes no parameters."""
         name = gradient_name(gradient)
         if name not in self.gradients:
-            raise BadInput(f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}")
+            raise BadInput(
+                f"this defense offers no gradient {gradient!r}: use {' or '.join(self.gradients)}"
+            )
         if gradient != name and name not in self.tunable:
-            raise BadInput(f"gradient {name!r} takes no parameters: drop what follows the colon in {gradient!r}")
+            raise BadInput(
+                f"gradient {name!r} takes no parameters: drop what follows the colon in "
+                f"{gradient!r}"
+            )
 
 
 class InputTransform(Wrapper):
     """A defense that transforms the image and then classifies it.
 
-    Subclasses write `transform`. The gradient `bpda` keeps the transform forward and replaces its backward by that of `surrogate`,
-    the identity unless the defense names a better one.
+    Subclasses write `transform`. The gradient `bpda` keeps the transform forward and replaces its
+    backward by that of `surrogate`, the identity unless the defense names a better one.
     """
 
     gradients: tuple[str, ...] = ("full", "bpda")
@@ -221,15 +260,21 @@ class InputTransform(Wrapper):
         raise NotImplementedError
 
     def surrogate(self, images: Tensor, noise: Noise) -> Tensor:
-        """A differentiable stand-in for `transform`, of the same shape; its output is used in the backward pass only."""
+        """A differentiable stand-in for `transform`, of the same shape; its output is used in the
+        backward pass only.
+        """
         return images
 
     def views(self) -> tuple[str, ...]:
-        """`transformed` (the image that the classifier sees) and the classifier's own views of it."""
+        """`transformed` (the image that the classifier sees) and the classifier's own views
+        of it.
+        """
         return ("transformed", *self.classifier.views())
 
-    def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """The gradients in `gradients`, for each view; a gradient that the classifier offers too reaches through to it."""
+    def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
+        """The gradients in `gradients`, for each view; a gradient that the classifier offers too
+        reaches through to it.
+        """
         self.check_gradient(gradient)
         replaced = gradient == "bpda" and "bpda" in type(self).gradients
         front = self._transform_bpda if replaced else self.transform
@@ -239,7 +284,9 @@ class InputTransform(Wrapper):
         return lambda images, noise: inner(front(images, noise), noise.at("classifier"))
 
     def _transform_bpda(self, images: Tensor, noise: Noise) -> Tensor:
-        return straight_through(self.transform(images.detach(), noise), self.surrogate(images, noise))
+        return straight_through(
+            self.transform(images.detach(), noise), self.surrogate(images, noise)
+        )
 
 
 @dataclass(frozen=True)
@@ -249,11 +296,14 @@ class Card:
     Attributes:
         paper: authors, venue or arXiv number.
         note: one sentence on what it is or hides.
-        truth: its documented true robustness with the source; empty where none is known (defenses only).
-        expected: what it falls to under the first of `attacks`: `base`, the undefended classifier's number under the same attack;
-            `share`, a constant class's share; `unknown`, where it is known to be broken but not to what it falls here. Empty for a
-            defense that is no known answer (defenses only).
-        surrogate: what stands in for its parts without gradient in the backward pass `bpda` (defenses only).
+        truth: its documented true robustness with the source; empty where none is known (defenses
+            only).
+        expected: what it falls to under the first of `attacks`: `base`, the undefended classifier's
+            number under the same attack; `share`, a constant class's share; `unknown`, where it is
+            known to be broken but not to what it falls here. Empty for a defense that is no known
+            answer (defenses only).
+        surrogate: what stands in for its parts without gradient in the backward pass `bpda`
+            (defenses only).
         attacks: specs of the attacks that fit it, the one that breaks it first (defenses only).
         control: whether an attack is a control that is not meant to succeed (attacks only).
     """
@@ -280,10 +330,12 @@ class Defense(ABC, Generic[P]):
     Attributes:
         Params: the parameter model; `name:key=value` fills it.
         version: raise it when the numbers may change; it enters the identity of every result.
-        seeded: whether `build` draws anything. Otherwise the build seed is no part of a row's identity.
+        seeded: whether `build` draws anything. Otherwise the build seed is no part of a row's
+            identity.
         needs: the data that `build` may ask for.
-        gradients: the names that the result's `twin` accepts, beside those of the classifier given to it. `("full",)` says that
-            nothing in it blocks gradients. Checked against what `build` returns, as is `stochastic`.
+        gradients: the names that the result's `twin` accepts, beside those of the classifier given
+            to it. `("full",)` says that nothing in it blocks gradients. Checked against what
+            `build` returns, as is `stochastic`.
         card: paper, note, fitting attacks.
     """
 
@@ -299,26 +351,35 @@ class Defense(ABC, Generic[P]):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the built classifier draws random numbers (beyond those of the classifier given to it)."""
+        """Whether the built classifier draws random numbers (beyond those of the classifier given
+        to it).
+        """
         return False
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages of its randomness that a law may freeze alone (see `Noise.stage`); together they are all of it."""
+        """Names of the stages of its randomness that a law may freeze alone (see `Noise.stage`);
+        together they are all of it.
+        """
         return ()
 
     @property
     def asks(self) -> Mapping[Need, str]:
-        """Which of several sources `build` asks for, as specs, by need; an empty spec is the data set's own."""
+        """Which of several sources `build` asks for, as specs, by need; an empty spec is the data
+        set's own.
+        """
         return {}
 
     @abstractmethod
-    def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:
+    def build(
+        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+    ) -> DefendedClassifier:
         """The defended classifier.
 
         Args:
-            classifier: the undefended one, in evaluation mode; a copy of its own, which it may change or train (its weights take
-                gradients). As a function it takes noise with one row an image; a deterministic one ignores it.
+            classifier: the undefended one, in evaluation mode; a copy of its own, which it may
+                change or train (its weights take gradients). As a function it takes noise with one
+                row an image; a deterministic one ignores it.
             access: the door to the declared data.
             noise: one row of the construction stream.
         """

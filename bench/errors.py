@@ -4,8 +4,8 @@
 class BadInput(ValueError):
     """Something the caller gave cannot be used.
 
-    The message is one line that says what is wrong, why, and what to do. The command line prints it and exits with 2;
-    nothing is recorded.
+    The message is one line that says what is wrong, why, and what to do. The command line prints it
+    and exits with 2; nothing is recorded.
     """
 
 

@@ -11,41 +11,47 @@ from torch.nn import functional as F
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (n, K), labels (n,)) to one value an image (n,); larger is worse for the defense."""
 
-# Success must survive the rounding by which sums differ between batch sizes; float32 convolutions differ by a few 1e-6.
+# Success must survive the rounding by which sums differ between batch sizes; float32 convolutions
+# differ by a few 1e-6.
 SUCCESS_SLACK = 1e-5
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the true class, in nats.
 
-    Taken in float64: from a margin of 17 nats on, the true class's probability rounds to 1 in float32, its term drops out of the
-    gradient, and the attack walks astray on a confident image.
+    Taken in float64: from a margin of 17 nats on, the true class's probability rounds to 1 in
+    float32, its term drops out of the gradient, and the attack walks astray on a confident image.
     """
     return F.cross_entropy(logits.double(), labels, reduction="none").to(logits.dtype)
 
 
 def kl(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)) of each row, in nats: logits (n, K) twice to (n,), summed over classes.
+    """KL(softmax(target) || softmax(logits)) of each row, in nats: logits (n, K) twice to (n,),
+    summed over classes.
 
-    The gradient flows into both. Taken in log space, so that a class of probability 0 costs nothing, and in float64 for the
-    reason that `cross_entropy` gives. A paper that averages over classes as well divides this by K.
+    The gradient flows into both. Taken in log space, so that a class of probability 0 costs
+    nothing, and in float64 for the reason that `cross_entropy` gives. A paper that averages over
+    classes as well divides this by K.
     """
     p, q = target.double().log_softmax(1), logits.double().log_softmax(1)
     return (p.exp() * (p - q)).sum(1).to(logits.dtype)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Best wrong logit minus true logit; positive where the image is misclassified (Carlini and Wagner 2017, f6)."""
+    """Best wrong logit minus true logit; positive where the image is misclassified (Carlini and
+    Wagner 2017, f6).
+    """
     true = logits.gather(1, labels[:, None]).squeeze(1)
     best_wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return best_wrong - true
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, arXiv 2003.01690, eq. 6): the margin over z_pi1 - z_pi3.
+    """Difference of logits ratio (Croce and Hein 2020, arXiv 2003.01690, eq. 6): the margin over
+    z_pi1 - z_pi3.
 
-    With two or three classes the denominator is the margin itself or spans all logits, and ascending the ratio no longer
-    means ascending the margin; the margin takes its place there.
+    With two or three classes the denominator is the margin itself or spans all logits, and
+    ascending the ratio no longer means ascending the margin; the margin takes its place there.
     """
     if logits.shape[1] < 4:
         return margin(logits, labels)
@@ -59,7 +65,8 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     """Which rows are wrong by a margin that no rounding turns around; bool (n,).
 
-    The slack scales with the two logits that decide, so that a masked class (-1e9, -inf) does not swallow it.
+    The slack scales with the two logits that decide, so that a masked class (-1e9, -inf) does not
+    swallow it.
     """
     true = logits.gather(1, labels[:, None]).squeeze(1)
     best_wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)

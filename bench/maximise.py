@@ -18,7 +18,8 @@ class Reading:
     Attributes:
         value: the objective, (n,).
         gradient: its gradient to the image, (n, C, H, W); None where it was not asked for.
-        success: which images need no further step, because the function is deterministic and they are broken; bool (n,).
+        success: which images need no further step, because the function is deterministic and they
+            are broken; bool (n,).
     """
 
     value: Tensor
@@ -30,7 +31,9 @@ class Objective(Protocol):
     """Something to maximise over images."""
 
     def __call__(self, x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
-        """Read the objective at `x`; `rows` (int64) says which of the images that the loop started with these are."""
+        """Read the objective at `x`; `rows` (int64) says which of the images that the loop started
+        with these are.
+        """
         ...
 
 
@@ -51,11 +54,21 @@ class Ascent:
     last: Tensor
 
 
-def ascend(objective: Objective, start: Tensor, origin: Tensor, threat: ThreatModel, *, steps: int, size: float) -> Ascent:
-    """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, section 2.1): x <- project(x + size * direction).
+def ascend(
+    objective: Objective,
+    start: Tensor,
+    origin: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    size: float,
+) -> Ascent:
+    """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, section 2.1): x <- project(x
+    + size * direction).
 
-    The iterate itself is projected to ball and box. Images leave the batch at their first success, so they cost nothing more.
-    A survivor costs steps + 1 forward and `steps` backward passes a draw.
+    The iterate itself is projected to ball and box. Images leave the batch at their first success,
+    so they cost nothing more. A survivor costs steps + 1 forward and `steps` backward passes a
+    draw.
 
     Args:
         objective: what to maximise.

@@ -5,9 +5,10 @@
     pgd:steps=40,step=eps/16          npz:/data/cifar10.npz,split=test
     public-at:images=(fashion-mnist:n=1000),objective=trades
 
-The first item without `=` is positional. A value may be a fraction (`8/255`), a list of numbers joined by `+`
-(`0.49+0.48+0.45`), or a nested spec in parentheses. Double quotes protect commas and equals signs in paths.
-`parse` and `str` are inverse to each other up to the order of keys, which `str` sorts.
+The first item without `=` is positional. A value may be a fraction (`8/255`), a list of numbers
+joined by `+` (`0.49+0.48+0.45`), or a nested spec in parentheses. Double quotes protect commas and
+equals signs in paths. `parse` and `str` are inverse to each other up to the order of keys, which
+`str` sorts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _NESTED = re.compile(r'[,="()+]')
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed spec: a name, at most one positional argument, and keyword arguments, all still text."""
+    """A parsed spec: a name, at most one positional argument, and keyword arguments, all still
+    text.
+    """
 
     name: str
     positional: str | None = None
@@ -47,19 +50,27 @@ def _quote(text: str) -> str:
 
 
 def parse(text: str) -> Spec:
-    """Read a spec. Raises `BadInput` with the offending part where the text does not follow the grammar."""
+    """Read a spec. Raises `BadInput` with the offending part where the text does not follow the
+    grammar.
+    """
     name, colon, rest = text.strip().partition(":")
     if not name or _NEEDS_QUOTES.search(name):
-        raise BadInput(f"cannot read the spec {text!r}: it must look like NAME or NAME:key=value,key=value")
+        raise BadInput(
+            f"cannot read the spec {text!r}: it must look like NAME or NAME:key=value,key=value"
+        )
     if colon and not rest.strip():
-        raise BadInput(f"cannot read the spec {text!r}: nothing follows the colon; drop it or add key=value")
+        raise BadInput(
+            f"cannot read the spec {text!r}: nothing follows the colon; drop it or add key=value"
+        )
     positional: str | None = None
     options: dict[str, str] = {}
     for item in _split(rest, text) if colon else ():
         key, equals, value = _split_item(item)
         if not equals:
             if positional is not None or options:
-                raise BadInput(f"cannot read {item!r} in {text!r}: only the first item may stand without key=")
+                raise BadInput(
+                    f"cannot read {item!r} in {text!r}: only the first item may stand without key="
+                )
             positional = value
         elif not key or not value:
             raise BadInput(f"cannot read {item!r} in {text!r}: write key=value")
@@ -115,7 +126,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names) or 'none'}."
 
 
-# Parameters -----------------------------------------------------------------------------------------------------------
+# Parameters ---------------------------------------------------------------------------------------
 
 
 def read_number(value: object) -> object:
@@ -129,8 +140,12 @@ def read_number(value: object) -> object:
 
 
 def show_number(value: float) -> str:
-    """The shortest text that reads back to the same float: an integer, a decimal, or a fraction of 255."""
-    plain = repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    """The shortest text that reads back to the same float: an integer, a decimal, or a fraction of
+    255.
+    """
+    plain = (
+        repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    )
     fraction = f"{round(value * 255)}/255"
     return fraction if len(fraction) < len(plain) and round(value * 255) / 255 == value else plain
 
@@ -140,7 +155,11 @@ def _read_numbers(value: object) -> object:
 
 
 def _read_specs(value: object) -> object:
-    return tuple(unnest(item) for item in _split(value, value, "+")) if isinstance(value, str) else value
+    return (
+        tuple(unnest(item) for item in _split(value, value, "+"))
+        if isinstance(value, str)
+        else value
+    )
 
 
 Number = Annotated[float, BeforeValidator(read_number)]
@@ -174,7 +193,9 @@ class Params(BaseModel):
     A field named in `positional` receives the item without a key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
 
 P = TypeVar("P", bound=Params)
@@ -192,9 +213,13 @@ def read_params(kind: type[P], spec: Spec, what: str, positional: str | None = N
     options: dict[str, Any] = dict(spec.options)
     if spec.positional is not None:
         if positional is None:
-            raise BadInput(f"{what} takes no positional argument, but got {spec.positional!r}: write key=value")
+            raise BadInput(
+                f"{what} takes no positional argument, but got {spec.positional!r}: write key=value"
+            )
         if positional in options:
-            raise BadInput(f"{what} got {positional!r} twice, once without and once with its key: keep one")
+            raise BadInput(
+                f"{what} got {positional!r} twice, once without and once with its key: keep one"
+            )
         options[positional] = spec.positional
     for key in options:
         if key not in kind.model_fields:
@@ -219,7 +244,9 @@ def _first_problem(error: ValidationError, name: str, positional: str | None) ->
 
 
 def canonical(name: str, params: Params, positional: str | None = None) -> str:
-    """The one printed form: the name and every parameter that differs from its default, keys sorted."""
+    """The one printed form: the name and every parameter that differs from its default, keys
+    sorted.
+    """
     changed = {
         key: _show(getattr(params, key))
         for key, info in type(params).model_fields.items()
@@ -230,9 +257,17 @@ def canonical(name: str, params: Params, positional: str | None = None) -> str:
 
 
 def spelled_out(name: str, params: Params) -> str:
-    """A spec that writes every parameter, defaults included, apart from those that are None or empty."""
+    """A spec that writes every parameter, defaults included, apart from those that are None or
+    empty.
+    """
     values = {key: getattr(params, key) for key in type(params).model_fields}
-    return str(Spec(name, None, {key: _show(value) for key, value in values.items() if value not in (None, "", ())}))
+    return str(
+        Spec(
+            name,
+            None,
+            {key: _show(value) for key, value in values.items() if value not in (None, "", ())},
+        )
+    )
 
 
 def _show(value: object) -> str:
@@ -241,5 +276,8 @@ def _show(value: object) -> str:
     if isinstance(value, int | float):
         return show_number(value)
     if isinstance(value, tuple):
-        return "+".join(f"({item})" if isinstance(item, str) and _NESTED.search(item) else _show(item) for item in value)
+        return "+".join(
+            f"({item})" if isinstance(item, str) and _NESTED.search(item) else _show(item)
+            for item in value
+        )
     return str(value)

@@ -6,7 +6,8 @@
     class TestMyDefense(DefenseContract):
         defense = MyDefense
 
-runs every check of `bench.contract.defense` as a test of its own. `bench check` runs the same ones without pytest.
+runs every check of `bench.contract.defense` as a test of its own. `bench check` runs the same ones
+without pytest.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ class DefenseContract:
     """Tests of a defense. Subclass it, name the class `Test...`, and set `defense`.
 
     Attributes:
-        defense: the class (its default parameters are used), or a spec such as `my_defense.py@MyDefense:sigma=0.1`; the file is
-            looked for beside the test, then in the working directory.
-        dataset: spec of a data set to check it on; twelve built-in images of shape (3, 16, 16) by default.
-        classifier: a module, or a classifier's spec; a small built-in one, or the data set's own, by default.
-        images: images (n, C, H, W) in [0, 1] and labels (n,) instead of a data set; set `classifier` to a module as well.
+        defense: the class (its default parameters are used), or a spec such as
+            `my_defense.py@MyDefense:sigma=0.1`; the file is looked for beside the test, then in the
+            working directory.
+        dataset: spec of a data set to check it on; twelve built-in images of shape (3, 16, 16) by
+            default.
+        classifier: a module, or a classifier's spec; a small built-in one, or the data set's own,
+            by default.
+        images: images (n, C, H, W) in [0, 1] and labels (n,) instead of a data set; set
+            `classifier` to a module as well.
     """
 
     defense: ClassVar[str | type[Defense[Any]]]
@@ -58,8 +63,9 @@ class AttackContract:
     """Tests of an attack. Subclass it, name the class `Test...`, and set `attack`.
 
     Attributes:
-        attack: the class (its default parameters are used), or a spec such as `my_attack.py@MyAttack:steps=5`; the file is looked
-            for beside the test, then in the working directory.
+        attack: the class (its default parameters are used), or a spec such as
+            `my_attack.py@MyAttack:steps=5`; the file is looked for beside the test, then in the
+            working directory.
     """
 
     attack: ClassVar[str | type[Attack[Any]]]
@@ -76,7 +82,9 @@ _ATTACKS: dict[type, AttackCase] = {}
 
 def _defense_case(test: type[DefenseContract]) -> DefenseCase:
     if test not in _DEFENSES:
-        _DEFENSES[test] = DefenseCase(_plugin(test, "defense"), test.dataset, test.classifier, test.images)
+        _DEFENSES[test] = DefenseCase(
+            _plugin(test, "defense"), test.dataset, test.classifier, test.images
+        )
     return _DEFENSES[test]
 
 
@@ -87,10 +95,14 @@ def _attack_case(test: type[AttackContract]) -> AttackCase:
 
 
 def _plugin(test: type, kind: str) -> Any:
-    """The class or spec to test; a spec whose file stands beside the test, with that file's whole path."""
+    """The class or spec to test; a spec whose file stands beside the test, with that file's whole
+    path.
+    """
     plugin = getattr(test, kind, None)
     if plugin is None:
-        pytest.fail(f"{test.__name__} names no {kind}: set `{kind}` to its class or spec", pytrace=False)
+        pytest.fail(
+            f"{test.__name__} names no {kind}: set `{kind}` to its class or spec", pytrace=False
+        )
     if not isinstance(plugin, str) or "@" not in plugin:
         return plugin
     file, _, rest = plugin.partition("@")

@@ -17,7 +17,8 @@ from bench.spec import show_number
 
 Norm = Literal["linf", "l2"]
 
-# Rounding to float32 moves a point by this much at most; a check that is stricter would reject exact projections.
+# Rounding to float32 moves a point by this much at most; a check that is stricter would reject
+# exact projections.
 LINF_SLACK = 1e-6
 L2_SLACK = 1e-5
 
@@ -33,10 +34,15 @@ class ThreatModel:
         if self.norm not in ("linf", "l2"):
             raise BadInput(f"unknown norm {self.norm!r}: use linf or l2")
         if not math.isfinite(self.eps) or self.eps <= 0:
-            raise BadInput(f"eps is {self.eps}: it must be a positive number in units of [0,1] pixels, such as 8/255")
+            raise BadInput(
+                f"eps is {self.eps}: it must be a positive number in units of [0,1] pixels, such "
+                "as 8/255"
+            )
         if self.norm == "linf" and self.eps > 1:
             hint = f"; did you mean {self.eps:g}/255?" if self.eps <= 255 else ""
-            raise BadInput(f"eps is {self.eps:g} under linf, but pixels lie in [0,1]: give at most 1{hint}")
+            raise BadInput(
+                f"eps is {self.eps:g} under linf, but pixels lie in [0,1]: give at most 1{hint}"
+            )
 
     def __str__(self) -> str:
         return f"{self.norm} {show_number(self.eps)}"
@@ -45,10 +51,15 @@ class ThreatModel:
         """Raise where eps exceeds the diameter of the box, which no L2 perturbation can reach."""
         diameter = math.sqrt(math.prod(shape))
         if self.norm == "l2" and self.eps > diameter:
-            raise BadInput(f"eps is {self.eps:g} under l2, more than any two images of shape {shape} differ: lower it")
+            raise BadInput(
+                f"eps is {self.eps:g} under l2, more than any two images of shape {shape} differ: "
+                "lower it"
+            )
 
     def project(self, x: Tensor, origin: Tensor) -> Tensor:
-        """The point of ball and box nearest to `x` in L2 (for Linf also in Linf); shapes (n, ...)."""
+        """The point of ball and box nearest to `x` in L2 (for Linf also in Linf); shapes
+        (n, ...).
+        """
         if self.norm == "linf":
             return torch.clamp(torch.clamp(x, origin - self.eps, origin + self.eps), 0.0, 1.0)
         return _project_l2(x, origin, self.eps)
@@ -58,7 +69,8 @@ class ThreatModel:
 
         Args:
             origin: images, (n, ...).
-            uniform: numbers in [0, 1): shape of `origin` for Linf, (n, 1) is enough for L2's radius.
+            uniform: numbers in [0, 1): shape of `origin` for Linf, (n, 1) is enough for L2's
+                radius.
             normal: standard normal numbers of the shape of `origin`; used by L2 for the direction.
         """
         if self.norm == "linf":
@@ -67,7 +79,9 @@ class ThreatModel:
         return self.project(origin + _like(self.eps * radius, origin) * _unit(normal), origin)
 
     def ascend(self, x: Tensor, gradient: Tensor, size: float, origin: Tensor) -> Tensor:
-        """One steepest-ascent step of length `size` in the norm (sign, or normalised gradient), then `project`."""
+        """One steepest-ascent step of length `size` in the norm (sign, or normalised gradient),
+        then `project`.
+        """
         direction = gradient.sign() if self.norm == "linf" else _unit(gradient)
         return self.project(x + size * direction, origin)
 
@@ -105,10 +119,12 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _project_l2(x: Tensor, origin: Tensor, eps: float) -> Tensor:
-    """Nearest point of {|z - origin|_2 <= eps} and [0,1]: z(s) = clip(origin + s (x - origin)), s in [0, 1].
+    """Nearest point of {|z - origin|_2 <= eps} and [0,1]: z(s) = clip(origin + s (x - origin)), s
+    in [0, 1].
 
-    By the KKT conditions of min |z - x|^2 the multiplier of the ball enters only through s, and the distance of z(s) from the
-    origin grows with s, so bisection finds the s that meets eps. Clipping after an ordinary projection is not optimal.
+    By the KKT conditions of min |z - x|^2 the multiplier of the ball enters only through s, and the
+    distance of z(s) from the origin grows with s, so bisection finds the s that meets eps. Clipping
+    after an ordinary projection is not optimal.
     """
     delta = x - origin
 

@@ -1,11 +1,14 @@
-"""DataFreeShield against a transcription of its released algorithm, on the same network, batch size and threads, in one run.
+"""DataFreeShield against a transcription of its released algorithm, on the same network, batch size
+and threads, in one run.
 
-    OMP_NUM_THREADS=1 pytest benchmarks/test_datafree.py -s --benchmark-group-by=group --benchmark-timer=time.process_time
+    OMP_NUM_THREADS=1 pytest benchmarks/test_datafree.py -s --benchmark-group-by=group
+    --benchmark-timer=time.process_time
 
-The table's parentheses are the ratios to the faster one of a group. Both run a ResNet-20 for CIFAR with fresh weights: its answers
-do not matter to its time. The released training copies the student for each batch, asks it for S(x) in every step of the attack,
-asks the teacher in every epoch, and runs the clean images through the student twice in the loss; the released synthesis
-differentiates to the weights, too, and lets autograd find the gradient of the BatchNorm statistics.
+The table's parentheses are the ratios to the faster one of a group. Both run a ResNet-20 for CIFAR
+with fresh weights: its answers do not matter to its time. The released training copies the student
+for each batch, asks it for S(x) in every step of the attack, asks the teacher in every epoch, and
+runs the clean images through the student twice in the loss; the released synthesis differentiates
+to the weights, too, and lets autograd find the gradient of the BatchNorm statistics.
 """
 
 import copy
@@ -15,6 +18,10 @@ from collections import Counter
 
 import pytest
 import torch
+from bench_defenses.adversarial.objectives import DataFreeShield
+from bench_defenses.adversarial.source import Source, Tag
+from bench_defenses.adversarial.trainer import Schedule, train_student
+from bench_defenses.datafree.synthesis import Recipe, synthesise
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,10 +30,6 @@ from bench.models.resnet import CifarResNet
 from bench.noise import Noise, Stream, isolated
 from bench.threat import ThreatModel
 from bench.victim import frozen
-from defenses.adversarial.objectives import DataFreeShield
-from defenses.adversarial.source import Source, Tag
-from defenses.adversarial.trainer import Schedule, train_student
-from defenses.datafree.synthesis import Recipe, synthesise
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -39,7 +42,9 @@ NOISE = Noise.of(0, Stream.BUILD, [0])
 
 def network():
     with isolated(0):
-        return Classifier(CifarResNet((3, 3, 3), 10, 3, projection=False), 10, mean=MEAN, std=STD).eval()
+        return Classifier(
+            CifarResNet((3, 3, 3), 10, 3, projection=False), 10, mean=MEAN, std=STD
+        ).eval()
 
 
 def pixels():
@@ -68,21 +73,27 @@ def our_training(epochs=1):
     images, labels = pixels()
     schedule = Schedule(epochs=epochs, batch=BATCH, rate=RATE, group=GROUP, steps=STEPS)
     source, ball = Source(images, labels, Tag.SYNTHETIC), ThreatModel("linf", EPS)
-    train_student(copy.deepcopy(teacher), teacher, source, DataFreeShield(), schedule, ball, NOISE, needs=())
+    train_student(
+        copy.deepcopy(teacher), teacher, source, DataFreeShield(), schedule, ball, NOISE, needs=()
+    )
 
 
 def released_training(epochs=1):
     teacher = Plain(network()).eval()
     student = copy.deepcopy(teacher)
     images, _ = pixels()
-    optimiser = torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimiser = torch.optim.SGD(
+        student.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         held = []
         for rows in torch.randperm(len(images), generator=generator).split(BATCH):
             held.append(released_gradients(student, teacher, images[rows], generator))
             if len(held) == GROUP:
-                for parameter, gradients in zip(student.parameters(), zip(*held, strict=True), strict=True):
+                for parameter, gradients in zip(
+                    student.parameters(), zip(*held, strict=True), strict=True
+                ):
                     parameter.grad = released_refinement(gradients)
                 optimiser.step()
                 held = []
@@ -121,7 +132,10 @@ def released_kl(logits, target, reduction="batchmean"):
 
 def released_refinement(gradients, agreement=0.5):
     signs = sum(one.sign() for one in gradients)
-    up, down = sum(one.clamp(min=0) for one in gradients), sum(one.clamp(max=0) for one in gradients)
+    up, down = (
+        sum(one.clamp(min=0) for one in gradients),
+        sum(one.clamp(max=0) for one in gradients),
+    )
     kept = signs.abs() >= agreement * len(gradients)
     return torch.where(signs > 0, up, torch.where(signs < 0, down, up + down)) * kept
 
@@ -139,7 +153,11 @@ def our_synthesis(iterations=ITERATIONS, jitter=2):
 def released_synthesis(iterations=ITERATIONS, jitter=2):
     """Draws the same start, so that the images can be compared where nothing is rolled."""
     net, found, order = network().network, [], random.Random(0)
-    handles = [part.register_forward_hook(released_hook(found)) for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    handles = [
+        part.register_forward_hook(released_hook(found))
+        for part in net.modules()
+        if isinstance(part, nn.BatchNorm2d)
+    ]
     z = Noise.of(0, Stream.BUILD, range(BATCH)).at("/image").normal("start", SHAPE).requires_grad_()
     labels = torch.zeros(BATCH, dtype=torch.long)
     optimiser = torch.optim.Adam([z], lr=0.1)
@@ -150,7 +168,11 @@ def released_synthesis(iterations=ITERATIONS, jitter=2):
         rolled = torch.roll(z, offset, (2, 3))
         optimiser.zero_grad()
         net.zero_grad()
-        loss = F.cross_entropy(net(rolled), labels) + sum(found) + 2.5e-5 * (250 / BATCH) ** 0.5 * released_variation(rolled)
+        loss = (
+            F.cross_entropy(net(rolled), labels)
+            + sum(found)
+            + 2.5e-5 * (250 / BATCH) ** 0.5 * released_variation(rolled)
+        )
         if loss.item() < best:
             best, kept = loss.item(), z.data
         loss.backward()
@@ -164,16 +186,20 @@ def released_synthesis(iterations=ITERATIONS, jitter=2):
 def released_hook(found):
     def hook(layer, inputs, _):
         variance, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
-        found.append(torch.norm(layer.running_var - variance) + torch.norm(layer.running_mean - mean))
+        found.append(
+            torch.norm(layer.running_var - variance) + torch.norm(layer.running_mean - mean)
+        )
 
     return hook
 
 
 def released_variation(x):
     pairs = (
-        (x[..., :, :-1], x[..., :, 1:]), (x[..., :-1, :], x[..., 1:, :]),
-        (x[..., 1:, :-1], x[..., :-1, 1:]), (x[..., :-1, :-1], x[..., 1:, 1:]),
-    )  # fmt: skip
+        (x[..., :, :-1], x[..., :, 1:]),
+        (x[..., :-1, :], x[..., 1:, :]),
+        (x[..., 1:, :-1], x[..., :-1, 1:]),
+        (x[..., :-1, :-1], x[..., 1:, 1:]),
+    )
     return sum(torch.norm(a - b) for a, b in pairs)
 
 
@@ -197,13 +223,20 @@ def test_synthesis(benchmark, code):
 def test_both_make_the_same_images():
     torch.set_num_threads(1)
     ours, released = our_synthesis(3, jitter=0), released_synthesis(3, jitter=0)
-    # Adam's first steps have the length of the rate whatever the gradient is: a pixel without one goes where rounding says.
+    # Adam's first steps have the length of the rate whatever the gradient is: a pixel without one
+    # goes where rounding says.
     assert ((ours - released).abs() < 1e-3).float().mean() > 0.99
 
 
-@pytest.mark.parametrize(("code", "forwards"), [(our_training, 13), (released_training, 24)], ids=["bench", "as released"])
+@pytest.mark.parametrize(
+    ("code", "forwards"),
+    [(our_training, 13), (released_training, 24)],
+    ids=["bench", "as released"],
+)
 def test_forward_passes_of_an_image_visit(code, forwards, monkeypatch):
-    """Of the second epoch: the first one of ours has the teacher's answers in it, once for all epochs."""
+    """Of the second epoch: the first one of ours has the teacher's answers in it, once for all
+    epochs.
+    """
     torch.set_num_threads(1)
     monkeypatch.setattr(sys.modules[__name__], "BATCH", 10)
     counts = Counter()

@@ -1,10 +1,11 @@
 """PGD against foolbox and torchattacks on the same nets, images, steps and threads, in one run.
 
-    pip install foolbox; pip install --no-deps torchattacks      # whose pins would downgrade requests
-    BENCH_REAL_DATA=/path/with/data/and/models pytest benchmarks --benchmark-group-by=group
+    pip install foolbox; pip install --no-deps torchattacks      # whose pins would downgrade
+    requests BENCH_REAL_DATA=/path/with/data/and/models pytest benchmarks --benchmark-group-by=group
 
-The table's parentheses are the ratios to the fastest of a group. The undefended ResNet-20 shows what retiring broken images is
-worth; on the adversarially trained net most images survive, so every step counts.
+The table's parentheses are the ratios to the fastest of a group. The undefended ResNet-20 shows
+what retiring broken images is worth; on the adversarially trained net most images survive, so every
+step counts.
 """
 
 import os
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench_attacks.pgd import PGD, PGDParams
 from torch import nn
 
-from attacks.pgd import PGD, PGDParams
 from bench.data.npz import Npz
 from bench.models.file import File
 from bench.threat import ThreatModel
@@ -72,7 +73,9 @@ def with_foolbox(classifier, images, labels, eps):
 
 def with_torchattacks(classifier, images, labels, eps):
     torchattacks = pytest.importorskip("torchattacks")
-    attack = torchattacks.PGD(Plain(classifier).eval(), eps=eps, alpha=eps / 4, steps=STEPS, random_start=True)
+    attack = torchattacks.PGD(
+        Plain(classifier).eval(), eps=eps, alpha=eps / 4, steps=STEPS, random_start=True
+    )
 
     def run():
         parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
@@ -81,7 +84,9 @@ def with_torchattacks(classifier, images, labels, eps):
     return run
 
 
-@pytest.mark.parametrize("library", [ours, with_foolbox, with_torchattacks], ids=["bench", "foolbox", "torchattacks"])
+@pytest.mark.parametrize(
+    "library", [ours, with_foolbox, with_torchattacks], ids=["bench", "foolbox", "torchattacks"]
+)
 @pytest.mark.parametrize("net", NETS)
 def test_pgd(benchmark, net, library):
     classifier, images, labels = load(net)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-# rich draws from Python's global generator when it is imported: before the first test, not within one.
-import bench.progress  # noqa: F401
+# rich draws from Python's global generator when it is imported: before the first test, not within
+# one.
+import bench.engine.progress  # noqa: F401
 from bench.noise import generators
 
 torch.set_num_threads(1)
@@ -17,7 +18,8 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def global_generators_stay_as_found(request):
     """Every test doubles as a check that no public call moves the global generators."""
-    # rich, which draws the command's progress bar, numbers its styles with Python's global generator.
+    # rich, which draws the command's progress bar, numbers its styles with Python's global
+    # generator.
     commands = ("test_cli", "test_purification_runs")
     kept = slice(0, 2) if any(name in request.node.nodeid for name in commands) else slice(None)
     before = generators()

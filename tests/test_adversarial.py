@@ -1,4 +1,6 @@
-"""Adversarially trained students: formulas by hand, GradRefine's table, the trainer's costs and promises, the defenses."""
+"""Adversarially trained students: formulas by hand, GradRefine's table, the trainer's costs and
+promises, the defenses.
+"""
 
 import copy
 import json
@@ -8,27 +10,37 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bench_defenses.adversarial import public_at, students, trainer, training_data, visits
+from bench_defenses.adversarial.gradrefine import GradRefine
+from bench_defenses.adversarial.objectives import (
+    OBJECTIVES,
+    Seen,
+    boosted_cross_entropy,
+    divergence,
+    read_objective,
+)
+from bench_defenses.adversarial.params import TrainingParams
+from bench_defenses.adversarial.public_at import PublicAtParams
+from bench_defenses.adversarial.source import Source, Tag, accepted, check_tag, split
+from bench_defenses.adversarial.trainer import Schedule, train_student
+from bench_defenses.adversarial.visits import answers, climb, starting_points
 from torch import nn
 
 from bench.contract.toys import CLASSES, SmallNet, gratings
 from bench.defense import AccessDenied, Need
-from bench.evaluation import Options, build, run_cells
-from bench.fingerprint import fingerprint
+from bench.engine.build import build
+from bench.engine.execution import Execution
+from bench.engine.fingerprint import fingerprint
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import run_evaluations
+from bench.engine.setup import load_setup
 from bench.losses import kl
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, isolated
-from bench.plan import Request, plan, subject_of
-from bench.record import Store
+from bench.results.store import Store
 from bench.testing import DefenseContract
 from bench.threat import ThreatModel
-from defenses.adversarial import public_at, students, trainer, training_data, visits
-from defenses.adversarial.gradrefine import GradRefine
-from defenses.adversarial.objectives import OBJECTIVES, Seen, boosted_cross_entropy, divergence, read_objective
-from defenses.adversarial.params import TrainingParams
-from defenses.adversarial.public_at import PublicAtParams
-from defenses.adversarial.source import Source, Tag, accepted, check_tag, split
-from defenses.adversarial.trainer import Schedule, train_student
-from defenses.adversarial.visits import answers, climb, starting_points
 from tests.toys import message
 
 THREAT = ThreatModel("linf", 0.05)
@@ -61,7 +73,16 @@ def learn(teacher, source):
     def train(schedule=ONCE, objective="trades", images=source, threat=THREAT, seed=0, **options):
         student = options.pop("student", None) or copy.deepcopy(teacher)
         options = {"needs": {Need.TRAINING_DATA}, **options}
-        return train_student(student, teacher, images, read_objective(objective), schedule, threat, noise(seed), **options)
+        return train_student(
+            student,
+            teacher,
+            images,
+            read_objective(objective),
+            schedule,
+            threat,
+            noise(seed),
+            **options,
+        )
 
     return train
 
@@ -71,7 +92,7 @@ def same(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-# Losses -------------------------------------------------------------------------------------------------------------------
+# Losses -------------------------------------------------------------------------------------------
 
 CLEAN = [[2.0, 0.5, -1.0], [0.1, 1.2, 0.3]]
 ATTACKED = [[0.4, 0.9, -0.2], [1.5, 0.2, -0.7]]
@@ -101,11 +122,15 @@ def nll(rows):
 def test_kl_by_hand():
     half, biased = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, np.log(3.0)]])
     assert kl(half, biased).item() == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3), abs=1e-6)
-    assert kl(biased, half).item() == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), abs=1e-6)
+    assert kl(biased, half).item() == pytest.approx(
+        0.25 * np.log(0.5) + 0.75 * np.log(1.5), abs=1e-6
+    )
     assert kl(half, biased).shape == (1,) and kl(half, half).item() == 0
     far = torch.tensor([[800.0, -800.0]], requires_grad=True)
     (slope,) = torch.autograd.grad(kl(far, -far).sum(), far)
-    assert kl(far, -far).item() == pytest.approx(1600) and torch.isfinite(slope).all(), "in probability space this is NaN"
+    assert kl(far, -far).item() == pytest.approx(1600) and torch.isfinite(slope).all(), (
+        "in probability space this is NaN"
+    )
     # A gap of 20 nats: in float32 the true class's term drops out.
     sure = torch.tensor([[20.0, 0.0]])
     moved = torch.tensor([[19.0, 0.0]], requires_grad=True)
@@ -117,7 +142,9 @@ def test_reductions_by_hand():
     values = by_hand(TEACHER, CLEAN, 4.0)
     logits = seen()
     assert divergence(logits.teacher, logits.clean, 4.0).item() == pytest.approx(16 * values.mean())
-    assert divergence(logits.teacher, logits.clean, 4.0, "element_mean").item() == pytest.approx(16 * values.sum() / 6)
+    assert divergence(logits.teacher, logits.clean, 4.0, "element_mean").item() == pytest.approx(
+        16 * values.sum() / 6
+    )
 
 
 def _boosted():
@@ -128,19 +155,27 @@ def _boosted():
 FORMULAS = {
     "pgd-at": lambda: nll(ATTACKED).mean(),
     "trades:beta=4": lambda: nll(CLEAN).mean() + 4 * by_hand(CLEAN, ATTACKED).mean(),
-    "mart:beta=4": lambda: _boosted() + 4 * ((1 - p(CLEAN)[[0, 1], LABELS]) * by_hand(CLEAN, ATTACKED)).mean(),
+    "mart:beta=4": lambda: (
+        _boosted() + 4 * ((1 - p(CLEAN)[[0, 1], LABELS]) * by_hand(CLEAN, ATTACKED)).mean()
+    ),
     "ard:tau=3": lambda: 9 * by_hand(TEACHER, ATTACKED, 3).mean(),
     "ard:alpha=0.7,tau=3,reduction=element_mean": lambda: (
         0.7 * 9 * by_hand(TEACHER, ATTACKED, 3).mean() / 3 + 0.3 * nll(CLEAN).mean()
     ),
-    "rslad": lambda: 5 / 6 * by_hand(TEACHER, ATTACKED).mean() + 1 / 6 * by_hand(TEACHER, CLEAN).mean(),
-    "rslad:adversarial=1,clean=0,reduction=element_mean": lambda: by_hand(TEACHER, ATTACKED).mean() / 3,
+    "rslad": lambda: (
+        5 / 6 * by_hand(TEACHER, ATTACKED).mean() + 1 / 6 * by_hand(TEACHER, CLEAN).mean()
+    ),
+    "rslad:adversarial=1,clean=0,reduction=element_mean": lambda: (
+        by_hand(TEACHER, ATTACKED).mean() / 3
+    ),
     "datafreeshield:clean=2,adv_teacher=3,smooth=5": lambda: (
         2 * 400 * by_hand(TEACHER, CLEAN, 20).mean() / 3
         + 3 * by_hand(TEACHER, ATTACKED).mean()
         + 5 * by_hand(CLEAN, ATTACKED).mean()
     ),
-    "datafreeshield:tau=1,reduction=batchmean,adv_teacher=0,smooth=0": lambda: by_hand(TEACHER, CLEAN).mean(),
+    "datafreeshield:tau=1,reduction=batchmean,adv_teacher=0,smooth=0": lambda: by_hand(
+        TEACHER, CLEAN
+    ).mean(),
 }
 
 
@@ -148,14 +183,23 @@ FORMULAS = {
 def test_objectives_by_hand(text):
     objective = read_objective(text)
     assert objective.loss(seen()).item() == pytest.approx(FORMULAS[text](), rel=1e-9)
-    assert objective.loss(seen(dtype=torch.float32)).item() == pytest.approx(FORMULAS[text](), rel=1e-5)
+    assert objective.loss(seen(dtype=torch.float32)).item() == pytest.approx(
+        FORMULAS[text](), rel=1e-5
+    )
     # Nothing is detached: the analytic gradient to both kinds of logits is the numeric one.
-    inputs = [torch.tensor(rows, dtype=torch.float64, requires_grad=True) for rows in (CLEAN, ATTACKED)]
-    assert torch.autograd.gradcheck(lambda clean, attacked: objective.loss(replace(seen(), clean=clean, attacked=attacked)), inputs)
+    inputs = [
+        torch.tensor(rows, dtype=torch.float64, requires_grad=True) for rows in (CLEAN, ATTACKED)
+    ]
+    assert torch.autograd.gradcheck(
+        lambda clean, attacked: objective.loss(replace(seen(), clean=clean, attacked=attacked)),
+        inputs,
+    )
 
 
 def test_the_table_of_inner_attacks():
-    found = {name: (kind().inner, kind().start, kind().clean_pass) for name, kind in OBJECTIVES.items()}
+    found = {
+        name: (kind().inner, kind().start, kind().clean_pass) for name, kind in OBJECTIVES.items()
+    }
     assert found == {
         "ait": ("teacher", "gaussian", False),
         "ard": ("label", "uniform", False),
@@ -168,7 +212,10 @@ def test_the_table_of_inner_attacks():
         "rslad": ("teacher", "gaussian", True),
         "trades": ("student", "gaussian", True),
     }
-    assert read_objective("datafreeshield:attack=ce").inner == "label" and read_objective("ard:alpha=0.5").clean_pass
+    assert (
+        read_objective("datafreeshield:attack=ce").inner == "label"
+        and read_objective("ard:alpha=0.5").clean_pass
+    )
     assert not read_objective("(rslad:clean=0)").clean_pass
     assert "Did you mean 'trades'" in message(lambda: read_objective("trade"))
     assert "beta" in message(lambda: read_objective("pgd-at:beta=2"))
@@ -184,12 +231,21 @@ def test_marts_second_term_sees_the_largest_wrong_class_only():
     logits, labels = torch.tensor([[9.0, 2.0, 1.0]]), torch.tensor([0])
     raised = boosted_cross_entropy(torch.tensor([[9.0, 3.0, 1.0]]), labels)
     assert boosted_cross_entropy(logits, labels) < raised
-    assert torch.isfinite(boosted_cross_entropy(torch.tensor([[-500.0, 500.0]]), labels)), "1.0001 keeps the logarithm finite"
+    assert torch.isfinite(boosted_cross_entropy(torch.tensor([[-500.0, 500.0]]), labels)), (
+        "1.0001 keeps the logarithm finite"
+    )
 
 
-# GradRefine ---------------------------------------------------------------------------------------------------------------
+# GradRefine ---------------------------------------------------------------------------------------
 
-ROWS = torch.tensor([[0.4, 0.3, -0.2, 0, 0.1], [0.2, -0.1, -0.1, 0.5, -0.1], [-0.1, 0.2, -0.3, 0, 0.2], [0.3, -0.6, -0.1, 0, -0.3]])
+ROWS = torch.tensor(
+    [
+        [0.4, 0.3, -0.2, 0, 0.1],
+        [0.2, -0.1, -0.1, 0.5, -0.1],
+        [-0.1, 0.2, -0.3, 0, 0.2],
+        [0.3, -0.6, -0.1, 0, -0.3],
+    ]
+)
 
 
 def refined(rows, agreement, size=None):
@@ -214,7 +270,9 @@ def test_gradrefine_sums_what_agrees(agreement, expected):
 
 
 def test_a_remainder_is_judged_by_its_own_size():
-    assert torch.allclose(refined(ROWS[:2], 0.75, size=4), torch.tensor([0.6, 0, -0.3, 0, 0]), atol=1e-7)
+    assert torch.allclose(
+        refined(ROWS[:2], 0.75, size=4), torch.tensor([0.6, 0, -0.3, 0, 0]), atol=1e-7
+    )
 
 
 def test_gradrefine_of_one_batch_is_that_batch():
@@ -223,7 +281,10 @@ def test_gradrefine_of_one_batch_is_that_batch():
     for _ in range(2):
         refine.add(gradients)
         assert refine.full
-        assert all(torch.equal(a, b) for a, b in zip(refine.take(), gradients, strict=True)) and not refine.full
+        assert (
+            all(torch.equal(a, b) for a, b in zip(refine.take(), gradients, strict=True))
+            and not refine.full
+        )
 
 
 def test_gradrefine_counts_beyond_a_byte_and_rounds_no_threshold_up():
@@ -231,7 +292,9 @@ def test_gradrefine_counts_beyond_a_byte_and_rounds_no_threshold_up():
     assert torch.equal(refined(ones, 1.0), torch.full((5,), 300.0))
     votes = torch.zeros(100, 5)
     votes[:7] = 1
-    assert torch.equal(refined(votes, 0.07), torch.full((5,), 7.0)), "7 of 100 are 0.07, though 0.07 * 100 is more than 7"
+    assert torch.equal(refined(votes, 0.07), torch.full((5,), 7.0)), (
+        "7 of 100 are 0.07, though 0.07 * 100 is more than 7"
+    )
 
 
 def test_a_masked_element_still_moves_by_momentum_and_decay():
@@ -290,7 +353,7 @@ def test_groups_step_together_and_the_last_one_may_be_smaller(learn, monkeypatch
     assert counts == [3, 1, 3, 1], "48 images are four batches of 10"
 
 
-# The inner attack ---------------------------------------------------------------------------------------------------------
+# The inner attack ---------------------------------------------------------------------------------
 
 
 def kl_slope(model, images, points):
@@ -309,17 +372,27 @@ def test_the_kl_attack_needs_its_noisy_start(teacher, source):
 
 @pytest.mark.parametrize("threat", [ThreatModel("linf", 0.05), ThreatModel("l2", 0.7)], ids=str)
 @pytest.mark.parametrize("begin", ["gaussian", "uniform"])
-def test_the_attack_stays_in_ball_and_box_climbs_and_changes_nothing(teacher, source, threat, begin):
+def test_the_attack_stays_in_ball_and_box_climbs_and_changes_nothing(
+    teacher, source, threat, begin
+):
     images = source.images[:8].clone()
     images[0] = 0.0
     images[1] = 1.0
     student = copy.deepcopy(teacher).requires_grad_(True)
     anchor = answers(student, images)
     start = starting_points(images, begin, threat, Noise.of(0, Stream.BUILD, range(8)))
-    points = climb(student, lambda logits, rows: kl(anchor[rows], logits), start, images, threat, 10)
-    assert threat.contains(points, images).all() and threat.contains(start, images).all() and not points.requires_grad
+    points = climb(
+        student, lambda logits, rows: kl(anchor[rows], logits), start, images, threat, 10
+    )
+    assert (
+        threat.contains(points, images).all()
+        and threat.contains(start, images).all()
+        and not points.requires_grad
+    )
     assert (kl(anchor, answers(student, points)) > kl(anchor, answers(student, start)))[2:].all()
-    assert same(student, teacher) and all(one.requires_grad and one.grad is None for one in student.parameters())
+    assert same(student, teacher) and all(
+        one.requires_grad and one.grad is None for one in student.parameters()
+    )
     with pytest.raises(RuntimeError, match="put the model into evaluation mode"):
         climb(student.train(), lambda logits, rows: logits[:, 0], start, images, threat, 1)
     assert torch.equal(student.network.norm.running_mean, teacher.network.norm.running_mean)
@@ -336,18 +409,24 @@ def test_the_steps_reach_from_one_end_of_the_ball_to_the_other():
     images = torch.full((2, 1, 2, 2), 0.5)
     model = Classifier(Slope(), 2).eval()
     start = images + 0.1 * weight.sign()
-    points = climb(model, lambda logits, rows: -logits[:, 0], start, images, ThreatModel("linf", 0.1), 4)
+    points = climb(
+        model, lambda logits, rows: -logits[:, 0], start, images, ThreatModel("linf", 0.1), 4
+    )
     assert torch.allclose(points, images - 0.1 * weight.sign())
 
 
-# The trainer --------------------------------------------------------------------------------------------------------------
+# The trainer --------------------------------------------------------------------------------------
 
 
 def test_tags_open_exactly_the_declared_doors(learn, source):
     assert accepted(()) == {"synthetic"}
     assert accepted({Need.TRAINING_DATA}) == {"synthetic", "training"}
     assert accepted({Need.PUBLIC_IMAGES}) == {"synthetic", "public"}
-    assert accepted({Need.GENERATOR, Need.UNLABELLED_TEST}) == {"synthetic", "generated", "unlabelled"}
+    assert accepted({Need.GENERATOR, Need.UNLABELLED_TEST}) == {
+        "synthetic",
+        "generated",
+        "unlabelled",
+    }
     assert Tag.TEST not in accepted(set(Need))
     for needs in (set(), {Need.TRAINING_DATA}, set(Need)):
         for tag in Tag:
@@ -370,7 +449,9 @@ def passes(classifier):
         mode = "train" if module.training else "eval"
         counts[f"{mode} forward"] += len(output)
         if output.requires_grad:
-            output.register_hook(lambda gradient: counts.update({f"{mode} backward": len(gradient)}))
+            output.register_hook(
+                lambda gradient: counts.update({f"{mode} backward": len(gradient)})
+            )
 
     classifier.network.register_forward_hook(forward)
     next(classifier.network.parameters()).register_hook(lambda _: counts.update({"to weights": 1}))
@@ -379,13 +460,29 @@ def passes(classifier):
 
 @pytest.mark.parametrize(
     ("objective", "clean_eval", "in_loss"),
-    [("datafreeshield", 1, 2), ("trades", 1, 2), ("mart", 0, 2), ("rslad", 0, 2), ("pgd-at", 0, 1), ("rslad:clean=0", 0, 1)],
+    [
+        ("datafreeshield", 1, 2),
+        ("trades", 1, 2),
+        ("mart", 0, 2),
+        ("rslad", 0, 2),
+        ("pgd-at", 0, 1),
+        ("rslad:clean=0", 0, 1),
+    ],
 )
 def test_passes_an_image_visit(teacher, source, objective, clean_eval, in_loss):
     labeller, student = copy.deepcopy(teacher), copy.deepcopy(teacher).requires_grad_(True)
     asked, counts = passes(labeller), passes(student)
     schedule = replace(ONCE, epochs=2, steps=10)
-    train_student(student, labeller, source, read_objective(objective), schedule, THREAT, noise(), needs={Need.TRAINING_DATA})
+    train_student(
+        student,
+        labeller,
+        source,
+        read_objective(objective),
+        schedule,
+        THREAT,
+        noise(),
+        needs={Need.TRAINING_DATA},
+    )
     n, visits = len(source.images), 2 * len(source.images)
     assert asked == {"eval forward": n}, "the teacher answers each image once"
     batches = visits // ONCE.batch
@@ -403,7 +500,9 @@ def test_training_leaves_teacher_images_and_generators_alone(learn, teacher, sou
     done = learn(objective="datafreeshield")
     assert fingerprint(teacher) == before and torch.equal(source.images, pixels)
     assert not same(done.student, teacher)
-    assert not done.student.training and not any(one.requires_grad for one in done.student.parameters())
+    assert not done.student.training and not any(
+        one.requires_grad for one in done.student.parameters()
+    )
 
 
 def test_the_same_noise_gives_the_same_student(learn):
@@ -415,7 +514,16 @@ def test_the_same_noise_gives_the_same_student(learn):
 def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monkeypatch, checkpoint):
     agreements = iter([0.5, 0.9, 0.1, 0.2] * 2)
     monkeypatch.setattr(trainer._Judge, "__call__", lambda self, student: next(agreements))
-    schedule = replace(ONCE, epochs=4, batch=10, group=3, schedule="cosine", warmup=0.5, clip=0.5, checkpoint=checkpoint)
+    schedule = replace(
+        ONCE,
+        epochs=4,
+        batch=10,
+        group=3,
+        schedule="cosine",
+        warmup=0.5,
+        clip=0.5,
+        checkpoint=checkpoint,
+    )
     images, held_out = split(source, 0.2, noise())
     told = []
 
@@ -431,7 +539,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monke
             learn(schedule, folder=tmp_path, report=stop, **options)
     resumed = learn(schedule, folder=tmp_path, report=stop, **options)
     assert told == [1, 2, 3, 4] and trainer.epochs_done(tmp_path) == 4
-    assert same(whole.student, resumed.student) and whole.history == resumed.history and whole.kept == resumed.kept
+    assert (
+        same(whole.student, resumed.student)
+        and whole.history == resumed.history
+        and whole.kept == resumed.kept
+    )
     assert resumed.kept.done == (2 if checkpoint == "best" else 4)
 
 
@@ -446,24 +558,36 @@ def test_the_best_epoch_is_chosen_by_held_out_agreement(learn, source, monkeypat
 
 
 def test_agreement_is_the_share_that_keeps_the_teachers_answer_under_attack(teacher, source):
-    far, near = (trainer._Judge(teacher, source, 10, ThreatModel("linf", eps), 0) for eps in (0.4, 1e-4))
+    far, near = (
+        trainer._Judge(teacher, source, 10, ThreatModel("linf", eps), 0) for eps in (0.4, 1e-4)
+    )
     assert near(teacher) == 1 and far(teacher) < 0.5
 
 
 def test_eps_rises_over_the_warm_up(learn, monkeypatch):
     used = []
-    monkeypatch.setattr(visits, "climb", lambda model, value, start, images, threat, steps: used.append(threat.eps) or start)
+    monkeypatch.setattr(
+        visits,
+        "climb",
+        lambda model, value, start, images, threat, steps: used.append(threat.eps) or start,
+    )
     learn(replace(ONCE, epochs=2, warmup=0.5))
     assert used == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05, 0.05, 0.05])
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("const", [1, 1, 1, 1]), ("cosine", [1, 0.853553, 0.5, 0.146447])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("const", [1, 1, 1, 1]), ("cosine", [1, 0.853553, 0.5, 0.146447])]
+)
 def test_learning_rates(learn, monkeypatch, schedule, expected):
     rates = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
+    )
     learn(replace(ONCE, epochs=2, group=3, schedule=schedule))
-    assert rates == pytest.approx([0.02 * share for share in expected], rel=1e-5), "two steps an epoch: three batches and one"
+    assert rates == pytest.approx([0.02 * share for share in expected], rel=1e-5), (
+        "two steps an epoch: three batches and one"
+    )
 
 
 class Norm(nn.Module):
@@ -490,11 +614,15 @@ def test_what_batchnorm_learns_from_a_batch(monkeypatch, how, expected):
         model = Classifier(Norm(), 2).eval()
     model.network.norm.running_mean.fill_(5)
     images = 0.2 + torch.tensor([0.1, -0.1]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
-    monkeypatch.setattr(visits, "climb", lambda model, value, start, images, threat, steps: images + 0.5)
+    monkeypatch.setattr(
+        visits, "climb", lambda model, value, start, images, threat, steps: images + 0.5
+    )
     student = copy.deepcopy(model)
     schedule = Schedule(epochs=1, batch=2, **how)
     source = Source(images, None, Tag.SYNTHETIC)
-    train_student(student, model, source, read_objective("trades"), schedule, THREAT, noise(), needs=[])
+    train_student(
+        student, model, source, read_objective("trades"), schedule, THREAT, noise(), needs=[]
+    )
     assert student.network.norm.running_mean.item() == pytest.approx(expected)
     assert not torch.equal(student.network.norm.weight, model.network.norm.weight)
 
@@ -510,7 +638,9 @@ def test_without_labels_the_teacher_answers(learn, teacher, source):
 def test_clipping_bounds_the_common_norm():
     gradients = [torch.tensor([3.0]), torch.tensor([4.0])]
     assert [g.item() for g in visits.clipped(gradients, 1.0)] == pytest.approx([0.6, 0.8])
-    assert [g.item() for g in visits.clipped(gradients, 6.0)] == [3, 4] and visits.clipped(gradients, 0.0) is gradients
+    assert [g.item() for g in visits.clipped(gradients, 6.0)] == [3, 4] and visits.clipped(
+        gradients, 0.0
+    ) is gradients
 
 
 class Dropping(SmallNet):
@@ -529,7 +659,16 @@ def test_dropout_repeats():
         with isolated(seed):
             student = copy.deepcopy(model)
             students.append(
-                train_student(student, model, source, read_objective("trades"), ONCE, THREAT, noise(), needs=[]).student
+                train_student(
+                    student,
+                    model,
+                    source,
+                    read_objective("trades"),
+                    ONCE,
+                    THREAT,
+                    noise(),
+                    needs=[],
+                ).student
             )
     assert same(*students), "whatever state the global generators are in"
 
@@ -555,7 +694,7 @@ def test_splitting_keeps_every_image_once(source):
     assert torch.equal(held.labels, source.labels[index])
 
 
-# The defenses -------------------------------------------------------------------------------------------------------------
+# The defenses -------------------------------------------------------------------------------------
 
 QUICK = "profile=smoke,epochs=1,steps=2"
 
@@ -585,12 +724,16 @@ class TestPublicAt(DefenseContract):
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return subject_of(Request((), (), n=8))
+def setup():
+    return load_setup(Request(n=8))
 
 
-def cells(subject, *defenses):
-    return [cell for cell in plan(Request(defenses, ("pgd:steps=2",)), subject) if cell.defense.name != "undefended"]
+def evaluations(setup, *defenses):
+    return [
+        evaluation
+        for evaluation in plan(Request(defenses=defenses, attacks=("pgd:steps=2",)), setup)
+        if evaluation.defense.name != "undefended"
+    ]
 
 
 @pytest.fixture
@@ -598,49 +741,75 @@ def lessons(monkeypatch):
     """What is trained, each time."""
     given = []
     real = students.train_student
-    monkeypatch.setattr(students, "train_student", lambda *args, **options: given.append(args) or real(*args, **options))
+    monkeypatch.setattr(
+        students,
+        "train_student",
+        lambda *args, **options: given.append(args) or real(*args, **options),
+    )
     return given
 
 
-def test_a_student_is_trained_once(subject, lessons):
+def test_a_student_is_trained_once(setup, lessons):
     one = f"pgd-at:{QUICK},n=40,rate=0.012"
-    for defense in (one, one, f"{one},eps=0.05", f"{one},warmup=0", one, f"trades:{QUICK},n=40,rate=0.012"):
-        (cell,) = cells(subject, defense)
-        build(cell, torch.device("cpu"))
+    for defense in (
+        one,
+        one,
+        f"{one},eps=0.05",
+        f"{one},warmup=0",
+        one,
+        f"trades:{QUICK},n=40,rate=0.012",
+    ):
+        (evaluation,) = evaluations(setup, defense)
+        build(evaluation, torch.device("cpu"))
     threats = [args[5].eps for args in lessons]
-    assert threats == [0.1, 0.05, 0.1, 0.1], "eps=auto is the announced one; what was trained before is loaded"
-    again = replace(cells(subject, one)[0], build_seed=1)
+    assert threats == [0.1, 0.05, 0.1, 0.1], (
+        "eps=auto is the announced one; what was trained before is loaded"
+    )
+    again = replace(evaluations(setup, one)[0], build_seed=1)
     build(again, torch.device("cpu"))
-    other = replace(again, subject=replace(subject, threat=ThreatModel("linf", 0.2)))
+    other = replace(again, setup=replace(setup, threat=ThreatModel("linf", 0.2)))
     build(other, torch.device("cpu"))
     assert [args[5].eps for args in lessons[4:]] == [0.1, 0.2]
 
 
-def test_other_images_make_another_student_and_the_evaluated_ones_none(subject, lessons, tmp_path):
+def test_other_images_make_another_student_and_the_evaluated_ones_none(setup, lessons, tmp_path):
     for name, grey in (("one", 10), ("two", 20)):
-        np.savez(tmp_path / f"{name}.npz", x_test=np.full((20, 8, 8), grey, dtype=np.uint8), y_test=np.arange(20) % 2)
-        build(cells(subject, f"public-at:images=(npz:{tmp_path}/{name}.npz),{QUICK}")[0], torch.device("cpu"))
+        np.savez(
+            tmp_path / f"{name}.npz",
+            x_test=np.full((20, 8, 8), grey, dtype=np.uint8),
+            y_test=np.arange(20) % 2,
+        )
+        build(
+            evaluations(setup, f"public-at:images=(npz:{tmp_path}/{name}.npz),{QUICK}")[0],
+            torch.device("cpu"),
+        )
     assert len(lessons) == 2
-    assert "is the data set under evaluation" in message(lambda: cells(subject, f"public-at:images=mnist5k,{QUICK}"))
+    assert "is the data set under evaluation" in message(
+        lambda: evaluations(setup, f"public-at:images=mnist5k,{QUICK}")
+    )
 
 
-def test_the_loaded_student_is_the_trained_one(subject, lessons):
-    (cell,) = cells(subject, f"mart:{QUICK},n=40,rate=0.013")
-    first, second = (build(cell, torch.device("cpu")) for _ in range(2))
+def test_the_loaded_student_is_the_trained_one(setup, lessons):
+    (evaluation,) = evaluations(setup, f"mart:{QUICK},n=40,rate=0.013")
+    first, second = (build(evaluation, torch.device("cpu")) for _ in range(2))
     assert len(lessons) == 1 and same(first, second) and same(first, lessons[0][0])
-    assert type(first) is type(subject.classifier) and not first.training
+    assert type(first) is type(setup.classifier) and not first.training
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_student_starts_from_the_teacher_unless_told_otherwise(subject, fresh):
-    (cell,) = cells(subject, f"pgd-at:{QUICK},n=40,rate=1e-9,decay=0,from_scratch={str(fresh).lower()}")
-    student = build(cell, torch.device("cpu"))
-    pairs = zip(student.parameters(), subject.classifier.parameters(), strict=True)
+def test_a_student_starts_from_the_teacher_unless_told_otherwise(setup, fresh):
+    (evaluation,) = evaluations(
+        setup, f"pgd-at:{QUICK},n=40,rate=1e-9,decay=0,from_scratch={str(fresh).lower()}"
+    )
+    student = build(evaluation, torch.device("cpu"))
+    pairs = zip(student.parameters(), setup.classifier.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs) != fresh
 
 
-def test_an_interrupted_build_goes_on(subject, monkeypatch):
-    (cell,) = cells(subject, f"pgd-at:{QUICK},n=100,epochs=3,rate=0.014".replace("epochs=1,", ""))
+def test_an_interrupted_build_goes_on(setup, monkeypatch):
+    (evaluation,) = evaluations(
+        setup, f"pgd-at:{QUICK},n=100,epochs=3,rate=0.014".replace("epochs=1,", "")
+    )
     done = []
     real = trainer._Run.advance
 
@@ -653,22 +822,34 @@ def test_an_interrupted_build_goes_on(subject, monkeypatch):
 
     monkeypatch.setattr(trainer._Run, "advance", advance)
     with pytest.raises(KeyboardInterrupt):
-        build(cell, torch.device("cpu"))
-    resumed = build(cell, torch.device("cpu"))
+        build(evaluation, torch.device("cpu"))
+    resumed = build(evaluation, torch.device("cpu"))
     assert done == [0, 1, "stop", 2]
     monkeypatch.setattr(students, "VERSION", -1)
-    assert same(resumed, build(cell, torch.device("cpu")))
+    assert same(resumed, build(evaluation, torch.device("cpu")))
 
 
-def test_how_many_images_a_student_sees(subject, monkeypatch, tmp_path):
+def test_how_many_images_a_student_sees(setup, monkeypatch, tmp_path):
     counts = []
     for module in (training_data, public_at):
-        monkeypatch.setattr(module, "taught", lambda student, lesson, *_: counts.append(len(lesson.images.images)) or student)
+        monkeypatch.setattr(
+            module,
+            "taught",
+            lambda student, lesson, *_: counts.append(len(lesson.images.images)) or student,
+        )
     archive = tmp_path / "public.npz"
     np.savez(archive, x_test=np.zeros((250, 8, 8), dtype=np.uint8), y_test=np.arange(250) % 2)
-    public = [f"public-at:images=({text}),profile=smoke" for text in (f"npz:{archive}", f"npz:{archive},n=210")]
-    for defense in ("pgd-at:profile=smoke", "pgd-at:profile=smoke,n=300", "pgd-at:profile=full", *public):
-        build(cells(subject, defense)[0], torch.device("cpu"))
+    public = [
+        f"public-at:images=({text}),profile=smoke"
+        for text in (f"npz:{archive}", f"npz:{archive},n=210")
+    ]
+    for defense in (
+        "pgd-at:profile=smoke",
+        "pgd-at:profile=smoke,n=300",
+        "pgd-at:profile=full",
+        *public,
+    ):
+        build(evaluations(setup, defense)[0], torch.device("cpu"))
     assert counts == [200, 300, 4000, 200, 210]
 
 
@@ -680,9 +861,15 @@ def test_parameters():
     for wrong in ("0", "-1", "much", "1/0"):
         with pytest.raises(ValueError, match=r"write auto, or a positive number|not a fraction"):
             TrainingParams(eps=wrong)
-    assert PublicAtParams(images="mnist5k:n=5").images == "(mnist5k:n=5)" and PublicAtParams(images="(mnist5k)").images == "mnist5k"
+    assert (
+        PublicAtParams(images="mnist5k:n=5").images == "(mnist5k:n=5)"
+        and PublicAtParams(images="(mnist5k)").images == "mnist5k"
+    )
     assert PublicAtParams(images="mnist5k", objective="(trades:beta=6)").objective == "trades"
-    assert PublicAtParams(images="mnist5k", objective="(trades:beta=3.0)").objective == "(trades:beta=3)"
+    assert (
+        PublicAtParams(images="mnist5k", objective="(trades:beta=3.0)").objective
+        == "(trades:beta=3)"
+    )
 
 
 def test_fresh_weights(teacher):
@@ -697,27 +884,36 @@ def test_fresh_weights(teacher):
     assert "has no fresh weights" in message(lambda: students.reset(Classifier(bare, 2), 0))
 
 
-def test_a_row_of_public_at_says_what_it_used(tmp_path, subject):
+def test_a_row_of_public_at_says_what_it_used(tmp_path, setup):
     archive = tmp_path / "public.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 20, 3), dtype=np.uint8)
     np.savez(archive, x_test=pixels, y_test=np.arange(30) % 4)
-    (cell,) = cells(subject, f"public-at:images=(npz:{archive},n=20),{QUICK}")
-    (result,) = run_cells([cell], Store(tmp_path / "results"), Options())
+    (evaluation,) = evaluations(setup, f"public-at:images=(npz:{archive},n=20),{QUICK}")
+    (result,) = run_evaluations([evaluation], Store(tmp_path / "results"), Execution())
     record = result.record
-    assert record is not None and record.access == ["public images"] and f"npz:{archive},n=20" in record.title["defense"]
-    assert set(record.identity["data"]) == {"public images"} and len(record.identity["data"]["public images"]) == 64
+    assert (
+        record is not None
+        and record.access == ["public images"]
+        and f"npz:{archive},n=20" in record.title["defense"]
+    )
+    assert (
+        set(record.identity["data"]) == {"public images"}
+        and len(record.identity["data"]["public images"]) == 64
+    )
     notes = [finding.message for finding in record.findings if finding.name == "built"]
     assert notes == ["trained by rslad inside linf 0.1; public images: 20, epochs: 1"]
-    assert [f.message for f in record.findings if f.name == "public-images"] == [f"the public images are 20 of npz:{archive}"]
-    (fewer,) = cells(subject, f"public-at:images=(npz:{archive},n=19),{QUICK}")
-    assert fewer.identity["data"] != cell.identity["data"]
+    assert [f.message for f in record.findings if f.name == "public-images"] == [
+        f"the public images are 20 of npz:{archive}"
+    ]
+    (fewer,) = evaluations(setup, f"public-at:images=(npz:{archive},n=19),{QUICK}")
+    assert fewer.identity["data"] != evaluation.identity["data"]
     json.dumps(record.identity)
 
 
 @pytest.mark.slow
 def test_training_on_mnist5k_keeps_most_images_standing(tmp_path):
-    base, trained = plan(Request(("pgd-at",), ("pgd",), n=200))
-    for cell, low, high in ((base, 0, 0.05), (trained, 0.8, 1)):
-        (result,) = run_cells([cell], Store(tmp_path), Options())
+    base, trained = plan(Request(defenses=("pgd-at",), attacks=("pgd",), n=200))
+    for evaluation, low, high in ((base, 0, 0.05), (trained, 0.8, 1)):
+        (result,) = run_evaluations([evaluation], Store(tmp_path), Execution())
         right = result.record.outcomes.adversarial == result.record.outcomes.labels[:, None]
         assert low <= right.mean() <= high

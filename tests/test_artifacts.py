@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from bench import artifacts
-from bench.artifacts import artifact, cache_root
 from bench.errors import BadInput
-from bench.record import write_whole
+from bench.storage import artifacts
+from bench.storage.artifacts import artifact, cache_root
+from bench.storage.files import write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +32,17 @@ def test_an_artifact_is_made_once_and_found_by_its_identity():
     again = artifact("nets", {"shape": [1, 2], "seed": 0}, write("other", log))
     other = artifact("nets", {"seed": 1, "shape": (1, 2)}, write("one", log))
     assert first == again and other != first and log == [[], []]
-    assert (first / "a" / "text").read_text() == "zero" and (other / "a" / "text").read_text() == "one"
+    assert (first / "a" / "text").read_text() == "zero" and (
+        other / "a" / "text"
+    ).read_text() == "one"
     assert first.parent == cache_root() / "nets"
-    assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, other.name]), "nothing else is left"
-    assert json.loads((first / "identity.json").read_text())["identity"] == {"seed": 0, "shape": [1, 2]}
+    assert sorted(path.name for path in first.parent.iterdir()) == sorted(
+        [first.name, other.name]
+    ), "nothing else is left"
+    assert json.loads((first / "identity.json").read_text())["identity"] == {
+        "seed": 0,
+        "shape": [1, 2],
+    }
 
 
 def test_an_interrupted_one_goes_on_from_what_it_had():
@@ -49,7 +56,9 @@ def test_an_interrupted_one_goes_on_from_what_it_had():
     artifact("nets", {"seed": 1}, write("another's work is not ours", log))
     folder = artifact("nets", {"seed": 0}, write("whole", log))
     assert log == [[], ["half"]]
-    assert (folder / "half").read_text() == "half" and (folder / "a" / "text").read_text() == "whole"
+    assert (folder / "half").read_text() == "half" and (
+        folder / "a" / "text"
+    ).read_text() == "whole"
 
 
 @pytest.mark.parametrize("harm", ["change", "remove", "add", "truncate", "claim"])
@@ -64,7 +73,9 @@ def test_a_damaged_one_is_made_again(harm):
     elif harm == "truncate":
         (folder / "identity.json").write_text("{")
     else:
-        (folder / "identity.json").write_text(json.dumps({"identity": {"seed": 1}, "files": artifacts._hashes(folder)}))
+        (folder / "identity.json").write_text(
+            json.dumps({"identity": {"seed": 1}, "files": artifacts._hashes(folder)})
+        )
     log = []
     assert artifact("nets", {"seed": 0}, write("right", log)) == folder
     assert log == [[]] and (folder / "a" / "text").read_text() == "right"
@@ -134,7 +145,9 @@ def test_one_that_was_finished_just_before_the_claim_is_not_made_again(monkeypat
 
 def test_a_dead_process_holds_nobody_up(tmp_path):
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=lambda: artifact("nets", {"seed": 0}, lambda folder: os._exit(3)))
+    process = context.Process(
+        target=lambda: artifact("nets", {"seed": 0}, lambda folder: os._exit(3))
+    )
     process.start()
     process.join(30)
     assert process.exitcode == 3

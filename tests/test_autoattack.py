@@ -1,4 +1,6 @@
-"""AutoAttack through the Victim: the library's own verdicts, its cost, few classes, and randomness under control."""
+"""AutoAttack through the Victim: the library's own verdicts, its cost, few classes, and randomness
+under control.
+"""
 
 import logging
 import sys
@@ -7,24 +9,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench_attacks import autoattack as module
+from bench_attacks.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
 from pyautoattack import AutoAttack as Library
 from pyautoattack import checks
 from torch import nn
 
-from attacks import autoattack as module
-from attacks.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
 from bench.attack import Setting
-from bench.evaluation import Options, run_cell
-from bench.noise import Law, generators, isolated
-from bench.plan import Request, plan
-from bench.record import Store, read_record
+from bench.commands.verify import verify
+from bench.engine.execution import Execution
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import run_evaluation
+from bench.engine.shards import shards_of
+from bench.noise import generators, isolated
+from bench.randomness import RandomnessModel
 from bench.report.leaderboard import rows_table
+from bench.results.store import Store, read_record
 from bench.threat import ThreatModel
-from bench.verify import verify
 from bench.victim import Victim, frozen
-from bench.work import parts_of
 from tests import toy_plugins  # noqa: F401 (registers the toys)
-from tests.toys import NoisyLinear, attack_robust, classifier, exact_distance, linear_problem, message
+from tests.toys import (
+    NoisyLinear,
+    attack_robust,
+    classifier,
+    exact_distance,
+    linear_problem,
+    message,
+)
 
 
 def make(kind, **params):
@@ -55,7 +67,7 @@ class Short(AutoAttack):
         return suite
 
 
-# The library's own answer ---------------------------------------------------------------------------------------------
+# The library's own answer -------------------------------------------------------------------------
 
 
 def test_points_are_bit_equal_to_the_librarys_own_harness():
@@ -72,13 +84,23 @@ def test_points_are_bit_equal_to_the_librarys_own_harness():
     assert 0 < (found.stages == -1).sum() < 12
 
 
-@pytest.mark.parametrize(("kind", "params"), [(ApgdCe, {}), (ApgdDlr, {}), (ApgdT, {}), (FabT, {}), (Square, {"queries": 40})])
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [(ApgdCe, {}), (ApgdDlr, {}), (ApgdT, {}), (FabT, {}), (Square, {"queries": 40})],
+)
 def test_each_attack_alone_is_the_librarys(kind, params):
     model, images, labels, threat, _ = problem(10, 8, standing=0.3)
     found, _ = run(model, images, labels, make(kind, **params), threat)
     seed = Victim(model, np.arange(8)).random(torch.zeros(1, dtype=torch.int64)).seed("library")
     with frozen(model), isolated(0):
-        library = Library(model.network, norm="Linf", eps=threat.eps, seed=seed, version="custom", attacks=[kind.stage])
+        library = Library(
+            model.network,
+            norm="Linf",
+            eps=threat.eps,
+            seed=seed,
+            version="custom",
+            attacks=[kind.stage],
+        )
         library.apgd.n_restarts, library.square.n_queries = 1, 40
         points, _ = library.run_standard_evaluation(images, labels, batch_size=8)
     assert torch.equal(found.points, points)
@@ -93,17 +115,23 @@ class Unbreakable(nn.Module):
 
 
 def test_what_stands_costs_the_documented_budget():
-    """Counted by hand from the library: 1 clean pass, 102 + 919 + 1,828 + 5,003 in the stages, one more after each; 7 checks."""
+    """Counted by hand from the library: 1 clean pass, 102 + 919 + 1,828 + 5,003 in the stages, one
+    more after each; 7 checks.
+    """
     model = classifier(Unbreakable(), 10)
     images = torch.full((1, 1, 4, 4), 0.5)
-    found, victim = run(model, images, torch.zeros(1, dtype=torch.int64), make(AutoAttack), ThreatModel("linf", 0.1))
+    found, victim = run(
+        model, images, torch.zeros(1, dtype=torch.int64), make(AutoAttack), ThreatModel("linf", 0.1)
+    )
     assert victim.forwards.tolist() == [7857 + 7]
     assert victim.backwards.tolist() == [1910]
     assert found.stages.tolist() == [-1]
 
 
 def test_passes_are_counted_for_the_right_images():
-    """Two images fall to APGD-CE, one stands: each pays its own passes although they share calls."""
+    """Two images fall to APGD-CE, one stands: each pays its own passes although they share
+    calls.
+    """
     model, images, labels, threat, distance = problem(10, 3, standing=1 / 3)
     _, victim = run(model, images, labels, make(ApgdCe), threat)
     assert victim.forwards.tolist() == [1 + 102 + 1 + 7] * 3
@@ -111,7 +139,9 @@ def test_passes_are_counted_for_the_right_images():
     dearest = int(np.argmax(distance))
     assert victim.backwards.argmax() == dearest and victim.forwards.argmax() == dearest
     cheap = [i for i in range(3) if i != dearest]
-    assert (victim.backwards[cheap] <= 2 * 101).all() and victim.backwards[dearest] == 101 + 909 + 900
+    assert (victim.backwards[cheap] <= 2 * 101).all() and victim.backwards[
+        dearest
+    ] == 101 + 909 + 900
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -144,14 +174,19 @@ def test_every_version_runs_on_few_classes(classes, version, monkeypatch):
 
 def _short(perturb):
     def shortened(suite, name, images, labels):
-        suite.square.n_queries, suite.fab.n_iter, suite.apgd.n_restarts, suite.fab.n_restarts = 20, 10, 1, 1
+        suite.square.n_queries, suite.fab.n_iter, suite.apgd.n_restarts, suite.fab.n_restarts = (
+            20,
+            10,
+            1,
+            1,
+        )
         suite.apgd.eot_iter = 1
         return perturb(suite, name, images, labels)
 
     return shortened
 
 
-# Order, chunks, seeds -------------------------------------------------------------------------------------------------
+# Order, chunks, seeds -----------------------------------------------------------------------------
 
 
 def test_one_image_a_call_does_not_depend_on_its_place():
@@ -171,7 +206,10 @@ def test_one_image_a_call_does_not_depend_on_its_place():
 
 def test_the_seed_reaches_the_library():
     model, images, labels, threat, _ = problem(10, 4)
-    first, again, other = (run(model, images, labels, make(Square, queries=5), threat, root=r)[0].points for r in (0, 0, 1))
+    first, again, other = (
+        run(model, images, labels, make(Square, queries=5), threat, root=r)[0].points
+        for r in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -182,11 +220,11 @@ def test_units_are_chunks_and_single_images_for_random_defenses():
     assert make(AutoAttack).unit(stochastic=True) == 1
 
 
-# Randomness -----------------------------------------------------------------------------------------------------------
+# Randomness ---------------------------------------------------------------------------------------
 
 
-def setting(law="fresh", stochastic=True):
-    return Setting(stochastic, Law(law), ThreatModel("linf", 0.1), 10)
+def setting(randomness="fresh", stochastic=True):
+    return Setting(stochastic, RandomnessModel(randomness), ThreatModel("linf", 0.1), 10)
 
 
 def test_what_trusts_single_draws_is_refused_under_fresh_randomness():
@@ -210,25 +248,29 @@ def test_forced_runs_are_marked_and_replay_is_not():
     forced, _ = run(model, images, labels, make(ApgdCe, steps=2, force=True), threat)
     assert {f.name: f.verdict for f in forced.findings}["single-draw-attack"] == "warn"
     assert "library-randomised" in {f.name for f in forced.findings}
-    replayed, _ = run(model, images, labels, make(ApgdCe, steps=2), threat, law=Law("replay"))
+    replayed, _ = run(
+        model, images, labels, make(ApgdCe, steps=2), threat, randomness=RandomnessModel("replay")
+    )
     assert replayed.findings == ()
 
 
 def test_a_tape_is_the_same_in_every_call_and_fresh_draws_differ():
     model, images, _ = noisy(1)
     outputs = {}
-    for law in ("replay", "fresh"):
-        function = Victim(model, np.array([7]), law=Law(law)).as_function(images)
-        outputs[law] = [function(images) for _ in range(3)]
+    for randomness in ("replay", "fresh"):
+        function = Victim(model, np.array([7]), randomness=RandomnessModel(randomness)).as_function(
+            images
+        )
+        outputs[randomness] = [function(images) for _ in range(3)]
     assert torch.equal(outputs["replay"][0], outputs["replay"][2])
     assert not torch.equal(outputs["fresh"][0], outputs["fresh"][1])
-    again = Victim(model, np.array([7]), law=Law("fresh")).as_function(images)
+    again = Victim(model, np.array([7]), randomness=RandomnessModel("fresh")).as_function(images)
     assert torch.equal(again(images), outputs["fresh"][0]), "a draw is named by image and query"
 
 
 def test_several_draws_give_their_mean_logits_and_are_counted():
     model, images, _ = noisy(1)
-    victim = Victim(model, np.array([0]), law=Law("eot", 64))
+    victim = Victim(model, np.array([0]), randomness=RandomnessModel("eot", 64))
     mean = victim.as_function(images)(images)
     assert victim.forwards.tolist() == [64]
     assert (mean - model.inner(images)).abs().max() < 0.35 * 8 * 0.05 * 4
@@ -243,7 +285,7 @@ def test_the_librarys_seeding_stays_inside():
     assert generators() == before
 
 
-# The library's quirks --------------------------------------------------------------------------------------------------
+# The library's quirks -----------------------------------------------------------------------------
 
 
 class Detached(nn.Module):
@@ -269,7 +311,13 @@ def test_warnings_become_findings_and_the_logger_is_left_as_found(capsys):
     logger = logging.getLogger("auto-attack")
     before = logger.handlers[:], logger.propagate, logger.level
     inner, images, labels = linear_problem(4, 2, active_box=False)
-    run(classifier(Detached(inner), 4), images, labels, make(ApgdT, steps=2), ThreatModel("linf", 1e-3))
+    run(
+        classifier(Detached(inner), 4),
+        images,
+        labels,
+        make(ApgdT, steps=2),
+        ThreatModel("linf", 1e-3),
+    )
     assert (logger.handlers, logger.propagate, logger.level) == before
     assert capsys.readouterr().err == ""
 
@@ -299,42 +347,52 @@ def test_square_alone_gaining_is_a_finding():
     assert make(Square).review({"clean": 1.0, "square": 0.0}) == []
 
 
-# Through the engine -----------------------------------------------------------------------------------------------------
+# Through the engine -------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]
 
 
-def cell_of(attack, **changes):
-    defaults = {"dataset": "toy:n=40,classes=4", "classifier": f"{ROOT}/tests/toy_model.py@make_four", "defenses": ("undefended",)}
+def evaluation_of(attack, **changes):
+    defaults = {
+        "dataset": "toy:n=40,classes=4",
+        "classifier": f"{ROOT}/tests/toy_model.py@make_four",
+        "defenses": ("undefended",),
+    }
     return plan(Request(**{**defaults, "attacks": (attack,), **changes}))[-1]
 
 
-def record_of(folder, cell, batch_size=128, parts=None):
-    return run_cell(cell, Store(folder), Options(batch_size=batch_size), parts)
+def record_of(folder, evaluation, batch_size=128, parts=None):
+    return run_evaluation(evaluation, Store(folder), Execution(batch_size=batch_size), parts)
 
 
 def test_outcomes_and_points_do_not_depend_on_the_engines_batches(tmp_path):
     """The library's calls are cut by chunk and not by what the engine computes at once."""
     many = "toy:n=150,classes=4"
-    cell = cell_of("square:queries=5,chunk=12", dataset=many)
-    records = [record_of(tmp_path / str(size), cell, size) for size in (5, 100)]
+    evaluation = evaluation_of("square:queries=5,chunk=12", dataset=many)
+    records = [record_of(tmp_path / str(size), evaluation, size) for size in (5, 100)]
     assert records[0].outcomes == records[1].outcomes
     assert records[0].points.sha256 == records[1].points.sha256
-    other = record_of(tmp_path / "o", cell_of("square:queries=5,chunk=40", dataset=many))
-    assert other.cell != records[0].cell and other.points.sha256 != records[0].points.sha256
+    other = record_of(tmp_path / "o", evaluation_of("square:queries=5,chunk=40", dataset=many))
+    assert (
+        other.evaluation != records[0].evaluation
+        and other.points.sha256 != records[0].points.sha256
+    )
 
 
 @pytest.mark.parametrize("defense", ["undefended", "toy-jitter"])
 def test_one_image_a_call_gives_the_same_outcomes_in_any_order(tmp_path, defense):
-    cell = cell_of("autoattack:version=rand,chunk=1", defenses=(defense,), n=20)
-    parts = parts_of(20, 128, unit=4)
-    one, two = (record_of(tmp_path / str(i), cell, parts=p) for i, p in enumerate((parts, parts[::-1])))
+    evaluation = evaluation_of("autoattack:version=rand,chunk=1", defenses=(defense,), n=20)
+    parts = shards_of(20, 128, unit=4)
+    one, two = (
+        record_of(tmp_path / str(i), evaluation, parts=p)
+        for i, p in enumerate((parts, parts[::-1]))
+    )
     assert one.outcomes == two.outcomes and one.stages == two.stages
     assert one.points.sha256 == two.points.sha256
 
 
 def test_stages_are_kept_and_add_up_to_the_verdict(tmp_path):
-    record = record_of(tmp_path, cell_of("autoattack:version=rand"))
+    record = record_of(tmp_path, evaluation_of("autoattack:version=rand"))
     left = list(record.stages.left().values())
     assert list(record.stages.left()) == ["clean", "apgd-ce", "apgd-dlr"]
     assert left == sorted(left, reverse=True) and left[0] > left[-1]
@@ -345,15 +403,20 @@ def test_stages_are_kept_and_add_up_to_the_verdict(tmp_path):
 
 
 def test_replay_takes_the_whole_suite_to_a_stochastic_defense(tmp_path):
-    record = record_of(tmp_path, cell_of("apgd-ce+replay:steps=10", defenses=("toy-jitter",)))
+    record = record_of(tmp_path, evaluation_of("apgd-ce+replay:steps=10", defenses=("toy-jitter",)))
     assert record.title["randomness"] == "replay"
     assert record.metrics.replayed.mean.value <= record.metrics.adversarial.mean.value
     standing = record.stages.left()["apgd-ce"]
     assert standing == pytest.approx(record.metrics.replayed.mean.value)
-    assert all(check.held for check in verify(tmp_path / f"{record.stem}.json", Options()))
+    assert all(check.held for check in verify(tmp_path / f"{record.stem}.json", Execution()))
 
 
 def test_refusals_come_before_anything_is_computed():
-    assert "force=true" in message(lambda: cell_of("autoattack", defenses=("toy-jitter",)))
-    assert cell_of("autoattack:force=true", defenses=("toy-jitter",)).attack.spec == "autoattack:force=true"
-    assert "chunk" in message(lambda: cell_of("square+replay:chunk=5", defenses=("toy-jitter",)))
+    assert "force=true" in message(lambda: evaluation_of("autoattack", defenses=("toy-jitter",)))
+    assert (
+        evaluation_of("autoattack:force=true", defenses=("toy-jitter",)).attack.spec
+        == "autoattack:force=true"
+    )
+    assert "chunk" in message(
+        lambda: evaluation_of("square+replay:chunk=5", defenses=("toy-jitter",))
+    )

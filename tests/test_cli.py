@@ -83,7 +83,20 @@ def test_run_prints_the_table_on_stdout_and_progress_on_stderr(capsys, tmp_path)
 
 
 def test_json_and_dry_run(capsys, tmp_path):
-    base = ["run", "--defense", "undefended", "--attack", "pgd", "--seed", "0", "--seed", "1", *TOY, "--out", str(tmp_path)]
+    base = [
+        "run",
+        "--defense",
+        "undefended",
+        "--attack",
+        "pgd",
+        "--seed",
+        "0",
+        "--seed",
+        "1",
+        *TOY,
+        "--out",
+        str(tmp_path),
+    ]
     code, stdout, _ = call(capsys, *base, "--dry-run")
     assert code == 0 and "2 cells, 2 to run" in stdout and not list(tmp_path.glob("*.json"))
     code, stdout, _ = call(capsys, *base, "--json")
@@ -97,16 +110,21 @@ def test_suite_files_are_a_matrix_of_the_same_options(capsys, tmp_path):
     suite = tmp_path / "suite.toml"
     suite.write_text(
         f'dataset = "toy:n=20"\nclassifier = "{MODEL}"\neps = "1/20"\nattack = "pgd:steps=2"\n'
-        '[[run]]\ndefense = ["undefended", "toy-jitter"]\n[[run]]\ndefense = "toy-jitter:sigma=0.1"\nseed = [0, 1]\n'
+        '[[run]]\ndefense = ["undefended", "toy-jitter"]\n[[run]]\ndefense = '
+        '"toy-jitter:sigma=0.1"\nseed = [0, 1]\n'
     )
     code, stdout, _ = call(capsys, "run", "--suite", str(suite), "--dry-run")
     assert code == 0 and "5 cells" in stdout
-    code, stdout, _ = call(capsys, "run", "--suite", str(suite), "--n", "10", "--seed", "3", "--dry-run")
+    code, stdout, _ = call(
+        capsys, "run", "--suite", str(suite), "--n", "10", "--seed", "3", "--dry-run"
+    )
     assert "3 cells" in stdout and "n=10, seed 3" in stdout
 
 
 def test_a_failed_cell_exits_with_1(capsys, tmp_path):
-    code, stdout, stderr = call(capsys, "run", "--defense", "toy-crash", "--attack", "pgd", *TOY, "--out", str(tmp_path))
+    code, stdout, stderr = call(
+        capsys, "run", "--defense", "toy-crash", "--attack", "pgd", *TOY, "--out", str(tmp_path)
+    )
     assert code == 1
     assert "error" in stdout and "crashes on larger batches" in stderr
     code, stdout, _ = call(capsys, "leaderboard", str(tmp_path))
@@ -114,10 +132,26 @@ def test_a_failed_cell_exits_with_1(capsys, tmp_path):
 
 
 def test_leaderboard_formats(capsys, tmp_path):
-    call(capsys, "run", "--defense", "toy-jitter", "--attack", "pgd:steps=3", *TOY, "--out", str(tmp_path / "r"))
+    call(
+        capsys,
+        "run",
+        "--defense",
+        "toy-jitter",
+        "--attack",
+        "pgd:steps=3",
+        *TOY,
+        "--out",
+        str(tmp_path / "r"),
+    )
     code, stdout, _ = call(capsys, "leaderboard", str(tmp_path / "r"), "--format", "csv")
-    assert code == 0 and stdout.splitlines()[0].startswith("subject,defense") and len(stdout.splitlines()) == 3
-    code, stdout, _ = call(capsys, "leaderboard", str(tmp_path / "r"), "--out", str(tmp_path / "board.md"))
+    assert (
+        code == 0
+        and stdout.splitlines()[0].startswith("subject,defense")
+        and len(stdout.splitlines()) == 3
+    )
+    code, stdout, _ = call(
+        capsys, "leaderboard", str(tmp_path / "r"), "--out", str(tmp_path / "board.md")
+    )
     assert stdout == "" and (tmp_path / "board.md").read_text().startswith("# Leaderboard")
     assert oct((tmp_path / "board.md").stat().st_mode & 0o777) != oct(0o600)
 
@@ -126,11 +160,17 @@ def test_list_info_doctor(capsys):
     _, stdout, _ = call(capsys, "list", "attacks")
     assert "pgd" in stdout and "alias of pgd:gradient=bpda" in stdout and "+replay" in stdout
     _, stdout, _ = call(capsys, "list", "--json")
-    assert {"defenses", "attacks", "datasets", "classifiers", "diffusion-models", "studies"} == set(json.loads(stdout))
+    assert {"defenses", "attacks", "datasets", "classifiers", "diffusion-models", "studies"} == set(
+        json.loads(stdout)
+    )
     _, stdout, _ = call(capsys, "info", "random-resize")
     assert "grow" in stdout and "data access: none" in stdout and "Xie" in stdout
     _, stdout, _ = call(capsys, "info", "dast")
-    assert "bn: train|frozen | None = None" in stdout and "eps: str = auto" in stdout and "rate: float | None = None" in stdout
+    assert (
+        "bn: train|frozen | None = None" in stdout
+        and "eps: str = auto" in stdout
+        and "rate: float | None = None" in stdout
+    )
     _, stdout, _ = call(capsys, "info", "bpda")
     assert "alias_of: pgd:gradient=bpda" in stdout and "steps" in stdout
     _, stdout, _ = call(capsys, "info", "npz", "--json")
@@ -142,7 +182,17 @@ def test_list_info_doctor(capsys):
 
 
 def test_gallery_exits_by_what_falls(capsys, tmp_path):
-    asked = ["gallery", "--defense", "one-hot", "--defense", "constant:label=3", "--n", "10", "--out", str(tmp_path)]
+    asked = [
+        "gallery",
+        "--defense",
+        "one-hot",
+        "--defense",
+        "constant:label=3",
+        "--n",
+        "10",
+        "--out",
+        str(tmp_path),
+    ]
     code, stdout, _ = call(capsys, *asked)
     assert code == 0 and "linf 0.2" in stdout and stdout.count("| falls") == 2
     code, again, said = call(capsys, *asked, "--json")
@@ -150,11 +200,13 @@ def test_gallery_exits_by_what_falls(capsys, tmp_path):
     assert said.count("ETA") == 0, "stored cells are not computed again"
     code, stdout, _ = call(capsys, *asked, "--naive", "null", "--eps", "0.001")
     assert code == 0, "the base stands as well"
-    assert "no known answer" in refused(capsys, tmp_path / "none", "gallery", "--defense", "undefended")
+    assert "no known answer" in refused(
+        capsys, tmp_path / "none", "gallery", "--defense", "undefended"
+    )
 
 
 PLUGIN = '''
-from attacks.pgd import PGD
+from bench_attacks.pgd import PGD
 from bench.defense import Defense, InputTransform
 
 
@@ -182,7 +234,15 @@ def test_plugins_from_a_file(capsys, tmp_path):
     file.write_text(PLUGIN)
     file = file.rename(tmp_path / "plugin.py")
     code, stdout, stderr = call(
-        capsys, "run", "--defense", f"{file}@Mirror", "--attack", f"{file}@MyPGD:steps=3", *TOY, "--out", str(tmp_path / "r")
+        capsys,
+        "run",
+        "--defense",
+        f"{file}@Mirror",
+        "--attack",
+        f"{file}@MyPGD:steps=3",
+        *TOY,
+        "--out",
+        str(tmp_path / "r"),
     )
     assert code == 0, stderr
     assert "Mirror" in stdout and "MyPGD:steps=3" in stdout
@@ -205,7 +265,10 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         (["run", "--defense", "undefended:x=1", "--attack", "pgd"], "no parameter 'x'"),
         (["run", "--defense", "undefended", "--attack", "pgd:steps=many"], "'steps' got 'many'"),
         (["run", "--defense", "undefended", "--attack", "pgd:steps=0"], "greater than or equal"),
-        (["run", "--defense", "undefended", "--attack", "pgd+eot", "--randomness", "replay"], "keep one"),
+        (
+            ["run", "--defense", "undefended", "--attack", "pgd+eot", "--randomness", "replay"],
+            "keep one",
+        ),
         (["run", "--defense", "undefended", "--attack", "pgd:"], "nothing follows the colon"),
         ([*RUN, "--eps", "0"], "positive"),
         ([*RUN, "--eps", "-0.1"], "positive"),
@@ -235,13 +298,54 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--classifier", MODEL.replace("make_model", "make_number")], "returned int"),
         ([*RUN, "--classifier", MODEL + ":x=1"], "takes no parameters"),
         ([*RUN, "--suite", "none.toml"], "cannot read the suite"),
-        (["run", "--defense", f"{ROOT}/attacks/pgd.py@PGD", "--attack", "pgd"], "no defense"),
-        (["run", "--defense", f"{ROOT}/defenses/undefended.py@Defense", "--attack", "pgd"], "write its build"),
-        (["run", "--defense", "undefended", "--attack", f"{ROOT}/attacks/pgd.py@Attack"], "write its run"),
-        (["run", "--defense", "undefended", "--attack", f"{ROOT}/defenses/undefended.py@Undefended"], "no attack"),
+        (
+            ["run", "--defense", f"{ROOT}/attacks/bench_attacks/pgd.py@PGD", "--attack", "pgd"],
+            "no defense",
+        ),
+        (
+            [
+                "run",
+                "--defense",
+                f"{ROOT}/defenses/bench_defenses/undefended.py@Defense",
+                "--attack",
+                "pgd",
+            ],
+            "write its build",
+        ),
+        (
+            [
+                "run",
+                "--defense",
+                "undefended",
+                "--attack",
+                f"{ROOT}/attacks/bench_attacks/pgd.py@Attack",
+            ],
+            "write its run",
+        ),
+        (
+            [
+                "run",
+                "--defense",
+                "undefended",
+                "--attack",
+                f"{ROOT}/defenses/bench_defenses/undefended.py@Undefended",
+            ],
+            "no attack",
+        ),
         (["run", "--defense", "undefended", "--attack", "pgd:step=eps/0"], "fraction"),
         (["run", "--defense", "undefended", "--attack", "fgsm:steps=50"], "keep one"),
-        (["run", "--defense", "undefended", "--attack", "pgd:randomness=(eot:k=3)", "--randomness", "eot:k=20"], "keep one"),
+        (
+            [
+                "run",
+                "--defense",
+                "undefended",
+                "--attack",
+                "pgd:randomness=(eot:k=3)",
+                "--randomness",
+                "eot:k=20",
+            ],
+            "keep one",
+        ),
         ([*RUN, "--dataset", "npz:" + "x" * 300], "no such file"),
         ([*RUN, "--classifier", "y" * 300 + "@m"], "no such file"),
         ([*RUN, "--gradient", ""], "empty"),
@@ -254,7 +358,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         (["info", "my_defense.py"], "my_defense.py@MyClass"),
         (["info", "hf"], "write classifiers/hf or diffusion-models/hf"),
         (["info", f"{ROOT}/bench/errors.py@BadInput"], "is no plugin"),
-        (["check", f"{ROOT}/attacks/pgd.py@Optional"], "Known: PGD"),
+        (["check", f"{ROOT}/attacks/bench_attacks/pgd.py@Optional"], "Known: PGD"),
         (["gallery", "--n", "0"], "1 to 1000"),
         (["gallery", "--naive", "pdg"], "Did you mean 'pgd'"),
         (["gallery", "--naive", ""], "cannot read the spec"),
@@ -292,7 +396,17 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, monkeypatch, argumen
 def test_bad_images_and_labels(capsys, tmp_path, changes, words):
     path = archive(tmp_path / "a.npz", **changes)
     line = refused(
-        capsys, tmp_path, *RUN, "--dataset", f"npz:{path}", "--classifier", MODEL, "--eps", "0.1", "--out", str(tmp_path)
+        capsys,
+        tmp_path,
+        *RUN,
+        "--dataset",
+        f"npz:{path}",
+        "--classifier",
+        MODEL,
+        "--eps",
+        "0.1",
+        "--out",
+        str(tmp_path),
     )
     assert words in line
 
@@ -338,13 +452,19 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
         "import torch\n"
         "class M(torch.nn.Module):\n"
         "    def __init__(self, k): super().__init__(); self.k = k\n"
-        "    def forward(self, x): return x.flatten(1)[:, :self.k] if self.k else x.flatten(1) / 0\n"
+        "    def forward(self, x): return x.flatten(1)[:, :self.k] if self.k else x.flatten(1) / "
+        "0\n"
         "def four(): return M(4)\n"
         "def nan(): return M(0)\n"
         "def crash(): return torch.nn.Linear(99, 3)\n"
         "def broken(): raise RuntimeError('no weights')\n"
     )
-    for name, words in (("four", "(8, 3) were due"), ("crash", "does not run"), ("broken", "no weights"), ("nan", "were due")):
+    for name, words in (
+        ("four", "(8, 3) were due"),
+        ("crash", "does not run"),
+        ("broken", "no weights"),
+        ("nan", "were due"),
+    ):
         line = refused(
             capsys,
             tmp_path / "r",
@@ -375,7 +495,16 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
 )
 def test_bad_suites(capsys, tmp_path, text, words):
     (tmp_path / "s.toml").write_text(text)
-    assert words in refused(capsys, tmp_path, *RUN, *TOY, "--suite", str(tmp_path / "s.toml"), "--out", str(tmp_path / "r"))
+    assert words in refused(
+        capsys,
+        tmp_path,
+        *RUN,
+        *TOY,
+        "--suite",
+        str(tmp_path / "s.toml"),
+        "--out",
+        str(tmp_path / "r"),
+    )
 
 
 CLASS = "from bench.defense import Defense\nclass D(Defense):\n"
@@ -392,16 +521,29 @@ def test_plugin_files_that_fail(capsys, tmp_path):
         file = tmp_path / f"p{i}.py"
         file.write_text(text)
         assert words in refused(
-            capsys, tmp_path, "run", "--defense", f"{file}@D", "--attack", "pgd", *TOY, "--out", str(tmp_path / "r")
+            capsys,
+            tmp_path,
+            "run",
+            "--defense",
+            f"{file}@D",
+            "--attack",
+            "pgd",
+            *TOY,
+            "--out",
+            str(tmp_path / "r"),
         )
 
 
-@pytest.mark.parametrize("key", ["identity", "title", "scale", "sources", "outcomes", "cell", "schema_version"])
+@pytest.mark.parametrize(
+    "key", ["identity", "title", "scale", "sources", "outcomes", "cell", "schema_version"]
+)
 def test_records_edited_by_hand_are_refused(capsys, tmp_path, key):
     call(capsys, "run", "--defense", "undefended", "--attack", "null", *TOY, "--out", str(tmp_path))
     (path,) = tmp_path.glob("*.json")
     record = json.loads(path.read_text())
-    record[key] = 99 if key == "schema_version" else {} if isinstance(record[key], dict) else "0" * 16
+    record[key] = (
+        99 if key == "schema_version" else {} if isinstance(record[key], dict) else "0" * 16
+    )
     path.write_text(json.dumps(record))
     for command in ("verify", "leaderboard"):
         code, stdout, stderr = call(capsys, command, str(path if command == "verify" else tmp_path))
@@ -410,7 +552,9 @@ def test_records_edited_by_hand_are_refused(capsys, tmp_path, key):
 
 def test_an_unwritable_folder(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot write" in refused(capsys, tmp_path, *RUN, *TOY, "--out", str(tmp_path / "file" / "r"))
+    assert "cannot write" in refused(
+        capsys, tmp_path, *RUN, *TOY, "--out", str(tmp_path / "file" / "r")
+    )
 
 
 def test_a_damaged_record_is_named(capsys, tmp_path):
@@ -422,19 +566,38 @@ def test_a_damaged_record_is_named(capsys, tmp_path):
 def test_help_and_list_do_not_import_torch():
     for arguments in (["--help"], ["run", "--help"], ["list"]):
         unwanted = {"torch", "matplotlib", "pandas"}
-        code = f"import sys\nfrom bench.cli import _main\n_main({arguments!r})\nassert not {unwanted} & set(sys.modules)"
+        code = (
+            f"import sys\nfrom bench.cli import _main\n_main({arguments!r})\nassert not "
+            f"{unwanted} & set(sys.modules)"
+        )
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert done.returncode == 0, done.stderr
         print(f"{arguments}: {time.perf_counter() - began:.2f} s")
 
 
 def test_the_main_job_on_the_embedded_data(capsys, tmp_path):
-    """A known answer for the whole chain: the shipped classifier is 97.9 % clean and falls to nothing."""
+    """A known answer for the whole chain: the shipped classifier is 97.9 % clean and falls to
+    nothing.
+    """
     code, stdout, _ = call(
-        capsys, "run", "--defense", "undefended", "--attack", "pgd", "--n", "200", "--out", str(tmp_path), "--json"
+        capsys,
+        "run",
+        "--defense",
+        "undefended",
+        "--attack",
+        "pgd",
+        "--n",
+        "200",
+        "--out",
+        str(tmp_path),
+        "--json",
     )
     (record,) = json.loads(stdout)
     assert code == 0

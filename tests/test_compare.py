@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from bench.protocols import holm
-from bench.record import Record, cell_id
 from bench.report.compare import by_build, compare, comparison, render
 from bench.report.leaderboard import boards
+from bench.results.record import Record
+from bench.results.verdicts import holm
+from bench.storage.identity import identity_hash
 from tests.test_cli import call, refused
 from tests.test_protocols import HALF, RIGHT, WRONG, made, matrix, stored
 from tests.toys import message
@@ -17,9 +18,15 @@ LESS = matrix(*["1111"] * 40, *["0000"] * 60)
 
 def record(defense, verdicts, build=0, attack="pgd", **changes) -> Record:
     found = made(verdicts, attack=attack, **changes)
-    identity = {**found.identity, "defense": {"name": defense}, "seeds": {**found.identity["seeds"], "build": build}}
+    identity = {
+        **found.identity,
+        "defense": {"name": defense},
+        "seeds": {**found.identity["seeds"], "build": build},
+    }
     title = {**found.title, "defense": defense}
-    return found.model_copy(update={"identity": identity, "cell": cell_id(identity), "title": title})
+    return found.model_copy(
+        update={"identity": identity, "cell": identity_hash(identity), "title": title}
+    )
 
 
 def found(*records, first=None):
@@ -28,12 +35,20 @@ def found(*records, first=None):
 
 
 def test_the_worst_case_over_attacks_stands_against_the_base():
-    defenses = found(record("b", RIGHT), record("b", HALF, attack="null"), record("undefended", WRONG), record("a", LESS))
-    assert [one.defense for one in defenses] == ["undefended", "a", "b"] and defenses[2].attacks == ("null", "pgd")
-    _, a, b = comparison(defenses).to_dict("records")
-    assert (a["robust"], b["robust"]) == pytest.approx((0.4, 0.5)) and (a["difference"], b["difference"]) == pytest.approx(
-        (0.4, 0.5)
+    defenses = found(
+        record("b", RIGHT),
+        record("b", HALF, attack="null"),
+        record("undefended", WRONG),
+        record("a", LESS),
     )
+    assert [one.defense for one in defenses] == ["undefended", "a", "b"] and defenses[
+        2
+    ].attacks == ("null", "pgd")
+    _, a, b = comparison(defenses).to_dict("records")
+    assert (a["robust"], b["robust"]) == pytest.approx((0.4, 0.5)) and (
+        a["difference"],
+        b["difference"],
+    ) == pytest.approx((0.4, 0.5))
     rows = by_build(defenses).to_dict("records")[1:]
     assert [(row["lost"], row["won"]) for row in rows] == [(0, 40), (0, 50)]
     assert [row["p"] for row in rows] == pytest.approx([2 / 2**40, 2 / 2**50])
@@ -43,12 +58,21 @@ def test_the_worst_case_over_attacks_stands_against_the_base():
 def test_builds_are_paired_by_their_seeds():
     """HALF and its complement agree on no image, so a wrong pairing shows."""
     ours = [record("a", HALF, build=1), record("a", ~HALF, build=5)]
-    defenses = found(*ours, record("b", ~HALF, build=5), record("b", HALF, build=1), record("b", RIGHT, build=2))
+    defenses = found(
+        *ours, record("b", ~HALF, build=5), record("b", HALF, build=1), record("b", RIGHT, build=2)
+    )
     rows = by_build(defenses).to_dict("records")[2:]
-    assert [row["build"] for row in rows] == [1, 5] and [(row["lost"], row["won"]) for row in rows] == [(0, 0), (0, 0)]
+    assert [row["build"] for row in rows] == [1, 5] and [
+        (row["lost"], row["won"]) for row in rows
+    ] == [(0, 0), (0, 0)]
     against_one = found(*ours, record("undefended", WRONG))
-    assert [(row["build"], row["won"]) for row in by_build(against_one).to_dict("records")[1:]] == [(1, 50), (5, 50)]
-    text = message(lambda: render(compare([*ours, record("b", RIGHT, build=2), record("b", RIGHT, build=3)])))
+    assert [(row["build"], row["won"]) for row in by_build(against_one).to_dict("records")[1:]] == [
+        (1, 50),
+        (5, 50),
+    ]
+    text = message(
+        lambda: render(compare([*ours, record("b", RIGHT, build=2), record("b", RIGHT, build=3)]))
+    )
     assert "b and a have no build seed in common" in text
 
 
@@ -57,18 +81,26 @@ def test_another_first_one_and_what_cannot_be_compared():
     assert found(*records, first="b")[0].defense == "b"
     assert "no record of the defense 'c' here" in message(lambda: compare(records, "c"))
     assert "no two of these records" in message(lambda: compare(records[:1]))
-    edited = records[1].model_copy(update={"identity": {**records[1].identity, "defense": {"name": "a", "version": 2}}})
-    assert "2 versions of a" in message(lambda: compare([*records, edited.model_copy(update={"cell": "0"})]))
+    edited = records[1].model_copy(
+        update={"identity": {**records[1].identity, "defense": {"name": "a", "version": 2}}}
+    )
+    assert "2 versions of a" in message(
+        lambda: compare([*records, edited.model_copy(update={"cell": "0"})])
+    )
 
 
 def test_a_subject_alone_is_passed_over():
     other = record("a", LESS)
-    apart = other.model_copy(update={"identity": {**other.identity, "threat": {"norm": "linf", "eps": 0.5}}})
+    apart = other.model_copy(
+        update={"identity": {**other.identity, "threat": {"norm": "linf", "eps": 0.5}}}
+    )
     assert len(compare([record("a", LESS), record("undefended", WRONG), apart])) == 1
 
 
 def test_the_command(tmp_path, capsys):
-    paths = stored(tmp_path, record("undefended", WRONG), record("a", LESS), record("a", HALF, build=1))
+    paths = stored(
+        tmp_path, record("undefended", WRONG), record("a", LESS), record("a", HALF, build=1)
+    )
     code, out, _ = call(capsys, "compare", str(tmp_path))
     assert code == 0 and "45.0" in out and out.count("| a ") == 3 and "2e-12" in out
     assert call(capsys, "compare", *paths[:2])[1].count("| a ") == 2
@@ -84,7 +116,13 @@ def test_rows_of_one_name_tell_their_build():
 
 
 @pytest.mark.parametrize(
-    ("values", "adjusted"), [([], []), ([0.04], [0.04]), ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.9, 0.8], [1.0, 1.0])]
+    ("values", "adjusted"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.9, 0.8], [1.0, 1.0]),
+    ],
 )
 def test_holm(values, adjusted):
     """The second line by hand: 0.01 times 3, then 0.03 times 2, then no less than that."""
@@ -94,7 +132,15 @@ def test_holm(values, adjusted):
 def test_plain_numbers(tmp_path, capsys):
     stored(tmp_path, record("undefended", WRONG), record("a", LESS))
     code, out, _ = call(capsys, "compare", str(tmp_path), "--json")
-    (subject,) = json.loads(out)
-    first, second = subject["builds"]
-    assert code == 0 and first["p"] is None and second["won"] == 40 and second["p"] == pytest.approx(2 / 2**40)
-    assert subject["means"][1]["difference"] == pytest.approx(0.4) and subject["means"][0]["difference"] is None
+    (setup,) = json.loads(out)
+    first, second = setup["builds"]
+    assert (
+        code == 0
+        and first["p"] is None
+        and second["won"] == 40
+        and second["p"] == pytest.approx(2 / 2**40)
+    )
+    assert (
+        setup["means"][1]["difference"] == pytest.approx(0.4)
+        and setup["means"][0]["difference"] is None
+    )

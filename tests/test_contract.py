@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench_attacks.pgd import PGD, PGDParams
 from pydantic import ConfigDict, field_validator
 from torch import nn
 
-from attacks.pgd import PGD, PGDParams
 from bench.attack import Attack
 from bench.contract.attack import ATTACK_CHECKS, AttackCase
 from bench.contract.check import examine, name_of
@@ -17,7 +17,8 @@ from bench.contract.toys import CLASSES, Linear, SmallNet, gratings, linear_prob
 from bench.defense import Card, Defense, InputTransform, Need
 from bench.errors import AccessDenied
 from bench.losses import margin
-from bench.noise import Query, isolated
+from bench.noise import isolated
+from bench.randomness import Query
 from bench.spec import Params
 from bench.testing import AttackContract, DefenseContract
 from tests import toy_plugins  # noqa: F401
@@ -64,7 +65,7 @@ class TestNull(AttackContract):
     attack = "null"
 
 
-# Defenses that are broken in one way each ---------------------------------------------------------------------------------
+# Defenses that are broken in one way each ---------------------------------------------------------
 
 
 class Front(InputTransform):
@@ -82,7 +83,13 @@ def defense(front=Front, **attributes):
     def build(self, classifier, access, noise):
         return front(classifier)
 
-    body = {"__doc__": "A toy.", "card": CARD, "build": build, "stochastic": front.stochastic, "gradients": front.gradients}
+    body = {
+        "__doc__": "A toy.",
+        "card": CARD,
+        "build": build,
+        "stochastic": front.stochastic,
+        "gradients": front.gradients,
+    }
     return type("Toy", (Defense,), {**body, **attributes})
 
 
@@ -107,7 +114,7 @@ def misdeclared():
 
 def squeezes():
     def squeezed(self, images, noise):
-        logits = self.twin()(images, noise)
+        logits = self.forward_pass()(images, noise)
         return logits[0] if len(logits) == 1 else logits
 
     return forward(squeezed)
@@ -174,7 +181,7 @@ def dead_proxy():
     return defense(type("Broken", (Front,), body), card=Card(paper="a paper", attacks=("bpda",)))
 
 
-def other_twin():
+def other_forward_pass():
     class Other(Front):
         gradients = ("full", "bpda")
 
@@ -186,8 +193,8 @@ def other_twin():
 
 def accepts_any_view():
     class Careless(Front):
-        def twin(self, gradient="full", view="logits"):
-            return super().twin("full", view)
+        def forward_pass(self, gradient="full", view="logits"):
+            return super().forward_pass("full", view)
 
     return defense(Careless)
 
@@ -303,7 +310,7 @@ BROKEN = {
     rounds: "gradients as declared",
     detaches: "gradients as declared",
     dead_proxy: "gradients as declared",
-    other_twin: "twins agree",
+    other_forward_pass: "twins agree",
     accepts_any_view: "views work",
     hidden_thief: "data as declared",
     private_build: "build is reproducible",
@@ -320,7 +327,11 @@ BROKEN = {
 
 
 def failures(checks, case):
-    return {verdict.name: verdict.message for verdict in examine(checks, case) if verdict.outcome == "FAIL"}
+    return {
+        verdict.name: verdict.message
+        for verdict in examine(checks, case)
+        if verdict.outcome == "FAIL"
+    }
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
@@ -331,7 +342,9 @@ def test_each_broken_defense_fails_its_check_and_no_other(broken):
         options = {"classifier": Scaled(), "images": (gratings(12).pixels(), gratings(12).labels)}
     found = failures(DEFENSE_CHECKS, DefenseCase(broken(), **options))
     assert set(found) == {BROKEN[broken]}
-    assert all(": " in text and "\n" not in text for text in found.values()), "what is wrong: how to mend it"
+    assert all(": " in text and "\n" not in text for text in found.values()), (
+        "what is wrong: how to mend it"
+    )
 
 
 class Counting(Front):
@@ -346,12 +359,17 @@ class Counting(Front):
 
 def test_a_private_generator_and_a_counting_buffer_are_seen_from_several_sides():
     assert "same noise same logits" in failures(DEFENSE_CHECKS, DefenseCase(private_generator()))
-    assert set(failures(DEFENSE_CHECKS, DefenseCase(defense(Counting)))) == {"no state between calls", "engine runs it"}
+    assert set(failures(DEFENSE_CHECKS, DefenseCase(defense(Counting)))) == {
+        "no state between calls",
+        "engine runs it",
+    }
 
 
 def test_an_honest_defense_passes_and_one_that_cannot_be_built_is_not_judged_further():
     assert not failures(DEFENSE_CHECKS, DefenseCase(defense()))
-    outcomes = {verdict.outcome for verdict in examine(DEFENSE_CHECKS[1:12], DefenseCase(unbuildable()))}
+    outcomes = {
+        verdict.outcome for verdict in examine(DEFENSE_CHECKS[1:12], DefenseCase(unbuildable()))
+    }
     assert outcomes == {"skip"}
 
 
@@ -361,7 +379,9 @@ def test_a_declared_need_is_served_and_an_undeclared_one_is_named():
         assert len(images) == len(labels) == 96
         return Front(classifier)
 
-    assert not failures(DEFENSE_CHECKS, DefenseCase(defense(build=build, needs=frozenset({Need.TRAINING_DATA}))))
+    assert not failures(
+        DEFENSE_CHECKS, DefenseCase(defense(build=build, needs=frozenset({Need.TRAINING_DATA})))
+    )
     found = failures(DEFENSE_CHECKS, DefenseCase(defense(build=build)))
     assert "without declaring it: add it to `needs`" in found["builds"]
 
@@ -370,12 +390,18 @@ def test_a_defense_is_checked_on_the_authors_own_images_and_data_sets():
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with isolated(0):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
-    case = DefenseCase("random-resize:grow=0,shrink=2", classifier=Padded(model), images=(images, torch.tensor([0, 1, 2, 3, 0])))
-    assert case.subject.classifier.num_classes == 4 and not failures(DEFENSE_CHECKS, case)
+    case = DefenseCase(
+        "random-resize:grow=0,shrink=2",
+        classifier=Padded(model),
+        images=(images, torch.tensor([0, 1, 2, 3, 0])),
+    )
+    assert case.setup.classifier.num_classes == 4 and not failures(DEFENSE_CHECKS, case)
     case = DefenseCase("bit-depth", dataset="toy:n=20", classifier=MODEL)
     assert len(case.images) == 12 and not failures(DEFENSE_CHECKS, case)
     assert "set dataset, or images" in message(lambda: DefenseCase("bit-depth", classifier=model))
-    assert "set classifier" in message(lambda: DefenseCase("bit-depth", images=(images, torch.zeros(5).long())))
+    assert "set classifier" in message(
+        lambda: DefenseCase("bit-depth", images=(images, torch.zeros(5).long()))
+    )
 
 
 class Padded(nn.Module):
@@ -386,10 +412,12 @@ class Padded(nn.Module):
         self.model = model
 
     def forward(self, images):
-        return self.model(nn.functional.pad(images, (0, 8 - images.shape[-1], 0, 8 - images.shape[-2])))
+        return self.model(
+            nn.functional.pad(images, (0, 8 - images.shape[-1], 0, 8 - images.shape[-2]))
+        )
 
 
-# Attacks that are broken in one way each ----------------------------------------------------------------------------------
+# Attacks that are broken in one way each ----------------------------------------------------------
 
 
 class Honest(Attack[PGDParams]):
@@ -441,7 +469,9 @@ def keeps_a_generator():
 
 def seeds_globally():
     def run(self, victim, images, labels, threat):
-        return threat.project(Honest.run(self, victim, images, labels, threat) + 1e-3 * torch.rand(1), images)
+        return threat.project(
+            Honest.run(self, victim, images, labels, threat) + 1e-3 * torch.rand(1), images
+        )
 
     return attack(run)
 
@@ -471,7 +501,9 @@ def does_nothing():
 
 def expects_one_draw():
     def run(self, victim, images, labels, threat):
-        victim.logits(images, torch.arange(len(images)), Query()).reshape(len(images), -1)[:, :CLASSES].argmax(1)
+        victim.logits(images, torch.arange(len(images)), Query()).reshape(len(images), -1)[
+            :, :CLASSES
+        ].argmax(1)
         assert victim.logits(images, torch.arange(len(images)), Query()).shape[1] == 1
         return Honest.run(self, victim, images, labels, threat)
 
@@ -535,7 +567,10 @@ def test_each_broken_attack_fails_its_check_and_no_other(broken):
 def test_every_check_has_caught_something():
     seen_by_several = {"same noise same logits"}
     assert {name_of(check) for check in DEFENSE_CHECKS} == {*BROKEN.values(), *seen_by_several}
-    assert {name_of(check) for check in ATTACK_CHECKS} == {*BROKEN_ATTACKS.values(), "engine runs it"}
+    assert {name_of(check) for check in ATTACK_CHECKS} == {
+        *BROKEN_ATTACKS.values(),
+        "engine runs it",
+    }
 
 
 def test_a_class_with_required_parameters_needs_a_spec():
@@ -551,12 +586,17 @@ def test_the_linear_problem_knows_its_own_distances():
     with torch.no_grad():
         logits = problem.model(problem.images.images)
     score = (logits[:, 0] - logits[:, 1]) / 2 / problem.model.weight.abs().sum()
-    assert torch.allclose(torch.where(problem.images.labels == 0, score, -score), problem.distance, atol=1e-6)
+    assert torch.allclose(
+        torch.where(problem.images.labels == 0, score, -score), problem.distance, atol=1e-6
+    )
     assert problem.images.images.min() > 0.05 and problem.images.images.max() < 0.95
 
 
 def test_the_built_in_images_are_learned_and_half_of_them_breakable():
     case = AttackCase("pgd")
-    assert all(0.1 < (a.predictions[:, 0] == case.images.labels).float().mean() < 0.9 for a in case.points_by_norm.values())
+    assert all(
+        0.1 < (a.predictions[:, 0] == case.images.labels).float().mean() < 0.9
+        for a in case.points_by_norm.values()
+    )
     null = AttackCase("null").points_by_norm["linf"]
     assert (null.predictions[:, 0] == case.images.labels).all()

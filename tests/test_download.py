@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bench.download import data_root, fetch, rooted
+from bench.storage.download import data_root, fetch, rooted
 from tests.toys import message
 
 CONTENT = bytes(range(256)) * 4096
@@ -16,7 +16,9 @@ MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content` and keeps each request's Range header; `broken` ends the first answer half way."""
+    """Serves `content` and keeps each request's Range header; `broken` ends the first answer half
+    way.
+    """
 
     content = CONTENT
     broken = False
@@ -35,7 +37,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         given = self.headers.get("Range")
         self.server.asked.append(given)
-        start = int(given.removeprefix("bytes=").removesuffix("-")) if given and self.server.ranges_known else 0
+        start = (
+            int(given.removeprefix("bytes=").removesuffix("-"))
+            if given and self.server.ranges_known
+            else 0
+        )
         body = self.server.content[start:]
         if start and not body:
             self.send_error(416)
@@ -75,7 +81,12 @@ def test_a_wrong_file_is_refused_and_kept(tmp_path, server):
     path = tmp_path / "file.bin"
     path.write_bytes(CONTENT[:-1])
     text = message(lambda: fetch("file.bin", [server.url], SHA256, tmp_path))
-    assert str(path) in text and SHA256 in text and hashlib.sha256(CONTENT[:-1]).hexdigest() in text and "remove it" in text
+    assert (
+        str(path) in text
+        and SHA256 in text
+        and hashlib.sha256(CONTENT[:-1]).hexdigest() in text
+        and "remove it" in text
+    )
     assert path.read_bytes() == CONTENT[:-1]
     assert server.asked == []
     path.write_bytes(CONTENT)
@@ -83,7 +94,16 @@ def test_a_wrong_file_is_refused_and_kept(tmp_path, server):
 
 
 @pytest.mark.parametrize(
-    "checksum", ["", "sha256:", SHA256[:-1], MD5.replace("md5", "sha256"), "crc:00", SHA256.upper(), SHA256[7:]]
+    "checksum",
+    [
+        "",
+        "sha256:",
+        SHA256[:-1],
+        MD5.replace("md5", "sha256"),
+        "crc:00",
+        SHA256.upper(),
+        SHA256[7:],
+    ],
 )
 def test_a_prefix_or_an_unknown_kind_is_no_checksum(tmp_path, checksum):
     (tmp_path / "file.bin").write_bytes(CONTENT)
@@ -108,7 +128,9 @@ def test_a_broken_download_is_resumed(tmp_path, server):
     assert server.asked == [None, f"bytes={held}-"]
 
 
-@pytest.mark.parametrize("old", [b"another beginning", b"x" * len(CONTENT), CONTENT + b"x", CONTENT])
+@pytest.mark.parametrize(
+    "old", [b"another beginning", b"x" * len(CONTENT), CONTENT + b"x", CONTENT]
+)
 @pytest.mark.parametrize("ranges_known", [True, False])
 def test_an_old_beginning_does_no_harm(tmp_path, server, old, ranges_known):
     server.ranges_known = ranges_known
@@ -132,7 +154,9 @@ def test_a_wrong_download_is_refused_and_dropped(tmp_path, server):
 
 def test_processes_that_want_the_same_file_share_one_download(tmp_path, server):
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda _: fetch("file.bin", [server.url], SHA256, tmp_path), range(8)))
+        paths = list(
+            pool.map(lambda _: fetch("file.bin", [server.url], SHA256, tmp_path), range(8))
+        )
     assert {path.read_bytes() for path in paths} == {CONTENT}
     assert server.asked == [None]
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
@@ -151,7 +175,9 @@ def test_offline_says_which_file_from_where_to_where(tmp_path, server, monkeypat
 def test_no_network_and_no_permission_are_one_line(tmp_path, server):
     server.shutdown()
     server.server_close()
-    assert "Connection refused" in message(lambda: fetch("file.bin", [server.url], SHA256, tmp_path))
+    assert "Connection refused" in message(
+        lambda: fetch("file.bin", [server.url], SHA256, tmp_path)
+    )
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "taken").write_bytes(b"")
     assert "put it at" in message(lambda: fetch("taken/file.bin", [server.url], SHA256, tmp_path))

@@ -20,23 +20,27 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import bench
-import bench.work
-from bench.audit import Finding
+import bench.engine.shards
+from bench.commands.verify import verify
 from bench.defense import Defense
-from bench.evaluation import Options, build, run_cell, run_cells
-from bench.fingerprint import fingerprint
+from bench.engine.build import build
+from bench.engine.execution import Execution
+from bench.engine.fingerprint import fingerprint
+from bench.engine.plan import plan
+from bench.engine.preflight import check
+from bench.engine.request import Request
+from bench.engine.run import run_evaluation, run_evaluations
+from bench.engine.setup import load_setup
+from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
 from bench.losses import misclassified
-from bench.metrics import measure
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
-from bench.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
-from bench.plan import Request, plan, subject_of
-from bench.plugins import Named
-from bench.preflight import check
-from bench.record import Store, read_folder, read_record
+from bench.plugins.create import Named
 from bench.report.leaderboard import boards, csv, markdown, rows_table
-from bench.verify import verify
-from bench.work import MIN_PART_IMAGES, parts_of
+from bench.results.findings import Finding
+from bench.results.metrics import measure
+from bench.results.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
+from bench.results.store import Store, read_folder, read_record
 from tests import toy_model, toy_plugins
 from tests.toy_plugins import Toy
 from tests.toys import linear_problem
@@ -56,14 +60,20 @@ def request(**changes) -> Request:
 
 
 def run(folder: Path, batch_size: int = 128, parts=None, **changes):
-    cells = plan(request(**changes))
+    evaluations = plan(request(**changes))
     store = Store(folder)
-    return [run_cell(cell, store, Options(batch_size=batch_size), parts) for cell in cells]
+    return [
+        run_evaluation(evaluation, store, Execution(batch_size=batch_size), parts)
+        for evaluation in evaluations
+    ]
 
 
-@pytest.mark.parametrize("attack", ["pgd:steps=5", "pgd+eot:randomness=(eot:k=3),steps=5", "pgd+replay:steps=5", "noise:tries=3"])
+@pytest.mark.parametrize(
+    "attack",
+    ["pgd:steps=5", "pgd+eot:randomness=(eot:k=3),steps=5", "pgd+replay:steps=5", "noise:tries=3"],
+)
 def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
-    backwards = list(reversed(parts_of(150, 7)))
+    backwards = list(reversed(shards_of(150, 7)))
     runs = {
         "one": run(tmp_path / "1", 1, attacks=(attack,)),
         "seven": run(tmp_path / "7", 7, attacks=(attack,)),
@@ -72,10 +82,13 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
     }
     for name, records in runs.items():
         for record, reference in zip(records, runs["seven"], strict=True):
-            assert record.cell == reference.cell
+            assert record.evaluation == reference.evaluation
             assert record.outcomes == reference.outcomes, name
             assert record.metrics == reference.metrics
-    assert all(r.points.sha256 == s.points.sha256 for r, s in zip(runs["backwards"], runs["seven"], strict=True))
+    assert all(
+        r.points.sha256 == s.points.sha256
+        for r, s in zip(runs["backwards"], runs["seven"], strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,12 +102,17 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
 )
 def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense, attack, eps):
     """Floating-point sums differ by batch; outcomes do not, and at most 2 % of the points do."""
-    (cell,) = plan(Request((defense,), (attack,), eps=eps, n=100))[-1:]
+    (evaluation,) = plan(Request(defenses=(defense,), attacks=(attack,), eps=eps, n=100))[-1:]
     found = {}
     for size in (1, 7, 64):
-        record = run_cell(cell, Store(tmp_path / str(size)), Options(batch_size=size))
-        found[size] = record.outcomes, load_file(tmp_path / str(size) / record.points.file)["points"]
-    assert 0.05 < record.metrics.adversarial.mean.value < 0.95, "a verdict that is all one tells nothing"
+        record = run_evaluation(evaluation, Store(tmp_path / str(size)), Execution(batch_size=size))
+        found[size] = (
+            record.outcomes,
+            load_file(tmp_path / str(size) / record.points.file)["points"],
+        )
+    assert 0.05 < record.metrics.adversarial.mean.value < 0.95, (
+        "a verdict that is all one tells nothing"
+    )
     for size in (1, 7):
         assert found[size][0] == found[64][0]
         assert (found[size][1] == found[64][1]).all((1, 2, 3)).mean() >= 0.98
@@ -103,8 +121,9 @@ def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense,
 KILLED = """
 import tests.toy_plugins
 from bench.cli import main
-main(["run", "--defense", "undefended", "--attack", "toy-kill:at={at}", "--dataset", "toy:n=150", "--classifier", "{model}",
-      "--out", "{out}", "--device", "cpu", "--batch-size", "64", "--json"])
+main(["run", "--defense", "undefended", "--attack", "toy-kill:at={at}", "--dataset", "toy:n=150",
+      "--classifier", "{model}", "--out", "{out}", "--device", "cpu", "--batch-size", "64",
+      "--json"])
 """
 
 
@@ -124,7 +143,9 @@ def killable(out: Path, at: int, kill: bool) -> subprocess.CompletedProcess:
 
 
 def test_a_weak_search_that_breaks_nothing_says_nothing_about_collapse():
-    """Two of three right and nothing lost: poor under a gradient attack that took nothing, no sign under a search."""
+    """Two of three right and nothing lost: poor under a gradient attack that took nothing, no sign
+    under a search.
+    """
     labels = np.array([0, 1, 0, 1, 0, 1])
     answers = np.array([0, 1, 0, 1, 1, 0])[:, None]
     outcomes = Outcomes.of(2, np.arange(6), labels, answers, answers, answers[:, :0])
@@ -133,20 +154,27 @@ def test_a_weak_search_that_breaks_nothing_says_nothing_about_collapse():
 
 
 @pytest.mark.parametrize(
-    ("attack", "taken"), [("pgd:steps=1", True), ("noise", False), ("null", False), ("square:queries=1", False)]
+    ("attack", "taken"),
+    [("pgd:steps=1", True), ("noise", False), ("null", False), ("square:queries=1", False)],
 )
-def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(tmp_path, monkeypatch, attack, taken):
+def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(
+    tmp_path, monkeypatch, attack, taken
+):
     seen = []
     monkeypatch.setattr(
-        "bench.evaluation.measure",
-        lambda outcomes, *, by_gradient: seen.append(by_gradient) or measure(outcomes, by_gradient=by_gradient),
+        "bench.engine.run.measure",
+        lambda outcomes, *, by_gradient: (
+            seen.append(by_gradient) or measure(outcomes, by_gradient=by_gradient)
+        ),
     )
     run(tmp_path, defenses=("undefended",), attacks=(attack,))
     assert seen == [taken]
 
 
 def test_two_workers_share_a_cell(tmp_path):
-    """Two processes start the same command at once: one record, as one process alone would make it."""
+    """Two processes start the same command at once: one record, as one process alone would
+    make it.
+    """
     commands = [start(tmp_path / "both", 0, kill=False) for _ in range(2)]
     outputs = [process.communicate() for process in commands]
     assert [process.returncode for process in commands] == [0, 0], outputs
@@ -155,7 +183,10 @@ def test_two_workers_share_a_cell(tmp_path):
     assert len(list((tmp_path / "both").glob("*.json"))) == 1
     assert not list((tmp_path / "both" / ".work").glob("*/*"))
     alone = json.loads(killable(tmp_path / "alone", 0, kill=False).stdout)[0]
-    assert alone["outcomes"] == one["outcomes"] and alone["points"]["sha256"] == one["points"]["sha256"]
+    assert (
+        alone["outcomes"] == one["outcomes"]
+        and alone["points"]["sha256"] == one["points"]["sha256"]
+    )
 
 
 @pytest.mark.parametrize("at", [0, 70, 149])
@@ -164,7 +195,7 @@ def test_a_killed_run_resumes(tmp_path, at):
     assert killed.returncode == -9
     assert not list((tmp_path / "a").glob("*.json")), "a killed run leaves no record"
     saved = sorted((tmp_path / "a" / ".work").rglob("part-*"))
-    assert len(saved) == at // MIN_PART_IMAGES
+    assert len(saved) == at // MIN_SHARD_IMAGES
     resumed = killable(tmp_path / "a", at, kill=False)
     assert resumed.returncode == 0, resumed.stderr
     straight = killable(tmp_path / "b", at, kill=False)
@@ -176,17 +207,20 @@ def test_a_killed_run_resumes(tmp_path, at):
 
 
 def test_a_stored_cell_is_not_computed_again(tmp_path):
-    cells = plan(request())
-    first = list(run_cells(cells, Store(tmp_path), Options()))
-    second = list(run_cells(cells, Store(tmp_path), Options()))
+    evaluations = plan(request())
+    first = list(run_evaluations(evaluations, Store(tmp_path), Execution()))
+    second = list(run_evaluations(evaluations, Store(tmp_path), Execution()))
     assert [r.computed for r in first] == [True, True]
     assert [r.computed for r in second] == [False, False]
     assert [r.record for r in first] == [r.record for r in second]
 
 
 def test_a_crash_is_an_error_and_takes_nothing_down(tmp_path):
-    cells = plan(request(defenses=("toy-crash", "toy-jitter"), attacks=("pgd:steps=3",)))
-    results = {r.cell.defense.name: r for r in run_cells(cells, Store(tmp_path), Options())}
+    evaluations = plan(request(defenses=("toy-crash", "toy-jitter"), attacks=("pgd:steps=3",)))
+    results = {
+        r.evaluation.defense.name: r
+        for r in run_evaluations(evaluations, Store(tmp_path), Execution())
+    }
     assert results["toy-jitter"].record and results["undefended"].record
     assert results["toy-crash"].record is None
     assert "crashes on larger batches" in results["toy-crash"].failure.error
@@ -198,38 +232,55 @@ def test_a_crash_is_an_error_and_takes_nothing_down(tmp_path):
 
 
 def test_undeclared_data_is_refused_and_leaves_no_record(tmp_path):
-    cells = plan(request(defenses=("toy-thief",), attacks=("pgd",)))
-    results = list(run_cells(cells, Store(tmp_path), Options()))
+    evaluations = plan(request(defenses=("toy-thief",), attacks=("pgd",)))
+    results = list(run_evaluations(evaluations, Store(tmp_path), Execution()))
     assert "without declaring" in str(results[-1].rejected)
     assert len(list(tmp_path.glob("*.json"))) == 1, "only the base's record"
 
 
 def test_the_base_stands_beside_every_row(tmp_path):
-    cells = plan(request(defenses=("toy-jitter", "undefended"), attacks=("pgd", "pgd+eot", "bpda")))
-    assert [str(c) for c in cells if c.defense.name == "undefended"] == ["undefended x pgd"], "one base serves all laws"
+    evaluations = plan(
+        request(defenses=("toy-jitter", "undefended"), attacks=("pgd", "pgd+eot", "bpda"))
+    )
+    assert [str(c) for c in evaluations if c.defense.name == "undefended"] == [
+        "undefended x pgd"
+    ], "one base serves all laws"
     records = run(tmp_path)
-    assert records[1].base == records[0].cell
+    assert records[1].base == records[0].evaluation
     assert "base" in rows_table(records)
 
 
 def test_settings_that_cannot_matter_do_not_split_cells():
-    plain, *rest = plan(request(defenses=("undefended",), attacks=("pgd", "pgd+replay", "bpda", "bpda+eot")))
+    plain, *rest = plan(
+        request(defenses=("undefended",), attacks=("pgd", "pgd+replay", "bpda", "bpda+eot"))
+    )
     assert not rest
-    assert plain.gradient == "full" and str(plain.law) == "fresh"
+    assert plain.gradient == "full" and str(plain.randomness) == "fresh"
 
 
 def test_a_build_seed_counts_where_something_is_drawn():
-    first, second = (plan(request(defenses=("undefended", "toy-jitter"), build_seed=seed)) for seed in (0, 1))
+    first, second = (
+        plan(request(defenses=("undefended", "toy-jitter"), build_seed=seed)) for seed in (0, 1)
+    )
     assert first[0].id == second[0].id and first[-1].id != second[-1].id
     assert plan(request(build_seed=1))[0].id == first[0].id, "nor does it make another base"
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"attacks": ("pgd+replay:steps=6",)}, {"eps": 0.06}, {"n": 149},
-     {"seeds": (1,)}, {"build_seed": 1}, {"norm": "l2", "eps": 0.05},
-     {"defenses": ("toy-jitter:sigma=0.06",)}, {"dataset": "toy:n=151"}, {"attacks": ("pgd+eot:steps=5",)}, {"gradient": "bpda"}],
-)  # fmt: skip
+    [
+        {"attacks": ("pgd+replay:steps=6",)},
+        {"eps": 0.06},
+        {"n": 149},
+        {"seeds": (1,)},
+        {"build_seed": 1},
+        {"norm": "l2", "eps": 0.05},
+        {"defenses": ("toy-jitter:sigma=0.06",)},
+        {"dataset": "toy:n=151"},
+        {"attacks": ("pgd+eot:steps=5",)},
+        {"gradient": "bpda"},
+    ],
+)
 def test_everything_that_can_matter_changes_the_identity(change):
     assert plan(request(**change))[-1].id != plan(request())[-1].id
 
@@ -247,7 +298,13 @@ def test_a_replayed_verdict_comes_out_of_its_record(tmp_path):
     for remove in (False, True):
         if remove:
             (tmp_path / record.points.file).unlink()
-        done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "replayed" in done.stdout
         assert ("re-running" in done.stdout) == remove
@@ -261,23 +318,23 @@ def test_verify_notices_tampering(tmp_path):
     word = tampered["outcomes"]["replayed"][0]
     tampered["outcomes"]["replayed"][0] = word[::-1] if word != word[::-1] else "0" * len(word)
     path.write_text(json.dumps(tampered))
-    held = {check.name: check.held for check in verify(path, Options())}
+    held = {check.name: check.held for check in verify(path, Execution())}
     assert not held["metrics"] and not held["replayed"] and held["adversarial"] and held["subject"]
     for key, value in (("labels", tampered["outcomes"]["adversarial"][0]), ("ids", "1000-1149")):
         forged = json.loads(clean)
         forged["outcomes"][key] = value
         path.write_text(json.dumps(forged))
-        assert not {check.name: check.held for check in verify(path, Options())}["subject"], key
+        assert not {check.name: check.held for check in verify(path, Execution())}["subject"], key
     path.write_text(clean)
-    assert all(check.held for check in verify(path, Options()))
+    assert all(check.held for check in verify(path, Execution()))
     (tmp_path / record.points.file).write_bytes(b"other")
     with pytest.raises(bench.BadInput, match="SHA-256"):
-        verify(path, Options())
+        verify(path, Execution())
     tampered = json.loads(clean)
     tampered["cell"] = "0" * 16
     path.write_text(json.dumps(tampered))
     with pytest.raises(bench.BadInput):
-        verify(path, Options())
+        verify(path, Execution())
 
 
 class KeptDropout(nn.Module):
@@ -296,7 +353,7 @@ def test_dropout_at_test_time_stays_on_behind_a_defense(defense):
     network = KeptDropout().eval()
     network.dropout.train()
     asked = request(defenses=(defense,), n=4)
-    built = build(plan(asked, subject_of(asked, network))[-1], torch.device("cpu"))
+    built = build(plan(asked, load_setup(asked, network))[-1], torch.device("cpu"))
     assert [part.training for part in built.modules() if isinstance(part, nn.Dropout)] == [True]
 
 
@@ -315,7 +372,10 @@ def test_evaluate_controls_an_opaque_stochastic_model():
     before = generators()
     attacks = ["pgd:steps=3", "pgd+replay:steps=3"]
     reports = [
-        bench.evaluate(Dropout(), dataset="toy:n=30", attacks=attacks, device="cpu", batch_size=size, seeds=[5]) for size in (7, 64)
+        bench.evaluate(
+            Dropout(), dataset="toy:n=30", attacks=attacks, device="cpu", batch_size=size, seeds=[5]
+        )
+        for size in (7, 64)
     ]
     assert generators() == before
     first, second = (report.records for report in reports)
@@ -368,11 +428,17 @@ def test_evaluate_finds_models_that_cannot_be_trusted():
         Softmax: "probabilities",
     }
     for model, name in expected.items():
-        (record,) = bench.evaluate(model(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu").records
+        (record,) = bench.evaluate(
+            model(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu"
+        ).records
         assert name in [f.name for f in record.findings], name
-    (clean,) = bench.evaluate(toy_model.make_model(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu").records
+    (clean,) = bench.evaluate(
+        toy_model.make_model(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu"
+    ).records
     assert clean.findings == []
-    (mended,) = bench.evaluate(Softmax(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu", output="probabilities").records
+    (mended,) = bench.evaluate(
+        Softmax(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu", output="probabilities"
+    ).records
     assert "probabilities" not in [f.name for f in mended.findings]
     assert mended.outcomes == clean.outcomes
 
@@ -393,23 +459,31 @@ def test_a_model_that_clamps_its_input_is_found():
     inner, images, labels = linear_problem(3, 16, active_box=True)
     assert int(((images == 0) | (images == 1)).sum()) > 100
     for model, expected in ((Clamped(inner), ["clamped-input"]), (inner, [])):
-        assert [f.name for f in check(Classifier(model, 3).eval(), images, labels, "full")] == expected
-    assert list(check(Classifier(Clamped(inner), 3).eval(), 0.2 + 0.5 * images, labels, "full")) == []
+        assert [
+            f.name for f in check(Classifier(model, 3).eval(), images, labels, "full")
+        ] == expected
+    assert (
+        list(check(Classifier(Clamped(inner), 3).eval(), 0.2 + 0.5 * images, labels, "full")) == []
+    )
 
 
 def test_evaluation_without_gradients_says_so():
     class Opaque(nn.Module):
         def forward(self, images):
-            return torch.from_numpy(np.stack([images.detach().numpy().sum((1, 2, 3))] * 3, 1) * np.arange(3))
+            return torch.from_numpy(
+                np.stack([images.detach().numpy().sum((1, 2, 3))] * 3, 1) * np.arange(3)
+            )
 
-    (record,) = bench.evaluate(Opaque(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu").records
+    (record,) = bench.evaluate(
+        Opaque(), dataset="toy:n=20", attacks="pgd:steps=2", device="cpu"
+    ).records
     assert {"zero-gradient", "no-gradient"} <= {f.name for f in record.findings}
 
 
 def test_a_classifier_judged_on_its_training_images_is_flagged(tmp_path):
-    cell = plan(request(defenses=("undefended",)))[0]
-    cell.subject.classifier.trained_on = ("toy/test",)
-    record = run_cell(cell, Store(tmp_path), Options())
+    evaluation = plan(request(defenses=("undefended",)))[0]
+    evaluation.setup.classifier.trained_on = ("toy/test",)
+    record = run_evaluation(evaluation, Store(tmp_path), Execution())
     assert "trained-on-test" in [f.name for f in record.findings]
 
 
@@ -419,7 +493,10 @@ def test_record_round_trip_and_self_consistency(tmp_path):
     assert read_record(path) == record
     assert len(path.read_bytes()) < 60_000
     metrics = record.metrics
-    right = [record.outcomes.predictions(w) == record.outcomes.true_labels()[:, None] for w in ("adversarial", "clean")]
+    right = [
+        record.outcomes.predictions(w) == record.outcomes.true_labels()[:, None]
+        for w in ("adversarial", "clean")
+    ]
     correct = right[0] & right[1]
     assert metrics.adversarial.mean.value == pytest.approx(correct.mean())
     assert metrics.adversarial.all_draws.value == pytest.approx(correct.all(1).mean())
@@ -430,13 +507,29 @@ def test_record_round_trip_and_self_consistency(tmp_path):
 
 
 def test_clean_wrong_images_are_broken(tmp_path):
-    """A deterministic defense that is wrong on the clean image is not attacked, and stays broken."""
+    """A deterministic defense that is wrong on the clean image is not attacked, and stays
+    broken.
+    """
     outcomes = Outcomes.of(
-        3, np.arange(3), np.array([0, 1, 2]), np.array([[1], [1], [2]]), np.array([[0], [1], [0]]), np.empty((3, 0), int)
+        3,
+        np.arange(3),
+        np.array([0, 1, 2]),
+        np.array([[1], [1], [2]]),
+        np.array([[0], [1], [0]]),
+        np.empty((3, 0), int),
     )
     assert outcomes.correct("adversarial").tolist() == [[False], [True], [False]]
-    draws = Outcomes.of(3, np.arange(1), np.array([0]), np.array([[1, 0]]), np.array([[0, 0]]), np.empty((1, 0), int))
-    assert draws.correct("adversarial").tolist() == [[False, True]], "draw by draw, on the same noise"
+    draws = Outcomes.of(
+        3,
+        np.arange(1),
+        np.array([0]),
+        np.array([[1, 0]]),
+        np.array([[0, 0]]),
+        np.empty((1, 0), int),
+    )
+    assert draws.correct("adversarial").tolist() == [[False, True]], (
+        "draw by draw, on the same noise"
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 10, 36, 37, 1000])
@@ -449,13 +542,16 @@ def test_outcome_strings_round_trip(classes):
 
 
 def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
-    records = run(tmp_path, defenses=("undefended",), attacks=("pgd:steps=1", "noise:tries=1"), eps=0.02)
+    records = run(
+        tmp_path, defenses=("undefended",), attacks=("pgd:steps=1", "noise:tries=1"), eps=0.02
+    )
     (board,) = boards(records)
     each = [r.outcomes.correct("adversarial")[:, 0] for r in records]
     expected = (each[0] & each[1]).mean()
     assert board.numbers["worst_case"].iloc[0] == pytest.approx(expected)
     assert expected <= min(e.mean() for e in each)
-    # Two attacks that each break the other half of the images leave nothing, though either alone leaves half.
+    # Two attacks that each break the other half of the images leave nothing, though either alone
+    # leaves half.
     labels = records[0].outcomes.labels
     halves = [labels[:75] + "2" * 75, "2" * 75 + labels[75:]]
     apart = [
@@ -475,24 +571,35 @@ def test_tables_say_how_their_rows_were_built(tmp_path):
     assert "How these were built" not in markdown(boards(records)) + rows_table(records)
 
     def said(record, *messages):
-        notes = tuple(Finding(name="built", verdict="note", message=message) for message in messages)
+        notes = tuple(
+            Finding(name="built", verdict="note", message=message) for message in messages
+        )
         return record.model_copy(update={"findings": (*record.findings, *notes)})
 
-    own = {"undefended": (), "bit-depth:bits=2": ("same", "two"), "bit-depth:bits=4": ("four", "same")}
+    own = {
+        "undefended": (),
+        "bit-depth:bits=2": ("same", "two"),
+        "bit-depth:bits=4": ("four", "same"),
+    }
     told = [said(record, *own[record.title["defense"]]) for record in records]
     (board,) = boards(told)
     shared = next(line for line in board.built if line.endswith(": same"))
     assert set(board.built) == {"- bit-depth:bits=2: two", "- bit-depth:bits=4: four", shared}
     assert set(shared[2:-6].split(", ")) == {"bit-depth:bits=2", "bit-depth:bits=4"}
     for page in (markdown([board]), rows_table(told)):
-        assert page.count("How these were built") == 1 and page.count("- bit-depth:bits=2: two") == 1
+        assert (
+            page.count("How these were built") == 1 and page.count("- bit-depth:bits=2: two") == 1
+        )
 
 
-# Found by reviewers who tried to break the engine -----------------------------------------------------------------------
+# Found by reviewers who tried to break the engine -------------------------------------------------
 
 
 def test_a_defense_that_trains_in_place_spoils_no_other_cell(tmp_path):
-    records = {r.title["defense"]: r for r in run(tmp_path, defenses=("toy-vandal", "toy-jitter"), attacks=("null",))}
+    records = {
+        r.title["defense"]: r
+        for r in run(tmp_path, defenses=("toy-vandal", "toy-jitter"), attacks=("null",))
+    }
     assert records["undefended"].metrics.clean.mean.value == 1
     assert records["toy-vandal"].metrics.clean.mean.value < 0.5
     assert records["toy-jitter"].metrics.clean.mean.value > 0.6
@@ -501,8 +608,8 @@ def test_a_defense_that_trains_in_place_spoils_no_other_cell(tmp_path):
 
 def test_what_a_defense_says_and_what_it_builds_must_agree(tmp_path):
     for name, words in (("toy-secret", "stochastic"), ("toy-rounding", "gradients")):
-        cells = plan(request(defenses=(name,), attacks=("bpda",)))
-        rejected = list(run_cells(cells, Store(tmp_path), Options()))[-1].rejected
+        evaluations = plan(request(defenses=(name,), attacks=("bpda",)))
+        rejected = list(run_evaluations(evaluations, Store(tmp_path), Execution()))[-1].rejected
         assert words in str(rejected)
 
 
@@ -510,8 +617,18 @@ def test_bpda_reaches_through_a_wrapper_to_the_classifier():
     inner = toy_plugins.Rounded(Classifier(toy_model.make_model(), 3).eval())
     outer = toy_plugins.Jittered(inner, 0.0)
     outer.stochastic = False
-    (report,) = [bench.evaluate(outer, dataset="toy:n=60", attacks=["bpda:steps=10"], eps=0.3, device="cpu")]
-    (naive,) = [bench.evaluate(outer, dataset="toy:n=60", attacks=["pgd:steps=10,random_start=false"], eps=0.3, device="cpu")]
+    (report,) = [
+        bench.evaluate(outer, dataset="toy:n=60", attacks=["bpda:steps=10"], eps=0.3, device="cpu")
+    ]
+    (naive,) = [
+        bench.evaluate(
+            outer,
+            dataset="toy:n=60",
+            attacks=["pgd:steps=10,random_start=false"],
+            eps=0.3,
+            device="cpu",
+        )
+    ]
     assert report.records[0].metrics.adversarial.mean.value == 0
     assert report.records[0].title["gradient"] == "bpda"
     assert "zero-gradient" not in {f.name for f in report.records[0].findings}
@@ -522,10 +639,19 @@ def test_training_data_is_part_of_the_identity_where_it_is_declared(tmp_path):
     _, images, labels = linear_problem(3, 20, active_box=False)
     ids = []
     for shift in (0.0, 0.01):
-        arrays = {"x_test": images[:, 0].numpy(), "y_test": labels.numpy(), "y_train": labels.numpy()}
+        arrays = {
+            "x_test": images[:, 0].numpy(),
+            "y_test": labels.numpy(),
+            "y_train": labels.numpy(),
+        }
         np.savez(tmp_path / "a.npz", x_train=images[:, 0].numpy() + shift, **arrays)
         dataset = f"npz:{tmp_path}/a.npz"
-        ids.append([plan(request(defenses=(d,), dataset=dataset, eps=0.1))[-1].id for d in ("toy-honest", "toy-jitter")])
+        ids.append(
+            [
+                plan(request(defenses=(d,), dataset=dataset, eps=0.1))[-1].id
+                for d in ("toy-honest", "toy-jitter")
+            ]
+        )
     assert ids[0][0] != ids[1][0] and ids[0][1] == ids[1][1]
 
 
@@ -539,7 +665,9 @@ def test_plain_attributes_and_closures_are_part_of_a_models_identity(tmp_path):
             return self.inner(images) * self.factor
 
     kept = {"dataset": "toy:n=20", "attacks": "null", "device": "cpu", "out": tmp_path}
-    values = [bench.evaluate(Scaled(f), **kept).records[0].metrics.clean.mean.value for f in (1.0, -1.0)]
+    values = [
+        bench.evaluate(Scaled(f), **kept).records[0].metrics.clean.mean.value for f in (1.0, -1.0)
+    ]
     assert values == [1.0, 0.0]
     with isolated(0):
         net = nn.Linear(1, 1)
@@ -563,7 +691,11 @@ def _closure(factor):
         lambda value: [torch.tensor(value)],
         lambda value: partial(torch.clamp, min=value),
         lambda value: SimpleNamespace(scale=value, logger=logging.getLogger()),
-        lambda value: [nn.Linear(1, 1).requires_grad_(False).apply(lambda net: net.weight.fill_(value) + net.bias.fill_(0))],
+        lambda value: [
+            nn.Linear(1, 1)
+            .requires_grad_(False)
+            .apply(lambda net: net.weight.fill_(value) + net.bias.fill_(0))
+        ],
         _closure,
     ],
     ids=["tensor", "array", "dict", "list", "partial", "object", "net", "closure"],
@@ -590,14 +722,25 @@ def test_a_models_hooks_are_part_of_its_identity():
 
 
 def test_the_shipped_classifiers_fingerprint_is_the_one_in_stored_records():
-    (cell,) = plan(Request(("undefended",), ("pgd",), n=1))
-    stored = [r for r in read_folder(ROOT / "leaderboards/records") if r.title["classifier"] == "zoo:mnist5k-cnn"]
-    assert {record.identity["classifier"]["sha256"] for record in stored} == {cell.subject.classifier_sha}
+    (evaluation,) = plan(Request(defenses=("undefended",), attacks=("pgd",), n=1))
+    stored = [
+        r
+        for r in read_folder(ROOT / "leaderboards/records")
+        if r.title["classifier"] == "zoo:mnist5k-cnn"
+    ]
+    assert {record.identity["classifier"]["sha256"] for record in stored} == {
+        evaluation.setup.classifier_sha
+    }
 
 
 def test_an_edited_plugin_is_another_row_on_the_board(tmp_path):
     file = tmp_path / "plugin.py"
-    text = (ROOT / "tests/toy_plugins.py").read_text().replace("@DEFENSES", "# @DEFENSES").replace("@DATASETS", "# @DATASETS")
+    text = (
+        (ROOT / "tests/toy_plugins.py")
+        .read_text()
+        .replace("@DEFENSES", "# @DEFENSES")
+        .replace("@DATASETS", "# @DATASETS")
+    )
     file.write_text(text.replace("@ATTACKS", "# @ATTACKS"))
     records = run(tmp_path / "r", defenses=(f"{file}@Jitter",), attacks=("null",))
     file.write_text(file.read_text() + "\n# edited\n")
@@ -607,8 +750,15 @@ def test_an_edited_plugin_is_another_row_on_the_board(tmp_path):
 
 
 def test_masked_classes_do_not_hide_success():
-    logits = torch.tensor([[0.0, 1.0, -1e9], [0.0, 1.0, -torch.inf], [1.0, 0.0, -torch.inf], [-torch.inf, 1.0, 0.0]])
-    assert misclassified(logits, torch.zeros(4, dtype=torch.int64)).tolist() == [True, True, False, True]
+    logits = torch.tensor(
+        [[0.0, 1.0, -1e9], [0.0, 1.0, -torch.inf], [1.0, 0.0, -torch.inf], [-torch.inf, 1.0, 0.0]]
+    )
+    assert misclassified(logits, torch.zeros(4, dtype=torch.int64)).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_log_of_mean_softmax_may_rule_classes_out():
@@ -621,7 +771,9 @@ def test_a_log_of_mean_softmax_may_rule_classes_out():
             logits = self.inner(images)
             return torch.where(logits < logits.amax(1, keepdim=True) - 15, -torch.inf, logits)
 
-    (record,) = bench.evaluate(Ruled(), dataset="toy:n=20", attacks="pgd:steps=5,loss=margin", eps=0.3, device="cpu").records
+    (record,) = bench.evaluate(
+        Ruled(), dataset="toy:n=20", attacks="pgd:steps=5,loss=margin", eps=0.3, device="cpu"
+    ).records
     assert record.metrics.clean.mean.value == 1
     assert record.metrics.adversarial.mean.value == 0
 
@@ -632,7 +784,9 @@ def test_a_part_without_a_right_image_is_not_attacked():
             return -toy_model.make_model()(images.view(images.size(0), 1, 4, 4))
 
     for attack in ("pgd", "noise"):
-        (record,) = bench.evaluate(Wrong(), dataset="toy:n=3", attacks=attack, norm="l2", eps=0.1, device="cpu").records
+        (record,) = bench.evaluate(
+            Wrong(), dataset="toy:n=3", attacks=attack, norm="l2", eps=0.1, device="cpu"
+        ).records
         assert record.cost.attack_forwards == 0 and record.metrics.adversarial.mean.value == 0
 
 
@@ -641,30 +795,32 @@ def test_a_damaged_record_is_replaced(tmp_path):
     path = tmp_path / f"{record.stem}.json"
     whole = path.read_text()
     path.write_text(whole[:100])
-    (again,) = run_cells(plan(request(attacks=("null",)))[1:], Store(tmp_path), Options())
+    (again,) = run_evaluations(plan(request(attacks=("null",)))[1:], Store(tmp_path), Execution())
     assert again.computed and again.record.outcomes == record.outcomes
     assert read_record(path).outcomes == record.outcomes
 
 
 def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
-    """Another process stores the record and drops the work folder while this one is about to claim."""
-    cell = plan(request(attacks=("null",)))[-1]
+    """Another process stores the record and drops the work folder while this one is about
+    to claim.
+    """
+    evaluation = plan(request(attacks=("null",)))[-1]
     store = Store(tmp_path)
-    right = bench.work._take
+    right = bench.engine.shards._take
 
     def lose(folder):
-        monkeypatch.setattr(bench.work, "_take", right)
-        run_cell(cell, store, Options())
+        monkeypatch.setattr(bench.engine.shards, "_take", right)
+        run_evaluation(evaluation, store, Execution())
         return right(folder)
 
-    monkeypatch.setattr(bench.work, "_take", lose)
-    (result,) = run_cells([cell], store, Options())
+    monkeypatch.setattr(bench.engine.shards, "_take", lose)
+    (result,) = run_evaluations([evaluation], store, Execution())
     assert result.record is not None and result.failure is None
     assert not list(tmp_path.glob("*.error.json"))
 
 
 def test_saved_parts_are_not_computed_again(tmp_path):
-    work = bench.work.Workspace(tmp_path / "w")
+    work = bench.engine.shards.Workspace(tmp_path / "w")
     work.folder.mkdir()
     work.save((0, 64), {"x": np.arange(3)})
     computed, reported = [], []
@@ -674,13 +830,17 @@ def test_saved_parts_are_not_computed_again(tmp_path):
         return {"x": np.arange(5)}
 
     parts = [(0, 64), (64, 100)]
-    found = bench.work.complete(work, parts, compute, lambda: False, lambda part, arrays: reported.append(part))
+    found = bench.engine.shards.complete(
+        work, parts, compute, lambda: False, lambda part, arrays: reported.append(part)
+    )
     assert computed == [(64, 100)] and reported == parts
     assert [len(found[part]["x"]) for part in parts] == [3, 5]
 
 
 class Drifting(Defense):
-    """Comes out of `build` otherwise from time to time, as training does on another device or number of threads."""
+    """Comes out of `build` otherwise from time to time, as training does on another device or
+    number of threads.
+    """
 
     factor: ClassVar = 1.0
 
@@ -693,42 +853,44 @@ class Drifting(Defense):
 
 @pytest.fixture
 def drifting(monkeypatch):
-    cell = plan(request(defenses=("undefended",), attacks=("null",), n=150))[0]
-    return replace(cell, defense=Named("drifting", "drifting", Drifting(Drifting.Params()), ()))
+    evaluation = plan(request(defenses=("undefended",), attacks=("null",), n=150))[0]
+    return replace(
+        evaluation, defense=Named("drifting", "drifting", Drifting(Drifting.Params()), ())
+    )
 
 
 def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, drifting, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    store, options = Store(tmp_path), Options(batch_size=64)
+    store, options = Store(tmp_path), Execution(batch_size=64)
     with monkeypatch.context() as patch:
-        patch.setattr(bench.evaluation._Compute, "report", interrupted)
+        patch.setattr(bench.engine.run._Compute, "report", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_cell(drifting, store, options)
+            run_evaluation(drifting, store, options)
     monkeypatch.setattr(Drifting, "factor", -1.0)
-    record = run_cell(drifting, store, options)
+    record = run_evaluation(drifting, store, options)
     assert not record.outcomes.correct("clean").any(), "the first part is that of the build before"
     assert not list((tmp_path / ".work").iterdir())
 
 
 def test_verify_tells_another_build_from_wrong_predictions(tmp_path, drifting, monkeypatch):
-    record = run_cell(drifting, Store(tmp_path), Options())
-    monkeypatch.setattr("bench.verify.rebuild", lambda _: drifting)
+    record = run_evaluation(drifting, Store(tmp_path), Execution())
+    monkeypatch.setattr("bench.commands.verify.rebuild", lambda _: drifting)
     path = tmp_path / f"{record.stem}.json"
-    assert all(check.held for check in verify(path, Options()))
+    assert all(check.held for check in verify(path, Execution()))
     monkeypatch.setattr(Drifting, "factor", 2.0)
-    assert [check.name for check in verify(path, Options()) if not check.held] == ["weights"]
+    assert [check.name for check in verify(path, Execution()) if not check.held] == ["weights"]
 
 
 def test_a_stale_claim_is_taken_over(tmp_path):
-    work = bench.work.Workspace(tmp_path / "w")
+    work = bench.engine.shards.Workspace(tmp_path / "w")
     claim = tmp_path / "w" / "claim-0000000-0000064"
     claim.mkdir(parents=True)
     (claim / "owner.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     with work.claim((0, 64)) as ours:
         assert not ours, "a fresh claim of another host stands"
-    old = time.time() - 2 * bench.work.STALE_SECONDS
+    old = time.time() - 2 * bench.engine.shards.STALE_SECONDS
     os.utime(claim, (old, old))
     with work.claim((0, 64)) as ours, work.claim((0, 64)) as twice:
         assert ours and not twice
@@ -754,18 +916,36 @@ def test_replayed_worst_case_is_taken_per_image(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"eps": "1/0"}, {"eps": True}, {"seeds": 5.5}, {"seeds": [-1]}, {"seeds": [2**70]}, {"seeds": []},
-     {"n": 2.5}, {"attacks": [None]},
-     {"attacks": []}, {"batch_size": "x"}, {"output": "x"}, {"gradient": ""}, {"device": "tpu"}],
-)  # fmt: skip
+    [
+        {"eps": "1/0"},
+        {"eps": True},
+        {"seeds": 5.5},
+        {"seeds": [-1]},
+        {"seeds": [2**70]},
+        {"seeds": []},
+        {"n": 2.5},
+        {"attacks": [None]},
+        {"attacks": []},
+        {"batch_size": "x"},
+        {"output": "x"},
+        {"gradient": ""},
+        {"device": "tpu"},
+    ],
+)
 def test_evaluate_refuses_what_the_command_refuses(arguments):
     with pytest.raises(bench.BadInput) as error:
-        bench.evaluate(toy_model.make_model(), **{"dataset": "toy:n=5", "attacks": "null", "device": "cpu", **arguments})
+        bench.evaluate(
+            toy_model.make_model(),
+            **{"dataset": "toy:n=5", "attacks": "null", "device": "cpu", **arguments},
+        )
     assert "\n" not in str(error.value)
 
 
 def test_a_defense_may_train_its_copy(tmp_path):
-    records = {r.title["defense"]: r for r in run(tmp_path, defenses=("toy-trainer",), attacks=("pgd:steps=2",))}
+    records = {
+        r.title["defense"]: r
+        for r in run(tmp_path, defenses=("toy-trainer",), attacks=("pgd:steps=2",))
+    }
     assert records["toy-trainer"].metrics.clean.mean.value > 0.5
     assert records["toy-trainer"].access == ["training data"]
     assert records["undefended"].metrics.clean.mean.value == 1
@@ -785,15 +965,23 @@ def test_a_missing_gradient_does_not_matter_to_an_attack_without(tmp_path):
         def forward(self, images):
             return toy_model.make_model()((images * 8).round() / 8)
 
-    report = bench.evaluate(Blocked(), dataset="toy:n=20", attacks=["null", "pgd:steps=2"], device="cpu")
-    assert [("zero-gradient" in {f.name for f in r.findings}) for r in report.records] == [False, True]
+    report = bench.evaluate(
+        Blocked(), dataset="toy:n=20", attacks=["null", "pgd:steps=2"], device="cpu"
+    )
+    assert [("zero-gradient" in {f.name for f in r.findings}) for r in report.records] == [
+        False,
+        True,
+    ]
 
 
 def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
     record = run(tmp_path, defenses=("undefended",), attacks=("pgd:steps=1",))[0]
     older = record.model_copy(update={"finished": "2000-01-01T00:00:00+00:00", "cell": "0" * 16})
     (board,) = boards([record, older])
-    assert board.numbers["passes_per_image"].iloc[0] == record.cost.attack_forwards + record.cost.attack_backwards
+    assert (
+        board.numbers["passes_per_image"].iloc[0]
+        == record.cost.attack_forwards + record.cost.attack_backwards
+    )
 
 
 def test_evaluate_wants_a_module():
@@ -802,12 +990,17 @@ def test_evaluate_wants_a_module():
 
 
 def test_an_image_that_is_wrong_on_its_tape_stays_broken_under_replay(tmp_path):
-    """Whatever the attack makes of it: the attacked function is fixed, so the deterministic rule holds."""
+    """Whatever the attack makes of it: the attacked function is fixed, so the deterministic rule
+    holds.
+    """
     record = run(tmp_path, attacks=("toy-mend+replay",), eps=0.3)[-1]
     null = run(tmp_path, attacks=("null+replay",), eps=0.3)[-1]
-    wrong_on_tape = ~null.outcomes.correct("replayed")[:, 0]
-    assert 5 < wrong_on_tape.sum() < 100
-    assert not record.outcomes.correct("replayed")[wrong_on_tape].any()
+    wrong_on_fixed_noise = ~null.outcomes.correct("replayed")[:, 0]
+    assert 5 < wrong_on_fixed_noise.sum() < 100
+    assert not record.outcomes.correct("replayed")[wrong_on_fixed_noise].any()
     assert record.metrics.replayed.mean.value <= null.metrics.replayed.mean.value
     points = load_file(tmp_path / record.points.file)["points"]
-    assert (points[wrong_on_tape] == Toy(Toy.Params(n=150)).test().images.numpy()[wrong_on_tape]).all()
+    assert (
+        points[wrong_on_fixed_noise]
+        == Toy(Toy.Params(n=150)).test().images.numpy()[wrong_on_fixed_noise]
+    ).all()

@@ -1,16 +1,27 @@
-"""Random fields drawn towards BatchNorm statistics: weights, moves and images against known answers."""
+"""Random fields drawn towards BatchNorm statistics: weights, moves and images against known
+answers.
+"""
 
 import numpy as np
 import pytest
 import torch
+from bench_defenses.datafree.datafreeshield import DataFreeShieldParams
+from bench_defenses.datafree.fields import (
+    FieldRecipe,
+    canvas,
+    draw_population,
+    moved,
+    rendered,
+    resampled,
+    smoothed,
+    tilt,
+)
+from bench_defenses.datafree.images import synthetic_images
 from torch import nn
 
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream
-from defenses.datafree.datafreeshield import DataFreeShieldParams
-from defenses.datafree.fields import FieldRecipe, canvas, draw_population, moved, rendered, resampled, smoothed, tilt
-from defenses.datafree.images import synthetic_images
 
 SHAPE = (1, 12, 12)
 NOISE = Noise.of(3, Stream.BUILD, [0])
@@ -35,11 +46,14 @@ def net():
 
 
 def features(n=4000, shift=0.3):
-    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0)) - torch.tensor([shift, 0.0])
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0)) - torch.tensor(
+        [shift, 0.0]
+    )
 
 
 def test_the_weights_of_a_gaussian_are_its_exponential_tilt():
-    # N(-m, 1) tilted to mean 0 is weighted by exp(m x): closed form of the relative-entropy projection.
+    # N(-m, 1) tilted to mean 0 is weighted by exp(m x): closed form of the relative-entropy
+    # projection.
     x = features(20_000)
     weights = tilt(x, wanted=100)
     assert weights.sum().item() == pytest.approx(1, abs=1e-5)
@@ -71,8 +85,14 @@ def test_a_moved_population_stays_in_its_law(fresh):
     n = 3000
     noise = Noise.of(0, Stream.BUILD, range(n))
     white = noise.normal("w", (4, 4))
-    traits, after = moved(noise.uniform("t", (3,)), white, FieldRecipe(n, persistence=0.8), noise.at("move"), fresh)
-    assert traits.min() >= 0 and traits.max() <= 1 and traits.mean().item() == pytest.approx(0.5, abs=0.02)
+    traits, after = moved(
+        noise.uniform("t", (3,)), white, FieldRecipe(n, persistence=0.8), noise.at("move"), fresh
+    )
+    assert (
+        traits.min() >= 0
+        and traits.max() <= 1
+        and traits.mean().item() == pytest.approx(0.5, abs=0.02)
+    )
     assert after.var().item() == pytest.approx(1, abs=0.03)
     assert (after * white).mean().item() == pytest.approx(0 if fresh else 0.8, abs=0.03)
 
@@ -94,15 +114,20 @@ def test_images_lie_between_their_two_colours(shape):
     assert seen.shape == (64, *shape) and seen.min() >= 0 and seen.max() <= 1
     ground, ink = ((2 * part - 0.5).clamp(0, 1) for part in traits[:, 10:].split(shape[0], 1))
     low, high = torch.minimum(ground, ink), torch.maximum(ground, ink)
-    assert (seen.flatten(2).amin(2) >= low - 1e-5).all() and (seen.flatten(2).amax(2) <= high + 1e-5).all()
+    assert (seen.flatten(2).amin(2) >= low - 1e-5).all() and (
+        seen.flatten(2).amax(2) <= high + 1e-5
+    ).all()
 
 
 def test_the_population_takes_on_the_statistics():
     rounds = []
     found = draw_population(net(), SHAPE, FieldRecipe(400, rounds=6), NOISE, rounds.append)
-    assert rounds == [1, 2, 3, 4, 5, 6] and len(found.effective) == 5 and min(found.effective) >= 0.1
+    assert (
+        rounds == [1, 2, 3, 4, 5, 6] and len(found.effective) == 5 and min(found.effective) >= 0.1
+    )
     assert found.gap_last < 0.35 * found.gap_first
-    # The running mean lies on the dark side; equal class shares pull the other way, and both are met half-way.
+    # The running mean lies on the dark side; equal class shares pull the other way, and both are
+    # met half-way.
     assert found.images.mean().item() == pytest.approx(0.15, abs=0.08)
     again = draw_population(net(), SHAPE, FieldRecipe(400, rounds=6), NOISE, rounds.append)
     assert torch.equal(again.images, found.images)

@@ -1,32 +1,39 @@
-"""The known answers: each defense against a slow oracle of its own, and the gallery that holds the attacks to them."""
+"""The known answers: each defense against a slow oracle of its own, and the gallery that holds the
+attacks to them.
+"""
 
 import io
 
 import numpy as np
 import pytest
 import torch
+from bench_defenses.gallery.crop_ensemble import crop
+from bench_defenses.gallery.k_wta import winners
+from bench_defenses.gallery.sap import prune
+from bench_defenses.gallery.tvm import _adjoint, _differences, objective, reconstruct
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from bench.commands.gallery import Row, evaluations_of, exhibits, rows
+from bench.commands.info import EXPECTED, describe
 from bench.defense import Card, DataAccess, Defense, Need
+from bench.engine.execution import Execution
+from bench.engine.request import Request
+from bench.engine.run import run_evaluations
 from bench.errors import BadInput
-from bench.evaluation import Options, run_cells
-from bench.gallery import Row, cells_of, exhibits, rows
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, isolated
-from bench.plugins import DEFENSES, create
-from bench.record import Store
-from bench.report.info import EXPECTED, describe
+from bench.plugins.create import DEFENSES, create
+from bench.results.store import Store
 from bench.spec import parse
-from bench.suite import RunOptions
 from bench.threat import ThreatModel
-from defenses.gallery.crop_ensemble import crop
-from defenses.gallery.k_wta import winners
-from defenses.gallery.sap import prune
-from defenses.gallery.tvm import _adjoint, _differences, objective, reconstruct
 
-NAMES = sorted(name for name in DEFENSES.names() if not name.startswith("toy-") and DEFENSES.get(name).card.expected)
+NAMES = sorted(
+    name
+    for name in DEFENSES.names()
+    if not name.startswith("toy-") and DEFENSES.get(name).card.expected
+)
 QUICK = {"thermometer": "thermometer:epochs=1", "k-wta": "k-wta:epochs=1"}
 
 
@@ -69,21 +76,23 @@ def build(text, network=None, channels=1):
     defense = create(DEFENSES, parse(text)).plugin
     images = pixels(20, channels, 12, 12)
     sources = {Need.TRAINING_DATA: lambda: (images, torch.arange(20) % 10)}
-    access = DataAccess(frozenset(defense.needs), sources, text, ThreatModel("linf", 0.1), tuple(images.shape[1:]))
+    access = DataAccess(
+        frozenset(defense.needs), sources, text, ThreatModel("linf", 0.1), tuple(images.shape[1:])
+    )
     classifier = Classifier(network or net(channels), 10).eval()
     return defense.build(classifier, access, Noise.of(0, Stream.BUILD, [0])).eval()
 
 
 def slope(defended, images, gradient):
     leaf = images.clone().requires_grad_(True)
-    output = defended.twin(gradient)(leaf, noise(len(images)))
+    output = defended.forward_pass(gradient)(leaf, noise(len(images)))
     if not output.requires_grad:
         return torch.zeros_like(images)
     found = torch.autograd.grad((output * torch.arange(10.0)).sum(), leaf, allow_unused=True)[0]
     return torch.zeros_like(images) if found is None else found
 
 
-# Each forward pass against an oracle ----------------------------------------------------------------------------------
+# Each forward pass against an oracle --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -112,7 +121,9 @@ def test_thermometer_by_loops():
     for i, c, level, x in np.ndindex(2, 2, 4, 2):
         value = float(images[i, c, 0, x])
         assert seen[i, c * 4 + level, 0, x] == (1 if value > level / 4 else 0)
-        assert smooth[i, c * 4 + level, 0, x] == pytest.approx(min(max(value - level / 4, 0), 1), abs=1e-6)
+        assert smooth[i, c * 4 + level, 0, x] == pytest.approx(
+            min(max(value - level / 4, 0), 1), abs=1e-6
+        )
 
 
 def test_winners_by_sorting():
@@ -140,9 +151,18 @@ def test_total_variation_falls_to_its_minimum():
     start = objective(images * kept, images, kept, 0.03)
     found = objective(reconstruct(images, kept, 0.03, 100), images, kept, 0.03)
     lowest = objective(reconstruct(images.double(), kept.double(), 0.03, 5000), images, kept, 0.03)
-    assert (found < 0.8 * start).all() and (found < 1.02 * lowest).all() and (found > 0.999 * lowest).all()
-    z, field = pixels(3, 2, 10, 9, seed=2), torch.rand(2, 3, 2, 10, 9, generator=torch.Generator().manual_seed(3))
-    assert (_differences(z) * field).sum() == pytest.approx(float((z * _adjoint(field)).sum()), rel=1e-4)
+    assert (
+        (found < 0.8 * start).all()
+        and (found < 1.02 * lowest).all()
+        and (found > 0.999 * lowest).all()
+    )
+    z, field = (
+        pixels(3, 2, 10, 9, seed=2),
+        torch.rand(2, 3, 2, 10, 9, generator=torch.Generator().manual_seed(3)),
+    )
+    assert (_differences(z) * field).sum() == pytest.approx(
+        float((z * _adjoint(field)).sum()), rel=1e-4
+    )
     # No small change of the answer lowers the objective any further.
     best = reconstruct(images.double(), kept.double(), 0.03, 5000)
     for seed in range(20):
@@ -155,7 +175,10 @@ def test_total_variation_drops_the_share_of_pixels_in_all_channels():
     defended = build("tvm:steps=1,drop=0.3,weight=1e-6")
     seen = defended.transform(images, noise(50))
     dropped = seen < 0.5
-    assert torch.equal(dropped[:, 0], dropped[:, 1]) and abs(float(dropped.float().mean()) - 0.3) < 0.03
+    assert (
+        torch.equal(dropped[:, 0], dropped[:, 1])
+        and abs(float(dropped.float().mean()) - 0.3) < 0.03
+    )
 
 
 def test_crops_by_slicing_and_their_answer_by_a_loop():
@@ -164,9 +187,16 @@ def test_crops_by_slicing_and_their_answer_by_a_loop():
     top, left = rows_of.integers("top", 0, 5), rows_of.integers("left", 0, 4)
     for i in range(6):
         part = images[i : i + 1, :, top[i] : top[i] + 8, left[i] : left[i] + 7]
-        assert torch.allclose(seen[i : i + 1], F.interpolate(part, size=(12, 10), mode="bilinear"), atol=1e-6)
+        assert torch.allclose(
+            seen[i : i + 1], F.interpolate(part, size=(12, 10), mode="bilinear"), atol=1e-6
+        )
     defended = build("crop-ensemble:crops=3", channels=2)
-    parts = [defended.classifier.classifier(crop(images, 0.9, rows_of.at(f"crop/{i}")), rows_of).softmax(1) for i in range(3)]
+    parts = [
+        defended.classifier.classifier(crop(images, 0.9, rows_of.at(f"crop/{i}")), rows_of).softmax(
+            1
+        )
+        for i in range(3)
+    ]
     assert torch.allclose(defended(images, rows_of), torch.stack(parts).mean(0).log(), atol=1e-5)
 
 
@@ -186,7 +216,7 @@ def test_the_plain_ones():
     assert abs(float(added.mean())) < 0.01 and float(added.std()) == pytest.approx(0.3, rel=0.02)
 
 
-# Activations inside any network ---------------------------------------------------------------------------------------
+# Activations inside any network -------------------------------------------------------------------
 
 
 def test_every_kind_of_activation_is_met_and_left_alone_afterwards():
@@ -196,20 +226,30 @@ def test_every_kind_of_activation_is_met_and_left_alone_afterwards():
     before = plain(images, noise(3))
     one = build("k-wta:gamma=1,epochs=0", network)
     by_hand = network.second((network.first(images) - 0.1).mean((2, 3)))
-    assert torch.allclose(one(images, noise(3)), by_hand, atol=1e-5), "all winners: no activation at all is left"
+    assert torch.allclose(one(images, noise(3)), by_hand, atol=1e-5), (
+        "all winners: no activation at all is left"
+    )
     assert torch.equal(plain(images, noise(3)), before)
 
 
 class Sites(nn.Module):
     def forward(self, x):
         x = x.flatten(1)[:, :10]
-        return torch.relu(x + 1) + F.leaky_relu(x + 2, 0.2) + F.gelu(x + 3) + nn.SiLU()(x + 4) + nn.ELU()(x + 5)
+        return (
+            torch.relu(x + 1)
+            + F.leaky_relu(x + 2, 0.2)
+            + F.gelu(x + 3)
+            + nn.SiLU()(x + 4)
+            + nn.ELU()(x + 5)
+        )
 
 
 def test_functions_of_every_name_are_replaced():
     images = pixels(2)
     expected = 5 * images.flatten(1)[:, :10] + 15
-    assert torch.allclose(build("k-wta:gamma=1,epochs=0", Sites())(images, noise(2)), expected, atol=1e-5)
+    assert torch.allclose(
+        build("k-wta:gamma=1,epochs=0", Sites())(images, noise(2)), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["sap", "k-wta:epochs=0"])
@@ -229,7 +269,7 @@ def test_layers_draw_apart():
     assert not torch.equal(seen[:, 0], seen[:, 1])
 
 
-# What all of them promise ---------------------------------------------------------------------------------------------
+# What all of them promise -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,22 +277,40 @@ def test_promises(name):
     declared = create(DEFENSES, parse(name)).plugin
     card = declared.card
     defended = build(QUICK.get(name, name))
-    assert (defended.stochastic, tuple(defended.gradients)) == (declared.stochastic, tuple(declared.gradients))
+    assert (defended.stochastic, tuple(defended.gradients)) == (
+        declared.stochastic,
+        tuple(declared.gradients),
+    )
     images = pixels(8)
     with torch.no_grad():
         answer = defended(images, noise(8))
         assert torch.isfinite(answer).all()
         for gradient in defended.gradients:
-            assert torch.equal(defended.twin(gradient)(images, noise(8)), answer), f"the {gradient} twin is another function"
-            assert all(len(defended.twin(gradient, view)(images, noise(8))) == 8 for view in defended.views())
+            assert torch.equal(defended.forward_pass(gradient)(images, noise(8)), answer), (
+                f"the {gradient} twin is another function"
+            )
+            assert all(
+                len(defended.forward_pass(gradient, view)(images, noise(8))) == 8
+                for view in defended.views()
+            )
         assert torch.equal(defended(images, noise(8, 1)), answer) == (not defended.stochastic)
         order = np.array([6, 2, 5])
-        assert torch.allclose(defended(images[order], noise(8).rows(order)), answer[order], atol=1e-4, rtol=1e-4)
+        assert torch.allclose(
+            defended(images[order], noise(8).rows(order)), answer[order], atol=1e-4, rtol=1e-4
+        )
     assert ("bpda" in defended.gradients) == bool(card.surrogate)
     assert card.attacks and card.truth and EXPECTED[card.expected]
     if card.surrogate:
         assert (slope(defended, images, "bpda").flatten(1).abs().amax(1) > 0).all()
-    if name in ("jpeg", "tvm", "gradient-killer", "one-hot", "thermometer", "bit-depth", "constant"):
+    if name in (
+        "jpeg",
+        "tvm",
+        "gradient-killer",
+        "one-hot",
+        "thermometer",
+        "bit-depth",
+        "constant",
+    ):
         assert (slope(defended, images, "full") == 0).all()
     elif name != "temperature":
         assert (slope(defended, images, "full") != 0).any()
@@ -261,9 +319,9 @@ def test_promises(name):
 def test_no_defense_offers_an_unknown_gradient_or_view():
     for name in ("one-hot", "k-wta:epochs=0"):
         with pytest.raises(BadInput, match="no gradient 'smooth'"):
-            build(name).twin("smooth")
+            build(name).forward_pass("smooth")
     with pytest.raises(BadInput, match="unknown view"):
-        build("crop-ensemble").twin("full", "features")
+        build("crop-ensemble").forward_pass("full", "features")
 
 
 def test_the_surrogate_of_winners_is_the_activation():
@@ -273,22 +331,26 @@ def test_the_surrogate_of_winners_is_the_activation():
         single[1].weight.copy_(pixels(10, 144, seed=4).reshape(10, 144) - 0.5)
     plain = slope(Classifier(single, 10), images, "full")
     assert torch.allclose(slope(build("k-wta:gamma=0.2,epochs=0", single), images, "bpda"), plain)
-    assert not torch.allclose(slope(build("k-wta:gamma=0.2,epochs=0", single), images, "full"), plain)
+    assert not torch.allclose(
+        slope(build("k-wta:gamma=0.2,epochs=0", single), images, "full"), plain
+    )
 
 
 def test_info_shows_the_answer():
     described = describe("jpeg", {"defenses": DEFENSES})
     assert described["surrogate"] == "the identity" and described["fitting attacks"] == "bpda"
-    assert described["documented robustness"].startswith("0 %") and "falls to" in described["expected"]
+    assert (
+        described["documented robustness"].startswith("0 %") and "falls to" in described["expected"]
+    )
     assert "expected" not in describe("undefended", {"defenses": DEFENSES})
 
 
-# The gallery ----------------------------------------------------------------------------------------------------------
+# The gallery --------------------------------------------------------------------------------------
 
 
 def shown(tmp_path, *names, n=20, naive="pgd"):
-    found = exhibits(RunOptions(defense=names, n=n), naive)
-    results = list(run_cells(cells_of(found), Store(tmp_path), Options()))
+    found = exhibits(Request(defense=names, n=n), naive)
+    results = list(run_evaluations(evaluations_of(found), Store(tmp_path), Execution()))
     return {row.defense: row for row in rows(found, results)}
 
 
@@ -298,7 +360,9 @@ def test_masked_defenses_look_robust_and_fall(tmp_path):
     for name in names:
         row = table[name]
         assert row.verdict == "falls" and row.held
-        assert float(row.naive) >= float(row.naive_base) + 5, f"{name} masks nothing from the naive attack"
+        assert float(row.naive) >= float(row.naive_base) + 5, (
+            f"{name} masks nothing from the naive attack"
+        )
         assert float(row.fitting) <= float(row.base) + 5
     assert all("zero-gradient" in table[name].audit for name in set(names) - {"shattered-gradient"})
 
@@ -344,12 +408,18 @@ def test_a_defense_that_stands_is_named(tmp_path, monkeypatch):
     table = shown(tmp_path, "toy-overrated", "toy-unfinished", "toy-untrue", n=10)
     assert table["toy-untrue"].verdict == "no number: twin failed" and not table["toy-untrue"].held
     assert table["toy-overrated"].verdict.startswith("stands: ") and not table["toy-overrated"].held
-    assert table["toy-unfinished"].verdict == "not measured: not here" and not table["toy-unfinished"].held
+    assert (
+        table["toy-unfinished"].verdict == "not measured: not here"
+        and not table["toy-unfinished"].held
+    )
 
 
 @pytest.mark.parametrize("verdict", ["not measured: it crashed", "no number: twin failed"])
 def test_what_was_not_measured_has_not_held(verdict):
-    assert not any(Row("it", expected=expected, verdict=verdict).held for expected in ("base", "share", "unknown"))
+    assert not any(
+        Row("it", expected=expected, verdict=verdict).held
+        for expected in ("base", "share", "unknown")
+    )
     assert Row("it", expected="unknown").held
 
 
@@ -363,13 +433,15 @@ def test_what_was_not_measured_has_not_held(verdict):
 )
 def test_what_would_prove_nothing_is_refused(options, naive, said):
     with pytest.raises(BadInput, match=said):
-        exhibits(RunOptions(defense=("jpeg",), **options), naive)
+        exhibits(Request(defense=("jpeg",), **options), naive)
 
 
 def test_only_known_answers_are_shown():
-    assert "undefended" not in NAMES and {"jpeg", "random-resize", "k-wta", "constant"} <= set(NAMES)
+    assert "undefended" not in NAMES and {"jpeg", "random-resize", "k-wta", "constant"} <= set(
+        NAMES
+    )
     with pytest.raises(BadInput, match="has no known answer"):
-        exhibits(RunOptions(defense=("undefended",)), "pgd")
+        exhibits(Request(defense=("undefended",)), "pgd")
 
 
 @pytest.mark.slow

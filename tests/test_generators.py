@@ -1,4 +1,6 @@
-"""Data-free baselines: the terms by hand, who moves when and who does not, exact counters, the defenses."""
+"""Data-free baselines: the terms by hand, who moves when and who does not, exact counters, the
+defenses.
+"""
 
 import copy
 import json
@@ -8,26 +10,42 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bench_defenses.adversarial.objectives import (
+    Ait,
+    Dast,
+    Dfard,
+    Dfme,
+    Rslad,
+    Seen,
+    divergence,
+    l1_centred,
+)
+from bench_defenses.adversarial.visits import Descent, answers
+from bench_defenses.generators import loop
+from bench_defenses.generators.adaptive import Balanced, FallingLabels, Fixed
+from bench_defenses.generators.inundation import MOST, Inundation, bracketed, lengthen, weights
+from bench_defenses.generators.loop import Plan, Turns, distance, spread, train_pair
+from bench_defenses.generators.methods import METHODS
+from bench_defenses.generators.nets import GeneratorSpec, pixels, squashed
+from bench_defenses.generators.terms import (
+    TERMS,
+    Context,
+    Made,
+    ZerothOrder,
+    measure_of,
+    squared_gap,
+)
 from torch import nn
 
 from bench.contract.toys import CLASSES, SmallNet, gratings
 from bench.defense import DataAccess
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, generators, isolated
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
+from bench.results.statistics import collapsed
 from bench.spec import parse
-from bench.statistics import collapsed
 from bench.testing import DefenseContract
 from bench.threat import ThreatModel
-from defenses.adversarial.objectives import Ait, Dast, Dfard, Dfme, Rslad, Seen, divergence, l1_centred
-from defenses.adversarial.visits import Descent, answers
-from defenses.generators import loop
-from defenses.generators.adaptive import Balanced, FallingLabels, Fixed
-from defenses.generators.inundation import MOST, Inundation, bracketed, lengthen, weights
-from defenses.generators.loop import Plan, Turns, distance, spread, train_pair
-from defenses.generators.methods import METHODS
-from defenses.generators.nets import GeneratorSpec, pixels, squashed
-from defenses.generators.terms import TERMS, Context, Made, ZerothOrder, measure_of, squared_gap
 from tests.toys import message
 
 SHAPE = (3, 16, 16)
@@ -58,7 +76,10 @@ def plan_of(name, *, adversarial=None, steps=2, descent=None, turns=None, **chan
         terms=method.terms,
         objective=method.objective(**weights),
         descent=replace(descent or Descent(rate=0.01), steps=steps),
-        turns=replace(Turns(10, 6, method.ratio, method.shared, warmup=2, momentum=method.momentum), **(turns or {})),
+        turns=replace(
+            Turns(10, 6, method.ratio, method.shared, warmup=2, momentum=method.momentum),
+            **(turns or {}),
+        ),
         threat=THREAT,
         facing=method.facing,
     )
@@ -68,7 +89,9 @@ def plan_of(name, *, adversarial=None, steps=2, descent=None, turns=None, **chan
 def train(teacher, name, plan=None, student=None, seed=0, **options):
     student = student or copy.deepcopy(teacher)
     plan = plan or plan_of(name)
-    return train_pair(student, teacher, SHAPE, plan, METHODS[name].adaptive(plan.terms), noise(seed), **options)
+    return train_pair(
+        student, teacher, SHAPE, plan, METHODS[name].adaptive(plan.terms), noise(seed), **options
+    )
 
 
 def same(one, other):
@@ -76,7 +99,7 @@ def same(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-# Measures and terms by hand -----------------------------------------------------------------------------------------------
+# Measures and terms by hand -----------------------------------------------------------------------
 
 TEACHER = torch.tensor([[3.0, -1.0, 0.0], [-0.5, 0.8, 0.6]], dtype=torch.float64)
 STUDENT = torch.tensor([[2.0, 0.5, -1.0], [0.1, 1.2, 0.3]], dtype=torch.float64)
@@ -97,13 +120,26 @@ def test_centred_logarithms_of_probabilities_are_centred_logits():
     centred = TEACHER - TEACHER.mean(1, keepdim=True)
     assert torch.allclose(logs - logs.mean(1, keepdim=True), centred, atol=1e-12)
     assert torch.equal(l1_centred(TEACHER, centred), torch.zeros(2))
-    assert torch.allclose(l1_centred(TEACHER + 7, STUDENT), l1_centred(TEACHER, STUDENT)), "the teacher's mean is not known"
-    assert not torch.allclose(l1_centred(TEACHER, STUDENT + 7), l1_centred(TEACHER, STUDENT)), "the student is not centred"
+    assert torch.allclose(l1_centred(TEACHER + 7, STUDENT), l1_centred(TEACHER, STUDENT)), (
+        "the teacher's mean is not known"
+    )
+    assert not torch.allclose(l1_centred(TEACHER, STUDENT + 7), l1_centred(TEACHER, STUDENT)), (
+        "the student is not centred"
+    )
 
 
 MATCHES = {
-    "dast": (Dast(beta=0.3), lambda: -np.log(p(STUDENT)[[0, 1], [0, 1]]).mean() + 0.3 * ((p(STUDENT) - p(TEACHER)) ** 2).mean()),
-    "dfme": (Dfme(), lambda: (STUDENT - (TEACHER - TEACHER.mean(1, keepdim=True))).abs().mean().item()),
+    "dast": (
+        Dast(beta=0.3),
+        lambda: (
+            -np.log(p(STUDENT)[[0, 1], [0, 1]]).mean()
+            + 0.3 * ((p(STUDENT) - p(TEACHER)) ** 2).mean()
+        ),
+    ),
+    "dfme": (
+        Dfme(),
+        lambda: (STUDENT - (TEACHER - TEACHER.mean(1, keepdim=True))).abs().mean().item(),
+    ),
     "ait": (Ait(tau=3), lambda: 9 * kl_by_hand(3).sum() / 6),
     "dfard": (Dfard(tau=3), lambda: 9 * kl_by_hand(3).mean()),
 }
@@ -117,7 +153,11 @@ def test_measures_by_hand(name):
     both = objective.model_copy(update={"adversarial": 2.0, "clean": 5.0}).loss(seen)
     assert both.item() == pytest.approx(2 * objective.match(TEACHER, OTHER).item() + 5 * by_hand())
     clean = objective.model_copy(update={"adversarial": 0.0, "clean": 1.0})
-    assert clean.clean_pass and not clean.attacked_pass and clean.loss(seen).item() == pytest.approx(by_hand())
+    assert (
+        clean.clean_pass
+        and not clean.attacked_pass
+        and clean.loss(seen).item() == pytest.approx(by_hand())
+    )
     with pytest.raises(ValueError, match="nothing is learnt"):
         type(objective)(adversarial=0, clean=0)
 
@@ -133,14 +173,18 @@ def test_dfard_at_temperature_one_is_rslad():
 def test_gdfqs_measure_of_a_layer_by_hand():
     inputs = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]])
     mean, variance = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 8 / 3])
-    assert squared_gap(inputs, mean, variance).item() == pytest.approx((1**2 + 0) / 2 + ((8 / 3 - 1) ** 2 + 0) / 2, rel=1e-5)
+    assert squared_gap(inputs, mean, variance).item() == pytest.approx(
+        (1**2 + 0) / 2 + ((8 / 3 - 1) ** 2 + 0) / 2, rel=1e-5
+    )
 
 
 def context(teacher, student, name, made=None, **changes):
     method = METHODS[name]
     if made is None:
         rows = noise(3, 6)
-        generator = replace(method.generator, **SMALL).build(SHAPE, CLASSES, 1, torch.tensor([0.5]), torch.tensor([0.1]))
+        generator = replace(method.generator, **SMALL).build(
+            SHAPE, CLASSES, 1, torch.tensor([0.5]), torch.tensor([0.1])
+        )
         spec = replace(method.generator, **SMALL)
         labels = spec.classes(rows, CLASSES)
         made = Made(generator(spec.draw(rows), labels).detach().requires_grad_(True), labels, rows)
@@ -201,7 +245,7 @@ def test_aits_generator_does_not_know_the_student(teacher):
     assert torch.equal(*slopes)
 
 
-# The estimator ------------------------------------------------------------------------------------------------------------
+# The estimator ------------------------------------------------------------------------------------
 
 
 def test_the_estimate_approaches_the_exact_gradient():
@@ -227,12 +271,14 @@ def test_the_estimate_flows_through_the_same_terms(teacher):
         slopes.append(torch.autograd.grad(value, exact.made.logits, retain_graph=True)[0].flatten())
         assert value.item() == pytest.approx(TERMS["closeness_l1"](exact).item(), rel=1e-5)
     # d = 768 and 60 directions: a cosine of about sqrt(m / (m + d)).
-    assert nn.functional.cosine_similarity(*slopes, dim=0) == pytest.approx(math.sqrt(60 / 828), rel=0.25)
+    assert nn.functional.cosine_similarity(*slopes, dim=0) == pytest.approx(
+        math.sqrt(60 / 828), rel=0.25
+    )
     assert slopes[1].norm() / slopes[0].norm() == pytest.approx(math.sqrt(1 + 768 / 60), rel=0.25)
     assert "teacher" not in estimated.__dict__ and "student" not in estimated.__dict__
 
 
-# Generators ---------------------------------------------------------------------------------------------------------------
+# Generators ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("conditioning", ["none", "embed_mul", "branch"])
@@ -244,15 +290,31 @@ def test_generators_make_pixels_of_any_size(conditioning, shape):
     rows = noise(0, 9)
     labels = spec.classes(rows, 4)
     images = pixels(generator(spec.draw(rows), labels))
-    assert images.shape == (9, *shape) and images.min() >= 0 and images.max() <= 1 and generators() == before
-    assert images.mean().item() == pytest.approx(0.3, abs=0.05) and images.std().item() == pytest.approx(0.2, abs=0.05)
-    assert labels.tolist() == ([0, 0, 0, 1, 1, 2, 2, 3, 3] if conditioning == "branch" else labels.tolist())
+    assert (
+        images.shape == (9, *shape)
+        and images.min() >= 0
+        and images.max() <= 1
+        and generators() == before
+    )
+    assert images.mean().item() == pytest.approx(
+        0.3, abs=0.05
+    ) and images.std().item() == pytest.approx(0.2, abs=0.05)
+    assert labels.tolist() == (
+        [0, 0, 0, 1, 1, 2, 2, 3, 3] if conditioning == "branch" else labels.tolist()
+    )
     assert labels.min() >= 0 and labels.max() < 4
 
 
 def test_branch_k_gets_label_k():
-    stem = GeneratorSpec(size=8, width=6, conditioning="branch").build((1, 8, 8), 3, 0, torch.ones(1), torch.ones(1)).stem
-    latent, labels = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 2, 0])
+    stem = (
+        GeneratorSpec(size=8, width=6, conditioning="branch")
+        .build((1, 8, 8), 3, 0, torch.ones(1), torch.ones(1))
+        .stem
+    )
+    latent, labels = (
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([2, 0, 1, 2, 0]),
+    )
     maps = stem(latent, labels)
     for row, label in enumerate(labels):
         alone = stem.branches[label](latent[row : row + 1])[0]
@@ -265,9 +327,19 @@ def test_dasts_own_generator_fits_28_and_32_pixels():
         spec = GeneratorSpec(size=4, conditioning="branch", decoder="dast_paper")
         generator = spec.build((1, side, side), 2, 0, torch.ones(1), torch.ones(1))
         with torch.no_grad():
-            assert generator(torch.ones(4, 4), torch.tensor([0, 1, 1, 0])).shape == (4, 1, side, side)
-    published = GeneratorSpec(size=128, conditioning="branch", decoder="dast_paper").build((3, 32, 32), 1, 0, *[torch.ones(3)] * 2)
-    count = [sum(one.numel() for one in part.parameters()) for part in (published.stem, published.decoder)]
+            assert generator(torch.ones(4, 4), torch.tensor([0, 1, 1, 0])).shape == (
+                4,
+                1,
+                side,
+                side,
+            )
+    published = GeneratorSpec(size=128, conditioning="branch", decoder="dast_paper").build(
+        (3, 32, 32), 1, 0, *[torch.ones(3)] * 2
+    )
+    count = [
+        sum(one.numel() for one in part.parameters())
+        for part in (published.stem, published.decoder)
+    ]
     assert count == pytest.approx([1.46e6, 3.03e6], rel=0.01)
     shared = GeneratorSpec(affine=False).build((3, 32, 32), 10, 0, *[torch.ones(3)] * 2)
     assert sum(one.numel() for one in shared.parameters()) == pytest.approx(2.33e6, rel=0.01)
@@ -275,10 +347,14 @@ def test_dasts_own_generator_fits_28_and_32_pixels():
 
 def test_what_generators_refuse():
     assert "4 divides" in message(lambda: GeneratorSpec().check((1, 30, 28), 3, 6))
-    assert "28 or 32" in message(lambda: GeneratorSpec(decoder="dast_paper").check((1, 16, 16), 3, 6))
+    assert "28 or 32" in message(
+        lambda: GeneratorSpec(decoder="dast_paper").check((1, 16, 16), 3, 6)
+    )
     paper = GeneratorSpec(decoder="dast_paper", conditioning="branch")
     assert "give at least 20" in message(lambda: paper.check((1, 28, 28), 10, 19))
-    assert "give at least 10" in message(lambda: GeneratorSpec(conditioning="branch").check((1, 28, 28), 10, 6))
+    assert "give at least 10" in message(
+        lambda: GeneratorSpec(conditioning="branch").check((1, 28, 28), 10, 6)
+    )
     assert "multiple of 5" in message(lambda: Turns(401, 50, 5))
     assert "shared by" in message(lambda: Turns(400, 50, 5, "student-first"))
 
@@ -288,11 +364,15 @@ def test_the_sigmoid_begins_where_the_classifier_expects_pixels():
     for mean, std in ((0.49, 0.25), (0.2, 0.15)):
         scale, shift = squashed(mean, std)
         made = (scale * u + shift).sigmoid()
-        assert made.mean().item() == pytest.approx(mean, abs=0.005) and made.std().item() == pytest.approx(std, abs=0.005)
-    assert squashed(0.13, 0.31)[0] == pytest.approx(6, abs=1e-3), "nearly black and white: no steeper, or no gradient is left"
+        assert made.mean().item() == pytest.approx(
+            mean, abs=0.005
+        ) and made.std().item() == pytest.approx(std, abs=0.005)
+    assert squashed(0.13, 0.31)[0] == pytest.approx(6, abs=1e-3), (
+        "nearly black and white: no steeper, or no gradient is left"
+    )
 
 
-# The loop -----------------------------------------------------------------------------------------------------------------
+# The loop -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -304,10 +384,14 @@ def test_a_generator_step_moves_the_generator_and_nothing_else(teacher, name):
     for _ in range(3):
         run._move_generator(run._draw())
     moved = dict(before[0].named_parameters())
-    still = [key for key, value in run.generator.named_parameters() if torch.equal(value, moved[key])]
+    still = [
+        key for key, value in run.generator.named_parameters() if torch.equal(value, moved[key])
+    ]
     assert not still, "the released CIFAR-10 script of DaST never steps its generator"
     assert same(student, before[1]) and same(teacher, before[2])
-    assert not student.training and all(one.requires_grad and one.grad is None for one in student.parameters())
+    assert not student.training and all(
+        one.requires_grad and one.grad is None for one in student.parameters()
+    )
 
 
 def test_dasts_generator_faces_a_student_in_training_mode(teacher, monkeypatch):
@@ -316,17 +400,25 @@ def test_dasts_generator_faces_a_student_in_training_mode(teacher, monkeypatch):
         plan = plan_of("dast", facing=facing)
         run = loop._Run(student, teacher, SHAPE, plan, METHODS["dast"].adaptive(plan.terms), 0)
         layers, kept = loop.norm_layers(student), []
-        hook = layers[0].register_forward_hook(lambda layer, inputs, output: kept.append((inputs[0], output)))
+        hook = layers[0].register_forward_hook(
+            lambda layer, inputs, output: kept.append((inputs[0], output))
+        )
         before = copy.deepcopy(student)
         run._move_generator(run._draw())
         hook.remove()
-        assert layers and same(student, before) and not any(layer.training for layer in student.modules())
+        assert (
+            layers
+            and same(student, before)
+            and not any(layer.training for layer in student.modules())
+        )
         assert all(layer.track_running_stats for layer in layers)
         ((inputs, output),) = kept
         return (output - layers[0].bias[:, None, None]).mean((0, 2, 3)).abs().max().item(), inputs
 
     (batch, inputs), (running, same_inputs) = seen("batch"), seen("running")
-    assert batch < 1e-5 < 1e-2 < running and torch.equal(inputs, same_inputs), "a batch normalised by itself has mean 0"
+    assert batch < 1e-5 < 1e-2 < running and torch.equal(inputs, same_inputs), (
+        "a batch normalised by itself has mean 0"
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -334,7 +426,9 @@ def test_a_whole_run(teacher, name):
     before, global_state = copy.deepcopy(teacher), generators()
     done = train(teacher, name)
     assert same(teacher, before) and not same(done.student, before) and generators() == global_state
-    assert not done.student.training and not any(one.requires_grad for one in done.student.parameters())
+    assert not done.student.training and not any(
+        one.requires_grad for one in done.student.parameters()
+    )
     assert not teacher.network._forward_hooks and not teacher._forward_hooks
     again, other = train(teacher, name), train(teacher, name, seed=1)
     assert same(again.student, done.student) and same(again.generator, done.generator)
@@ -357,7 +451,9 @@ def test_an_iteration_costs_what_was_worked_out(teacher, name):
 
     f, g = COSTS[name]
     assert cost("teacher") + cost("student") == f and cost("generator") == g
-    assert passes["generator weight backwards"] == images and "generator input backwards" not in passes
+    assert (
+        passes["generator weight backwards"] == images and "generator input backwards" not in passes
+    )
     assert passes["attacked images"] == ratio * images
     assert passes["student weight backwards"] == (2 if name == "dfard" else 1) * ratio * images
     assert passes["images"] == (images if METHODS[name].shared != "no" else (1 + ratio) * images)
@@ -367,12 +463,16 @@ def test_an_iteration_costs_what_was_worked_out(teacher, name):
 def test_zeroth_order_queries_are_counted(teacher):
     m, plan = 3, plan_of("dfme", turns={"updates": 10, "warmup": 0}, estimator=ZerothOrder(3, 1e-3))
     passes = train(teacher, "dfme", plan).passes
-    assert passes["teacher forwards"] == 2 * plan.turns.batch * ((m + 1) + 5), "B (n_G (m + 1) + n_S) an iteration"
+    assert passes["teacher forwards"] == 2 * plan.turns.batch * ((m + 1) + 5), (
+        "B (n_G (m + 1) + n_S) an iteration"
+    )
     assert "teacher input backwards" not in passes
 
 
 def test_a_clean_student_is_never_attacked(teacher, monkeypatch):
-    monkeypatch.setattr("defenses.adversarial.visits.climb", lambda *_: pytest.fail("attacked"))
+    monkeypatch.setattr(
+        "bench_defenses.adversarial.visits.climb", lambda *_: pytest.fail("attacked")
+    )
     passes = train(teacher, "dfme", plan_of("dfme", adversarial=0.0, turns={"warmup": 0})).passes
     images = 10 * 6
     assert passes["attacked images"] == 0 and passes["student weight backwards"] == images
@@ -382,12 +482,20 @@ def test_a_clean_student_is_never_attacked(teacher, monkeypatch):
 def test_the_students_points_lie_in_ball_and_box(teacher, monkeypatch):
     kept = []
     real = loop.attacked
-    monkeypatch.setattr(loop, "attacked", lambda s, batch, o, t, k: kept.append((batch, t, real(s, batch, o, t, k))) or kept[-1][2])
+    monkeypatch.setattr(
+        loop,
+        "attacked",
+        lambda s, batch, o, t, k: kept.append((batch, t, real(s, batch, o, t, k))) or kept[-1][2],
+    )
     train(teacher, "ait", plan_of("ait", descent=Descent(rate=0.01, warmup=0.5)))
-    assert [threat.eps for _, threat, _ in kept] == pytest.approx([0.01, 0.02, 0.03, 0.04] + [0.05] * 6)
+    assert [threat.eps for _, threat, _ in kept] == pytest.approx(
+        [0.01, 0.02, 0.03, 0.04] + [0.05] * 6
+    )
     for batch, threat, points in kept:
         assert threat.contains(points, batch.images).all() and not batch.images.requires_grad
-        assert not torch.equal(points, batch.images) and torch.equal(batch.labels, batch.teacher.argmax(1))
+        assert not torch.equal(points, batch.images) and torch.equal(
+            batch.labels, batch.teacher.argmax(1)
+        )
         assert torch.allclose(batch.teacher, answers(teacher, batch.images), atol=1e-5)
 
 
@@ -404,7 +512,11 @@ def watch(monkeypatch):
 
 
 def test_the_order_of_turns(teacher, monkeypatch):
-    for name, expected in (("dast", "GG" + "SG" * 10), ("ait", "GG" + "GS" * 10), ("dfme", "GG" + "GSSSSS" * 2)):
+    for name, expected in (
+        ("dast", "GG" + "SG" * 10),
+        ("ait", "GG" + "GS" * 10),
+        ("dfme", "GG" + "GSSSSS" * 2),
+    ):
         turns = watch(monkeypatch)
         train(teacher, name)
         monkeypatch.undo()
@@ -414,10 +526,21 @@ def test_the_order_of_turns(teacher, monkeypatch):
 def test_all_rates_drop_at_the_milestones(teacher, monkeypatch):
     rates = []
     real = loop.move
-    monkeypatch.setattr(loop, "move", lambda o, g, rate: rates.append((type(o).__name__, rate)) or real(o, g, rate))
-    train(teacher, "ait", plan_of("ait", turns={"updates": 4, "warmup": 0, "rate": 1e-3, "milestones": (0.25, 0.5), "drop": 0.1}))
+    monkeypatch.setattr(
+        loop, "move", lambda o, g, rate: rates.append((type(o).__name__, rate)) or real(o, g, rate)
+    )
+    train(
+        teacher,
+        "ait",
+        plan_of(
+            "ait",
+            turns={"updates": 4, "warmup": 0, "rate": 1e-3, "milestones": (0.25, 0.5), "drop": 0.1},
+        ),
+    )
     of = lambda kind: [rate for name, rate in rates if name == kind]  # noqa: E731
-    assert of("Adam") == pytest.approx([1e-3, 1e-4, 1e-5, 1e-5]) and of("SGD") == pytest.approx([1e-2, 1e-3, 1e-4, 1e-4])
+    assert of("Adam") == pytest.approx([1e-3, 1e-4, 1e-5, 1e-5]) and of("SGD") == pytest.approx(
+        [1e-2, 1e-3, 1e-4, 1e-4]
+    )
 
 
 @pytest.mark.parametrize("name", ["dast", "dfard"])
@@ -447,13 +570,15 @@ def test_a_diverging_run_is_refused(teacher):
     assert "not finite" in message(lambda: train(teacher, "dfme", plan))
 
 
-# The log ------------------------------------------------------------------------------------------------------------------
+# The log ------------------------------------------------------------------------------------------
 
 
 def test_spread_and_distance_by_hand():
     assert spread(torch.tensor([0, 1, 2, 3]), 4) == pytest.approx((1.0, 0.25))
     assert spread(torch.tensor([1, 1, 1]), 4) == (0.0, 1.0)
-    assert spread(torch.tensor([0, 0, 0, 1]), 2)[0] == pytest.approx((0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2))
+    assert spread(torch.tensor([0, 0, 0, 1]), 2)[0] == pytest.approx(
+        (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
+    )
     images = torch.zeros(3, 1, 2, 2)
     images[2] = 0.5
     assert distance(images) == pytest.approx(2 / 3 * 0.5) and distance(images[:1]) == 0
@@ -468,7 +593,7 @@ def test_a_constant_predictor_is_flagged():
         assert found.verdict and (labels == guess).mean() == pytest.approx(accuracy, abs=5e-5)
 
 
-# What is adapted ----------------------------------------------------------------------------------------------------------
+# What is adapted ----------------------------------------------------------------------------------
 
 
 def test_dasts_label_weight_falls_and_stays():
@@ -485,7 +610,9 @@ def test_balanced_weights_pull_alike():
     assert adaptive.weights() == {"a": 1.0, "b": 1.0, "c": 1.0}
     adaptive.generated({"a": 2.0, "b": -4.0, "c": 1.0})
     found = adaptive.weights()
-    assert found == pytest.approx({"a": 6 / 7, "b": 3 / 7, "c": 12 / 7}) and sum(found.values()) == pytest.approx(3)
+    assert found == pytest.approx({"a": 6 / 7, "b": 3 / 7, "c": 12 / 7}) and sum(
+        found.values()
+    ) == pytest.approx(3)
     for _ in range(200):
         adaptive.generated({"a": 2.0, "b": 1000.0, "c": 0.0})
     assert adaptive.weights()["b"] == 0.1 and adaptive.weights()["c"] <= 10
@@ -504,7 +631,7 @@ def test_the_temperature_climbs_the_students_loss():
     assert adaptive.temperature != 11 and adaptive.objective(Dfard()).loss(seen) > before
 
 
-# Gradient inundation ------------------------------------------------------------------------------------------------------
+# Gradient inundation ------------------------------------------------------------------------------
 
 
 def test_the_bracket_reaches_its_share():
@@ -520,10 +647,12 @@ def test_steps_are_lengthened_until_the_grid_notices(teacher):
     flood, weight = Inundation(4), torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     step = 1e-4 * torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
     assert flood.codes(weight).amin() == 0 and flood.codes(weight).amax() == 15
-    assert torch.equal(flood.codes(2 * weight + 1), flood.codes(weight)), "asymmetric, the range taken anew"
-    assert flood.changed(weight, step, 0.0) == 0 and flood.changed(weight, step, 1.0) < flood.share <= flood.changed(
-        weight, step, 100.0
+    assert torch.equal(flood.codes(2 * weight + 1), flood.codes(weight)), (
+        "asymmetric, the range taken anew"
     )
+    assert flood.changed(weight, step, 0.0) == 0 and flood.changed(
+        weight, step, 1.0
+    ) < flood.share <= flood.changed(weight, step, 100.0)
     length = flood.length(weight, step)
     assert 1 < length <= MOST and flood.changed(weight, step, length) >= flood.share * 0.99
     student = copy.deepcopy(teacher)
@@ -534,17 +663,22 @@ def test_steps_are_lengthened_until_the_grid_notices(teacher):
     bias = student.network.head.bias.clone()
     lengthen(before, student, flood)
     for old, new in zip(before, weights(student), strict=True):
-        assert torch.allclose(new - old, torch.full_like(old, 1e-3), rtol=1e-2), "a shift of all weights moves no code: the cap"
+        assert torch.allclose(new - old, torch.full_like(old, 1e-3), rtol=1e-2), (
+            "a shift of all weights moves no code: the cap"
+        )
     assert torch.equal(student.network.head.bias, bias)
 
 
 def test_inundation_changes_only_how_far_the_student_goes(teacher):
-    plain, flooded = train(teacher, "ait"), train(teacher, "ait", plan_of("ait", inundation=Inundation(4)))
+    plain, flooded = (
+        train(teacher, "ait"),
+        train(teacher, "ait", plan_of("ait", inundation=Inundation(4))),
+    )
     assert not same(plain.student, flooded.student) and same(plain.generator, flooded.generator)
     assert plain.passes == flooded.passes
 
 
-# The defenses -------------------------------------------------------------------------------------------------------------
+# The defenses -------------------------------------------------------------------------------------
 
 TINY = "updates=10,batch=6,width=4,generator_warmup=1,steps=1"
 
@@ -557,9 +691,16 @@ def built(teacher, spec, seed=0):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defense_builds_once_and_says_what_it_is(teacher, cache, tmp_path, monkeypatch, name):
     student = built(teacher, f"{name}:{TINY}")
-    monkeypatch.setattr("defenses.generators.trained.train_pair", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "bench_defenses.generators.trained.train_pair",
+        lambda *_, **__: pytest.fail("trained again"),
+    )
     assert same(student, built(teacher, f"{name}:{TINY}")) and not same(student, teacher)
-    (folder,) = (path for path in (tmp_path / "generator-students").iterdir() if not path.name.startswith("."))
+    (folder,) = (
+        path
+        for path in (tmp_path / "generator-students").iterdir()
+        if not path.name.startswith(".")
+    )
     assert {path.name for path in folder.iterdir()} == {
         "student.safetensors",
         "generator.safetensors",
@@ -571,12 +712,14 @@ def test_the_defense_builds_once_and_says_what_it_is(teacher, cache, tmp_path, m
     assert {"entropy", "largest_share", "distance", "terms", "loss"} <= rounds[-1].keys()
     fidelity, budget, answered, unseen = student.notes
     assert fidelity.startswith("fidelity approximate" if name == "dfard" else "fidelity adapted")
-    assert "10 updates of 6" in budget and "60 adversarial image-visits" in budget and "n/a" in budget
+    assert (
+        "10 updates of 6" in budget and "60 adversarial image-visits" in budget and "n/a" in budget
+    )
     assert "class entropy" in answered and "no test" in unseen
 
 
 def test_quick_presets_have_the_same_budget():
-    from defenses.datafree.datafreeshield import PROFILES
+    from bench_defenses.datafree.datafreeshield import PROFILES
 
     access = DataAccess(frozenset(), {}, "test", THREAT, (1, 28, 28))
     quick, visits = PROFILES["quick"], set()
@@ -592,19 +735,30 @@ def test_whom_each_generator_faces():
     plan = lambda text: create(DEFENSES, parse(text)).plugin.plan(access)  # noqa: E731
     facing = {name: plan(name).facing for name in METHODS}
     assert facing == {"dast": "batch", "dfme": "running", "ait": "running", "dfard": "running"}
-    assert plan("dast:bn=frozen").facing == "running", "one that takes no batch statistics shows none"
+    assert plan("dast:bn=frozen").facing == "running", (
+        "one that takes no batch statistics shows none"
+    )
     clean, robust = plan("dast:adversarial=off"), plan("dast")
-    assert (clean.descent.optimiser, clean.turns.milestones) == ("adam", (0.8,)) and robust.descent.optimiser == "sgd"
+    assert (clean.descent.optimiser, clean.turns.milestones) == (
+        "adam",
+        (0.8,),
+    ) and robust.descent.optimiser == "sgd"
     assert plan("dfme:adversarial=off").turns.milestones == (0.1, 0.3, 0.5)
     published = plan("dast:adversarial=off,preset=paper")
-    assert (published.descent.rate, published.turns.milestones, published.generator.decoder) == (1e-4, (), "dast_paper")
+    assert (published.descent.rate, published.turns.milestones, published.generator.decoder) == (
+        1e-4,
+        (),
+        "dast_paper",
+    )
     ait = plan("ait:mode=staged")
     assert (ait.turns.warmup, ait.turns.milestones, ait.descent.clip) == (100, (), 1.0)
 
 
 def test_two_stages_end_in_the_ordinary_trainer(teacher, cache):
     student = built(teacher, f"dast:mode=staged,{TINY},images=12,epochs=2,objective=trades")
-    assert any("trained by trades" in note and "synthetic images: 12" in note for note in student.notes)
+    assert any(
+        "trained by trades" in note and "synthetic images: 12" in note for note in student.notes
+    )
     assert "0 adversarial image-visits" in student.notes[1]
 
 
@@ -613,7 +767,9 @@ def test_options_of_the_four(teacher, cache):
     # A warm-up step and two iterations, B (m + 1) each, and ten updates.
     assert "zeroth-order gradient, m=2" in notes[0] and f"black box: {6 * (3 * 3 + 10)}" in notes[1]
     assert "virtual grid" in built(teacher, f"ait:{TINY},inundation=virtual:bits=3").notes[0]
-    off = built(teacher, "dfme:adversarial=off,updates=10,batch=6,width=4,generator_warmup=0").notes[1]
+    off = built(
+        teacher, "dfme:adversarial=off,updates=10,batch=6,width=4,generator_warmup=0"
+    ).notes[1]
     assert "fresh weights" in off and "0 adversarial" in off
 
 

@@ -31,7 +31,7 @@ def noise(n=2):
     return Noise.of(0, "eval", range(n))
 
 
-# Without the packages -------------------------------------------------------------------------------------------------
+# Without the packages -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [Timm(TimmParams(name="resnet18")), Hf(HfParams(repo="me/net"))])
@@ -48,7 +48,7 @@ def test_missing_robustbench_is_said(monkeypatch):
     assert "pip install 'adversarial-bench[zoo]'" in message(lambda: source.load(10, 3))
 
 
-# timm and hf ----------------------------------------------------------------------------------------------------------
+# timm and hf --------------------------------------------------------------------------------------
 
 NAME = "test_efficientnet"
 
@@ -68,7 +68,12 @@ def made(timm):
 def folder(path, network, **changes):
     path.mkdir()
     safetensors.torch.save_file(network.state_dict(), path / "model.safetensors")
-    cfg = {"input_size": [3, 32, 32], "mean": [0.5, 0.25, 0.5], "std": [0.5, 0.5, 0.25], "num_classes": 10}
+    cfg = {
+        "input_size": [3, 32, 32],
+        "mean": [0.5, 0.25, 0.5],
+        "std": [0.5, 0.5, 0.25],
+        "num_classes": 10,
+    }
     config = {"architecture": NAME, "num_classes": 10, "pretrained_cfg": cfg, **changes}
     (path / "config.json").write_text(json.dumps(config))
     return str(path)
@@ -86,7 +91,9 @@ def test_timm_with_weights_of_yours(made, tmp_path):
 
 def test_timm_refuses(made, tmp_path):
     assert "unknown timm model" in message(lambda: Timm(TimmParams(name="resnet_18")).load(10, 3))
-    assert "no such file" in message(lambda: Timm(TimmParams(name=NAME, weights="none.pt")).load(10, 3))
+    assert "no such file" in message(
+        lambda: Timm(TimmParams(name=NAME, weights="none.pt")).load(10, 3)
+    )
     # Published weights have a head of their own; another one would be untrained.
     assert "has 1000 classes" in message(lambda: Timm(TimmParams(name="resnet18")).load(10, 3))
     assert "takes 3 channels" in message(lambda: Timm(TimmParams(name="resnet18")).load(1000, 1))
@@ -97,7 +104,9 @@ def test_timm_refuses(made, tmp_path):
 
 def test_a_local_repository(made, tmp_path):
     classifier = Hf(HfParams(repo=folder(tmp_path / "r", made))).load(10, 3)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in ((0.5, 0.25, 0.5), (0.5, 0.5, 0.25)))
+    mean, std = (
+        torch.tensor(values).reshape(1, 3, 1, 1) for values in ((0.5, 0.25, 0.5), (0.5, 0.5, 0.25))
+    )
     assert torch.equal(classifier(IMAGES, noise()), made((IMAGES - mean) / std))
 
 
@@ -119,7 +128,9 @@ def test_hf_refuses(made, tmp_path):
     place = folder(tmp_path / "r", made)
     assert "has 10 classes" in message(lambda: Hf(HfParams(repo=place)).load(2, 3))
     assert "takes 3 channels" in message(lambda: Hf(HfParams(repo=place)).load(10, 1))
-    assert "no such file" in message(lambda: Hf(HfParams(repo=place, file="none.safetensors")).load(10, 3))
+    assert "no such file" in message(
+        lambda: Hf(HfParams(repo=place, file="none.safetensors")).load(10, 3)
+    )
     reserved = folder(tmp_path / "s", made, model_args={"checkpoint_path": "evil.pt"})
     assert "'checkpoint_path'" in message(lambda: Hf(HfParams(repo=reserved)).load(10, 3))
     hidden = folder(tmp_path / "h", made, architecture="hf-hub:other/net")
@@ -129,7 +140,9 @@ def test_hf_refuses(made, tmp_path):
     (tmp_path / "o" / "config.json").write_text("[")
     assert "not readable JSON" in message(lambda: Hf(HfParams(repo=other)).load(10, 3))
     pytest.importorskip("huggingface_hub")
-    assert "BENCH_OFFLINE is set" in message(lambda: Hf(HfParams(repo="nobody/nothing")).load(10, 3))
+    assert "BENCH_OFFLINE is set" in message(
+        lambda: Hf(HfParams(repo="nobody/nothing")).load(10, 3)
+    )
 
 
 def test_hub_failures_are_one_line(monkeypatch):
@@ -140,10 +153,12 @@ def test_hub_failures_are_one_line(monkeypatch):
         raise OSError("no route\nmuch more")
 
     monkeypatch.setattr(package, "hf_hub_download", fail)
-    assert "(OSError: no route)" in message(lambda: hub._from_hub("a/b", "model.safetensors", None, "weights=PATH"))
+    assert "(OSError: no route)" in message(
+        lambda: hub._from_hub("a/b", "model.safetensors", None, "weights=PATH")
+    )
 
 
-# RobustBench: states, without the package -----------------------------------------------------------------------------
+# RobustBench: states, without the package ---------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -175,7 +190,9 @@ def test_prefixes_are_fitted_and_missing_constants_kept(network, prefix):
     found = rb.fitted(prefixed(prefix), network)
     assert set(found) == set(network.state_dict())
     network.load_state_dict(found)
-    assert torch.equal(found[next(key for key in found if key.endswith("conv.bias"))], STATE["conv.bias"])
+    assert torch.equal(
+        found[next(key for key in found if key.endswith("conv.bias"))], STATE["conv.bias"]
+    )
     assert float(found[next(key for key in found if key.endswith("mu"))].mean()) == 0.5
 
 
@@ -188,7 +205,10 @@ def test_constants_of_the_checkpoint_come_first():
     assert float(rb.fitted({**STATE, "mu": torch.zeros(1, 3, 1, 1)}, PLAIN)["mu"].sum()) == 0
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"last": s, "best": {}}])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"last": s, "best": {}}],
+)
 def test_checkpoint_forms(wrap, tmp_path):
     assert rb.checkpoint_state(wrap(STATE), tmp_path) == STATE
 
@@ -199,7 +219,7 @@ def test_other_checkpoints_are_refused(content, tmp_path):
         rb.checkpoint_state(content, tmp_path)
 
 
-# RobustBench: the package ---------------------------------------------------------------------------------------------
+# RobustBench: the package -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +235,10 @@ def test_the_package_is_left_as_if_never_imported(board):
     assert len(board) > 50
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}, "epoch": 3}],
+)
 def test_a_robustbench_model_from_the_data_root(board, tmp_path, wrap):
     network = rb.build_network("Wong2020Fast", board["Wong2020Fast"]).eval()
     with isolated(2):
@@ -224,20 +247,35 @@ def test_a_robustbench_model_from_the_data_root(board, tmp_path, wrap):
     path = tmp_path / "root" / "robustbench" / "cifar10" / "Linf" / "Wong2020Fast.pt"
     path.parent.mkdir(parents=True)
     # The published file lacks the normalisation.
-    torch.save(wrap({key: value for key, value in network.state_dict().items() if key not in ("mu", "sigma")}), path)
+    torch.save(
+        wrap(
+            {
+                key: value
+                for key, value in network.state_dict().items()
+                if key not in ("mu", "sigma")
+            }
+        ),
+        path,
+    )
     classifier = Robustbench(RobustbenchParams(name="Wong2020Fast")).load(10, 3)
     assert torch.equal(classifier(IMAGES, noise()), network(IMAGES))
     assert classifier.trained_on == ("cifar10/train",)
     path.write_bytes(path.read_bytes() + b" ")
-    assert "when it was first used" in message(lambda: Robustbench(RobustbenchParams(name="Wong2020Fast")).load(10, 3))
+    assert "when it was first used" in message(
+        lambda: Robustbench(RobustbenchParams(name="Wong2020Fast")).load(10, 3)
+    )
 
 
 def test_robustbench_refuses(board, tmp_path):
     def load(name, classes=10, channels=3, **params):
-        return message(lambda: Robustbench(RobustbenchParams(name=name, **params)).load(classes, channels))
+        return message(
+            lambda: Robustbench(RobustbenchParams(name=name, **params)).load(classes, channels)
+        )
 
     assert "Did you mean 'Wong2020Fast'" in load("Wong2020")
-    assert "unknown robustbench model" in load("Wong2020Fast", dataset="imagenet", threat="L2", classes=1000)
+    assert "unknown robustbench model" in load(
+        "Wong2020Fast", dataset="imagenet", threat="L2", classes=1000
+    )
     assert "has 10 classes" in load("Wong2020Fast", classes=100)
     assert "takes 3 channels" in load("Wong2020Fast", channels=1)
     assert "several files" in load("Bai2024MixedNUTS")

@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from bench_attacks.controls import Null, RandomNoise
+from bench_attacks.pgd import PGD, PGDParams
 
-from attacks.controls import Null, RandomNoise
-from attacks.pgd import PGD, PGDParams
 from bench.losses import margin
 from bench.maximise import ascend
 from bench.threat import ThreatModel
@@ -53,7 +53,9 @@ def test_cross_entropy_is_exact_with_two_classes(norm, active_box, classes):
 
 @pytest.mark.parametrize(("norm", "active_box", "classes"), [c for c in CASES if c[2] > 2])
 def test_cross_entropy_is_sound_and_close_with_more(norm, active_box, classes):
-    """Cross-entropy can rise by spreading mass while the margin falls, so a few points may survive; none is broken wrongly."""
+    """Cross-entropy can rise by spreading mass while the margin falls, so a few points may survive;
+    none is broken wrongly.
+    """
     model, images, labels, threat, distance = case(norm, active_box, classes)
     attack = pgd(steps=40, step="eps/4", restarts=5)
     found = attack_robust(classifier(model, classes), images, labels, attack, threat)
@@ -75,15 +77,20 @@ def test_fgsm_is_one_full_step_from_the_image():
     victim = Victim(defended, np.arange(len(images)))
     points = pgd(steps=1, step="eps", random_start=False)(victim, images, labels, threat).points
     gap = model.weight[1] - model.weight[0]
-    expected = images + threat.eps * torch.where(labels == 0, 1.0, -1.0)[:, None, None, None] * gap.sign().reshape(1, 1, 4, 4)
+    expected = images + threat.eps * torch.where(labels == 0, 1.0, -1.0)[
+        :, None, None, None
+    ] * gap.sign().reshape(1, 1, 4, 4)
     assert torch.allclose(points, expected, atol=1e-6)
 
 
-# Each of these breaks the suite in a way that has happened in the field; the exact test must notice.
+# Each of these breaks the suite in a way that has happened in the field; the exact test must
+# notice.
 
 
 class Clamped(torch.nn.Module):
-    """Clamps inside the forward pass: a pixel at a bound or outside gets no gradient, as under torch 2.15."""
+    """Clamps inside the forward pass: a pixel at a bound or outside gets no gradient, as under
+    torch 2.15.
+    """
 
     def __init__(self, model):
         super().__init__()
@@ -100,12 +107,16 @@ def no_op(monkeypatch):
 
 def wrong_sign(monkeypatch):
     right = ThreatModel.ascend
-    monkeypatch.setattr(ThreatModel, "ascend", lambda self, x, g, size, origin: right(self, x, -g, size, origin))
+    monkeypatch.setattr(
+        ThreatModel, "ascend", lambda self, x, g, size, origin: right(self, x, -g, size, origin)
+    )
 
 
 def first_step_only(monkeypatch):
     right = ascend
-    monkeypatch.setattr("attacks.pgd.ascend", lambda *a, steps, size: right(*a, steps=1, size=size / 8))
+    monkeypatch.setattr(
+        "bench_attacks.pgd.ascend", lambda *a, steps, size: right(*a, steps=1, size=size / 8)
+    )
 
 
 @pytest.mark.parametrize("mutation", [no_op, wrong_sign, first_step_only])
@@ -133,7 +144,9 @@ def test_a_missing_projection_is_caught(monkeypatch):
 
 
 def test_a_clamp_inside_the_forward_pass_under_attacks():
-    """An iterate that leaves the box and is clamped on the way in gets no gradient there; ours never leaves it."""
+    """An iterate that leaves the box and is clamped on the way in gets no gradient there; ours
+    never leaves it.
+    """
     model, images, labels, threat, _ = case("linf", True, 3)
     attack = pgd(steps=40, step="eps/4", loss="margin", restarts=3)
     plain = attack_robust(classifier(model, 3), images, labels, attack, threat)
@@ -146,5 +159,7 @@ def outside_the_box(model, images, labels, threat):
     for _ in range(40):
         x.requires_grad_(True)
         (slope,) = torch.autograd.grad(margin(model(x), labels).sum(), x)
-        x = (x.detach() + threat.eps / 4 * slope.sign()).clamp(images - threat.eps, images + threat.eps)
+        x = (x.detach() + threat.eps / 4 * slope.sign()).clamp(
+            images - threat.eps, images + threat.eps
+        )
     return (model(x).argmax(1) == labels).numpy()

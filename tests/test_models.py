@@ -24,7 +24,7 @@ def noise(n):
     return Noise.of(0, "eval", range(n))
 
 
-# Networks -------------------------------------------------------------------------------------------------------------
+# Networks -----------------------------------------------------------------------------------------
 
 
 def count(network):
@@ -52,15 +52,27 @@ def test_parameter_counts(arch, parameters):
 
 
 def test_projection_keys():
-    extra = set(build("resnet20-projection", 10, 3).state_dict()) - set(build("resnet20", 10, 3).state_dict())
+    extra = set(build("resnet20-projection", 10, 3).state_dict()) - set(
+        build("resnet20", 10, 3).state_dict()
+    )
     assert {key.rpartition(".")[0] for key in extra} == {
-        "layer2.0.shortcut.0", "layer2.0.shortcut.1", "layer3.0.shortcut.0", "layer3.0.shortcut.1"
-    }  # fmt: skip
+        "layer2.0.shortcut.0",
+        "layer2.0.shortcut.1",
+        "layer3.0.shortcut.0",
+        "layer3.0.shortcut.1",
+    }
 
 
 @pytest.mark.parametrize(
     ("arch", "width"),
-    [("cnn", 64), ("resnet20", 64), ("resnet20-projection", 64), ("resnet18", 512), ("resnet50", 2048), ("wrn16-4", 256)],
+    [
+        ("cnn", 64),
+        ("resnet20", 64),
+        ("resnet20-projection", 64),
+        ("resnet18", 512),
+        ("resnet50", 2048),
+        ("wrn16-4", 256),
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 9, 14)])
 def test_features_and_logits(arch, width, shape):
@@ -81,12 +93,17 @@ def test_padded_shortcut_by_hand():
     assert not out[0, 24:].any()
 
 
-@pytest.mark.parametrize(("arch", "sides"), [("resnet18", (28, 14, 7, 4)), ("wrn16-4", (28, 14, 7)), ("resnet20", (28, 14, 7))])
+@pytest.mark.parametrize(
+    ("arch", "sides"),
+    [("resnet18", (28, 14, 7, 4)), ("wrn16-4", (28, 14, 7)), ("resnet20", (28, 14, 7))],
+)
 def test_stages_halve_the_maps_and_the_stem_does_not(arch, sides):
     network = build(arch, 10, 1).eval()
     seen = []
     for stage in range(len(sides)):
-        network.get_submodule(f"layer{stage + 1}").register_forward_hook(lambda *call: seen.append(call[2].shape[3]))
+        network.get_submodule(f"layer{stage + 1}").register_forward_hook(
+            lambda *call: seen.append(call[2].shape[3])
+        )
     network(torch.zeros(1, 1, 28, 28))
     assert tuple(seen) == sides
 
@@ -104,7 +121,9 @@ def test_wide_block_by_hand():
 
 def test_layer_list():
     network = build(LAYERS, 3, 1)
-    assert sorted(network.state_dict()) == [f"{i}.{kind}" for i in (0, 3, 5) for kind in ("bias", "weight")]
+    assert sorted(network.state_dict()) == [
+        f"{i}.{kind}" for i in (0, 3, 5) for kind in ("bias", "weight")
+    ]
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert network.features(images).shape == (2, 5)
     assert torch.equal(network(images), network[5](network.features(images)))
@@ -134,7 +153,9 @@ def test_the_flat_network_knows_places():
     images = torch.zeros(2, 3, 64, 64)
     images[0, :, 16:24, 16:24] = images[1, :, 32:40, 32:40] = 1
     averages = network.body(images).mean((2, 3))
-    assert torch.allclose(averages[0], averages[1], atol=1e-6), "a global average forgets where the square is"
+    assert torch.allclose(averages[0], averages[1], atol=1e-6), (
+        "a global average forgets where the square is"
+    )
     features = network.features(images)
     assert features.shape == (2, 64) and not torch.allclose(features[0], features[1], atol=1e-3)
     assert all(network(torch.zeros(1, 3, side, side)).shape == (1, 10) for side in (12, 25, 28, 32))
@@ -146,7 +167,7 @@ def test_all_architectures_are_built_without_moving_generators():
         build(arch, 2, 1)
 
 
-# file: what is read ---------------------------------------------------------------------------------------------------
+# file: what is read -------------------------------------------------------------------------------
 
 
 def write(tmp_path, name="net.safetensors", sidecar=None, arch="cnn", classes=10, channels=1):
@@ -181,7 +202,9 @@ def test_file_reads_each_format(tmp_path, name):
     assert not any(p.requires_grad for p in classifier.parameters())
     assert not classifier.normalised
     assert classifier.trained_on == ()
-    assert all(torch.equal(value, state[key]) for key, value in classifier.network.state_dict().items())
+    assert all(
+        torch.equal(value, state[key]) for key, value in classifier.network.state_dict().items()
+    )
 
 
 def test_file_needs_no_batch_counters(tmp_path):
@@ -204,20 +227,28 @@ def test_file_normalises(tmp_path):
 def test_file_sidecar_comes_first(tmp_path):
     sidecar = {"arch": "cnn", "mean": [0.5], "std": [0.25], "trained_on": ["a/train"], "other": 1}
     path, _ = write(tmp_path, sidecar=sidecar)
-    (tmp_path / "MANIFEST.json").write_text(json.dumps([{"file": "net.safetensors", "arch": "resnet20"}]))
+    (tmp_path / "MANIFEST.json").write_text(
+        json.dumps([{"file": "net.safetensors", "arch": "resnet20"}])
+    )
     classifier = load(path)
     assert classifier.trained_on == ("a/train",)
     assert classifier.mean.flatten().tolist() == [0.5]
 
 
 def test_file_manifest_with_layers(tmp_path):
-    entry = {"file": "net.safetensors", "arch": LAYERS, "dataset": "mnist", "mean": [0.0], "std": [1.0]}
+    entry = {
+        "file": "net.safetensors",
+        "arch": LAYERS,
+        "dataset": "mnist",
+        "mean": [0.0],
+        "std": [1.0],
+    }
     path, _ = write(tmp_path, arch=LAYERS, classes=3)
     (tmp_path / "MANIFEST.json").write_text(json.dumps([{"file": "another"}, entry]))
     assert load(path, classes=3).trained_on == ("mnist/train",)
 
 
-# file: what is refused ------------------------------------------------------------------------------------------------
+# file: what is refused ----------------------------------------------------------------------------
 
 
 def test_file_without_file(tmp_path):
@@ -247,7 +278,10 @@ def test_file_with_two_descriptions(tmp_path):
         ('{"arch": "cnn", "mean": [NaN], "std": [1]}', "cannot be used: mean"),
         ('{"arch": "cnn", "mean": [0.5]}', "give both"),
         ('{"arch": "cnn", "mean": [0.5], "std": [0]}', "positive std"),
-        ('{"arch": "cnn", "mean": [0, 0, 0], "std": [1, 1, 1]}', "3 numbers, but the images have 1 channels"),
+        (
+            '{"arch": "cnn", "mean": [0, 0, 0], "std": [1, 1, 1]}',
+            "3 numbers, but the images have 1 channels",
+        ),
         ('{"arch": "unet"}', "unknown architecture 'unet'"),
         ('{"arch": "cnn", "sha256": "00ff"}', "has SHA-256"),
     ],
@@ -278,7 +312,9 @@ def test_file_with_bad_manifest(tmp_path):
 def test_file_truncated(tmp_path, name, keep):
     path, _ = write(tmp_path, name)
     content = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    (tmp_path / name).write_bytes(
+        content[: int(keep * len(content)) if isinstance(keep, float) else keep]
+    )
     assert path in message(lambda: load(path, arch="cnn"))
 
 
@@ -286,21 +322,29 @@ class Opaque(nn.Linear):
     pass
 
 
-@pytest.mark.parametrize("content", [Opaque(2, 2), {"state_dict": OrderedDict(), "epoch": 3}, [torch.zeros(2)], 7])
+@pytest.mark.parametrize(
+    "content", [Opaque(2, 2), {"state_dict": OrderedDict(), "epoch": 3}, [torch.zeros(2)], 7]
+)
 def test_file_never_unpickles(tmp_path, content):
     torch.save(content, tmp_path / "net.pt")
-    assert "export the state dict to safetensors" in message(lambda: load(str(tmp_path / "net.pt"), arch="cnn"))
+    assert "export the state dict to safetensors" in message(
+        lambda: load(str(tmp_path / "net.pt"), arch="cnn")
+    )
 
 
 def test_file_of_unknown_format(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"0")
-    assert "neither .safetensors nor .pt" in message(lambda: load(str(tmp_path / "net.onnx"), arch="cnn"))
+    assert "neither .safetensors nor .pt" in message(
+        lambda: load(str(tmp_path / "net.onnx"), arch="cnn")
+    )
 
 
 def test_file_with_other_tensors(tmp_path):
     path, state = write(tmp_path)
     cases = {
-        "lacks the tensor 'body.1.bias' (1 in all)": {k: v for k, v in state.items() if k != "body.1.bias"},
+        "lacks the tensor 'body.1.bias' (1 in all)": {
+            k: v for k, v in state.items() if k != "body.1.bias"
+        },
         "surplus tensor 'extra' (1 in all)": {**state, "extra": torch.zeros(1)},
         "'body.3.weight'": {**state, "body.3.weight": torch.zeros(32, 16, 5, 5)},
     }
@@ -311,17 +355,25 @@ def test_file_with_other_tensors(tmp_path):
 
 def test_file_for_another_data_set(tmp_path):
     path, _ = write(tmp_path)
-    assert "takes 1 channels, but the images have 3" in message(lambda: load(path, channels=3, arch="cnn"))
-    assert "has 10 classes, but the data set has 7" in message(lambda: load(path, classes=7, arch="cnn"))
+    assert "takes 1 channels, but the images have 3" in message(
+        lambda: load(path, channels=3, arch="cnn")
+    )
+    assert "has 10 classes, but the data set has 7" in message(
+        lambda: load(path, classes=7, arch="cnn")
+    )
     assert "lacks the tensor" in message(lambda: load(path, arch="resnet20"))
 
 
-# zoo ------------------------------------------------------------------------------------------------------------------
+# zoo ----------------------------------------------------------------------------------------------
 
 
 def test_zoo_refuses_unknown_names():
-    assert "Did you mean 'mnist5k-cnn'" in message(lambda: Zoo(ZooParams(name="mnist5k_cnn")).load(10, 1))
-    assert "unknown zoo classifier" in message(lambda: Zoo(ZooParams(name="../weights/mnist5k-cnn")).load(10, 1))
+    assert "Did you mean 'mnist5k-cnn'" in message(
+        lambda: Zoo(ZooParams(name="mnist5k_cnn")).load(10, 1)
+    )
+    assert "unknown zoo classifier" in message(
+        lambda: Zoo(ZooParams(name="../weights/mnist5k-cnn")).load(10, 1)
+    )
 
 
 def test_zoo_refuses_other_data_sets():
@@ -335,7 +387,7 @@ def test_zoo_without_a_sidecar(tmp_path, monkeypatch):
     assert "reinstall" in message(lambda: Zoo(ZooParams(name="lost")).load(10, 1))
 
 
-# Published networks ---------------------------------------------------------------------------------------------------
+# Published networks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -349,7 +401,9 @@ def test_zoo_without_a_sidecar(tmp_path, monkeypatch):
 )
 def test_published_accuracy(real_data, name, data, right):
     images = Npz(NpzParams(path=str(real_data / "data" / f"{data}.npz"))).test()
-    classifier = load(str(real_data / "models" / f"{name}.safetensors"), channels=images.images.shape[1])
+    classifier = load(
+        str(real_data / "models" / f"{name}.safetensors"), channels=images.images.shape[1]
+    )
     assert round(clean_accuracy(classifier, images) * len(images)) == right
     assert classifier.trained_on == (("mnist/train",) if data == "mnist" else ("cifar10/train",))
 
@@ -357,7 +411,11 @@ def test_published_accuracy(real_data, name, data, right):
 def test_published_resnet20_has_our_keys_and_size(real_data):
     state = safetensors.torch.load_file(real_data / "models" / "cifar_resnet20.safetensors")
     network = build("resnet20", 10, 3)
-    expected = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    expected = {
+        key: value
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     assert set(state) == set(expected)
     running = sum(int(np.prod(value.shape)) for key, value in state.items() if "running" in key)
     assert sum(value.numel() for value in state.values()) - running == count(network) == 269_722

@@ -1,14 +1,16 @@
-"""Published nets with known accuracy: clean numbers exactly, PGD numbers within the stated tolerance."""
+"""Published nets with known accuracy: clean numbers exactly, PGD numbers within the stated
+tolerance.
+"""
 
 import numpy as np
 import pytest
 import torch
+from bench_attacks.autoattack import AutoAttack
+from bench_attacks.pgd import PGD, PGDParams
 
-from attacks.autoattack import AutoAttack
-from attacks.pgd import PGD, PGDParams
 from bench.data.npz import Npz
 from bench.models.file import File
-from bench.noise import Query
+from bench.randomness import Query
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen, predict
 
@@ -16,14 +18,19 @@ from bench.victim import Victim, frozen, predict
 def load(real_data, net: str, data: str, n: int | None = None):
     everything = Npz(Npz.Params(path=str(real_data / f"data/{data}.npz"))).test()
     images = everything.first(n or len(everything))
-    classifier = File(File.Params(path=str(real_data / f"models/{net}.safetensors"))).load(10, images.images.shape[1])
+    classifier = File(File.Params(path=str(real_data / f"models/{net}.safetensors"))).load(
+        10, images.images.shape[1]
+    )
     return classifier, images
 
 
 def correct(classifier, images, pixels) -> torch.Tensor:
     with frozen(classifier):
         victim = Victim(classifier, images.ids)
-        return predict(victim.logits(pixels, torch.arange(len(images)), Query())[:, 0]) == images.labels
+        return (
+            predict(victim.logits(pixels, torch.arange(len(images)), Query())[:, 0])
+            == images.labels
+        )
 
 
 def attack(classifier, images, eps: float, **params):
@@ -49,7 +56,9 @@ def test_an_undefended_net_falls_completely(real_data):
 @pytest.mark.parametrize(("net", "robust"), [("cifar_kw_wide", 55.65), ("cifar_cnn_a_adv", 52.02)])
 def test_pgd_on_robust_cifar_nets(real_data, net, robust):
     classifier, images = load(real_data, net, "cifar10_exact")
-    assert attack(classifier, images, 2 / 255, steps=40, step="eps/16") == pytest.approx(robust, abs=0.5)
+    assert attack(classifier, images, 2 / 255, steps=40, step="eps/16") == pytest.approx(
+        robust, abs=0.5
+    )
 
 
 def test_pgd_on_a_certified_mnist_net(real_data):
@@ -67,7 +76,11 @@ def test_autoattack_leaves_nothing_of_an_undefended_net(real_data, n):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("net", "data", "eps"),
-    [("cifar_kw_wide", "cifar10_exact", 2 / 255), ("cifar_cnn_a_adv", "cifar10_exact", 2 / 255), ("mnist_kw_0.1", "mnist", 0.1)],
+    [
+        ("cifar_kw_wide", "cifar10_exact", 2 / 255),
+        ("cifar_cnn_a_adv", "cifar10_exact", 2 / 255),
+        ("mnist_kw_0.1", "mnist", 0.1),
+    ],
 )
 def test_autoattack_leaves_no_more_than_long_pgd(real_data, net, data, eps):
     classifier, images = load(real_data, net, data, 100)

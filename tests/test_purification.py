@@ -1,30 +1,39 @@
-"""Diffusion purification: the chain against closed forms and diffusers, tapes, exact gradients, stages, refusals."""
+"""Diffusion purification: the chain against closed forms and diffusers, tapes, exact gradients,
+stages, refusals.
+"""
 
 import numpy as np
 import pytest
 import torch
+from bench_defenses.purification.purifier import (
+    Purification,
+    Purified,
+    Round,
+    count_votes,
+    memory_plan,
+)
 from torch import nn
 
-from bench.contract.check import subject_in_memory
+from bench.contract.check import setup_in_memory
 from bench.data.dataset import ImageSet
+from bench.data.similarity import ssim
 from bench.defense import DefendedClassifier, InputTransform
 from bench.diffusion.backward import run_checkpointed
 from bench.diffusion.chain import Sampler, indices, links, noised, reverse_step, run, sample
 from bench.diffusion.gaussian import GaussianDenoiser
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.unet import build_unet
+from bench.engine.build import build
+from bench.engine.memory import SavedBytes, limited, read_size
+from bench.engine.plan import plan
+from bench.engine.request import Request
 from bench.errors import BadInput
-from bench.evaluation import build
-from bench.laws import read_law
-from bench.memory import SavedBytes, limited, read_size
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, generators
-from bench.plan import Request, plan
-from bench.plugins import DEFENSES, create
-from bench.similarity import ssim
+from bench.plugins.create import DEFENSES, create
+from bench.randomness import read_randomness
 from bench.spec import parse
 from bench.victim import Victim, frozen
-from defenses.purification.purifier import Purification, Purified, Round, count_votes, memory_plan
 
 SIDE = 8
 ABAR = linear_alpha_bar()
@@ -33,10 +42,16 @@ ABAR = linear_alpha_bar()
 def tiny_unet(out: int = 1, seed: int = 0) -> DiffusionModel:
     pytest.importorskip("diffusers")
     config = {
-        "sample_size": SIDE, "in_channels": 1, "out_channels": out, "block_out_channels": [8, 16], "layers_per_block": 1,
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-        "attention_head_dim": 8, "norm_num_groups": 4,
-    }  # fmt: skip
+        "sample_size": SIDE,
+        "in_channels": 1,
+        "out_channels": out,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+    }
     network = build_unet(config, seed).eval().requires_grad_(False)
     return DiffusionModel(network, ABAR, (1, SIDE, SIDE)).eval()
 
@@ -55,9 +70,11 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-def purified(model: DiffusionModel, *rounds: Round, sampler: Sampler = Sampler(), **how) -> Purified:  # noqa: B008
+def purified(
+    model: DiffusionModel, *rounds: Round, sampler: Sampler | None = None, **how
+) -> Purified:
     classifier = Classifier(Linear(side=model.shape[1]), 4).eval().requires_grad_(False)
-    return Purified(classifier, model, Purification(rounds, sampler, **how)).eval()
+    return Purified(classifier, model, Purification(rounds, sampler or Sampler(), **how)).eval()
 
 
 def diffpure(model: DiffusionModel, t: int = 100, steps: int = 5, **how) -> Purified:
@@ -69,10 +86,10 @@ def images(n: int = 6, side: int = SIDE) -> torch.Tensor:
 
 
 def noise(n: int = 6, root: int = 0, draw: int = 0) -> Noise:
-    return Noise.of(root, Stream.TAPE, range(n), draw)
+    return Noise.of(root, Stream.FIXED, range(n), draw)
 
 
-# The schedule and one step ------------------------------------------------------------------------------------------------
+# The schedule and one step ------------------------------------------------------------------------
 
 
 def test_levels_are_those_of_the_published_schedule():
@@ -94,7 +111,9 @@ def test_forward_stage_has_the_mean_and_variance_of_its_level():
     state = noised(model, z, t - 1, noise(64))
     level = model.level(t - 1)
     count = state.numel()
-    assert state.mean().item() == pytest.approx(np.sqrt(level) * 0.6, abs=4 * np.sqrt((1 - level) / count))
+    assert state.mean().item() == pytest.approx(
+        np.sqrt(level) * 0.6, abs=4 * np.sqrt((1 - level) / count)
+    )
     assert state.var().item() == pytest.approx(1 - level, rel=4 * np.sqrt(2 / count))
 
 
@@ -132,7 +151,9 @@ def test_strided_ddim_step_is_that_of_diffusers(t, steps, eta):
     visited = indices(t, steps)
     for index, previous in zip(visited, [*visited[1:], -1], strict=True):
         epsilon = model(z, index).epsilon
-        theirs = scheduler.step(epsilon, index, z, eta=eta, variance_noise=w if eta else None).prev_sample
+        theirs = scheduler.step(
+            epsilon, index, z, eta=eta, variance_noise=w if eta else None
+        ).prev_sample
         ours = reverse_step(model, z, index, previous, Sampler("ddim", eta), _handing_noise(w))
         assert torch.allclose(ours, theirs, atol=1e-5), index
 
@@ -151,7 +172,9 @@ def test_learned_variance_is_that_of_diffusers():
     w = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
     scheduler = diffusers.DDPMScheduler(1000, clip_sample=False, variance_type="learned_range")
     told = model(z, 150)
-    theirs = scheduler.step(torch.cat([told.epsilon, told.log_variance], 1), 150, z, generator=_handing(w)).prev_sample
+    theirs = scheduler.step(
+        torch.cat([told.epsilon, told.log_variance], 1), 150, z, generator=_handing(w)
+    ).prev_sample
     ours = reverse_step(model, z, 150, 149, Sampler(variance="learned"), _handing_noise(w))
     assert torch.allclose(ours, theirs, atol=1e-5)
 
@@ -159,7 +182,9 @@ def test_learned_variance_is_that_of_diffusers():
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_the_last_step_adds_no_noise(variance):
     model, z = tiny_unet(out=2), 2 * images() - 1
-    ends = [reverse_step(model, z, 19, -1, Sampler(variance=variance), noise(draw=d)) for d in (0, 1)]
+    ends = [
+        reverse_step(model, z, 19, -1, Sampler(variance=variance), noise(draw=d)) for d in (0, 1)
+    ]
     assert torch.equal(*ends)
 
 
@@ -171,7 +196,7 @@ class _Handed(Noise):
 
 
 def _handing_noise(w):
-    found = _Handed(0, Stream.TAPE, np.arange(len(w)), np.zeros(len(w), np.uint64))
+    found = _Handed(0, Stream.FIXED, np.arange(len(w)), np.zeros(len(w), np.uint64))
     object.__setattr__(found, "handed", w)
     return found
 
@@ -195,19 +220,25 @@ def diffusers_as_found():
     module.randn_tensor = before
 
 
-# The whole chain against its closed form ----------------------------------------------------------------------------------
+# The whole chain against its closed form ----------------------------------------------------------
 
 
 def closed_form(t: int, steps: int, mean: float, std: float) -> tuple[float, float, float]:
-    """(slope, offset, variance) of the purified z as a function of the clean z, for the exact Gaussian denoiser."""
+    """(slope, offset, variance) of the purified z as a function of the clean z, for the exact
+    Gaussian denoiser.
+    """
     abar = ABAR.numpy()
     slope, offset, variance = np.sqrt(abar[t - 1]), 0.0, 1 - abar[t - 1]
     visited = indices(t, steps)
     for i, p in zip(visited, [*visited[1:], -1], strict=True):
         a, before = abar[i], abar[p] if p >= 0 else 1.0
-        # The posterior mean of z_p given z_i and z_0 is linear in both; z_0 is replaced by its expectation given z_i.
+        # The posterior mean of z_p given z_i and z_0 is linear in both; z_0 is replaced by its
+        # expectation given z_i.
         kept = a / before
-        of_z0, of_zi = np.sqrt(before) * (1 - kept) / (1 - a), np.sqrt(kept) * (1 - before) / (1 - a)
+        of_z0, of_zi = (
+            np.sqrt(before) * (1 - kept) / (1 - a),
+            np.sqrt(kept) * (1 - before) / (1 - a),
+        )
         gain = np.sqrt(a) * std**2 / (a * std**2 + 1 - a)
         step, shift = of_z0 * gain + of_zi, of_z0 * (mean - gain * np.sqrt(a) * mean)
         spread = (1 - kept) * (1 - before) / (1 - a)
@@ -222,7 +253,9 @@ def test_purified_gaussian_images_have_their_closed_form(t, steps):
     x = torch.full((n, 1, 16, 16), 0.9)
     z = 2 * defended.purify(x, noise(n)) - 1
     slope, offset, variance = closed_form(t, steps, mean, std)
-    assert z.mean().item() == pytest.approx(slope * 0.8 + offset, abs=4 * np.sqrt(variance / z.numel()))
+    assert z.mean().item() == pytest.approx(
+        slope * 0.8 + offset, abs=4 * np.sqrt(variance / z.numel())
+    )
     assert z.var().item() == pytest.approx(variance, rel=4 * np.sqrt(2 / z.numel()))
     leaf = x[:4].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(defended.purify(leaf, noise(4)).sum(), leaf)
@@ -245,14 +278,17 @@ def test_the_input_scale_is_applied():
     assert not torch.allclose(scaled, plain, atol=1e-2)
 
 
-# Tapes --------------------------------------------------------------------------------------------------------------------
+# Tapes --------------------------------------------------------------------------------------------
 
 
 def test_outputs_do_not_depend_on_batch_order_or_threads():
     defended, x = diffpure(tiny_unet()), images(64)
     whole = defended(x, noise(64))
     for size in (7, 1):
-        parts = [defended(x[i : i + size], noise(64).rows(slice(i, i + size))) for i in range(0, 64, size)]
+        parts = [
+            defended(x[i : i + size], noise(64).rows(slice(i, i + size)))
+            for i in range(0, 64, size)
+        ]
         assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
         assert torch.equal(torch.cat(parts).argmax(1), whole.argmax(1))
     order = np.random.default_rng(0).permutation(64)
@@ -283,7 +319,9 @@ class Log:
 
 
 @pytest.mark.parametrize(("kind", "steps", "forward"), [("diffpure", 5, 1), ("revpure", 5, 0)])
-def test_draws_are_one_a_round_forward_and_one_less_than_the_steps_in_reverse(monkeypatch, kind, steps, forward):
+def test_draws_are_one_a_round_forward_and_one_less_than_the_steps_in_reverse(
+    monkeypatch, kind, steps, forward
+):
     level = 99 if forward else None
     defended = purified(tiny_unet(), *[Round(100, steps, level)] * 2)
     log = Log(monkeypatch)
@@ -301,15 +339,17 @@ def test_ddim_without_eta_draws_nothing_in_reverse(monkeypatch):
     assert not purified(tiny_unet(), Round(100, 5, None), sampler=Sampler("ddim")).stochastic
 
 
-def victim(defended: DefendedClassifier, law: str, gradient: str = "full") -> Victim:
-    return Victim(defended, np.arange(6), law=read_law(law), gradient=gradient)
+def victim(defended: DefendedClassifier, randomness: str, gradient: str = "full") -> Victim:
+    return Victim(defended, np.arange(6), randomness=read_randomness(randomness), gradient=gradient)
 
 
 def read(under: Victim, iteration: int, x: torch.Tensor | None = None):
     from bench.losses import margin
 
     labels = torch.zeros(6, dtype=torch.int64)
-    return under.objective(labels, margin)(images() if x is None else x, torch.arange(6), iteration, True)
+    return under.objective(labels, margin)(
+        images() if x is None else x, torch.arange(6), iteration, True
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,15 +362,20 @@ def read(under: Victim, iteration: int, x: torch.Tensor | None = None):
         ("replay:freeze=reverse", {"reverse"}, {"forward"}),
     ],
 )
-def test_a_law_freezes_the_stages_that_it_names(monkeypatch, law, tape, attack):
+def test_a_law_freezes_the_stages_that_it_names(monkeypatch, randomness, fixed_noise, attack):
     defended = diffpure(tiny_unet())
     with frozen(defended):
-        under = victim(defended, law)
+        under = victim(defended, randomness)
         log = Log(monkeypatch)
         first, second = read(under, 0), read(under, 1)
-    stages = {s: {path.split("/")[3] for stream, _, path in log.seen if stream == s} for s in ("tape", "attack")}
-    assert stages["tape"] == tape and stages["attack"] == attack
-    assert torch.equal(first.value, second.value) == (not attack), "queries repeat exactly where nothing is fresh"
+    stages = {
+        s: {path.split("/")[3] for stream, _, path in log.seen if stream == s}
+        for s in ("tape", "attack")
+    }
+    assert stages["tape"] == fixed_noise and stages["attack"] == attack
+    assert torch.equal(first.value, second.value) == (not attack), (
+        "queries repeat exactly where nothing is fresh"
+    )
 
 
 def test_the_common_law_gives_all_images_one_tape():
@@ -357,13 +402,15 @@ def test_the_global_generators_are_never_read():
     assert generators() == before
 
 
-# Gradients ----------------------------------------------------------------------------------------------------------------
+# Gradients ----------------------------------------------------------------------------------------
 
 
-def slopes(defended: Purified, gradient: str = "full", x: torch.Tensor | None = None) -> torch.Tensor:
+def slopes(
+    defended: Purified, gradient: str = "full", x: torch.Tensor | None = None
+) -> torch.Tensor:
     leaf = (images() if x is None else x).clone().requires_grad_()
     with frozen(defended):
-        output = defended.twin(gradient)(leaf, noise())
+        output = defended.forward_pass(gradient)(leaf, noise())
         return torch.autograd.grad(output.square().sum(), leaf)[0]
 
 
@@ -409,30 +456,38 @@ def test_gradients_meet_finite_differences():
 def test_bpda_is_the_gradient_at_the_purified_point():
     defended = diffpure(tiny_unet())
     with frozen(defended):
-        point = defended.twin("full", "purified")(images(), noise()).detach().requires_grad_()
+        point = (
+            defended.forward_pass("full", "purified")(images(), noise()).detach().requires_grad_()
+        )
         (expected,) = torch.autograd.grad(defended.classifier(point, noise()).square().sum(), point)
     assert torch.allclose(slopes(defended, "bpda"), expected, atol=1e-6)
-    assert torch.equal(defended.twin("bpda")(images(), noise()), defended(images(), noise()))
+    assert torch.equal(
+        defended.forward_pass("bpda")(images(), noise()), defended(images(), noise())
+    )
 
 
 def test_blind_sees_the_classifier_alone_and_surrogate_a_shorter_chain():
     defended, short = diffpure(tiny_unet(), 100, 10), diffpure(tiny_unet(), 100, 5)
-    assert torch.equal(defended.twin("blind")(images(), noise()), defended.classifier(images(), noise()))
-    assert torch.equal(defended.twin("surrogate:steps=5")(images(), noise()), short(images(), noise()))
+    assert torch.equal(
+        defended.forward_pass("blind")(images(), noise()), defended.classifier(images(), noise())
+    )
+    assert torch.equal(
+        defended.forward_pass("surrogate:steps=5")(images(), noise()), short(images(), noise())
+    )
     assert torch.equal(slopes(defended, "surrogate"), slopes(short))
     with pytest.raises(BadInput, match="more steps than the defense"):
-        defended.twin("surrogate:steps=11")
+        defended.forward_pass("surrogate:steps=11")
     with pytest.raises(BadInput, match="no parameter 'step'"):
-        defended.twin("surrogate:step=5")
+        defended.forward_pass("surrogate:step=5")
 
 
 def test_a_gradient_without_parameters_takes_none():
     defended = diffpure(tiny_unet())
     for gradient in ("bpda:x=1", "blind:7", "full:k=2"):
         with pytest.raises(BadInput, match="takes no parameters"):
-            defended.twin(gradient)
+            defended.forward_pass(gradient)
     with pytest.raises(BadInput, match="takes no parameters"):
-        Blocking(defended.classifier).twin("bpda:x=1")
+        Blocking(defended.classifier).forward_pass("bpda:x=1")
 
 
 class Blocking(InputTransform):
@@ -457,8 +512,13 @@ def test_a_success_on_a_stand_in_is_no_success():
             assert not under.deterministic
             from bench.losses import margin
 
-            assert not under.objective(wrong, margin)(images(), torch.arange(6), 0, True).success.any()
-        assert torch.equal(victim(defended, "replay", "blind").verify(images()), victim(defended, "replay").verify(images()))
+            assert not under.objective(wrong, margin)(
+                images(), torch.arange(6), 0, True
+            ).success.any()
+        assert torch.equal(
+            victim(defended, "replay", "blind").verify(images()),
+            victim(defended, "replay").verify(images()),
+        )
 
 
 def test_a_generator_with_state_inside_a_checkpointed_step_is_rejected():
@@ -510,16 +570,23 @@ def test_the_memory_plan_takes_plain_backpropagation_where_it_fits():
             read_size(text)
 
 
-# Votes, guidance, refusals ------------------------------------------------------------------------------------------------
+# Votes, guidance, refusals ------------------------------------------------------------------------
 
 
 def test_votes_are_counted():
     ballots = torch.tensor(
-        [[[3.0, 0.0, 0.0], [0.0, 0.1, 0.0], [0.0, 0.1, 0.0]], [[4.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5]]]
+        [
+            [[3.0, 0.0, 0.0], [0.0, 0.1, 0.0], [0.0, 0.1, 0.0]],
+            [[4.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5]],
+        ]
     )
-    assert count_votes(ballots, "hard").argmax(1).tolist() == [1, 0], "a majority of labels; a tie goes to the larger mean softmax"
+    assert count_votes(ballots, "hard").argmax(1).tolist() == [1, 0], (
+        "a majority of labels; a tie goes to the larger mean softmax"
+    )
     assert count_votes(ballots, "logit-mean").argmax(1).tolist() == [0, 0]
-    assert torch.allclose(count_votes(ballots, "softmax-mean").exp(), ballots.softmax(-1).mean(1), atol=1e-6)
+    assert torch.allclose(
+        count_votes(ballots, "softmax-mean").exp(), ballots.softmax(-1).mean(1), atol=1e-6
+    )
     leaf = ballots.clone().requires_grad_()
     (hard,) = torch.autograd.grad(count_votes(leaf, "hard")[:, 0].sum(), leaf)
     (soft,) = torch.autograd.grad(count_votes(leaf, "softmax-mean")[:, 0].sum(), leaf)
@@ -544,7 +611,10 @@ def test_each_vote_draws_on_its_own_and_one_vote_is_the_plain_defense():
 def test_ssim_is_one_for_equal_images_and_falls():
     x = images(4, 16)
     assert torch.allclose(ssim(x, x), torch.ones(4), atol=1e-5)
-    near, far = (x + s * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)) for s in (0.05, 0.3))
+    near, far = (
+        x + s * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+        for s in (0.05, 0.3)
+    )
     assert bool((ssim(x, near) > ssim(x, far)).all())
 
 
@@ -554,17 +624,25 @@ def test_guidance_draws_the_chain_towards_its_input(guidance):
     gap = {}
     for scale in ("1", "1000" if guidance == "mse" else "100"):
         defended = built(f"gdmp:{base},guidance={guidance},scale={scale}")
-        gap[scale] = (defended.twin("full", "purified")(images(), noise()) - images()).square().mean().item()
+        gap[scale] = (
+            (defended.forward_pass("full", "purified")(images(), noise()) - images())
+            .square()
+            .mean()
+            .item()
+        )
     assert gap[scale] < 0.9 * gap["1"]
 
 
 @pytest.mark.parametrize("guidance", ["mse", "ssim"])
 def test_gradients_through_guidance_meet_finite_differences(guidance):
-    defended = built(f"gdmp:model=(gaussian:side=8),t=36,steps=4,rounds=1,clip=false,guidance={guidance},scale=100")
+    defended = built(
+        f"gdmp:model=(gaussian:side=8),t=36,steps=4,rounds=1,clip=false,guidance={guidance},scale="
+        "100"
+    )
     x, u = images(), torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(4))
 
     def value(at):
-        return defended.twin("full", "purified")(at, noise()).double().square().sum()
+        return defended.forward_pass("full", "purified")(at, noise()).double().square().sum()
 
     leaf = x.clone().requires_grad_()
     for limit in ("1G", "1K"):
@@ -575,7 +653,8 @@ def test_gradients_through_guidance_meet_finite_differences(guidance):
 
 
 def test_the_guide_is_the_input_in_all_rounds():
-    # As in the code of Wang et al.: its conditioning reads the given image, while the rounds pass on what they purify.
+    # As in the code of Wang et al.: its conditioning reads the given image, while the rounds pass
+    # on what they purify.
     seen = []
 
     def guide(z, origin, index, noise):
@@ -587,51 +666,74 @@ def test_the_guide_is_the_input_in_all_rounds():
 
 
 def test_a_guided_step_has_the_published_size():
-    # One step to the end: mean + variance x scale(i) x gradient, with scale(i) and m as in the code of Wang et al.
-    defended = built("gdmp:model=(gaussian:side=8),t=36,start_index=35,steps=1,rounds=1,clip=false,scale=600")
+    # One step to the end: mean + variance x scale(i) x gradient, with scale(i) and m as in the code
+    # of Wang et al.
+    defended = built(
+        "gdmp:model=(gaussian:side=8),t=36,start_index=35,steps=1,rounds=1,clip=false,scale=600"
+    )
     plain = diffpure(defended.model, 36, 1)
     level, m = ABAR[35].item(), 2 * 8 / (255 * 3 * 600)
     z = noised(defended.model, 2 * images() - 1, 35, noise().at("vote0").at("forward").at("round0"))
     fresh = noise().at("vote0").at("guidance").at("round0").at("step35").normal("noise", (1, 8, 8))
     guide = np.sqrt(level) * (2 * images() - 1) + np.sqrt(1 - level) * fresh
     push = (1 - level) * np.sqrt((1 - level) / level) / m * -2 * (z - guide) / 64
-    expected = plain.twin("full", "purified")(images(), noise()) + push / 2
-    assert torch.allclose(defended.twin("full", "purified")(images(), noise()), expected, atol=1e-5)
+    expected = plain.forward_pass("full", "purified")(images(), noise()) + push / 2
+    assert torch.allclose(
+        defended.forward_pass("full", "purified")(images(), noise()), expected, atol=1e-5
+    )
     assert push.abs().max() > 0.05
 
 
 def test_t_is_a_count_so_the_image_is_noised_to_the_index_before_it():
     assert built("diffpure:model=(gaussian:side=8)").how.rounds == (Round(200, 10, 199),)
-    assert built("diffpure:model=(gaussian:side=8),t=30,steps=3,start_index=30,rounds=2").how.rounds == (Round(30, 3, 30),) * 2
+    assert (
+        built("diffpure:model=(gaussian:side=8),t=30,steps=3,start_index=30,rounds=2").how.rounds
+        == (Round(30, 3, 30),) * 2
+    )
     assert built("revpure:model=(gaussian:side=8),t=30,steps=3").how.rounds == (Round(30, 3, None),)
 
 
 def test_the_defaults_of_gdmp_are_the_published_ones():
     how = built("gdmp:model=(gaussian:side=8)").how
-    assert how.rounds == (Round(36, 36, 36),) * 4 and how.sampler == Sampler(variance="large", clip=True)
+    assert how.rounds == (Round(36, 36, 36),) * 4 and how.sampler == Sampler(
+        variance="large", clip=True
+    )
 
 
 def built(spec: str, generator: str = "") -> Purified:
-    subject = subject_in_memory(Classifier(Linear(), 4).eval(), *[ImageSet(images(), torch.zeros(6).long(), np.arange(6))] * 2)
-    subject.dataset.plugin.default_generator = generator
-    return build(plan(Request(defenses=(spec,), attacks=("pgd",)), subject)[-1], torch.device("cpu"))
+    setup = setup_in_memory(
+        Classifier(Linear(), 4).eval(),
+        *[ImageSet(images(), torch.zeros(6).long(), np.arange(6))] * 2,
+    )
+    setup.dataset.plugin.default_generator = generator
+    return build(plan(Request(defenses=(spec,), attacks=("pgd",)), setup)[-1], torch.device("cpu"))
 
 
 MODEL = "model=(gaussian:side=8)"
 
 
 @pytest.mark.parametrize(
-    "spec", ["diffpure:t=20,steps=2", "revpure:t=20,steps=2", "gdmp:t=9,steps=3,rounds=2", "gradual:t=9+12,steps=2"]
+    "spec",
+    [
+        "diffpure:t=20,steps=2",
+        "revpure:t=20,steps=2",
+        "gdmp:t=9,steps=3,rounds=2",
+        "gradual:t=9+12,steps=2",
+    ],
 )
 def test_declared_properties_agree_with_what_is_built(spec):
     defense = create(DEFENSES, parse(spec)).plugin
     defended = built(f"{spec}{',' if ':' in spec else ':'}{MODEL}")
-    assert defended.stochastic == defense.stochastic and tuple(defended.gradients) == tuple(defense.gradients)
+    assert defended.stochastic == defense.stochastic and tuple(defended.gradients) == tuple(
+        defense.gradients
+    )
     for gradient in defended.gradients:
         for view in set(defended.views()) - ({"states", "times"} if gradient == "blind" else set()):
-            seen = defended.twin(gradient, view)(images(), noise())
+            seen = defended.forward_pass(gradient, view)(images(), noise())
             assert len(seen) == 6 and torch.isfinite(seen).all()
-    states, times = (defended.twin("full", view)(images(), noise()) for view in ("states", "times"))
+    states, times = (
+        defended.forward_pass("full", view)(images(), noise()) for view in ("states", "times")
+    )
     assert states.shape[:2] == times.shape
 
 
@@ -640,8 +742,14 @@ def test_declared_properties_agree_with_what_is_built(spec):
     [
         ("diffpure:t=10,steps=11", "has only t=10 indices"),
         ("diffpure:" + MODEL + ",t=1001", "schedule of 1000 steps: give a smaller t$"),
-        ("diffpure:" + MODEL + ",t=10,start_index=1000", "index 1000 lies beyond .* give a smaller start_index$"),
-        ("gdmp:" + MODEL + ",sampler=ddim,variance=small", "the step's variance, which is 0 here: add eta=1"),
+        (
+            "diffpure:" + MODEL + ",t=10,start_index=1000",
+            "index 1000 lies beyond .* give a smaller start_index$",
+        ),
+        (
+            "gdmp:" + MODEL + ",sampler=ddim,variance=small",
+            "the step's variance, which is 0 here: add eta=1",
+        ),
         ("gdmp:" + MODEL + ",steps=1,variance=small", "0 in the last one: give steps=2 or more"),
         ("diffpure:" + MODEL + ",variance=learned", "has not learned its variance"),
         ("diffpure:" + MODEL + ",eta=0.5", "eta is DDIM's"),
@@ -666,8 +774,10 @@ def test_a_model_for_other_images_is_refused_and_resize_helps():
     how = Purification((Round(50, 5, 49),), Sampler())
     with pytest.raises(BadInput, match="8 x 8 pixels, not 16 x 16"):
         Purified(classifier, small, how)(x, noise(4))
-    resizing = Purified(classifier, small, Purification((Round(50, 5, 49),), Sampler(), resize=True))
-    assert resizing.twin("full", "purified")(x, noise(4)).shape == x.shape
+    resizing = Purified(
+        classifier, small, Purification((Round(50, 5, 49),), Sampler(), resize=True)
+    )
+    assert resizing.forward_pass("full", "purified")(x, noise(4)).shape == x.shape
     with pytest.raises(BadInput, match="1 channels, the images have 3"):
         resizing(x.repeat(1, 3, 1, 1), noise(4))
 
@@ -692,16 +802,18 @@ def test_nan_in_the_chain_is_one_clear_line():
 
 def test_states_tell_the_whole_way():
     defended = purified(tiny_unet(), Round(100, 5, 99), Round(50, 2, 49))
-    states = defended.twin("full", "states")(images(), noise())
+    states = defended.forward_pass("full", "states")(images(), noise())
     assert states.shape == (6, 1 + 6 + 3, 1, SIDE, SIDE)
     assert torch.allclose(states[:, 0], 2 * images() - 1)
-    assert torch.equal(defended.twin("surrogate", "states")(images(), noise())[:, 0], states[:, 0])
-    assert defended.twin("surrogate", "states")(images(), noise()).shape[1] == 1 + 3 + 2, (
+    assert torch.equal(
+        defended.forward_pass("surrogate", "states")(images(), noise())[:, 0], states[:, 0]
+    )
+    assert defended.forward_pass("surrogate", "states")(images(), noise()).shape[1] == 1 + 3 + 2, (
         "a transfer attack sees its own chain only"
     )
     with pytest.raises(BadInput, match="no states of the chain"):
-        defended.twin("blind", "states")
-    end = defended.twin("full", "purified")(images(), noise())
+        defended.forward_pass("blind", "states")
+    end = defended.forward_pass("full", "purified")(images(), noise())
     assert torch.allclose((states[:, -1] + 1) / 2, end, atol=1e-6)
     scaled = purified(tiny_unet(), Round(100, 5, None, 0.8)).states(images(), noise())
     assert scaled.shape[1] == 6 and torch.allclose(scaled[:, 0], 0.8 * (2 * images() - 1))
@@ -712,6 +824,10 @@ def test_the_contract_holds(name):
     from bench.contract.check import examine
     from bench.contract.defense import DEFENSE_CHECKS, DefenseCase
 
-    small = {"gradual": "t=20+40,steps=4", "gdmp": "t=8,steps=4,rounds=2"}.get(name, "t=100,steps=4")
-    failed = [v for v in examine(DEFENSE_CHECKS, DefenseCase(f"{name}:{small}")) if v.outcome != "ok"]
+    small = {"gradual": "t=20+40,steps=4", "gdmp": "t=8,steps=4,rounds=2"}.get(
+        name, "t=100,steps=4"
+    )
+    failed = [
+        v for v in examine(DEFENSE_CHECKS, DefenseCase(f"{name}:{small}")) if v.outcome != "ok"
+    ]
     assert not failed, failed

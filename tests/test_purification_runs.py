@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from bench.cli import _main
-from bench.evaluation import Options, compute_cell
-from bench.memory import limited
-from bench.metrics import measure
-from bench.plan import Request, plan, subject_of
-from bench.record import read_record
+from bench.engine.execution import Execution
+from bench.engine.memory import limited
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import compute_outcomes
+from bench.engine.setup import load_setup
+from bench.results.metrics import measure
+from bench.results.store import read_record
 
 pytest.importorskip("diffusers")
 
@@ -33,75 +36,129 @@ def bench(tmp_path, monkeypatch, capsys):
 
 
 def test_a_replayed_verdict_comes_out_of_its_record_in_a_new_process(bench, tmp_path):
-    attacks = ["--attack", "pgd+replay:steps=2", "--attack", "pgd:steps=1,randomness=(replay:freeze=reverse)"]
+    attacks = [
+        "--attack",
+        "pgd+replay:steps=2",
+        "--attack",
+        "pgd:steps=1,randomness=(replay:freeze=reverse)",
+    ]
     code, _, err = bench("run", "--defense", "diffpure:t=60,steps=2", *attacks, *SMALL)
     assert code == 0, err
     paths = sorted((tmp_path / "results").glob("*--diffpure*.json"))
     records = {len(read_record(path).outcomes.replayed): path for path in paths}
     assert set(records) == {1, 20}
-    again = [sys.executable, "-m", "bench", "verify", str(records[1]), "--batch-size", "3", "--memory", "1M"]
+    again = [
+        sys.executable,
+        "-m",
+        "bench",
+        "verify",
+        str(records[1]),
+        "--batch-size",
+        "3",
+        "--memory",
+        "1M",
+    ]
     checked = subprocess.run(again, capture_output=True, text=True, timeout=280, check=False)
-    assert checked.returncode == 0 and "replayed: re-scoring the stored points: predictions of 0 of 4 images" in checked.stdout
+    assert (
+        checked.returncode == 0
+        and "replayed: re-scoring the stored points: predictions of 0 of 4 images" in checked.stdout
+    )
     assert bench("verify", str(records[20]))[0] == 0
     for record in map(read_record, paths):
         assert record.access == ["pretrained generator"] and record.replay_level == "exact"
-        assert any("mnist5k/train" in finding.message for finding in record.findings if finding.name == "generator")
+        assert any(
+            "mnist5k/train" in finding.message
+            for finding in record.findings
+            if finding.name == "generator"
+        )
         assert set(record.identity["data"]) == {"pretrained generator"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["diffpure", "--randomness", "replay:freeze=left"], "no stage 'left' to freeze: its stages are forward and reverse"),
-        (["revpure", "--randomness", "replay:freeze=forward"], "no stage 'forward' to freeze: its stages are reverse"),
-        (["random-resize", "--randomness", "replay:freeze=forward"], "none of its randomness can be frozen alone"),
+        (
+            ["diffpure", "--randomness", "replay:freeze=left"],
+            "no stage 'left' to freeze: its stages are forward and reverse",
+        ),
+        (
+            ["revpure", "--randomness", "replay:freeze=forward"],
+            "no stage 'forward' to freeze: its stages are reverse",
+        ),
+        (
+            ["random-resize", "--randomness", "replay:freeze=forward"],
+            "none of its randomness can be frozen alone",
+        ),
         (["diffpure", "--gradient", "surrogate:steps=99"], "more steps than the defense"),
-        (["diffpure", "--gradient", "adjoint"], "no gradient 'adjoint': use full or bpda or surrogate or blind"),
+        (
+            ["diffpure", "--gradient", "adjoint"],
+            "no gradient 'adjoint': use full or bpda or surrogate or blind",
+        ),
         (["diffpure:t=1001,steps=1"], "beyond the diffusion model's schedule of 1000"),
         (["diffpure:t=5,steps=6"], "has only t=5 indices to visit"),
         (["diffpure:model=(gaussian:side=32)"], "32 x 32 pixels, not 28 x 28"),
         (["diffpure:model=(folder:/nowhere)"], "/nowhere"),
-        (["diffpure:model=(zoo:mnist5k-ddpm,step=7)"], "has no weights after 7 steps: it keeps 75, 150"),
+        (
+            ["diffpure:model=(zoo:mnist5k-ddpm,step=7)"],
+            "has no weights after 7 steps: it keeps 75, 150",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_record(bench, tmp_path, arguments, message):
-    code, _, err = bench("run", "--defense", arguments[0], "--attack", "null", *arguments[1:], *SMALL)
+    code, _, err = bench(
+        "run", "--defense", arguments[0], "--attack", "null", *arguments[1:], *SMALL
+    )
     lines = [line for line in err.splitlines() if line.startswith("bench: ")]
     assert code == 2 and len(lines) == 1 and message in lines[0], err
     assert not list((tmp_path / "results").glob(f"*--{arguments[0][:7]}*.json"))
 
 
-def cell(defense: str, attack: str, n: int = 4, **request):
+def evaluation(defense: str, attack: str, n: int = 4, **request):
     return plan(Request(defenses=(defense,), attacks=(attack,), eps=0.2, n=n, **request))[-1]
 
 
 def test_memory_is_in_no_identity_and_changes_no_outcome():
-    one = cell("diffpure:t=60,steps=3", "pgd+replay:steps=2")
+    one = evaluation("diffpure:t=60,steps=3", "pgd+replay:steps=2")
     with limited("4G"):
-        plenty = compute_cell(one, Options(batch_size=8))
+        plenty = compute_outcomes(one, Execution(batch_size=8))
     with limited("1M"):
-        little = compute_cell(one, Options(batch_size=8))
+        little = compute_outcomes(one, Execution(batch_size=8))
     assert plenty == little and "memory" not in json.dumps(one.identity)
 
 
 def test_the_weights_of_the_diffusion_model_are_in_the_identity():
-    specs = ("diffpure", "diffpure:model=(zoo:mnist5k-ddpm)", "diffpure:model=(zoo:mnist5k-ddpm,weights=raw)")
-    own, named, raw = (cell(spec, "pgd").identity["data"]["pretrained generator"] for spec in specs)
+    specs = (
+        "diffpure",
+        "diffpure:model=(zoo:mnist5k-ddpm)",
+        "diffpure:model=(zoo:mnist5k-ddpm,weights=raw)",
+    )
+    own, named, raw = (
+        evaluation(spec, "pgd").identity["data"]["pretrained generator"] for spec in specs
+    )
     assert own == named != raw
 
 
 def test_freezing_all_stages_is_replay():
-    whole, both = (cell("diffpure", "pgd", randomness=law) for law in ("replay", "replay:freeze=forward+reverse"))
+    whole, both = (
+        evaluation("diffpure", "pgd", randomness=randomness)
+        for randomness in ("replay", "replay:freeze=forward+reverse")
+    )
     assert whole.id == both.id
-    assert cell("revpure", "pgd", randomness="replay:freeze=reverse").id == cell("revpure", "pgd", randomness="replay").id
-    assert cell("undefended", "pgd", randomness="replay:freeze=forward").title["randomness"] == "none"
+    assert (
+        evaluation("revpure", "pgd", randomness="replay:freeze=reverse").id
+        == evaluation("revpure", "pgd", randomness="replay").id
+    )
+    assert (
+        evaluation("undefended", "pgd", randomness="replay:freeze=forward").title["randomness"]
+        == "none"
+    )
 
 
 def test_no_tape_stands_behind_the_base_of_a_random_classifier():
-    subject = subject_of(Request(("undefended",), ("pgd",), n=4))
-    subject.classifier.stochastic = True
-    request = Request(("diffpure",), ("pgd",), randomness="replay:freeze=forward")
-    base, row = plan(request, subject)
+    setup = load_setup(Request(defenses=("undefended",), attacks=("pgd",), n=4))
+    setup.classifier.stochastic = True
+    request = Request(defenses=("diffpure",), attacks=("pgd",), randomness="replay:freeze=forward")
+    base, row = plan(request, setup)
     assert (base.title["randomness"], row.title["randomness"]) == ("fresh", "replay:freeze=forward")
 
 
@@ -117,6 +174,8 @@ def test_no_tape_stands_behind_the_base_of_a_random_classifier():
 )
 def test_regression_anchors(defense, attack, fresh, replayed):
     torch.set_num_threads(1)
-    found = measure(compute_cell(cell(defense, attack, n=100), Options()), by_gradient=True)
+    found = measure(
+        compute_outcomes(evaluation(defense, attack, n=100), Execution()), by_gradient=True
+    )
     assert found.adversarial.mean.value == pytest.approx(fresh, abs=0.06)
     assert found.replayed is None or found.replayed.mean.value == pytest.approx(replayed, abs=0.06)

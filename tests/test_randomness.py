@@ -1,17 +1,19 @@
-"""Randomised models with closed forms: they tell fresh, EOT, replay, mean, majority and any-wrong apart."""
+"""Randomised models with closed forms: they tell fresh, EOT, replay, mean, majority and any-wrong
+apart.
+"""
 
 import numpy as np
 import pytest
 import torch
+from bench_attacks.pgd import PGD, PGDParams
 from scipy.stats import binom, norm
 from torch.nn import functional as F
 
 import bench.noise
-from attacks.pgd import PGD, PGDParams
 from bench.defense import DefendedClassifier
-from bench.laws import read_law
-from bench.noise import Noise, Query, Stream, judging, pack_draw
-from bench.statistics import judge
+from bench.noise import Noise, Stream, pack_draw
+from bench.randomness import Query, judging, read_randomness
+from bench.results.statistics import judge
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen, predict
 from tests.toys import NoisyLinear, linear_problem
@@ -30,17 +32,17 @@ def problem():
     return NoisyLinear(linear, SIGMA).eval(), images, labels, gap, sign, clean
 
 
-def attacked(problem, law: str, seed: int = 0):
+def attacked(problem, randomness: str, seed: int = 0):
     model, images, labels, *_ = problem
     attack = PGD(PGDParams(steps=10, step="eps/2", random_start=False))
     with frozen(model):
-        victim = Victim(model, np.arange(N), law=read_law(law), root=seed)
+        victim = Victim(model, np.arange(N), randomness=read_randomness(randomness), root=seed)
         return attack(victim, images, labels, ThreatModel("linf", EPS))
 
 
 def judged(problem, points, seed: int = 0):
     model, _, labels, *_ = problem
-    victim = Victim(model, np.arange(N), law=judging(DRAWS), root=seed)
+    victim = Victim(model, np.arange(N), randomness=judging(DRAWS), root=seed)
     return (predict(victim.logits(points, torch.arange(N), Query())) == labels[:, None]).numpy()
 
 
@@ -51,10 +53,12 @@ def within(value: float, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("law", ["fresh", "eot:k=5", "eot:k=5,average=logits"])
-def test_fresh_laws_meet_their_closed_forms(problem, law):
+def test_fresh_laws_meet_their_closed_forms(problem, randomness):
     *_, gap, _, clean = problem
-    result = attacked(problem, law)
-    assert result.predictions.shape == (N, 0), "under fresh randomness no draw of the attack is a verdict"
+    result = attacked(problem, randomness)
+    assert result.predictions.shape == (N, 0), (
+        "under fresh randomness no draw of the attack is a verdict"
+    )
     # The optimal perturbation lowers the margin by eps |w|_1; Gaussian noise then decides.
     right = norm.cdf(((clean - EPS * gap.abs().sum()) / (SIGMA * gap.norm())).numpy())
     correct = judged(problem, result.points)
@@ -76,11 +80,19 @@ def test_the_null_attack_shows_luck(problem):
 
 
 def test_replay_is_exact_image_by_image(problem):
-    """Under replay the function is deterministic: the tape's own noise tells which images can be broken."""
+    """Under replay the function is deterministic: the tape's own noise tells which images can be
+    broken.
+    """
     model, images, labels, gap, sign, clean = problem
     result = attacked(problem, "replay")
-    tape = Noise.of(0, Stream.TAPE, range(N), 0).at("forward").normal("gauss", (1, 4, 4)).flatten(1).double()
-    margin = clean + SIGMA * sign * (tape @ gap) - EPS * gap.abs().sum()
+    fixed_noise = (
+        Noise.of(0, Stream.FIXED, range(N), 0)
+        .at("forward")
+        .normal("gauss", (1, 4, 4))
+        .flatten(1)
+        .double()
+    )
+    margin = clean + SIGMA * sign * (fixed_noise @ gap) - EPS * gap.abs().sum()
     clear = margin.abs() > 0.02 * EPS * gap.abs().sum()
     survives = (result.predictions[:, 0] == labels).numpy()
     assert (survives == (margin > 0).numpy())[clear.numpy()].all()
@@ -92,11 +104,11 @@ def test_replay_retires_what_it_breaks_and_fresh_does_not(problem):
     model, images, labels, *_ = problem
     attack = PGD(PGDParams(steps=10))
     counts = {}
-    for law in ("fresh", "replay"):
+    for randomness in ("fresh", "replay"):
         with frozen(model):
-            victim = Victim(model, np.arange(N), law=read_law(law))
+            victim = Victim(model, np.arange(N), randomness=read_randomness(randomness))
             attack(victim, images, labels, ThreatModel("linf", EPS))
-        counts[law] = victim.backwards
+        counts[randomness] = victim.backwards
     assert (counts["fresh"] == 10).all()
     assert counts["replay"].min() <= 1
     assert counts["replay"].max() == 10
@@ -104,7 +116,9 @@ def test_replay_retires_what_it_breaks_and_fresh_does_not(problem):
 
 
 class RandomWeights(DefendedClassifier):
-    """A two-class linear model whose weight vector is drawn anew: its gradient direction belongs to the draw."""
+    """A two-class linear model whose weight vector is drawn anew: its gradient direction belongs to
+    the draw.
+    """
 
     stochastic = True
     num_classes = 2
@@ -121,21 +135,27 @@ class RandomWeights(DefendedClassifier):
         return torch.stack([value, -value], 1)
 
 
-def random_weights_rates(law: str, seed: int = 0):
-    """Share right on the attack's tapes (None without) and on fresh draws, and the closed form of the former."""
+def random_weights_rates(randomness: str, seed: int = 0):
+    """Share right on the attack's tapes (None without) and on fresh draws, and the closed form of
+    the former.
+    """
     n, d, eps, sigma = 400, 64, 0.35, 1.0
     centre = F.normalize(torch.ones(d), dim=0)
     generator = torch.Generator().manual_seed(0)
-    images = 0.5 + 0.03 * torch.randn(n, 1, 8, 8, generator=generator) + 0.03 * centre.reshape(1, 1, 8, 8)
+    images = (
+        0.5
+        + 0.03 * torch.randn(n, 1, 8, 8, generator=generator)
+        + 0.03 * centre.reshape(1, 1, 8, 8)
+    )
     model = RandomWeights(centre, sigma)
     labels = torch.zeros(n, dtype=torch.int64)
     threat = ThreatModel("l2", eps)
-    victim = Victim(model, np.arange(n), law=read_law(law), root=seed)
+    victim = Victim(model, np.arange(n), randomness=read_randomness(randomness), root=seed)
     result = PGD(PGDParams(steps=20, step="eps/2", loss="margin"))(victim, images, labels, threat)
-    tape = Noise.of(seed, Stream.TAPE, range(n), 0).at("forward")
-    weights = model.weights(tape).double()
+    fixed_noise = Noise.of(seed, Stream.FIXED, range(n), 0).at("forward")
+    weights = model.weights(fixed_noise).double()
     reachable = (weights * (images.flatten(1) - 0.5)).sum(1) - eps * weights.norm(dim=1)
-    observer = Victim(model, np.arange(n), law=judging(DRAWS), root=seed)
+    observer = Victim(model, np.arange(n), randomness=judging(DRAWS), root=seed)
     fresh = (predict(observer.logits(result.points, torch.arange(n), Query())) == 0).float().mean()
     replayed = (result.predictions == 0).float().mean() if result.predictions.numel() else None
     return replayed, float(fresh), float((reachable > 0).float().mean())
@@ -155,19 +175,23 @@ def test_replay_set_is_judged_on_its_own_tapes():
     centre = F.normalize(torch.ones(64), dim=0)
     model = RandomWeights(centre, 1.0)
     images = torch.full((30, 1, 8, 8), 0.5)
-    victim = Victim(model, np.arange(30), law=read_law("replay-set:k=3"))
-    result = PGD(PGDParams(steps=3))(victim, images, torch.zeros(30, dtype=torch.int64), ThreatModel("l2", 0.3))
+    victim = Victim(model, np.arange(30), randomness=read_randomness("replay-set:k=3"))
+    result = PGD(PGDParams(steps=3))(
+        victim, images, torch.zeros(30, dtype=torch.int64), ThreatModel("l2", 0.3)
+    )
     assert result.predictions.shape == (30, 3)
-    assert (victim.backwards == 9).all(), "the mean over several tapes is no single verdict: nothing retires"
+    assert (victim.backwards == 9).all(), (
+        "the mean over several tapes is no single verdict: nothing retires"
+    )
 
 
 def check_the_judge_draws_afresh(problem):
     """A replay attack's success on its tape must not settle the judge's first draw."""
     *_, labels, _, _, _ = problem
     replay = attacked(problem, "replay")
-    on_tape = (replay.predictions[:, 0] == labels).numpy()
+    on_fixed_noise = (replay.predictions[:, 0] == labels).numpy()
     afresh = judged(problem, replay.points)[:, 0]
-    assert (on_tape != afresh).mean() > 0.05
+    assert (on_fixed_noise != afresh).mean() > 0.05
 
 
 def test_the_judge_draws_afresh(problem):
@@ -176,7 +200,9 @@ def test_the_judge_draws_afresh(problem):
 
 def test_a_leaked_seed_is_caught(problem, monkeypatch):
     key = bench.noise._key
-    monkeypatch.setattr(bench.noise, "_key", lambda root, stream, *rest: key(root, Stream.TAPE, *rest))
+    monkeypatch.setattr(
+        bench.noise, "_key", lambda root, stream, *rest: key(root, Stream.FIXED, *rest)
+    )
     with pytest.raises(AssertionError):
         check_the_judge_draws_afresh(problem)
 

@@ -1,4 +1,6 @@
-"""`bench new` and `bench check`, the example package, and every code block of docs/add-a-defense.md."""
+"""`bench new` and `bench check`, the example package, and every code block of
+docs/add-a-defense.md.
+"""
 
 import json
 import os
@@ -12,9 +14,9 @@ import pytest
 
 import bench
 from bench.cli import _main
+from bench.commands.scaffold import class_name
 from bench.noise import isolated
-from bench.plugins import ATTACKS
-from bench.scaffold import class_name
+from bench.plugins.create import ATTACKS
 from tests import toy_plugins  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,9 @@ def call(capsys, *arguments):
 
 
 def shell(folder: Path, script: str) -> str:
-    """Run a script in a folder, offline; what pip installs goes into folder/site, which is on the path."""
+    """Run a script in a folder, offline; what pip installs goes into folder/site, which is on the
+    path.
+    """
     binaries = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -42,9 +46,16 @@ def shell(folder: Path, script: str) -> str:
         "OMP_NUM_THREADS": "1",
     }
     preamble = (
-        'set -euo pipefail\nbench() { python -m bench "$@"; }\npytest() { python -m pytest "$@"; }\npip() { python -m pip "$@"; }\n'
+        'set -euo pipefail\nbench() { python -m bench "$@"; }\npytest() { python -m pytest '
+        '"$@"; }\npip() { python -m pip "$@"; }\n'
     )
-    done = subprocess.run(["bash", "-c", preamble + script], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", preamble + script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -60,7 +71,9 @@ def contents(folder: Path) -> dict[str, str]:
 def test_the_example_is_what_the_template_writes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(capsys, "new", "defense", "median-smoothing", "--package")[0] == 0
-    assert contents(tmp_path / "median-smoothing") == contents(ROOT / "examples" / "median-smoothing")
+    assert contents(tmp_path / "median-smoothing") == contents(
+        ROOT / "examples" / "median-smoothing"
+    )
 
 
 def test_the_example_package_installs_runs_and_passes_its_tests(tmp_path):
@@ -78,13 +91,27 @@ def test_the_example_package_installs_runs_and_passes_its_tests(tmp_path):
 
 
 def run_here(line: str, folder: Path, monkeypatch) -> int:
-    """Run one line of the guide; bench and pytest in this process, where torch is loaded already."""
+    """Run one line of the guide; bench and pytest in this process, where torch is loaded
+    already.
+    """
     command, *arguments = shlex.split(line)
     if command == "bench":
         return _main(arguments)
     if command == "python":
         arguments = arguments[2:]
-        return pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout", "-c", os.devnull, *arguments])
+        return pytest.main(
+            [
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:xdist",
+                "-p",
+                "no:timeout",
+                "-c",
+                os.devnull,
+                *arguments,
+            ]
+        )
     assert command == "pip"
     shell(folder, line)
     monkeypatch.syspath_prepend(folder / "site")
@@ -147,7 +174,11 @@ def test_nothing_is_overwritten(capsys, tmp_path, monkeypatch, package):
     folder.mkdir(exist_ok=True)
     (folder / "test_mine.py").write_text("precious")
     code, _, stderr = call(capsys, "new", "attack", "mine", *package)
-    assert code == 2 and "nothing is overwritten" in stderr and list(contents(folder)) == ["test_mine.py"]
+    assert (
+        code == 2
+        and "nothing is overwritten" in stderr
+        and list(contents(folder)) == ["test_mine.py"]
+    )
 
 
 def test_check_reports_what_is_broken_and_how_to_mend_it(capsys):
@@ -160,10 +191,21 @@ def test_check_reports_what_is_broken_and_how_to_mend_it(capsys):
         and "next:" not in stdout
     )
     code, stdout, _ = call(
-        capsys, "check", "bit-depth", "--dataset", "toy:n=20", "--classifier", f"{ROOT}/tests/toy_model.py@make_model", "--json"
+        capsys,
+        "check",
+        "bit-depth",
+        "--dataset",
+        "toy:n=20",
+        "--classifier",
+        f"{ROOT}/tests/toy_model.py@make_model",
+        "--json",
     )
     found = json.loads(stdout)
-    assert code == 0 and {v["outcome"] for v in found["verdicts"]} == {"ok"} and found["next"].endswith("--attack bpda")
+    assert (
+        code == 0
+        and {v["outcome"] for v in found["verdicts"]} == {"ok"}
+        and found["next"].endswith("--attack bpda")
+    )
     for arguments, said in (
         (("mnist5k",), "only defenses and attacks"),
         (("bit-dept",), "Did you mean 'bit-depth'"),

@@ -1,14 +1,14 @@
 """The grammar of specs: parsing, typing, hints, and one canonical form."""
 
 import pytest
+from bench_attacks.pgd import PGDParams, step_length
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from attacks.pgd import PGDParams, step_length
 from bench.errors import BadInput
-from bench.plugins import ATTACKS, DEFENSES, create, create_attack
-from bench.registry import Registry
+from bench.plugins.create import ATTACKS, DEFENSES, create, create_attack
+from bench.plugins.registry import Registry
 from bench.spec import Number, Numbers, Params, Spec, canonical, parse, read_params, show_number
 
 
@@ -33,7 +33,10 @@ def test_grammar():
     assert parse("file:C:/x.pt").positional == "C:/x.pt"
 
 
-@pytest.mark.parametrize("text", ["", ":a=1", "a:", "a:b=", "a:=1", "a:b=1,c", "a:b=1,b=2", "a:x=(b", 'a:"b', "a b,c", "a:x=b)"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ":a=1", "a:", "a:b=", "a:=1", "a:b=1,c", "a:b=1,b=2", "a:x=(b", 'a:"b', "a b,c", "a:x=b)"],
+)
 def test_bad_grammar_is_one_clear_line(text):
     with pytest.raises(BadInput) as error:
         parse(text)
@@ -42,9 +45,10 @@ def test_bad_grammar_is_one_clear_line(text):
 
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
-values = st.text(st.characters(codec="ascii", exclude_characters='"\n\r\\', categories=("L", "N", "P", "S")), min_size=1).filter(
-    lambda v: v == v.strip() and not (v.startswith("(") and v.endswith(")"))
-)
+values = st.text(
+    st.characters(codec="ascii", exclude_characters='"\n\r\\', categories=("L", "N", "P", "S")),
+    min_size=1,
+).filter(lambda v: v == v.strip() and not (v.startswith("(") and v.endswith(")")))
 
 
 @given(names, st.none() | values, st.dictionaries(names, values, max_size=3))
@@ -82,12 +86,20 @@ def test_bad_parameters_say_what_and_why(text, words):
 
 def test_canonical_form():
     assert canonical("e", Example(), "path") == "e"
-    assert canonical("e", read("e:flag=yes,eps=8/255,/q".replace("flag=yes,eps=8/255,/q", "/q,flag=yes,eps=8/255")), "path") == (
-        "e:/q,eps=8/255,flag=true"
-    )
+    assert canonical(
+        "e",
+        read("e:flag=yes,eps=8/255,/q".replace("flag=yes,eps=8/255,/q", "/q,flag=yes,eps=8/255")),
+        "path",
+    ) == ("e:/q,eps=8/255,flag=true")
     for text in ("e", "e:/q,count=7", "e:mean=0.1+0.2", "e:eps=0.031"):
         assert read(canonical("e", read(text), "path")) == read(text)
-    assert [show_number(v) for v in (8 / 255, 0.1, 1.0, 0.3, 0.5 / 255)] == ["8/255", "0.1", "1", "0.3", repr(0.5 / 255)]
+    assert [show_number(v) for v in (8 / 255, 0.1, 1.0, 0.3, 0.5 / 255)] == [
+        "8/255",
+        "0.1",
+        "1",
+        "0.3",
+        repr(0.5 / 255),
+    ]
 
 
 def test_near_misses_and_unknown_names():
@@ -111,7 +123,11 @@ def test_aliases_expand_before_anything_is_hashed():
     }
     for text, (spec, gradient, randomness) in expanded.items():
         choice = create_attack(text)
-        assert (choice.attack.spec, choice.gradient, choice.randomness) == (spec, gradient, randomness)
+        assert (choice.attack.spec, choice.gradient, choice.randomness) == (
+            spec,
+            gradient,
+            randomness,
+        )
     assert create_attack("bpda").attack.identity == create_attack("pgd:steps=20").attack.identity
     for bad in ("pgd+eott", "bpda:gradient=full", "pgd+eot:randomness=replay", "pgd+"):
         with pytest.raises(BadInput):

@@ -1,4 +1,6 @@
-"""Statistics against known answers, against other libraries, and against their own claims by simulation."""
+"""Statistics against known answers, against other libraries, and against their own claims by
+simulation.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from scipy.stats import binomtest, ks_2samp
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from statsmodels.stats.proportion import proportion_confint
 
-from bench.statistics import (
+from bench.results.estimate import Estimate
+from bench.results.statistics import (
     NO_CLASS,
     Collapse,
     Floats,
-    Interval,
     Ints,
     Numbers,
     balanced_accuracy,
@@ -44,13 +46,17 @@ def constant(labels: Ints, answer: int) -> Ints:
 def guesses(labels: Ints, K: int, share_right: float, seed: int = 0) -> Ints:
     """(n, 1) predictions: right with the given probability, else uniform over all classes."""
     rng = np.random.default_rng(seed)
-    return np.where(rng.random(len(labels)) < share_right, labels, rng.integers(0, K, len(labels)))[:, None]
+    return np.where(rng.random(len(labels)) < share_right, labels, rng.integers(0, K, len(labels)))[
+        :, None
+    ]
 
 
-# Wilson ---------------------------------------------------------------------------------------------------------------
+# Wilson -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "high"), [(100, 0.0370), (256, 0.0148), (512, 0.0074), (1000, 0.0038), (10_000, 0.0004)])
+@pytest.mark.parametrize(
+    ("n", "high"), [(100, 0.0370), (256, 0.0148), (512, 0.0074), (1000, 0.0038), (10_000, 0.0004)]
+)
 def test_wilson_upper_bound_of_no_success(n: int, high: float) -> None:
     interval = wilson(0, n)
     assert interval.value == interval.low == 0
@@ -72,8 +78,12 @@ def test_wilson_agrees_with_scipy_and_statsmodels(case: tuple[int, int]) -> None
     k, n = case
     ours = wilson(k, n)
     scipy_interval = binomtest(k, n).proportion_ci(method="wilson")
-    assert (ours.low, ours.high) == pytest.approx((scipy_interval.low, scipy_interval.high), abs=1e-12)
-    assert (ours.low, ours.high) == pytest.approx(proportion_confint(k, n, method="wilson"), abs=1e-12)
+    assert (ours.low, ours.high) == pytest.approx(
+        (scipy_interval.low, scipy_interval.high), abs=1e-12
+    )
+    assert (ours.low, ours.high) == pytest.approx(
+        proportion_confint(k, n, method="wilson"), abs=1e-12
+    )
     assert ours.low <= ours.value <= ours.high
 
 
@@ -91,12 +101,12 @@ def test_wilson_refuses_what_is_no_share(successes: float, n: int) -> None:
 
 def test_interval_refuses_values_outside_the_unit_range() -> None:
     with pytest.raises(ValueError, match="not made of ordered shares"):
-        Interval(0.5, 0.6, 0.4)
+        Estimate(0.5, 0.6, 0.4)
     with pytest.raises(ValueError, match="not made of ordered shares"):
-        Interval(1.5, 0.4, 0.6)
+        Estimate(1.5, 0.4, 0.6)
 
 
-# Class-aware scores ---------------------------------------------------------------------------------------------------
+# Class-aware scores -------------------------------------------------------------------------------
 
 
 def test_tally_counts_right_due_and_given_answers_and_gives_nan_to_no_class() -> None:
@@ -106,13 +116,22 @@ def test_tally_counts_right_due_and_given_answers_and_gives_nan_to_no_class() ->
 
 
 def test_tally_pools_draws() -> None:
-    counts = tally(np.array([1, 0], dtype=np.uint8), np.array([[1, 1, 0], [0, -1, -1]], dtype=np.int8), 2)
+    counts = tally(
+        np.array([1, 0], dtype=np.uint8), np.array([[1, 1, 0], [0, -1, -1]], dtype=np.int8), 2
+    )
     assert counts.tolist() == [[1, 2], [3, 3], [2, 2]]
 
 
 @pytest.mark.parametrize(
     ("labels", "predictions"),
-    [([0, 3], [0, 0]), ([-1, 0], [0, 0]), ([0, 0], [0, 3]), ([0, 0], [0, -2]), ([0], [0, 1]), ([], [])],
+    [
+        ([0, 3], [0, 0]),
+        ([-1, 0], [0, 0]),
+        ([0, 0], [0, 3]),
+        ([0, 0], [0, -2]),
+        ([0], [0, 1]),
+        ([], []),
+    ],
 )
 def test_tally_refuses_what_is_out_of_range(labels: list[int], predictions: list[int]) -> None:
     with pytest.raises(ValueError, match="must be"):
@@ -127,7 +146,10 @@ def test_macro_f1_of_a_constant_predictor() -> None:
 @pytest.mark.parametrize("counts", [DERMA, BLOOD, [5, 5], [1, 2, 3, 4, 90]])
 def test_floors_of_the_best_constant_predictor(counts: list[int]) -> None:
     labels, K = labels_of(counts), len(counts)
-    table, share = tally(labels, constant(labels, int(np.argmax(counts))), K), max(counts) / sum(counts)
+    table, share = (
+        tally(labels, constant(labels, int(np.argmax(counts))), K),
+        max(counts) / sum(counts),
+    )
     assert macro_f1(table) == pytest.approx(2 * share / (K * (1 + share)))
     assert balanced_accuracy(table) == pytest.approx(1 / K)
     assert constant_accuracy(labels, K) == share
@@ -143,7 +165,9 @@ def test_scores_agree_with_sklearn_also_with_missing_classes_and_nan_outputs(see
     expected = f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
     assert macro_f1(table) == pytest.approx(expected)
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
-        assert balanced_accuracy(table) == pytest.approx(balanced_accuracy_score(labels, predictions))
+        assert balanced_accuracy(table) == pytest.approx(
+            balanced_accuracy_score(labels, predictions)
+        )
 
 
 def test_scores_work_over_leading_axes() -> None:
@@ -160,11 +184,13 @@ def test_constant_accuracy() -> None:
         constant_accuracy(np.array([], dtype=int), 7)
 
 
-# Bootstrap ------------------------------------------------------------------------------------------------------------
+# Bootstrap ----------------------------------------------------------------------------------------
 
 
 def beta_draws(rng: np.random.Generator, n: int, draws: int) -> tuple[Ints, Ints]:
-    """Balanced binary labels and draws whose chance of being right differs by image, 0.7 on average."""
+    """Balanced binary labels and draws whose chance of being right differs by image, 0.7 on
+    average.
+    """
     labels = np.arange(n) % 2
     right = rng.random((n, draws)) < rng.beta(0.7, 0.3, n)[:, None]
     return labels, np.where(right, labels[:, None], 1 - labels[:, None])
@@ -188,7 +214,9 @@ def test_bootstrap_equals_naive_resampling_in_distribution() -> None:
     grouped = np.concatenate(seen[1:])
     assert len(grouped) == 4000
     assert ks_2samp(grouped, naive).pvalue > 1e-3
-    assert (interval.low, interval.high) == pytest.approx(np.quantile(naive, [0.025, 0.975]), abs=0.01)
+    assert (interval.low, interval.high) == pytest.approx(
+        np.quantile(naive, [0.025, 0.975]), abs=0.01
+    )
     assert interval.value == macro_f1(tally(labels, predictions, 4))
 
 
@@ -196,21 +224,27 @@ def test_bootstrap_is_reproducible_and_blind_to_order() -> None:
     labels, predictions = beta_draws(np.random.default_rng(2), 50, 4)
     first = cluster_bootstrap(labels, predictions, 2, macro_f1, 500)
     backwards = np.arange(50)[::-1]
-    assert cluster_bootstrap(labels[backwards], predictions[backwards][:, ::-1], 2, macro_f1, 500) == first
+    assert (
+        cluster_bootstrap(labels[backwards], predictions[backwards][:, ::-1], 2, macro_f1, 500)
+        == first
+    )
     assert cluster_bootstrap(labels, predictions, 2, macro_f1, 500, seed=1) != first
 
 
 def test_bootstrap_gains_nothing_from_repeated_draws() -> None:
     labels, predictions = beta_draws(np.random.default_rng(3), 80, 1)
     once = cluster_bootstrap(labels, predictions, 2, balanced_accuracy, 1000)
-    assert cluster_bootstrap(labels, np.repeat(predictions, 20, axis=1), 2, balanced_accuracy, 1000) == once
+    assert (
+        cluster_bootstrap(labels, np.repeat(predictions, 20, axis=1), 2, balanced_accuracy, 1000)
+        == once
+    )
     assert cluster_bootstrap(labels, predictions[:, 0], 2, balanced_accuracy, 1000) == once
 
 
 def test_bootstrap_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, predictions = beta_draws(np.random.default_rng(4), 30, 2)
     whole = cluster_bootstrap(labels, predictions, 2, macro_f1, 300)
-    monkeypatch.setattr("bench.statistics._CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr("bench.results.statistics._CHUNK_ELEMENTS", 50)
     assert cluster_bootstrap(labels, predictions, 2, macro_f1, 300) == whole
 
 
@@ -223,12 +257,14 @@ def test_bootstrap_covers_and_unclustered_draws_would_not() -> None:
 
     cases = [beta_draws(rng, 120, 5) for _ in range(400)]
     clustered = np.mean([covers(labels, predictions) for labels, predictions in cases])
-    flat = np.mean([covers(np.repeat(labels, 5), predictions.ravel()) for labels, predictions in cases])
+    flat = np.mean(
+        [covers(np.repeat(labels, 5), predictions.ravel()) for labels, predictions in cases]
+    )
     assert 0.91 < clustered < 0.98
     assert flat < 0.85
 
 
-# Collapse -------------------------------------------------------------------------------------------------------------
+# Collapse -----------------------------------------------------------------------------------------
 
 
 def test_constant_predictor_on_derma_is_collapsed() -> None:
@@ -295,7 +331,9 @@ def test_the_lower_bound_and_not_the_value_is_held_against_chance() -> None:
     wrong = (labels + 1) % 10
 
     def with_right(count: int) -> Collapse:
-        return collapsed(labels, np.where(np.arange(1000) < count, labels, wrong)[:, None], 10, None)
+        return collapsed(
+            labels, np.where(np.arange(1000) < count, labels, wrong)[:, None], 10, None
+        )
 
     unsure, sure = with_right(135), with_right(155)
     assert unsure.balanced_accuracy.low < 0.12 < unsure.balanced_accuracy.value
@@ -306,9 +344,18 @@ def test_the_lower_bound_and_not_the_value_is_held_against_chance() -> None:
 
 @pytest.mark.parametrize(
     ("false_alarms", "found_minority", "verdict"),
-    [(50, 50, True), (47, 52, True), (46, 52, False), (50, 51, False), (52, 47, True), (52, 46, False)],
+    [
+        (50, 50, True),
+        (47, 52, True),
+        (46, 52, False),
+        (50, 51, False),
+        (52, 47, True),
+        (52, 46, False),
+    ],
 )
-def test_accuracy_of_a_constant_answer(false_alarms: int, found_minority: int, verdict: bool) -> None:
+def test_accuracy_of_a_constant_answer(
+    false_alarms: int, found_minority: int, verdict: bool
+) -> None:
     labels = labels_of([900, 100])
     predictions = constant(labels, 0)
     predictions[:false_alarms] = 1
@@ -319,8 +366,12 @@ def test_accuracy_of_a_constant_answer(false_alarms: int, found_minority: int, v
     assert ("constant answer" in found.reason) is verdict
 
 
-@pytest.mark.parametrize(("lost", "verdict"), [(0.0, True), (0.0099, True), (0.01, False), (None, False), (-0.02, True)])
-def test_gradient_attack_that_takes_nothing_from_a_poor_classifier(lost: float | None, verdict: bool) -> None:
+@pytest.mark.parametrize(
+    ("lost", "verdict"), [(0.0, True), (0.0099, True), (0.01, False), (None, False), (-0.02, True)]
+)
+def test_gradient_attack_that_takes_nothing_from_a_poor_classifier(
+    lost: float | None, verdict: bool
+) -> None:
     labels = labels_of([100] * 10)
     predictions = guesses(labels, 10, 0.08)
     accuracy = float((predictions[:, 0] == labels).mean())
@@ -334,7 +385,9 @@ def test_an_unmoved_but_good_binary_classifier_is_not_collapsed() -> None:
     labels = labels_of([500, 500])
     good, poor = guesses(labels, 2, 0.8), guesses(labels, 2, 0.3)
     assert not collapsed(labels, good, 2, float((good[:, 0] == labels).mean())).verdict
-    assert "gradient attack" in collapsed(labels, poor, 2, float((poor[:, 0] == labels).mean())).reason
+    assert (
+        "gradient attack" in collapsed(labels, poor, 2, float((poor[:, 0] == labels).mean())).reason
+    )
     assert not collapsed(labels, poor, 2, 0.0).verdict
 
 
@@ -372,7 +425,7 @@ def test_missing_classes_are_left_out() -> None:
     labels = labels_of([0, 300, 0, 300, 0])
     found = collapsed(labels, labels[:, None], 5, 0.5)
     assert not found.verdict
-    assert found.macro_f1 == found.balanced_accuracy == Interval(1, 1, 1)
+    assert found.macro_f1 == found.balanced_accuracy == Estimate(1, 1, 1)
     assert collapsed(labels, constant(labels, 3), 5, None).verdict
 
 
@@ -384,7 +437,7 @@ def test_nan_outputs_are_no_class_of_their_own() -> None:
     assert found.reason.startswith("balanced accuracy")
 
 
-# Verdicts over draws and attacks --------------------------------------------------------------------------------------
+# Verdicts over draws and attacks ------------------------------------------------------------------
 
 
 def test_worst_case_of_deterministic_verdicts_is_and() -> None:
@@ -397,7 +450,8 @@ def test_worst_case_of_deterministic_verdicts_is_and() -> None:
 def test_worst_case_chooses_on_one_half_and_reports_the_other() -> None:
     one = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=bool)
     two = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]], dtype=bool)
-    # Chosen on the even draws (one, two, one by the tie rule) and reported on the odd, then the other way round.
+    # Chosen on the even draws (one, two, one by the tie rule) and reported on the odd, then the
+    # other way round.
     assert worst_case([one, two]).tolist() == worst_case([two, one]).tolist()
     assert worst_case([one, two]).tolist() == [1.0, 0.75, 0.75]
 
@@ -414,7 +468,9 @@ def test_worst_case_finds_the_stronger_attack() -> None:
     rng = np.random.default_rng(7)
     weak, strong = rng.random((500, 20)) < 0.9, rng.random((500, 20)) < 0.1
     half = np.arange(500)[:, None] < 250
-    assert worst_case([np.where(half, weak, strong), np.where(half, strong, weak)]).mean() == pytest.approx(0.1, abs=0.02)
+    assert worst_case(
+        [np.where(half, weak, strong), np.where(half, strong, weak)]
+    ).mean() == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.parametrize("shapes", [[], [(3, 1), (3, 2)], [(3, 2), (4, 2)], [(3, 0)]])
@@ -424,7 +480,9 @@ def test_worst_case_refuses_verdicts_that_do_not_go_together(shapes: list[tuple[
 
 
 def test_judge_known_answers() -> None:
-    correct: npt.NDArray[np.bool_] = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=bool)
+    correct: npt.NDArray[np.bool_] = np.array(
+        [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=bool
+    )
     judged = judge(correct)
     assert judged.mean == wilson(2.5, 5)
     assert judged.all_draws == wilson(1, 5)
@@ -439,7 +497,9 @@ def test_judge_of_one_draw_has_one_answer() -> None:
 
 
 def test_a_tie_on_the_choosing_draws_goes_to_the_attack_that_is_stronger_overall():
-    """Both attacks break image 0 on every even draw; only the one that also breaks image 1 breaks its odd draws."""
+    """Both attacks break image 0 on every even draw; only the one that also breaks image 1 breaks
+    its odd draws.
+    """
     weak = np.array([[False, True] * 5, [True, True] * 5])
     strong = np.zeros((2, 10), dtype=bool)
     for order in ([weak, strong], [strong, weak]):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.cli import _main
-from bench.plugins import DEFENSES, STUDIES, create
+from bench.plugins.create import DEFENSES, STUDIES, create
 from bench.spec import Params, parse
 from bench.studies import plots, store, study
 from bench.studies.store import StudyRecord, find, identity_of
@@ -42,14 +42,22 @@ class ToyPowers(Study[CountParams]):
         setting.progress("counting")
         if self.params.fail:
             raise ArithmeticError("out of numbers")
-        table = pd.DataFrame({"base": [1, 3, 7], "power": [x**self.params.power / 3 for x in (1, 3, 7)], "note": ["a", None, "c"]})
+        table = pd.DataFrame(
+            {
+                "base": [1, 3, 7],
+                "power": [x**self.params.power / 3 for x in (1, 3, 7)],
+                "note": ["a", None, "c"],
+            }
+        )
         table.loc[1, "power"] = math.nan
         other = pd.DataFrame({"seed": [setting.seed], "limit": [math.inf]})
         figure, axes = plots.axes("Powers grow", "base", "power (units)")
         axes.plot([1, 3, 7], [1, 9, 49], label="power")
         plots.legend(axes)
         tables = {self.params.name: table, "other": other}
-        return StudyResult(tables, "Powers grow.", {"growth": figure}, self.params.held, "3 numbers")
+        return StudyResult(
+            tables, "Powers grow.", {"growth": figure}, self.params.held, "3 numbers"
+        )
 
 
 @STUDIES.register("toy-images")
@@ -62,9 +70,11 @@ class ToyImages(Study[Params]):
         return {"defense": create(DEFENSES, parse("toy-jitter")).identity}
 
     def run(self, setting):
-        subject = setting.subject()
-        assert setting.subject() is subject
-        return StudyResult({"images": pd.DataFrame({"n": [len(subject.images)]})}, f"{len(subject.images)} images.")
+        setup = setting.setup
+        assert setting.setup is setup
+        return StudyResult(
+            {"images": pd.DataFrame({"n": [len(setup.images)]})}, f"{len(setup.images)} images."
+        )
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -84,9 +94,19 @@ def test_a_study_is_stored_printed_and_found_again(capsys, tmp_path):
     runs.clear()
     code, stdout, stderr = call(capsys, "toy-powers:3", "--out", str(tmp_path))
     (folder,) = tmp_path.iterdir()
-    assert code == 0 and stdout.startswith("Powers grow.\n\n|") and "114.3" in stdout and "nan" not in stdout
+    assert (
+        code == 0
+        and stdout.startswith("Powers grow.\n\n|")
+        and "114.3" in stdout
+        and "nan" not in stdout
+    )
     assert "counting" in stderr and f"stored: {folder}" in stderr and "already" not in stderr
-    assert {path.name for path in folder.iterdir()} == {"powers.csv", "other.csv", "growth.png", "study.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "powers.csv",
+        "other.csv",
+        "growth.png",
+        "study.json",
+    }
     assert folder.name.startswith("toy-powers_3--") and len(folder.name.rsplit("--", 1)[1]) == 16
     assert (folder / "growth.png").read_bytes().startswith(b"\x89PNG")
     assert pd.read_csv(folder / "powers.csv")["power"][2] == pytest.approx(343 / 3, rel=1e-15)
@@ -99,11 +119,20 @@ def test_what_study_json_says(capsys, tmp_path):
     said = json.loads(stdout)
     folder = Path(said.pop("folder"))
     assert json.loads((folder / "study.json").read_text()) == said
-    assert said["identity"]["seeds"] == {"root": 5} and said["identity"]["study"]["params"]["power"] == 2
+    assert (
+        said["identity"]["seeds"] == {"root": 5}
+        and said["identity"]["study"]["params"]["power"] == 2
+    )
     assert said["identity"]["study"]["version"] == 1 and "subject" not in said["identity"]
     assert said["study"] == "toy-powers" and said["scale"] == "3 numbers" and said["held"] is None
-    assert {"torch", "numpy", "scipy", "pandas", "matplotlib"} <= set(said["environment"]["versions"])
-    assert said["seconds"] >= 0 and said["finished"] and list(said["tables"]) == ["powers.csv", "other.csv"]
+    assert {"torch", "numpy", "scipy", "pandas", "matplotlib"} <= set(
+        said["environment"]["versions"]
+    )
+    assert (
+        said["seconds"] >= 0
+        and said["finished"]
+        and list(said["tables"]) == ["powers.csv", "other.csv"]
+    )
 
 
 @pytest.mark.parametrize("name", ["powers.csv", "growth.png", "study.json"])
@@ -114,7 +143,11 @@ def test_a_damaged_result_is_computed_again(capsys, tmp_path, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:-9])
     runs.clear()
     call(capsys, "toy-powers", "--out", str(tmp_path))
-    assert len(runs) == 1 and list(tmp_path.iterdir()) == [folder] and (folder / "powers.csv").read_bytes() == whole
+    assert (
+        len(runs) == 1
+        and list(tmp_path.iterdir()) == [folder]
+        and (folder / "powers.csv").read_bytes() == whole
+    )
 
 
 @pytest.mark.parametrize(("held", "code"), [("true", 0), ("false", 1)])
@@ -144,7 +177,10 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["toy-powers", "--dataset", "mnist5k"], "does not use --dataset: leave it out (it uses --seed)"),
+        (
+            ["toy-powers", "--dataset", "mnist5k"],
+            "does not use --dataset: leave it out (it uses --seed)",
+        ),
         (["toy-powers", "--batch-size", "7"], "does not use --batch-size"),
         (["toy-powers", "--device", "cpu"], "does not use --device"),
         (["theorem", "--eps", "0.1"], "does not use --eps"),
@@ -156,8 +192,14 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
         (["toy-powers:strength=3"], "has no parameter 'strength'"),
         (["toy-powers", "--seed", "-1"], "seed"),
         (["toy-images", "--dataset", "no-such"], "unknown dataset"),
-        (["toy-images", "--dataset", "toy:n=20", "--classifier", MODEL, "--n", "21"], "the split has 20 images"),
-        (["toy-images", "--dataset", "toy:n=20", "--classifier", MODEL, "--batch-size", "0"], "batch size is 0"),
+        (
+            ["toy-images", "--dataset", "toy:n=20", "--classifier", MODEL, "--n", "21"],
+            "the split has 20 images",
+        ),
+        (
+            ["toy-images", "--dataset", "toy:n=20", "--classifier", MODEL, "--batch-size", "0"],
+            "batch size is 0",
+        ),
         (["toy-images", "--device", "tpu9"], "unknown device"),
     ],
 )
@@ -172,14 +214,30 @@ def test_an_unwritable_folder(capsys, tmp_path):
 
 
 def test_a_study_of_images_is_named_by_what_it_saw(capsys, tmp_path):
-    base = ["toy-images", "--dataset", "toy:n=20", "--classifier", MODEL, "--out", str(tmp_path), "--json"]
+    base = [
+        "toy-images",
+        "--dataset",
+        "toy:n=20",
+        "--classifier",
+        MODEL,
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     first = json.loads(call(capsys, *base)[1])
-    assert first["sentence"] == "20 images." and first["subject"]["dataset"] == "toy:n=20" and first["subject"]["n"] == "20 of 20"
+    assert (
+        first["sentence"] == "20 images."
+        and first["subject"]["dataset"] == "toy:n=20"
+        and first["subject"]["n"] == "20 of 20"
+    )
     assert first["identity"]["plugins"]["defense"]["name"] == "toy-jitter"
     same = [["--device", "cpu"], ["--batch-size", "3"], ["--norm", "Linf"], ["--eps", "0.05"]]
     other = [["--n", "10"], ["--eps", "0.1"], ["--norm", "l2", "--eps", "0.05"], ["--seed", "1"]]
     assert {json.loads(call(capsys, *base, *more)[1])["id"] for more in same} == {first["id"]}
-    assert len({json.loads(call(capsys, *base, *more)[1])["id"] for more in other} | {first["id"]}) == 5
+    assert (
+        len({json.loads(call(capsys, *base, *more)[1])["id"] for more in other} | {first["id"]})
+        == 5
+    )
 
 
 def test_versions_enter_the_identity(monkeypatch):
@@ -196,7 +254,8 @@ def test_a_study_without_images_loads_none(capsys, tmp_path, monkeypatch):
 def test_a_study_from_a_file(capsys, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "import pandas as pd\nfrom bench.studies.study import Study, StudyResult\n\n\nclass Mine(Study):\n"
+        "import pandas as pd\nfrom bench.studies.study import Study, StudyResult\n\n\nclass "
+        "Mine(Study):\n"
         '    """Mine."""\n\n    uses = frozenset()\n\n    def run(self, setting):\n'
         '        return StudyResult({"one": pd.DataFrame({"x": [1]})}, "One.")\n'
     )
@@ -204,7 +263,9 @@ def test_a_study_from_a_file(capsys, tmp_path):
     assert code == 0 and stdout.startswith("One.")
     assert [path.name.split("--")[0] for path in (tmp_path / "out").iterdir()] == ["mine.py_Mine"]
     assert _main(["info", f"{file}@Mine"]) == 0 and "(studies)" in capsys.readouterr().out
-    assert "does not use --seed" in refused(capsys, tmp_path / "none", f"{file}@Mine", "--seed", "1")
+    assert "does not use --seed" in refused(
+        capsys, tmp_path / "none", f"{file}@Mine", "--seed", "1"
+    )
 
 
 def test_list_and_info(capsys):
@@ -219,19 +280,25 @@ def test_figures_touch_no_global_state_and_repeat():
     code = (
         # Asking for the backend would import pyplot.
         "import sys, matplotlib\n"
-        "def found(): return {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != 'backend'}\n"
+        "def found(): return {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key "
+        "!= 'backend'}\n"
         "before = found()\nfrom bench.studies import plots\n"
-        "made = []\nfor _ in range(2):\n    figure, (left, right) = plots.panels('t ' * 80, [('x', 'y', 'a'), ('x', 'y', 'b')])\n"
-        "    left.plot([1, 2], label='l')\n    plots.legend(left)\n    made.append(plots.png(figure))\n"
-        "assert made[0] == made[1]\nassert found() == before\nassert 'matplotlib.pyplot' not in sys.modules\n"
+        "made = []\nfor _ in range(2):\n    figure, (left, right) = plots.panels('t ' * 80, [('x', "
+        "'y', 'a'), ('x', 'y', 'b')])\n"
+        "    left.plot([1, 2], "
+        "label='l')\n    plots.legend(left)\n    made.append(plots.png(figure))\n"
+        "assert made[0] == made[1]\nassert found() == before\nassert 'matplotlib.pyplot' not in "
+        "sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_committed_result_is_the_one_of_this_version():
     identity = identity_of(create(STUDIES, parse("theorem")), StudySetting())
-    stored = find(ROOT / "leaderboards" / "studies" / "theorem", store.cell_id(identity))
+    stored = find(ROOT / "leaderboards" / "studies" / "theorem", store.identity_hash(identity))
     assert stored is not None and isinstance(stored.record, StudyRecord)
     assert stored.record.held is True
     assert stored.render() in (ROOT / "docs" / "studies.md").read_text().replace("\n    ", "\n")
@@ -241,6 +308,14 @@ def test_the_guide_runs(capsys, tmp_path):
     guide = (ROOT / "docs" / "studies.md").read_text()
     block = guide[guide.index("    # counting.py") : guide.index("`setting` carries")]
     (tmp_path / "counting.py").write_text("\n".join(line[4:] for line in block.splitlines()))
-    arguments = [f"{tmp_path / 'counting.py'}@Counting", "--dataset", "toy:n=20", "--classifier", MODEL, "--n", "9"]
+    arguments = [
+        f"{tmp_path / 'counting.py'}@Counting",
+        "--dataset",
+        "toy:n=20",
+        "--classifier",
+        MODEL,
+        "--n",
+        "9",
+    ]
     code, stdout, _ = call(capsys, *arguments, "--out", str(tmp_path / "out"))
     assert code == 0 and stdout.startswith("9 images.")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.contract.check import subject_in_memory
+from bench.contract.check import setup_in_memory
 from bench.contract.toys import SmallNet, gratings
 from bench.models.classifier import Classifier
-from bench.plugins import STUDIES, create
+from bench.plugins.create import STUDIES, create
 from bench.spec import parse
 from bench.studies import diversity, leakage, sets, synthesis, synthetic, toy
 from bench.studies.study import StudySetting
@@ -33,7 +33,10 @@ def test_coverage_and_recall_of_four_points():
 
 
 def test_equal_laws_cover_each_other_and_a_collapsed_set_does_not():
-    other, point = GENERATOR.normal(size=(400, 2)), np.zeros((400, 2)) + 1e-3 * GENERATOR.normal(size=(400, 2))
+    other, point = (
+        GENERATOR.normal(size=(400, 2)),
+        np.zeros((400, 2)) + 1e-3 * GENERATOR.normal(size=(400, 2)),
+    )
     assert sets.coverage(CLOUD, other).mean() > 0.9 and sets.recall(CLOUD, other).mean() > 0.9
     assert sets.coverage(CLOUD, point).mean() < 0.1 and sets.recall(CLOUD, point).mean() < 0.1
     # One far point with a wide ball raises recall and not coverage.
@@ -43,7 +46,10 @@ def test_equal_laws_cover_each_other_and_a_collapsed_set_does_not():
 
 def test_k_means_finds_far_clusters():
     points = np.concatenate([CLOUD * 0.01 + centre for centre in ([0.0, 0], [5, 5], [-5, 5])])
-    found = min((sets.k_means(points, 3, seed) for seed in range(5)), key=lambda c: sets.nearest(points, c).sum())
+    found = min(
+        (sets.k_means(points, 3, seed) for seed in range(5)),
+        key=lambda c: sets.nearest(points, c).sum(),
+    )
     assert sorted(found.round(1).tolist()) == [[-5.0, 5.0], [-0.0, 0.0], [5.0, 5.0]]
     assert np.bincount(sets.binned(points, found)).tolist() == [400] * 3
     assert np.array_equal(sets.k_means(points, 3, 1), sets.k_means(points, 3, 1))
@@ -64,8 +70,12 @@ def test_bins_of_two_histograms():
 
 def test_spread_within_clusters():
     wide = np.concatenate([CLOUD * (1.0, 2.0) + centre for centre in ([0.0, 0], [50, 0])])
-    assert sets.residual(wide, 2) == pytest.approx(np.square(CLOUD * (1.0, 2.0) - (CLOUD * (1.0, 2.0)).mean(0)).sum(1).mean())
-    assert sets.mixture_variance(wide, 2) == pytest.approx((CLOUD * (1.0, 2.0)).var(0).sum(), rel=1e-6)
+    assert sets.residual(wide, 2) == pytest.approx(
+        np.square(CLOUD * (1.0, 2.0) - (CLOUD * (1.0, 2.0)).mean(0)).sum(1).mean()
+    )
+    assert sets.mixture_variance(wide, 2) == pytest.approx(
+        (CLOUD * (1.0, 2.0)).var(0).sum(), rel=1e-6
+    )
     assert sets.mixture_variance(wide * 2, 2) == pytest.approx(4 * sets.mixture_variance(wide, 2))
 
 
@@ -82,7 +92,9 @@ def test_principal_components():
 
 
 def test_area_under_the_curve():
-    assert sets.area_under_curve(np.array([3.0, 1]), np.array([2.0, 1])) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert sets.area_under_curve(np.array([3.0, 1]), np.array([2.0, 1])) == pytest.approx(
+        (1 + 1 + 0 + 0.5) / 4
+    )
     assert sets.area_under_curve(CLOUD[:, 0] + 10, CLOUD[:, 1]) == 1
     low, high = sets.area_interval(CLOUD[:, 0] + 0.3, CLOUD[:, 1], resamples=200)
     assert 0.5 < low < sets.area_under_curve(CLOUD[:, 0] + 0.3, CLOUD[:, 1]) < high < 0.68
@@ -95,7 +107,7 @@ def test_area_under_the_curve():
 def setting():
     made = StudySetting(n=30)
     test, train = gratings(30, 60), gratings(60)
-    vars(made)["_subject"] = subject_in_memory(Classifier(SmallNet(train), 3).eval(), test, train)
+    vars(made)["_subject"] = setup_in_memory(Classifier(SmallNet(train), 3).eval(), test, train)
     return made
 
 
@@ -110,11 +122,16 @@ def test_the_images_are_those_that_the_defense_trains_on(setting):
     assert made.images.shape == (30, 3, 16, 16) and torch.bincount(made.labels).tolist() == [10] * 3
     (again,) = synthetic.make(setting, (SELF_MADE[1:-1],))
     assert torch.equal(made.images, again.images)
-    assert "trains on no images of its own making" in message(lambda: list(synthetic.make(setting, ("bit-depth",))))
+    assert "trains on no images of its own making" in message(
+        lambda: list(synthetic.make(setting, ("bit-depth",)))
+    )
 
 
 def test_specs_are_told_apart_by_what_differs():
-    assert synthetic.short_names(["d:a=1,b=2", "d:a=1,b=3"]) == {"d:a=1,b=2": "b=2", "d:a=1,b=3": "b=3"}
+    assert synthetic.short_names(["d:a=1,b=2", "d:a=1,b=3"]) == {
+        "d:a=1,b=2": "b=2",
+        "d:a=1,b=3": "b=3",
+    }
     assert synthetic.short_names(["d", "d:b=3"]) == {"d": "d", "d:b=3": "b=3"}
     assert synthetic.short_names(["d:a=1"]) == {"d:a=1": "d, a=1"}
 
@@ -124,47 +141,85 @@ def test_the_study_of_diversity_ranks_real_above_noise(setting):
     table = result.tables["diversity"].set_index("images")
     assert table.loc["test images", "coverage"] > 0.5 > table.loc[SELF_MADE[1:-1], "coverage"]
     assert table["n"].tolist() == [30, 30] and set(result.figures) == {"map"}
-    assert result.sentence.startswith("Of the training images (pixels, k = 5)") and result.held is None
+    assert (
+        result.sentence.startswith("Of the training images (pixels, k = 5)") and result.held is None
+    )
 
 
 def test_the_study_of_synthesis_asks_the_classifier(setting, monkeypatch):
-    test = setting.subject().images
+    test = setting.setup.images
     black = torch.zeros(3, 3, 16, 16)
-    sets_of = [synthetic.Made("d:right=1", test.pixels(), test.labels), synthetic.Made("d:black=1", black, torch.tensor([0, 1, 2]))]
+    sets_of = [
+        synthetic.Made("d:right=1", test.pixels(), test.labels),
+        synthetic.Made("d:black=1", black, torch.tensor([0, 1, 2])),
+    ]
     monkeypatch.setattr(synthesis, "make", lambda *_: sets_of)
     result = answer(f"synthesis:defenses={SELF_MADE}", setting)
     right, dark = result.tables["synthesis"].to_dict("records")
     assert right["as_meant"] == 1 and right["n"] == 30 and dark["as_meant"] == pytest.approx(1 / 3)
-    assert dark["extreme_pixels"] == 1 and right["extreme_pixels"] < 0.1 and set(result.figures) == {"sheet"}
-    assert result.sentence == "The classifier gives the class aimed at on 100.0 % of 30 (right=1), 33.3 % of 3 (black=1)."
+    assert (
+        dark["extreme_pixels"] == 1
+        and right["extreme_pixels"] < 0.1
+        and set(result.figures) == {"sheet"}
+    )
+    assert (
+        result.sentence
+        == "The classifier gives the class aimed at on 100.0 % of 30 (right=1), 33.3 % of 3 "
+        "(black=1)."
+    )
 
 
 def test_a_mosaic_has_a_row_a_class():
     picture = synthetic_mosaic(torch.zeros(3, 1, 4, 4), torch.tensor([1, 0, 1]))
-    assert picture.shape == (12, 60) and picture[:6, 6:].min() == 1 and picture[6:, :12].min() == 0 and picture[6:, 12:].min() == 1
+    assert (
+        picture.shape == (12, 60)
+        and picture[:6, 6:].min() == 1
+        and picture[6:, :12].min() == 0
+        and picture[6:, 12:].min() == 1
+    )
 
 
 def test_the_study_of_diversity_needs_features_where_asked(setting):
-    assert {"coverage", "ndb"} <= set(answer(f"diversity:defenses={SELF_MADE}", setting).tables["diversity"])
+    assert {"coverage", "ndb"} <= set(
+        answer(f"diversity:defenses={SELF_MADE}", setting).tables["diversity"]
+    )
 
 
 def test_the_study_of_leakage_sees_stolen_images(setting, monkeypatch):
-    train = setting.subject().dataset.plugin.train().pixels()[:30]
-    stolen = [synthetic.Made("stolen", train, torch.zeros(30)), synthetic.Made("own", 1 - train, torch.zeros(30))]
+    train = setting.setup.dataset.plugin.train().pixels()[:30]
+    stolen = [
+        synthetic.Made("stolen", train, torch.zeros(30)),
+        synthetic.Made("own", 1 - train, torch.zeros(30)),
+    ]
     monkeypatch.setattr(leakage, "make", lambda *_: stolen)
     result = answer(f"leakage:defenses={SELF_MADE}", setting)
     rows = result.tables["membership"].set_index("score")
-    assert rows.loc["stolen", "auc"] == 1 and rows.loc["own", "auc_low"] < 0.5 < rows.loc["own", "auc_high"]
+    assert (
+        rows.loc["stolen", "auc"] == 1
+        and rows.loc["own", "auc_low"] < 0.5 < rows.loc["own", "auc_high"]
+    )
     distances = result.tables["distances"].set_index("images")
-    assert distances.loc["stolen", "nearer_to_training"] == 1 and distances.loc["stolen", "median_ratio"] < 1e-5
+    assert (
+        distances.loc["stolen", "nearer_to_training"] == 1
+        and distances.loc["stolen", "median_ratio"] < 1e-5
+    )
     assert len(rows) == 3 and rows["n"].eq(30).all() and "Membership AUC" in result.sentence
 
 
 def test_the_toy_counts_more_strays_under_drawn_coefficients():
-    same = "images=256,synthesis_batch=32,iterations=100,targets=per_batch,space=normalised,keep=last"
-    result = answer(f"toy:repeats=1,defenses=(datafreeshield:{same},coefficients=fixed)+(datafreeshield:{same})", StudySetting())
+    same = (
+        "images=256,synthesis_batch=32,iterations=100,targets=per_batch,space=normalised,keep=last"
+    )
+    result = answer(
+        f"toy:repeats=1,defenses=(datafreeshield:{same},coefficients=fixed)+(datafreeshield:"
+        f"{same})",
+        StudySetting(),
+    )
     fixed, drawn = result.tables["toy"].to_dict("records")
-    assert drawn["wrong_0"] + drawn["wrong_1"] > fixed["wrong_0"] + fixed["wrong_1"] and fixed["of"] == 128
+    assert (
+        drawn["wrong_0"] + drawn["wrong_1"] > fixed["wrong_0"] + fixed["wrong_1"]
+        and fixed["of"] == 128
+    )
     assert all(0 < row["coverage"] < 0.5 and 0 < row["distance"] < 1 for row in (fixed, drawn))
     assert set(result.figures) == {"points"} and "coverage" in result.sentence
 
@@ -175,8 +230,12 @@ def test_moons_lie_in_the_middle_and_are_learned():
     assert real.shape == (2000, 2, 1, 1) and bool(((real > 0.15) & (real < 0.85)).all())
     upper = real[labels == 0][:, :, 0, 0]
     # Radius 1 about (0, 0), which lies at (0.5 - 0.5 / 6, 0.5 - 0.25 / 6).
-    radius = 6 * torch.linalg.vector_norm(upper - torch.tensor([0.5 - 0.5 / 6, 0.5 - 0.25 / 6]), dim=1)
-    assert float(radius.mean()) == pytest.approx(1, abs=0.02) and float(radius.std()) == pytest.approx(0.1, abs=0.01)
+    radius = 6 * torch.linalg.vector_norm(
+        upper - torch.tensor([0.5 - 0.5 / 6, 0.5 - 0.25 / 6]), dim=1
+    )
+    assert float(radius.mean()) == pytest.approx(1, abs=0.02) and float(
+        radius.std()
+    ) == pytest.approx(0.1, abs=0.01)
     classifier = toy.learned(real, labels, noise)
     assert float((toy.answers_of(classifier, real) == labels).float().mean()) > 0.98
 

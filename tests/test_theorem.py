@@ -1,4 +1,6 @@
-"""The closed forms against known values and integrals, the simulation against the closed forms, and both against mutations."""
+"""The closed forms against known values and integrals, the simulation against the closed forms, and
+both against mutations.
+"""
 
 import math
 
@@ -9,11 +11,10 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import chi2, ncx2
 
-from bench import theory
 from bench.losses import margin
 from bench.maximise import ascend
-from bench.noise import Law
-from bench.studies import realised, simulation
+from bench.randomness import RandomnessModel
+from bench.studies import realised, simulation, theory
 from bench.studies.realised import Ball, attack
 from bench.studies.study import StudySetting
 from bench.studies.theorem import Theorem, TheoremParams
@@ -42,7 +43,8 @@ INF = math.inf
         (theory.phase(3072, 1.1), 0.9999),
         (theory.phase(3072, 1.9, 1), 0.0236),
         (theory.phase(3072, 2.1, 1), 0.9736),
-        # An integral, taken below by other means too; a table printed elsewhere has .7546 from a simulation.
+        # An integral, taken below by other means too; a table printed elsewhere has .7546 from a
+        # simulation.
         (theory.worst_of(8, 3, 1, 10, 1), 0.7539),
         (theory.worst_of(8, 3, 1, 10), 1 - (1 - 0.657704) ** 10),
     ],
@@ -89,7 +91,12 @@ def test_limits_meet():
     assert theory.budget_eot(8, 3, 1, 4, 9) == theory.ideal(8, 3, 1)
     assert theory.budget_replay(8, 3, 1, 4, 0) == theory.clean(8, 3, 1, 4)
     for k in (1, 2, 5):
-        assert theory.phase(10**6, 1 + 1 / k - 0.02, k) < 1e-6 < 1 - 1e-6 < theory.phase(10**6, 1 + 1 / k + 0.02, k)
+        assert (
+            theory.phase(10**6, 1 + 1 / k - 0.02, k)
+            < 1e-6
+            < 1 - 1e-6
+            < theory.phase(10**6, 1 + 1 / k + 0.02, k)
+        )
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (8, 1), (8, 5), (24, 1)])
@@ -102,17 +109,22 @@ def test_worst_of_is_the_integral_over_the_shared_error(n, k):
 
 
 def test_ten_tries_share_one_point():
-    """They do not multiply: were the draws independent of each other given nothing, 0.19 would become 0.88."""
+    """They do not multiply: were the draws independent of each other given nothing, 0.19 would
+    become 0.88.
+    """
     assert theory.worst_of(8, 3, 1, 10, 1) < 1 - (1 - theory.eot(8, 3, 1, 1)) ** 10 - 0.1
 
 
-# Simulation ------------------------------------------------------------------------------------------------------------
+# Simulation ---------------------------------------------------------------------------------------
 
 SMALL = TheoremParams(trials=4000, radius=1.5, sigma=0.5, dimensions=(2, 8), draws=(1, 5))
 
 
 def rows(params: TheoremParams = SMALL, seed: int = 0) -> pd.DataFrame:
-    balls = [simulation.ball_cases(n, params.radius, params.sigma, params.draws) for n in params.dimensions]
+    balls = [
+        simulation.ball_cases(n, params.radius, params.sigma, params.draws)
+        for n in params.dimensions
+    ]
     found = [row for cases in balls for row in simulation.simulate(cases, params.trials, 5, seed)]
     others = [*simulation.budget_cases(16, 1), *simulation.half_space_cases(16, 1)]
     return pd.DataFrame(found + simulation.simulate(others, params.trials, 1, seed))
@@ -133,13 +145,33 @@ def test_simulation_and_formulas_agree():
 @pytest.mark.parametrize(
     ("name", "wrong", "laws"),
     [
-        ("eot", lambda n, R, s, k=INF: theory._central(n, R, s, 1 / k if k < INF else 1), {"fresh", "eot"}),
-        ("eot", lambda n, R, s, k=INF: theory._central(n, R, 1, 1 + 1 / k), {"fresh", "eot", "ideal eot"}),
-        ("replay_set", lambda n, R, s, k: theory._central(n, R, s, 1 + 1 / k), {"replay", "replay-set"}),
-        ("worst_of", lambda n, R, s, N, k=INF: 1 - (1 - theory._central(n, R, s, 1 + 1 / k)) ** N, {"worst of 10"}),
+        (
+            "eot",
+            lambda n, R, s, k=INF: theory._central(n, R, s, 1 / k if k < INF else 1),
+            {"fresh", "eot"},
+        ),
+        (
+            "eot",
+            lambda n, R, s, k=INF: theory._central(n, R, 1, 1 + 1 / k),
+            {"fresh", "eot", "ideal eot"},
+        ),
+        (
+            "replay_set",
+            lambda n, R, s, k: theory._central(n, R, s, 1 + 1 / k),
+            {"replay", "replay-set"},
+        ),
+        (
+            "worst_of",
+            lambda n, R, s, N, k=INF: 1 - (1 - theory._central(n, R, s, 1 + 1 / k)) ** N,
+            {"worst of 10"},
+        ),
         ("budget_eot", lambda n, R, s, d, e: theory.clean(n, R + e, s, d), {"ideal eot, budget"}),
         ("budget_replay", lambda n, R, s, d, e: theory.clean(n, R, s, d - e), {"replay, budget"}),
-        ("half_space", lambda s, d, e: theory.norm.cdf(e / s), {"half-space, fresh", "half-space, replay"}),
+        (
+            "half_space",
+            lambda s, d, e: theory.norm.cdf(e / s),
+            {"half-space, fresh", "half-space, replay"},
+        ),
     ],
 )
 def test_a_wrong_formula_does_not_hold(monkeypatch, name, wrong, laws):
@@ -152,7 +184,9 @@ def test_one_noise_for_attack_and_judge_does_not_hold(monkeypatch):
 
     def leaking(*arguments):
         draws = honest(*arguments)
-        return simulation.Draws(draws.seen, draws.tape, torch.cat([draws.seen[:, :1], draws.fresh[:, 1:]], 1))
+        return simulation.Draws(
+            draws.seen, draws.fixed_noise, torch.cat([draws.seen[:, :1], draws.fresh[:, 1:]], 1)
+        )
 
     monkeypatch.setattr(simulation, "_draws", leaking)
     assert {"fresh", "eot", "worst of 10"} <= broken_laws(rows())
@@ -163,7 +197,11 @@ def test_a_replay_that_is_judged_on_fresh_noise_does_not_hold(monkeypatch):
 
     def fresh(*arguments):
         draws = honest(*arguments)
-        return simulation.Draws(draws.seen, torch.cat([draws.fresh[:, :1], draws.tape[:, 1:]], 1) * 2, draws.fresh)
+        return simulation.Draws(
+            draws.seen,
+            torch.cat([draws.fresh[:, :1], draws.fixed_noise[:, 1:]], 1) * 2,
+            draws.fresh,
+        )
 
     monkeypatch.setattr(simulation, "_draws", fresh)
     assert {"replay-set", "replay, budget"} <= broken_laws(rows())
@@ -176,12 +214,14 @@ def test_blocks_change_nothing(monkeypatch):
     assert pd.DataFrame(whole).equals(pd.DataFrame(simulation.simulate(cases, 300, 2, 0)))
 
 
-# The suite's own ascent ----------------------------------------------------------------------------------------------------
+# The suite's own ascent ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("k", "step", "trials"), [(1, 0.1, 1500), (1, 0.5, 4000), (5, 0.5, 3000)])
 def test_ascent_meets_the_stationary_formula(k, step, trials):
-    share = float(attack(Ball(1.5, 0.5), 8, Law("eot", k), step, trials, 0).float().mean())
+    share = float(
+        attack(Ball(1.5, 0.5), 8, RandomnessModel("eot", k), step, trials, 0).float().mean()
+    )
     formula = theory.descent(8, 1.5, 0.5, k, step)
     error = math.sqrt(formula * (1 - formula) / trials)
     assert abs(share - formula) < 4 * error
@@ -192,16 +232,25 @@ def test_ascent_meets_the_stationary_formula(k, step, trials):
 
 def test_ascent_on_a_tape_always_arrives_and_only_on_its_own(monkeypatch):
     ball = Ball(3, 1)
-    assert bool(attack(ball, 24, Law("replay"), 0.1, 300, 0).all())
-    monkeypatch.setattr(Law, "taped", property(lambda law: False))
-    assert not bool(attack(ball, 24, Law("replay"), 0.1, 300, 0).any()), "judged on fresh noise"
+    assert bool(attack(ball, 24, RandomnessModel("replay"), 0.1, 300, 0).all())
+    monkeypatch.setattr(RandomnessModel, "taped", property(lambda randomness: False))
+    assert not bool(attack(ball, 24, RandomnessModel("replay"), 0.1, 300, 0).any()), (
+        "judged on fresh noise"
+    )
 
 
 def test_steepest_ascent_on_a_tape_arrives_too():
     ball, trials = Ball(3, 1), 100
-    victim = Victim(ball, np.arange(trials), law=Law("replay"))
+    victim = Victim(ball, np.arange(trials), randomness=RandomnessModel("replay"))
     labels, start = torch.zeros(trials, dtype=torch.int64), torch.full((trials, 1, 1, 24), 0.5)
-    found = ascend(victim.objective(labels, margin), start, start, ThreatModel("l2", 0.45), steps=40, size=ball.unit / 4)
+    found = ascend(
+        victim.objective(labels, margin),
+        start,
+        start,
+        ThreatModel("l2", 0.45),
+        steps=40,
+        size=ball.unit / 4,
+    )
     assert bool(found.success.all())
 
 
@@ -214,8 +263,13 @@ def test_the_toy_stays_away_from_the_box():
             high.append(float(images.detach().max()))
             return super().forward(images, noise)
 
-    attack(Watched(ball.radius, ball.sigma), 8, Law("eot", 1), 0.5, 500, 0)
-    assert min(low) > 0.3 and max(high) < 0.7 and realised._steps(0.5) == 1 and realised._steps(0.1) == 31
+    attack(Watched(ball.radius, ball.sigma), 8, RandomnessModel("eot", 1), 0.5, 500, 0)
+    assert (
+        min(low) > 0.3
+        and max(high) < 0.7
+        and realised._steps(0.5) == 1
+        and realised._steps(0.1) == 31
+    )
 
 
 def test_the_study_end_to_end():
@@ -223,16 +277,35 @@ def test_the_study_end_to_end():
     told = []
     result = Theorem(params).run(StudySetting(progress=told.append))
     points = result.tables["points"]
-    assert list(result.tables) == ["success", "laws", "points"] and set(result.figures) == {"success", "phase", "budget"}
-    assert result.held is True and f"{len(points)} of {len(points)}" in result.sentence and "ball, n = 8" in told
-    assert list(result.tables["success"].columns) == ["n", "fresh, k=1", "eot, k=3", "ideal eot", "replay", "replay-set, k=3"]
+    assert list(result.tables) == ["success", "laws", "points"] and set(result.figures) == {
+        "success",
+        "phase",
+        "budget",
+    }
+    assert (
+        result.held is True
+        and f"{len(points)} of {len(points)}" in result.sentence
+        and "ball, n = 8" in told
+    )
+    assert list(result.tables["success"].columns) == [
+        "n",
+        "fresh, k=1",
+        "eot, k=3",
+        "ideal eot",
+        "replay",
+        "replay-set, k=3",
+    ]
     assert result.tables["laws"]["points"].sum() == len(points)
     bars = points["standard_error"]
-    assert bars.to_numpy() == pytest.approx(np.sqrt(points["formula"] * (1 - points["formula"]) / points["trials"]))
+    assert bars.to_numpy() == pytest.approx(
+        np.sqrt(points["formula"] * (1 - points["formula"]) / points["trials"])
+    )
 
 
 def test_a_budget_larger_than_the_way_is_not_overspent():
     draws = simulation._draws(range(200), 1, 4, 0)
-    assert bool(simulation._moved_on_tape(1e-3, 1, 2, 50, draws).all())
+    assert bool(simulation._moved_on_fixed_noise(1e-3, 1, 2, 50, draws).all())
     nearer = simulation._moved(1, 1, 2, 2, draws)
-    assert torch.equal(simulation._moved(1, 1, 2, 50, draws), nearer) and 0 < int(nearer.sum()) < 200
+    assert (
+        torch.equal(simulation._moved(1, 1, 2, 50, draws), nearer) and 0 < int(nearer.sum()) < 200
+    )

@@ -21,7 +21,9 @@ def images(seed, n=6, hug=True):
 @given(st.integers(0, 10_000), st.floats(0.05, 1.5))
 def test_l2_projection_is_the_nearest_point_of_ball_and_box(seed, eps):
     origin = images(seed, n=1)
-    x = origin + torch.tensor(np.random.default_rng(seed + 1).normal(size=origin.shape), dtype=torch.float32)
+    x = origin + torch.tensor(
+        np.random.default_rng(seed + 1).normal(size=origin.shape), dtype=torch.float32
+    )
     ours = ThreatModel("l2", eps).project(x, origin)
     o, target = origin.flatten().double().numpy(), x.flatten().double().numpy()
     oracle = minimize(
@@ -29,20 +31,31 @@ def test_l2_projection_is_the_nearest_point_of_ball_and_box(seed, eps):
         np.clip(o, 0, 1),
         jac=lambda z: 2 * (z - target),
         bounds=[(0, 1)] * len(o),
-        constraints={"type": "ineq", "fun": lambda z: eps**2 - ((z - o) ** 2).sum(), "jac": lambda z: -2 * (z - o)},
+        constraints={
+            "type": "ineq",
+            "fun": lambda z: eps**2 - ((z - o) ** 2).sum(),
+            "jac": lambda z: -2 * (z - o),
+        },
         method="SLSQP",
         options={"maxiter": 500, "ftol": 1e-12},
     )
-    assert np.linalg.norm(ours.flatten().numpy() - target) <= np.linalg.norm(oracle.x - target) + 2e-3
+    assert (
+        np.linalg.norm(ours.flatten().numpy() - target) <= np.linalg.norm(oracle.x - target) + 2e-3
+    )
     assert ThreatModel("l2", eps).contains(ours, origin).all()
 
 
 def test_clipping_after_projecting_is_not_optimal():
     """The reason for the bisection: the two differ on points that hug the box."""
     origin, threat = images(0), ThreatModel("l2", 1.0)
-    x = origin + torch.tensor(np.random.default_rng(1).normal(size=origin.shape), dtype=torch.float32) * 2
+    x = (
+        origin
+        + torch.tensor(np.random.default_rng(1).normal(size=origin.shape), dtype=torch.float32) * 2
+    )
     delta = x - origin
-    naive = (origin + delta / delta.flatten(1).norm(dim=1).clamp(min=1)[:, None, None, None]).clamp(0, 1)
+    naive = (origin + delta / delta.flatten(1).norm(dim=1).clamp(min=1)[:, None, None, None]).clamp(
+        0, 1
+    )
     ours = threat.project(x, origin)
     closer = (naive - x).flatten(1).norm(dim=1) - (ours - x).flatten(1).norm(dim=1)
     assert (closer > -1e-5).all()
@@ -52,7 +65,11 @@ def test_clipping_after_projecting_is_not_optimal():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_is_idempotent_and_keeps_inner_points(norm):
     origin, threat = images(0, hug=False), ThreatModel(norm, 0.1)
-    inner = threat.random(origin, torch.rand(origin.shape, generator=torch.Generator().manual_seed(0)), torch.ones_like(origin))
+    inner = threat.random(
+        origin,
+        torch.rand(origin.shape, generator=torch.Generator().manual_seed(0)),
+        torch.ones_like(origin),
+    )
     assert torch.allclose(threat.project(inner, origin), inner, atol=1e-7)
     far = threat.project(origin + 5, origin)
     assert torch.allclose(threat.project(far, origin), far, atol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from bench.commands.train import train_and_save
 from bench.data.dataset import ImageSet
 from bench.data.mnist5k import Mnist5k
 from bench.errors import BadInput
@@ -17,9 +18,8 @@ from bench.models.recipes import RECIPES, Recipe, recipe_for
 from bench.models.training import clean_accuracy, rate_at, save, score, train
 from bench.models.zoo import Zoo, ZooParams
 from bench.noise import Noise
-from bench.plugins import DATASETS
+from bench.plugins.create import DATASETS
 from bench.spec import Params
-from bench.train import train_and_save
 from tests.toys import message
 
 MNIST5K = recipe_for("mnist5k", "cnn", (1, 28, 28))
@@ -58,7 +58,13 @@ class Digits(Split):
 
 
 def fit(dataset=Few, arch="cnn", epochs=1, recipe=MNIST5K, **options):
-    return train(dataset(Params()), arch, replace(recipe, epochs=epochs), trained_on="mnist5k/train", **options)
+    return train(
+        dataset(Params()),
+        arch,
+        replace(recipe, epochs=epochs),
+        trained_on="mnist5k/train",
+        **options,
+    )
 
 
 def weights(trained):
@@ -78,7 +84,9 @@ def test_training_repeats_and_depends_on_its_seed():
 def test_training_learns_and_reports():
     seen = []
     trained = fit(epochs=20, progress=seen.append)
-    assert [(epoch.done, epoch.total, epoch.validation) for epoch in seen] == [(epoch, 20, None) for epoch in range(1, 21)]
+    assert [(epoch.done, epoch.total, epoch.validation) for epoch in seen] == [
+        (epoch, 20, None) for epoch in range(1, 21)
+    ]
     assert seen[-1].loss < seen[0].loss
     assert trained.epoch == seen[-1]
     classifier = trained.classifier
@@ -97,7 +105,7 @@ def test_training_refuses_what_it_cannot_do():
         fit(recipe=replace(MNIST5K, choose="best"))
 
 
-# Validation -----------------------------------------------------------------------------------------------------------
+# Validation ---------------------------------------------------------------------------------------
 
 
 def test_the_validation_split_is_scored_and_changes_no_weight():
@@ -142,7 +150,7 @@ def test_score_of_the_constant_predictor():
     assert found.macro_f1 == pytest.approx(5 / 13)
 
 
-# Resuming -------------------------------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------
 
 
 class Killed(Exception):
@@ -157,7 +165,9 @@ def kill_after(epochs):
     return progress
 
 
-@pytest.mark.parametrize("recipe", [replace(MNIST5K, flip=True), replace(MNIST5K, choose="best", rate=3.0, warmup=1.0)])
+@pytest.mark.parametrize(
+    "recipe", [replace(MNIST5K, flip=True), replace(MNIST5K, choose="best", rate=3.0, warmup=1.0)]
+)
 def test_a_resumed_run_gives_the_same_bits(tmp_path, recipe):
     path = tmp_path / "net.checkpoint"
     for epochs in (2, 3):
@@ -185,7 +195,13 @@ def test_weights_kept_before_the_kill_are_kept_after_it(tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "net.checkpoint"
     fit(checkpoint=path)
-    for options in ({"seed": 1}, {"epochs": 2}, {"arch": "resnet20"}, {"dataset": Fewer}, {"recipe": replace(MNIST5K, decay=0.0)}):
+    for options in (
+        {"seed": 1},
+        {"epochs": 2},
+        {"arch": "resnet20"},
+        {"dataset": Fewer},
+        {"recipe": replace(MNIST5K, decay=0.0)},
+    ):
         with pytest.raises(BadInput, match="of a run with another"):
             fit(checkpoint=path, **options)
     path.write_bytes(b"?")
@@ -193,7 +209,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(checkpoint=path)
 
 
-# The command ----------------------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 def test_train_writes_weights_and_sidecar(tmp_path, capsys):
@@ -209,22 +225,36 @@ def test_train_writes_weights_and_sidecar(tmp_path, capsys):
     assert (sidecar["validation"]["images"], sidecar["validation"]["n"]) == ("toy-digits/val", 100)
     assert (sidecar["measured"]["images"], sidecar["measured"]["n"]) == ("toy-digits/test", 50)
     assert sidecar["recipe"]["seed"] == 3 and sidecar["recipe"]["epochs"] == 2
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.safetensors", "net.safetensors.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "net.safetensors",
+        "net.safetensors.json",
+    ]
     read = File(FileParams(path=str(out))).load(10, 1)
     assert score(read, Digits(Params()).test()).accuracy == sidecar["measured"]["clean"]
-    again = fit(Digits, epochs=2, recipe=recipe_for("toy-digits", "cnn", (1, 28, 28)), seed=3).classifier
+    again = fit(
+        Digits, epochs=2, recipe=recipe_for("toy-digits", "cnn", (1, 28, 28)), seed=3
+    ).classifier
     assert torch.equal(read.network.linear.weight, again.network.linear.weight)
 
 
 def test_train_overwrites_nothing_and_chooses_by_name(tmp_path):
     out = tmp_path / "net.safetensors"
     train_and_save("toy-digits", "cnn", out, seed=3, epochs=2, device="cpu", choose="best")
-    assert "best by accuracy on the validation split" in json.loads((tmp_path / "net.safetensors.json").read_text())["chosen"]
+    assert (
+        "best by accuracy on the validation split"
+        in json.loads((tmp_path / "net.safetensors.json").read_text())["chosen"]
+    )
     before = out.read_bytes()
-    assert "is there already" in message(lambda: train_and_save("toy-digits", "cnn", out, seed=4, epochs=1, device="cpu"))
+    assert "is there already" in message(
+        lambda: train_and_save("toy-digits", "cnn", out, seed=4, epochs=1, device="cpu")
+    )
     assert out.read_bytes() == before
     other = tmp_path / "other.safetensors"
-    said = message(lambda: train_and_save("toy-digits", "cnn", other, seed=4, epochs=1, device="cpu", choose="first"))
+    said = message(
+        lambda: train_and_save(
+            "toy-digits", "cnn", other, seed=4, epochs=1, device="cpu", choose="first"
+        )
+    )
     assert "use last, or best" in said
 
 
@@ -242,20 +272,33 @@ def test_train_resumes_beside_its_output(tmp_path, monkeypatch):
     assert (tmp_path / "net.safetensors.checkpoint").exists() and not out.exists()
     monkeypatch.undo()
     train_and_save("toy-digits", "cnn", out, seed=0, epochs=2, device="cpu")
-    train_and_save("toy-digits", "cnn", tmp_path / "whole.safetensors", seed=0, epochs=2, device="cpu")
+    train_and_save(
+        "toy-digits", "cnn", tmp_path / "whole.safetensors", seed=0, epochs=2, device="cpu"
+    )
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-# Recipes --------------------------------------------------------------------------------------------------------------
+# Recipes ------------------------------------------------------------------------------------------
 
 
 def test_recipes_by_name_architecture_and_family():
     colour, grey = (3, 32, 32), (1, 28, 28)
-    assert recipe_for("cifar10", "resnet18", colour) == RECIPES["cifar10", ""] != RECIPES["cifar10", "wrn28-10"]
+    assert (
+        recipe_for("cifar10", "resnet18", colour)
+        == RECIPES["cifar10", ""]
+        != RECIPES["cifar10", "wrn28-10"]
+    )
     assert recipe_for("cifar10", "wrn28-10", colour) == RECIPES["cifar10", "wrn28-10"]
-    assert recipe_for("tissuemnist", "cnn", grey).epochs < recipe_for("pneumoniamnist", "cnn", grey).epochs
-    assert recipe_for("cifar10", "cnn", colour).flip and recipe_for("pneumoniamnist", "cnn", grey).flip
-    assert not any(recipe_for(name, "cnn", grey).flip for name in ("mnist5k", "mnist", "svhn", "organcmnist"))
+    assert (
+        recipe_for("tissuemnist", "cnn", grey).epochs
+        < recipe_for("pneumoniamnist", "cnn", grey).epochs
+    )
+    assert (
+        recipe_for("cifar10", "cnn", colour).flip and recipe_for("pneumoniamnist", "cnn", grey).flip
+    )
+    assert not any(
+        recipe_for(name, "cnn", grey).flip for name in ("mnist5k", "mnist", "svhn", "organcmnist")
+    )
     # Of images nobody knows, it is not known whether a mirror image is one of them.
     assert not recipe_for("npz", "cnn", grey).flip and not recipe_for("npz", "cnn", colour).flip
     assert all(arch in ("", *ARCHITECTURES) for _, arch in RECIPES)
@@ -264,18 +307,24 @@ def test_recipes_by_name_architecture_and_family():
 
 @pytest.mark.parametrize("shape", [(3, 224, 224), (3, 32, 224), (1, 4, 4)])
 def test_images_without_a_recipe(shape):
-    with pytest.raises(BadInput, match=f"no training recipe for images of {shape[1]} x {shape[2]} pixels"):
+    with pytest.raises(
+        BadInput, match=f"no training recipe for images of {shape[1]} x {shape[2]} pixels"
+    ):
         recipe_for("imagenet", "resnet50", shape)
 
 
-# Augmentation and schedule --------------------------------------------------------------------------------------------
+# Augmentation and schedule ------------------------------------------------------------------------
 
 
 def test_shift_moves_by_whole_pixels():
     image = torch.zeros(3, 1, 5, 5)
     image[:, 0, 2, 2] = 1
     moved = training._shifted(image, torch.tensor([[2, 2], [0, 4], [1, 2]]), 2)
-    assert [tuple(place.tolist()) for place in moved[:, 0].nonzero()] == [(0, 2, 2), (1, 4, 0), (2, 3, 2)]
+    assert [tuple(place.tolist()) for place in moved[:, 0].nonzero()] == [
+        (0, 2, 2),
+        (1, 4, 0),
+        (2, 3, 2),
+    ]
 
 
 def test_mirror_by_hand():
@@ -287,7 +336,9 @@ def test_mirror_by_hand():
 
 def test_about_half_of_the_images_are_mirrored_where_the_recipe_says_so(monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "_mirrored", lambda images, which: seen.append(tuple(which.tolist())) or images)
+    monkeypatch.setattr(
+        training, "_mirrored", lambda images, which: seen.append(tuple(which.tolist())) or images
+    )
     fit(recipe=MNIST5K)
     assert not any(map(any, seen))
     seen.clear()
@@ -305,12 +356,16 @@ def test_learning_rate_rises_and_falls():
 def test_every_step_has_its_rate(monkeypatch):
     seen = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (seen.append(self.param_groups[0]["lr"]), step(self))[1])
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self: (seen.append(self.param_groups[0]["lr"]), step(self))[1],
+    )
     fit(epochs=5)
     assert seen == [rate_at(replace(MNIST5K, epochs=5), number, 10) for number in range(1, 11)]
 
 
-# Saving ---------------------------------------------------------------------------------------------------------------
+# Saving -------------------------------------------------------------------------------------------
 
 
 def test_saved_weights_read_back(tmp_path):
@@ -319,7 +374,16 @@ def test_saved_weights_read_back(tmp_path):
     path = tmp_path / "net.safetensors"
     save(classifier, path, {"arch": "cnn", "recipe": {"epochs": 3}})
     sidecar = json.loads((tmp_path / "net.safetensors.json").read_text())
-    assert set(sidecar) == {"arch", "channels", "mean", "num_classes", "recipe", "sha256", "std", "trained_on"}
+    assert set(sidecar) == {
+        "arch",
+        "channels",
+        "mean",
+        "num_classes",
+        "recipe",
+        "sha256",
+        "std",
+        "trained_on",
+    }
     assert sidecar["mean"] == [0.1307]
     assert sidecar["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert sidecar["recipe"]["epochs"] == 3
@@ -329,7 +393,10 @@ def test_saved_weights_read_back(tmp_path):
     noise = Noise.of(0, "eval", range(4))
     assert torch.equal(read(images, noise), classifier(images, noise))
     assert read.trained_on == ("a/train",)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.safetensors", "net.safetensors.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "net.safetensors",
+        "net.safetensors.json",
+    ]
 
 
 def test_save_refuses_bad_places(tmp_path):
@@ -339,7 +406,7 @@ def test_save_refuses_bad_places(tmp_path):
             save(classifier, path, {})
 
 
-# The shipped classifier -----------------------------------------------------------------------------------------------
+# The shipped classifier ---------------------------------------------------------------------------
 
 
 def shipped():
@@ -348,7 +415,9 @@ def shipped():
 
 def test_shipped_classifier_has_its_stated_accuracy():
     assert shipped().trained_on == ("mnist5k/train",)
-    assert round(clean_accuracy(shipped(), Mnist5k(Params()).test()) * 1000) == pytest.approx(982, abs=1)
+    assert round(clean_accuracy(shipped(), Mnist5k(Params()).test()) * 1000) == pytest.approx(
+        982, abs=1
+    )
 
 
 @pytest.mark.slow

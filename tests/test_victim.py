@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from bench_attacks.pgd import PGD, SCORING_DRAWS, PGDParams
 from torch import nn
 
-from attacks.pgd import PGD, SCORING_DRAWS, PGDParams
 from bench.defense import InputTransform, straight_through
 from bench.errors import BadInput
-from bench.laws import read_law
 from bench.losses import cross_entropy, dlr, margin, misclassified
-from bench.noise import Noise, Query, isolated
+from bench.noise import Noise, isolated
+from bench.randomness import Query, read_randomness
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen, predict
 from tests.toys import Linear, NoisyLinear, classifier, linear_problem
@@ -25,7 +25,9 @@ def problem():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_counts_are_exact(problem, batch_size):
-    """Nothing is breakable at this eps: steps + 1 forwards and steps backwards a start, and one forward to verify."""
+    """Nothing is breakable at this eps: steps + 1 forwards and steps backwards a start, and one
+    forward to verify.
+    """
     model, images, labels = problem
     victim = Victim(classifier(model, 3), np.arange(10), batch_size=batch_size)
     PGD(PGDParams(steps=7, restarts=2))(victim, images, labels, LINF)
@@ -33,10 +35,18 @@ def test_counts_are_exact(problem, batch_size):
     assert (victim.backwards == 2 * 7).all()
 
 
-@pytest.mark.parametrize(("law", "k", "verify"), [("fresh", 1, 0), ("eot:k=4", 4, 0), ("replay", 1, 1), ("replay-set:k=3", 3, 3)])
-def test_counts_of_stochastic_defenses(problem, law, k, verify):
+@pytest.mark.parametrize(
+    ("law", "k", "verify"),
+    [("fresh", 1, 0), ("eot:k=4", 4, 0), ("replay", 1, 1), ("replay-set:k=3", 3, 3)],
+)
+def test_counts_of_stochastic_defenses(problem, randomness, k, verify):
     model, images, labels = problem
-    victim = Victim(NoisyLinear(model, 1e-6), np.arange(10), law=read_law(law), batch_size=5)
+    victim = Victim(
+        NoisyLinear(model, 1e-6),
+        np.arange(10),
+        randomness=read_randomness(randomness),
+        batch_size=5,
+    )
     PGD(PGDParams(steps=7))(victim, images, labels, LINF)
     scoring = 0 if victim.fixed else 2 * SCORING_DRAWS
     assert (victim.forwards == 8 * k + verify + scoring).all()
@@ -55,7 +65,12 @@ def test_batch_size_changes_no_number(problem):
     model, images, labels = problem
     results = []
     for batch_size in (1, 7, 64):
-        victim = Victim(NoisyLinear(model, 0.1), np.arange(10), law=read_law("eot:k=5"), batch_size=batch_size)
+        victim = Victim(
+            NoisyLinear(model, 0.1),
+            np.arange(10),
+            randomness=read_randomness("eot:k=5"),
+            batch_size=batch_size,
+        )
         objective = victim.objective(labels, cross_entropy)
         reading = objective(images, torch.arange(10), 3, True)
         results.append((reading.value, reading.gradient))
@@ -69,10 +84,16 @@ def test_averages_of_losses_and_of_logits_differ_as_defined(problem):
     stochastic = NoisyLinear(model, 0.3)
     readings = {}
     for average in ("loss", "logits"):
-        victim = Victim(stochastic, np.arange(10), law=read_law(f"eot:k=6,average={average}"))
+        victim = Victim(
+            stochastic, np.arange(10), randomness=read_randomness(f"eot:k=6,average={average}")
+        )
         outputs = victim.logits(images, torch.arange(10), Query(0, 2))
-        readings[average] = victim.objective(labels, cross_entropy)(images, torch.arange(10), 2, False).value
-    by_loss = cross_entropy(outputs.flatten(0, 1), labels.repeat_interleave(6)).reshape(10, 6).mean(1)
+        readings[average] = victim.objective(labels, cross_entropy)(
+            images, torch.arange(10), 2, False
+        ).value
+    by_loss = (
+        cross_entropy(outputs.flatten(0, 1), labels.repeat_interleave(6)).reshape(10, 6).mean(1)
+    )
     assert torch.allclose(readings["loss"], by_loss, rtol=1e-5)
     assert torch.allclose(readings["logits"], cross_entropy(outputs.mean(1), labels), rtol=1e-5)
     assert (readings["loss"] >= readings["logits"] - 1e-5).all()
@@ -94,9 +115,9 @@ def test_gradient_modes(problem):
     assert bpda.objective(labels, margin)(images, torch.arange(10), 0, True).gradient.any()
     assert not bpda.gradient_blocked
     noise = Noise.of(0, "eval", range(10))
-    assert torch.equal(blocked.twin("bpda")(images, noise), blocked(images, noise))
+    assert torch.equal(blocked.forward_pass("bpda")(images, noise), blocked(images, noise))
     with pytest.raises(BadInput, match="no gradient"):
-        blocked.twin("surrogate")
+        blocked.forward_pass("surrogate")
 
 
 def test_views(problem):
@@ -137,7 +158,9 @@ def test_losses():
     assert torch.allclose(margin(logits, labels), torch.tensor([-2.0, 2.0]))
     assert torch.allclose(dlr(logits, labels), torch.tensor([-2 / 3, 2 / 3]), atol=1e-5)
     for k in (2, 3):
-        assert torch.equal(dlr(logits[:, :k], torch.tensor([0, 0])), margin(logits[:, :k], torch.tensor([0, 0])))
+        assert torch.equal(
+            dlr(logits[:, :k], torch.tensor([0, 0])), margin(logits[:, :k], torch.tensor([0, 0]))
+        )
     assert misclassified(logits, labels).tolist() == [False, True]
     tie = torch.tensor([[1.0, 1.0 + 1e-7]])
     assert not misclassified(tie, torch.tensor([0])).any(), "a success must survive rounding"
@@ -146,10 +169,14 @@ def test_losses():
 
 
 def test_cross_entropy_keeps_its_gradient_on_confident_images():
-    """In float32 the true class's term of the gradient is lost from a margin of about 17 nats on."""
+    """In float32 the true class's term of the gradient is lost from a margin of about 17
+    nats on.
+    """
     logits = torch.tensor([[30.0, 5.0, 0.0]], requires_grad=True)
     (slope,) = torch.autograd.grad(cross_entropy(logits, torch.tensor([0])).sum(), logits)
-    expected = torch.tensor([[-(np.exp(-25) + np.exp(-30)), np.exp(-25), np.exp(-30)]], dtype=torch.float32)
+    expected = torch.tensor(
+        [[-(np.exp(-25) + np.exp(-30)), np.exp(-25), np.exp(-30)]], dtype=torch.float32
+    )
     assert torch.allclose(slope, expected, rtol=1e-4, atol=0)
 
 
@@ -160,7 +187,9 @@ def test_an_attack_that_leaves_the_ball_is_projected_and_counted(problem):
         def run(self, victim, images, labels, threat):
             return images + 3
 
-    attacked = Rogue(PGDParams())(Victim(classifier(model, 3), np.arange(10)), images, labels, ThreatModel("linf", 0.1))
+    attacked = Rogue(PGDParams())(
+        Victim(classifier(model, 3), np.arange(10)), images, labels, ThreatModel("linf", 0.1)
+    )
     assert attacked.reprojected == 10
     assert ThreatModel("linf", 0.1).contains(attacked.points, images).all()
 

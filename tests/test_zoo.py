@@ -1,4 +1,6 @@
-"""Published classifiers: pytorchcv without the package, and files whose download has no checksum."""
+"""Published classifiers: pytorchcv without the package, and files whose download has no
+checksum.
+"""
 
 import hashlib
 import zipfile
@@ -37,7 +39,7 @@ def sha(algorithm, content):
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
-# Zips around a file with a checksum -----------------------------------------------------------------------------------
+# Zips around a file with a checksum ---------------------------------------------------------------
 
 
 def test_a_zip_is_downloaded_unpacked_and_verified(tmp_path, root):
@@ -85,18 +87,29 @@ def test_a_download_that_breaks_off_is_not_trusted(root):
 def test_a_zip_with_other_content_is_refused(root):
     zipped(root / "x", "a.pth", b"other")
     for _ in range(2):
-        assert sha("sha1", b"other") in message(lambda: unzipped("x/a.pth", "", sha("sha1", b"weights")))
+        assert sha("sha1", b"other") in message(
+            lambda: unzipped("x/a.pth", "", sha("sha1", b"weights"))
+        )
     zipped(root / "x", "c.pth", b"other").rename(root / "x" / "b.pth.zip")
-    assert "no zip that holds b.pth" in message(lambda: unzipped("x/b.pth", "", sha("sha1", b"weights")))
+    assert "no zip that holds b.pth" in message(
+        lambda: unzipped("x/b.pth", "", sha("sha1", b"weights"))
+    )
     (root / "x" / "d.pth.zip").write_bytes(b"no zip")
-    assert "no zip that holds d.pth" in message(lambda: unzipped("x/d.pth", "", sha("sha1", b"weights")))
+    assert "no zip that holds d.pth" in message(
+        lambda: unzipped("x/d.pth", "", sha("sha1", b"weights"))
+    )
     assert not (root / "x" / "d.pth").exists()
 
 
 def test_what_is_missing_offline_is_said(root, monkeypatch):
     monkeypatch.setenv("BENCH_OFFLINE", "1")
     text = message(lambda: unzipped("x/a.pth", "https://host/a.pth.zip", sha("sha1", b"weights")))
-    for word in ("BENCH_OFFLINE", str(root / "x" / "a.pth"), "https://host/a.pth.zip", sha("sha1", b"weights")):
+    for word in (
+        "BENCH_OFFLINE",
+        str(root / "x" / "a.pth"),
+        "https://host/a.pth.zip",
+        sha("sha1", b"weights"),
+    ):
         assert word in text
     text = message(lambda: trusted("x/a.pt", "https://host/raw", "https://host/page"))
     for word in ("BENCH_OFFLINE", str(root / "x" / "a.pt"), "https://host/page"):
@@ -104,11 +117,13 @@ def test_what_is_missing_offline_is_said(root, monkeypatch):
 
 
 def test_a_host_that_does_not_answer_is_said(tmp_path):
-    text = message(lambda: unzipped("x/a.pth", (tmp_path / "none.zip").as_uri(), sha("sha1", b"weights")))
+    text = message(
+        lambda: unzipped("x/a.pth", (tmp_path / "none.zip").as_uri(), sha("sha1", b"weights"))
+    )
     assert "cannot be downloaded" in text and "none.zip" in text
 
 
-# Files trusted on first use -------------------------------------------------------------------------------------------
+# Files trusted on first use -----------------------------------------------------------------------
 
 
 def test_a_file_is_held_to_what_it_was_first(tmp_path, root):
@@ -121,7 +136,10 @@ def test_a_file_is_held_to_what_it_was_first(tmp_path, root):
     assert trusted("x/a.pt", "file:///nowhere", "page") == path
     path.write_bytes(b"others")
     text = message(lambda: trusted("x/a.pt", "file:///nowhere", "page"))
-    assert hashlib.sha256(b"weights").hexdigest() in text and hashlib.sha256(b"others").hexdigest() in text
+    assert (
+        hashlib.sha256(b"weights").hexdigest() in text
+        and hashlib.sha256(b"others").hexdigest() in text
+    )
     note.unlink()
     assert trusted("x/a.pt", "file:///nowhere", "page") == path
 
@@ -133,7 +151,7 @@ def test_a_web_page_is_no_weights(tmp_path, root):
     assert list((root / "x").iterdir()) == []
 
 
-# pytorchcv ------------------------------------------------------------------------------------------------------------
+# pytorchcv ----------------------------------------------------------------------------------------
 
 
 def theirs(key):
@@ -146,7 +164,9 @@ def theirs(key):
             return f"{place}.identity_conv.{('conv', 'bn')[int(number)]}.{tail}"
         return f"{place}.body.conv{part[-1]}.{part[:-1]}.{rest}"
     return (
-        key.replace("conv1.", "features.init_block.conv.").replace("bn1.", "features.init_block.bn.").replace("linear.", "output.")
+        key.replace("conv1.", "features.init_block.conv.")
+        .replace("bn1.", "features.init_block.bn.")
+        .replace("linear.", "output.")
     )
 
 
@@ -160,13 +180,20 @@ def test_a_pytorchcv_zip_becomes_a_classifier(tmp_path, root, monkeypatch):
     classifier = Pytorchcv(PytorchcvParams(name="resnet20_svhn")).load(10, 3)
     assert classifier.trained_on == ("svhn/train",)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)))
-    assert torch.equal(classifier(images, Noise.of(0, "eval", range(2))), network((images - mean) / std))
+    mean, std = (
+        torch.tensor(values).reshape(1, 3, 1, 1)
+        for values in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201))
+    )
+    assert torch.equal(
+        classifier(images, Noise.of(0, "eval", range(2))), network((images - mean) / std)
+    )
 
 
 def test_pytorchcv_refuses_names_data_sets_and_damage(root, monkeypatch):
     monkeypatch.setenv("BENCH_OFFLINE", "1")
-    assert "Did you mean 'resnet20_cifar10'" in message(lambda: Pytorchcv(PytorchcvParams(name="resnet20-cifar10")).load(10, 3))
+    assert "Did you mean 'resnet20_cifar10'" in message(
+        lambda: Pytorchcv(PytorchcvParams(name="resnet20-cifar10")).load(10, 3)
+    )
     text = message(lambda: Pytorchcv(PytorchcvParams(name="wrn28_10_cifar10")).load(10, 3))
     assert "releases/download/v0.0.166/wrn28_10_cifar10-0239-fe97dcd6.pth.zip" in text
     assert str(root / "pytorchcv" / "wrn28_10_cifar10-0239-fe97dcd6.pth") in text
@@ -187,7 +214,13 @@ def test_parity_with_the_package(name, tmp_path):
         peer = package.get_model(name).eval()
     classes = 100 if name.endswith("100") else 10
     about = pytorchcv._description(name)
-    ours = assemble(tmp_path, renamed(peer.state_dict()), about.model_copy(update={"mean": (), "std": ()}), classes, 3)
+    ours = assemble(
+        tmp_path,
+        renamed(peer.state_dict()),
+        about.model_copy(update={"mean": (), "std": ()}),
+        classes,
+        3,
+    )
     count, *facts = store.get_model_metainfo(name)
     assert tuple(facts) == pytorchcv._NETWORKS[name]
     assert sum(p.numel() for p in ours.network.parameters()) == count
@@ -195,4 +228,6 @@ def test_parity_with_the_package(name, tmp_path):
     with torch.no_grad():
         expected = peer(images)
         assert expected.std() > 0.1
-        torch.testing.assert_close(ours(images, Noise.of(0, "eval", range(4))), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours(images, Noise.of(0, "eval", range(4))), expected, rtol=1e-4, atol=1e-4
+        )

@@ -1,4 +1,6 @@
-"""A toy data set and toy defenses for tests of the engine; importing this registers them for the process."""
+"""A toy data set and toy defenses for tests of the engine; importing this registers them for the
+process.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from bench.attack import Attack
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import Defense, InputTransform, Need, NoParams
 from bench.losses import margin
-from bench.plugins import ATTACKS, DATASETS, DEFENSES
+from bench.plugins.create import ATTACKS, DATASETS, DEFENSES
 from bench.spec import Params
 from tests.toys import linear_problem
 
@@ -110,7 +112,7 @@ class Kill(Attack[KillParams]):
     Params = KillParams
 
     def run(self, victim, images, labels, threat):
-        from attacks.pgd import PGD, PGDParams
+        from bench_attacks.pgd import PGD, PGDParams
 
         ids = victim.random(torch.arange(len(images))).ids
         if os.environ.get("TOY_KILL") and self.params.at in ids:

@@ -42,20 +42,31 @@ class NoisyLinear(DefendedClassifier):
         return self.inner(images + self.sigma * noise.normal("gauss", tuple(images.shape[1:])))
 
 
-def linear_problem(classes: int, n: int, *, active_box: bool, seed: int = 0) -> tuple[Linear, Tensor, Tensor]:
-    """A random linear model, images that hug the box (or stay far from it), and the labels it predicts."""
+def linear_problem(
+    classes: int, n: int, *, active_box: bool, seed: int = 0
+) -> tuple[Linear, Tensor, Tensor]:
+    """A random linear model, images that hug the box (or stay far from it), and the labels it
+    predicts.
+    """
     rng = np.random.Generator(np.random.Philox(seed))
-    # Steep logits: the cross-entropy of flat ones can rise by spreading mass while the margin falls.
+    # Steep logits: the cross-entropy of flat ones can rise by spreading mass while the margin
+    # falls.
     weight = torch.tensor(8 * rng.normal(size=(classes, DIMENSIONS)), dtype=torch.float32)
     raw = rng.uniform(size=(n, 1, SIDE, SIDE))
-    pixels = np.where(raw < 0.35, 0.0, np.where(raw > 0.65, 1.0, raw)) if active_box else 0.4 + 0.2 * raw
+    pixels = (
+        np.where(raw < 0.35, 0.0, np.where(raw > 0.65, 1.0, raw)) if active_box else 0.4 + 0.2 * raw
+    )
     images = torch.tensor(pixels, dtype=torch.float32)
     model = Linear(weight, -(weight.sum(1) / 2))
     return model, images, model(images).argmax(1)
 
 
-def _best_margin(model: Linear, images: Tensor, labels: Tensor, norm: str, eps: np.ndarray) -> np.ndarray:
-    """max over ball and box of max_j (z_j - z_y) for each image under its own eps: exact, in float64."""
+def _best_margin(
+    model: Linear, images: Tensor, labels: Tensor, norm: str, eps: np.ndarray
+) -> np.ndarray:
+    """max over ball and box of max_j (z_j - z_y) for each image under its own eps: exact, in
+    float64.
+    """
     weight, bias = model.weight.detach().double().numpy(), model.bias.detach().double().numpy()
     x, y = images.flatten(1).double().numpy()[:, None, :], labels.numpy()
     c = weight[None] - weight[y][:, None]
@@ -79,7 +90,9 @@ def _maximiser(c: np.ndarray, x: np.ndarray, norm: str, eps: np.ndarray) -> np.n
 
 
 def exact_distance(model: Linear, images: Tensor, labels: Tensor, norm: str) -> np.ndarray:
-    """Distance of each image to the nearest misclassified image inside the box (8 where there is none)."""
+    """Distance of each image to the nearest misclassified image inside the box (8 where there is
+    none).
+    """
     low, high = np.zeros(len(images)), np.full(len(images), 8.0)
     for _ in range(40):
         middle = (low + high) / 2
@@ -88,7 +101,9 @@ def exact_distance(model: Linear, images: Tensor, labels: Tensor, norm: str) -> 
     return high
 
 
-def attack_robust(model: DefendedClassifier, images: Tensor, labels: Tensor, attack, threat, **victim) -> np.ndarray:
+def attack_robust(
+    model: DefendedClassifier, images: Tensor, labels: Tensor, attack, threat, **victim
+) -> np.ndarray:
     """Which points survive an attack on a deterministic model."""
     with frozen(model):
         result = attack(Victim(model, np.arange(len(images)), **victim), images, labels, threat)

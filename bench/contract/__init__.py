@@ -1,1 +1,3 @@
-"""The contracts of defenses and attacks as checks that a plugin passes or fails; `bench.testing` and `bench check` run them."""
+"""The contracts of defenses and attacks as checks that a plugin passes or fails; `bench.testing`
+and `bench check` run them.
+"""

@@ -14,7 +14,7 @@ from bench.attack import Attack, Attacked, Setting
 from bench.contract.check import (
     Broken,
     Check,
-    built_in_subject,
+    built_in_setup,
     check_bad_parameters,
     check_description,
     check_engine,
@@ -25,31 +25,38 @@ from bench.contract.check import (
 from bench.contract.toys import Jittered, LinearProblem, Quantised, linear_problem
 from bench.data.dataset import ImageSet
 from bench.defense import DefendedClassifier
+from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput, one_line
-from bench.laws import read_law
 from bench.models.classifier import Classifier
-from bench.noise import Law, isolated
-from bench.plan import Cell
-from bench.plugins import ATTACKS, BASE, DEFENSES, AttackChoice, Named, create, create_attack
+from bench.noise import isolated
+from bench.plugins.create import ATTACKS, BASE, DEFENSES, AttackChoice, Named, create, create_attack
+from bench.randomness import RandomnessModel, read_randomness
 from bench.spec import Spec, canonical, parse, read_params
 from bench.threat import Norm, ThreatModel
 from bench.victim import Victim, frozen
 
 _EPS: dict[Norm, float] = {"linf": 0.024, "l2": 0.6}
-_LAWS = (Law(), Law("eot", 2), Law("replay"), Law("replay-set", 2))
+_MODELS = (
+    RandomnessModel(),
+    RandomnessModel("eot", 2),
+    RandomnessModel("replay"),
+    RandomnessModel("replay-set", 2),
+)
 _POINT_TOLERANCE = 1e-4
 
 
 class AttackCase:
-    """An attack to check: its spec, such as `my_attack.py@MyAttack:steps=5`, or its class (with its default parameters)."""
+    """An attack to check: its spec, such as `my_attack.py@MyAttack:steps=5`, or its class (with its
+    default parameters).
+    """
 
     def __init__(self, attack: str | type[Attack[Any]]) -> None:
         choice = _choice(attack)
         self.attack, self.gradient = choice.attack, choice.gradient
         self.plugin: Attack[Any] = self.attack.plugin
-        self.law = read_law(choice.randomness or "fresh")
-        self.subject = built_in_subject()
-        self.images = self.subject.images
+        self.randomness = read_randomness(choice.randomness or "fresh")
+        self.setup = built_in_setup()
+        self.images = self.setup.images
 
     @cached_property
     def norm(self) -> Norm:
@@ -64,7 +71,10 @@ class AttackCase:
     def _points(self) -> Iterator[tuple[Norm, Attacked]]:
         for norm in cast(tuple[Norm, ...], get_args(Norm)):
             try:
-                yield norm, self.run(self.subject.classifier, self.images, ThreatModel(norm, _EPS[norm]))
+                yield (
+                    norm,
+                    self.run(self.setup.classifier, self.images, ThreatModel(norm, _EPS[norm])),
+                )
             except BadInput:
                 continue
 
@@ -74,31 +84,58 @@ class AttackCase:
         return ThreatModel(self.norm, _EPS[self.norm])
 
     @cached_property
-    def cell(self) -> Cell:
+    def evaluation(self) -> Evaluation:
         """The cell that the engine runs: the undefended classifier."""
         base = create(DEFENSES, parse(BASE))
-        return Cell(self.subject, base, self.attack, "full", Law(), seed=0, build_seed=0)
+        return Evaluation(
+            self.setup, base, self.attack, "full", RandomnessModel(), seed=0, build_seed=0
+        )
 
-    def run(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law | None = None) -> Attacked:
+    def run(
+        self,
+        classifier: DefendedClassifier,
+        images: ImageSet,
+        threat: ThreatModel,
+        randomness: RandomnessModel | None = None,
+    ) -> Attacked:
         """Run the attack on these images, the global generators seeded alike and left as found."""
         with isolated(0):
-            return self.run_openly(classifier, images, threat, law)
+            return self.run_openly(classifier, images, threat, randomness)
 
-    def run_openly(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law | None = None) -> Attacked:
+    def run_openly(
+        self,
+        classifier: DefendedClassifier,
+        images: ImageSet,
+        threat: ThreatModel,
+        randomness: RandomnessModel | None = None,
+    ) -> Attacked:
         """Run the attack on these images, as many a call as it declares."""
         unit = self.plugin.unit(classifier.stochastic) or len(images)
         blocks = np.split(np.arange(len(images)), range(unit, len(images), unit))
         with frozen(classifier):
-            return _joined([self._call(classifier, images.at(block), threat, law or self.law) for block in blocks])
+            return _joined(
+                [
+                    self._call(classifier, images.at(block), threat, randomness or self.randomness)
+                    for block in blocks
+                ]
+            )
 
-    def _call(self, classifier: DefendedClassifier, images: ImageSet, threat: ThreatModel, law: Law) -> Attacked:
+    def _call(
+        self,
+        classifier: DefendedClassifier,
+        images: ImageSet,
+        threat: ThreatModel,
+        randomness: RandomnessModel,
+    ) -> Attacked:
         gradient = self.gradient if self.gradient in classifier.gradients else "full"
-        victim = Victim(classifier, images.ids, law=law, gradient=gradient or "full")
+        victim = Victim(classifier, images.ids, randomness=randomness, gradient=gradient or "full")
         return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
 
 
 def _joined(parts: list[Attacked]) -> Attacked:
-    points, predictions, stages = (torch.cat([getattr(p, name) for p in parts]) for name in ("points", "predictions", "stages"))
+    points, predictions, stages = (
+        torch.cat([getattr(p, name) for p in parts]) for name in ("points", "predictions", "stages")
+    )
     return Attacked(points, predictions, sum(part.reprojected for part in parts), stages)
 
 
@@ -107,107 +144,163 @@ def _choice(attack: str | type[Attack[Any]]) -> AttackChoice:
         return create_attack(attack)
     ATTACKS.check(attack, getattr(attack, "__name__", str(attack)))
     params = read_params(attack.Params, Spec(attack.__name__), f"attack {attack.__name__!r}")
-    return AttackChoice(Named(attack.__name__, canonical(attack.__name__, params), attack(params), ()), None, None)
+    return AttackChoice(
+        Named(attack.__name__, canonical(attack.__name__, params), attack(params), ()), None, None
+    )
 
 
-# The checks -------------------------------------------------------------------------------------------------------------------
+# The checks ---------------------------------------------------------------------------------------
 
 
 def points_in_ball_and_box(case: AttackCase) -> None:
     """Points lie in ball and box as they are returned, under every norm that the attack takes."""
-    demand(bool(case.points_by_norm), "it raises BadInput under linf and under l2: take at least one of them")
+    demand(
+        bool(case.points_by_norm),
+        "it raises BadInput under linf and under l2: take at least one of them",
+    )
     for norm, attacked in case.points_by_norm.items():
         out = attacked.reprojected
-        demand(out == 0, f"{out} of {len(attacked.points)} points lie outside ball or box under {norm}: end with threat.project")
+        demand(
+            out == 0,
+            f"{out} of {len(attacked.points)} points lie outside ball or box under {norm}: end "
+            "with threat.project",
+        )
 
 
 def inputs_left_alone(case: AttackCase) -> None:
     """Images and labels that it was given stay as they are."""
     images, labels = case.images.pixels().clone(), case.images.labels.clone()
-    with isolated(0), frozen(case.subject.classifier):
-        case.plugin(Victim(case.subject.classifier, case.images.ids), images, labels, case.threat)
+    with isolated(0), frozen(case.setup.classifier):
+        case.plugin(Victim(case.setup.classifier, case.images.ids), images, labels, case.threat)
     same = torch.equal(images, case.images.pixels()) and torch.equal(labels, case.images.labels)
     demand(same, "it changes the images or labels that it was given: work on a clone")
 
 
 def nothing_in_a_tiny_ball(case: AttackCase) -> None:
     """In a ball of radius 1e-9 it runs, and no image that is right falls."""
-    found = case.run(case.subject.classifier, case.images, ThreatModel(case.norm, 1e-9))
+    found = case.run(case.setup.classifier, case.images, ThreatModel(case.norm, 1e-9))
     fallen = int((found.predictions[:, 0] != case.images.labels).sum())
-    demand(fallen == 0, f"{fallen} images fall in a ball of radius 1e-9: scale every step by threat.eps")
+    demand(
+        fallen == 0,
+        f"{fallen} images fall in a ball of radius 1e-9: scale every step by threat.eps",
+    )
 
 
 def same_points_again(case: AttackCase) -> None:
     """Run twice it returns the same points."""
-    first, second = (case.run(case.subject.classifier, case.images, case.threat).points for _ in range(2))
-    demand(torch.equal(first, second), "two runs differ: keep no state, and take every number from `victim.random(rows)`")
+    first, second = (
+        case.run(case.setup.classifier, case.images, case.threat).points for _ in range(2)
+    )
+    demand(
+        torch.equal(first, second),
+        "two runs differ: keep no state, and take every number from `victim.random(rows)`",
+    )
 
 
 def generators_untouched(case: AttackCase) -> None:
     """It neither reads nor moves a global random generator."""
-    check_generators(lambda: case.run_openly(case.subject.classifier, case.images, case.threat).points, "the attack")
+    check_generators(
+        lambda: case.run_openly(case.setup.classifier, case.images, case.threat).points,
+        "the attack",
+    )
 
 
 def rows_stand_alone(case: AttackCase) -> None:
-    """An image's verdict and point depend neither on its batch nor on its place in it, unless the attack declares a unit."""
+    """An image's verdict and point depend neither on its batch nor on its place in it, unless the
+    attack declares a unit.
+    """
     if (case.plugin.unit(stochastic=False) or 1) > 1:
         return
-    classifier = case.subject.classifier
+    classifier = case.setup.classifier
     together = case.run(classifier, case.images, case.threat)
     order = np.arange(len(case.images))[::-1].copy()
     turned = case.run(classifier, case.images.at(order), case.threat)
-    alone = [case.run(classifier, case.images.at(np.array([i])), case.threat) for i in range(len(case.images))]
+    alone = [
+        case.run(classifier, case.images.at(np.array([i])), case.threat)
+        for i in range(len(case.images))
+    ]
     for name, points, predictions in (
         ("place", turned.points.flip(0), turned.predictions.flip(0)),
-        ("batch", torch.cat([one.points for one in alone]), torch.cat([one.predictions for one in alone])),
+        (
+            "batch",
+            torch.cat([one.points for one in alone]),
+            torch.cat([one.predictions for one in alone]),
+        ),
     ):
-        # A gradient that is zero up to rounding may change its sign with the batch size; a few points may differ by that.
-        moved = ((points - together.points).abs().flatten(1).amax(1) > _POINT_TOLERANCE).float().mean()
+        # A gradient that is zero up to rounding may change its sign with the batch size; a few
+        # points may differ by that.
+        moved = (
+            ((points - together.points).abs().flatten(1).amax(1) > _POINT_TOLERANCE).float().mean()
+        )
         same = torch.equal(predictions, together.predictions) and float(moved) <= 0.25
-        demand(same, f"points change with an image's {name}: take no means over the batch, and numbers from `victim.random(rows)`")
+        demand(
+            same,
+            f"points change with an image's {name}: take no means over the batch, and numbers from "
+            "`victim.random(rows)`",
+        )
 
 
 def sound_on_a_linear_model(case: AttackCase) -> None:
     """It breaks no image of a linear model that cannot be broken."""
     problem, broken = _on_a_linear_model(case)
     wrong = int((broken & (problem.distance > 1.01 * _EPS["linf"])).sum())
-    demand(wrong == 0, f"{wrong} images fall that no attack can break: let the victim's model and the labels alone")
+    demand(
+        wrong == 0,
+        f"{wrong} images fall that no attack can break: let the victim's model and the labels "
+        "alone",
+    )
 
 
 def finds_something(case: AttackCase) -> None:
-    """Unless its card says that it is a control, it breaks images of a linear model that can be broken."""
+    """Unless its card says that it is a control, it breaks images of a linear model that can be
+    broken.
+    """
     problem, broken = _on_a_linear_model(case)
     found = int(broken.sum())
     able = int((problem.distance < 0.99 * _EPS["linf"]).sum())
     demand(
         found > 0 or case.plugin.card.control,
-        f"it breaks none of {able} images of a linear model that can be broken: maximise the loss or set Card(control=True)",
+        f"it breaks none of {able} images of a linear model that can be broken: maximise the loss "
+        "or set Card(control=True)",
     )
 
 
 def _on_a_linear_model(case: AttackCase) -> tuple[LinearProblem, Tensor]:
-    """The problem, and which of its images the attack breaks under Linf; none where it takes no Linf ball."""
+    """The problem, and which of its images the attack breaks under Linf; none where it takes no
+    Linf ball.
+    """
     problem = linear_problem(24)
     if "linf" not in case.points_by_norm:
         return problem, torch.zeros(24, dtype=torch.bool)
-    attacked = case.run(Classifier(problem.model, 2).eval(), problem.images, ThreatModel("linf", _EPS["linf"]))
+    attacked = case.run(
+        Classifier(problem.model, 2).eval(), problem.images, ThreatModel("linf", _EPS["linf"])
+    )
     return problem, attacked.predictions[:, 0] != problem.images.labels
 
 
 def works_on_random_defenses(case: AttackCase) -> None:
-    """It runs on a stochastic defense under every randomness law that it does not refuse, and refuses not all."""
-    laws = [law for law in _LAWS if _accepts(case, law)]
-    demand(bool(laws), "it refuses stochastic defenses under every randomness law: let `check` accept at least replay")
-    for law in laws:
+    """It runs on a stochastic defense under every randomness law that it does not refuse, and
+    refuses not all.
+    """
+    laws = [randomness for randomness in _MODELS if _accepts(case, randomness)]
+    demand(
+        bool(laws),
+        "it refuses stochastic defenses under every randomness law: let `check` accept at least "
+        "replay",
+    )
+    for randomness in laws:
         try:
-            case.run(Jittered(case.subject.classifier), case.images, case.threat, law)
+            case.run(Jittered(case.setup.classifier), case.images, case.threat, randomness)
         except Exception as error:
-            raise Broken(f"it fails on a stochastic defense under {law} ({one_line(error)}): logits are (n, draws, K)") from error
+            raise Broken(
+                f"it fails on a stochastic defense under {randomness} ({one_line(error)}): logits "
+                "are (n, draws, K)"
+            ) from error
 
 
-def _accepts(case: AttackCase, law: Law) -> bool:
+def _accepts(case: AttackCase, randomness: RandomnessModel) -> bool:
     try:
-        case.plugin.check(Setting(True, law, case.threat, case.subject.classifier.num_classes))
+        case.plugin.check(Setting(True, randomness, case.threat, case.setup.classifier.num_classes))
     except BadInput:
         return False
     return True
@@ -216,9 +309,12 @@ def _accepts(case: AttackCase, law: Law) -> bool:
 def works_without_gradients(case: AttackCase) -> None:
     """It runs on a defense that has no gradient."""
     try:
-        case.run(Quantised(case.subject.classifier), case.images, case.threat)
+        case.run(Quantised(case.setup.classifier), case.images, case.threat)
     except Exception as error:
-        raise Broken(f"it fails where there is no gradient ({one_line(error)}): gradients may be zero; guard divisions") from error
+        raise Broken(
+            f"it fails where there is no gradient ({one_line(error)}): gradients may be zero; "
+            "guard divisions"
+        ) from error
 
 
 def describes_itself(case: AttackCase) -> None:
@@ -238,7 +334,7 @@ def bad_parameters_are_refused(case: AttackCase) -> None:
 
 def engine_runs_it(case: AttackCase) -> None:
     """The engine runs it on a few images and stores a record that can be read again."""
-    check_engine(case.cell)
+    check_engine(case.evaluation)
 
 
 ATTACK_CHECKS: Sequence[Check[AttackCase]] = (

@@ -15,14 +15,16 @@ from pydantic import ValidationError
 from bench.contract.toys import CLASSES, InMemory, SmallNet, gratings
 from bench.data.dataset import ImageSet
 from bench.defense import DefendedClassifier
+from bench.engine.evaluation import Evaluation
+from bench.engine.execution import Execution
+from bench.engine.fingerprint import fingerprint
+from bench.engine.run import run_evaluation
+from bench.engine.setup import Setup
 from bench.errors import BadInput, one_line
-from bench.evaluation import Options, run_cell
-from bench.fingerprint import fingerprint
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
-from bench.plan import Cell, Subject
-from bench.plugins import Named
-from bench.record import Store, read_record
+from bench.plugins.create import Named
+from bench.results.store import Store, read_record
 from bench.spec import canonical, parse, read_params, spelled_out
 from bench.threat import ThreatModel
 
@@ -32,7 +34,9 @@ IMAGES = 12
 
 C = TypeVar("C")
 Check = Callable[[C], None]
-"""Raises `Broken` where a plugin breaks its contract. Its name and the first line of its docstring are shown."""
+"""Raises `Broken` where a plugin breaks its contract. Its name and the first line of its docstring
+are shown.
+"""
 
 
 class Broken(AssertionError):
@@ -84,23 +88,31 @@ def demand(held: bool, message: str) -> None:
         raise Broken(message)
 
 
-# Subjects -----------------------------------------------------------------------------------------------------------------
+# Subjects -----------------------------------------------------------------------------------------
 
 
-def built_in_subject() -> Subject:
-    """Twelve gratings and a small network that is right on all of them; see `bench.contract.toys`."""
+def built_in_setup() -> Setup:
+    """Twelve gratings and a small network that is right on all of them; see
+    `bench.contract.toys`.
+    """
     training = gratings(96, first=1000)
-    return subject_in_memory(
-        Classifier(SmallNet(training), CLASSES).eval(), gratings(IMAGES), training, gratings(_SPARE, first=5000)
+    return setup_in_memory(
+        Classifier(SmallNet(training), CLASSES).eval(),
+        gratings(IMAGES),
+        training,
+        gratings(_SPARE, first=5000),
     )
 
 
-def subject_in_memory(
-    classifier: DefendedClassifier, images: ImageSet, training: ImageSet, spare: ImageSet | None = None
-) -> Subject:
+def setup_in_memory(
+    classifier: DefendedClassifier,
+    images: ImageSet,
+    training: ImageSet,
+    spare: ImageSet | None = None,
+) -> Setup:
     """A subject from what is at hand; `spare` are test images that are not evaluated."""
     dataset = InMemory(images, training, classifier.num_classes, spare)
-    return Subject(
+    return Setup(
         dataset=Named("contract", "contract", dataset, ()),
         images=images,
         available=len(images),
@@ -112,7 +124,7 @@ def subject_in_memory(
     )
 
 
-# Checks that defenses and attacks share -----------------------------------------------------------------------------------
+# Checks that defenses and attacks share -----------------------------------------------------------
 
 
 def check_round_trip(plugin: Any, positional: str | None) -> None:
@@ -126,7 +138,11 @@ def check_round_trip(plugin: Any, positional: str | None) -> None:
                 f"the parameters print as {text!r}, which cannot be read back ({error}): "
                 "use bool, int, float, str or bench.spec.Number and Numbers"
             ) from error
-        demand(back == params, f"the parameters print as {text!r}, which reads as {back!r}: use types that survive as text")
+        demand(
+            back == params,
+            f"the parameters print as {text!r}, which reads as {back!r}: use types that survive as "
+            "text",
+        )
 
 
 def check_bad_parameters(plugin: Any, positional: str | None) -> None:
@@ -134,16 +150,25 @@ def check_bad_parameters(plugin: Any, positional: str | None) -> None:
     kind = type(plugin).Params
     demand(
         _refuses_unknown(kind),
-        "an unknown parameter is accepted, so a typo would go unseen: leave extra='forbid' of bench's Params alone",
+        "an unknown parameter is accepted, so a typo would go unseen: leave extra='forbid' of "
+        "bench's Params alone",
     )
     for key in kind.model_fields:
         error = _refusal(kind, key, positional)
         refused = error is None or isinstance(error, BadInput)
-        demand(refused, f"a senseless {key!r} fails with {one_line(error or Exception())}: let a validator raise ValueError")
+        demand(
+            refused,
+            f"a senseless {key!r} fails with {one_line(error or Exception())}: let a validator "
+            "raise ValueError",
+        )
 
 
 def _refuses_unknown(kind: Any) -> bool:
-    values = {key: field.get_default() for key, field in kind.model_fields.items() if not field.is_required()}
+    values = {
+        key: field.get_default()
+        for key, field in kind.model_fields.items()
+        if not field.is_required()
+    }
     try:
         kind(**values, no_such_parameter=1)
     except ValidationError as error:
@@ -161,26 +186,42 @@ def _refusal(kind: Any, key: str, positional: str | None) -> Exception | None:
 
 
 def check_description(plugin: Any) -> None:
-    """The class has a docstring, its card a paper or a note, and its version is a positive integer."""
+    """The class has a docstring, its card a paper or a note, and its version is a positive
+    integer.
+    """
     kind = type(plugin)
-    demand(bool((kind.__doc__ or "").strip()), f"{kind.__name__} has no docstring, which `bench list` shows: write one line")
+    demand(
+        bool((kind.__doc__ or "").strip()),
+        f"{kind.__name__} has no docstring, which `bench list` shows: write one line",
+    )
     card = kind.card
-    demand(bool(card.paper or card.note), f"{kind.__name__}.card is empty: set card = Card(paper=..., note=...)")
+    demand(
+        bool(card.paper or card.note),
+        f"{kind.__name__}.card is empty: set card = Card(paper=..., note=...)",
+    )
     right = isinstance(kind.version, int) and kind.version >= 1
-    demand(right, f"{kind.__name__}.version is {kind.version!r}: use 1, and raise it when the numbers may change")
+    demand(
+        right,
+        f"{kind.__name__}.version is {kind.version!r}: use 1, and raise it when the numbers may "
+        "change",
+    )
 
 
-def check_engine(cell: Cell) -> None:
+def check_engine(evaluation: Evaluation) -> None:
     """The engine runs a few images end to end and stores a record that can be read."""
     with tempfile.TemporaryDirectory() as folder, isolated(0):
         try:
-            record = run_cell(cell, Store(Path(folder)), Options())
+            record = run_evaluation(evaluation, Store(Path(folder)), Execution())
         except Exception as error:
             raise Broken(
-                f"the engine cannot run it ({one_line(error)}): `bench run` shows the whole traceback in a file"
+                f"the engine cannot run it ({one_line(error)}): `bench run` shows the whole "
+                "traceback in a file"
             ) from error
         found = read_record(Path(folder) / f"{record.stem}.json")
-        demand(found == record, "its record does not come out of its file again: keep identity and findings plain")
+        demand(
+            found == record,
+            "its record does not come out of its file again: keep identity and findings plain",
+        )
 
 
 def check_generators(run: Callable[[], Any], what: str) -> None:
@@ -191,6 +232,10 @@ def check_generators(run: Callable[[], Any], what: str) -> None:
             before = generators()
             found.append(run())
             still = generators() == before
-        demand(still, f"{what} draws from a global generator (torch, NumPy or Python): take every number from `noise`")
+        demand(
+            still,
+            f"{what} draws from a global generator (torch, NumPy or Python): take every number "
+            "from `noise`",
+        )
     reads = torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
     demand(not reads, f"{what} depends on a global generator: take every number from `noise`")

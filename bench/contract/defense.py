@@ -20,24 +20,27 @@ from bench.contract.check import (
     Broken,
     Check,
     Unbuilt,
-    built_in_subject,
+    built_in_setup,
     check_bad_parameters,
     check_description,
     check_engine,
     check_generators,
     check_round_trip,
     demand,
-    subject_in_memory,
+    setup_in_memory,
 )
 from bench.contract.toys import labelled
 from bench.defense import DataAccess, DefendedClassifier, Defense, Forward, NoParams
+from bench.engine.build import build, data_access
+from bench.engine.evaluation import Evaluation
+from bench.engine.request import Request
+from bench.engine.setup import Setup, load_setup
 from bench.errors import BadInput, one_line
-from bench.evaluation import build, data_access
 from bench.losses import cross_entropy, margin
 from bench.models.classifier import Classifier
-from bench.noise import Law, Noise, Stream, isolated
-from bench.plan import Cell, Request, Subject, subject_of
-from bench.plugins import DEFENSES, AttackChoice, Named, create, create_attack
+from bench.noise import Noise, Stream, isolated
+from bench.plugins.create import DEFENSES, AttackChoice, Named, create, create_attack
+from bench.randomness import RandomnessModel
 from bench.spec import Spec, canonical, parse, read_params
 from bench.threat import ThreatModel
 from bench.victim import Victim
@@ -73,10 +76,12 @@ class DefenseCase:
     """A defense to check, on a few images and a classifier.
 
     Args:
-        defense: a spec such as `my_defense.py@MyDefense:sigma=0.1`, or the class, which then takes its default parameters.
+        defense: a spec such as `my_defense.py@MyDefense:sigma=0.1`, or the class, which then takes
+            its default parameters.
         dataset: a data set's spec; built-in images of shape (3, 16, 16) by default.
         classifier: a classifier's spec or a module; the data set's own by default.
-        images: images (n, C, H, W) in [0, 1] and labels (n,) instead of a data set; they need a module as classifier.
+        images: images (n, C, H, W) in [0, 1] and labels (n,) instead of a data set; they need a
+            module as classifier.
     """
 
     def __init__(
@@ -88,23 +93,37 @@ class DefenseCase:
     ) -> None:
         self.defense = named_defense(defense)
         self.plugin: Defense[Any] = self.defense.plugin
-        self.subject = subject_for(dataset, classifier, images)
-        self.images, self.labels = self.subject.images.pixels(), self.subject.images.labels
-        self.witness = Witness(data_access(self.cell))
-        self._base = output(self.subject.classifier, self.images, self.noise())
+        self.setup = setup_for(dataset, classifier, images)
+        self.images, self.labels = self.setup.images.pixels(), self.setup.images.labels
+        self.witness = Witness(data_access(self.evaluation))
+        self._base = output(self.setup.classifier, self.images, self.noise())
 
     @cached_property
-    def cell(self) -> Cell:
-        """The cell that the engine runs: one step along the gradient that fits the defense, on a tape."""
+    def evaluation(self) -> Evaluation:
+        """The cell that the engine runs: one step along the gradient that fits the defense, on a
+        tape.
+        """
         offered = [gradient for gradient in self.plugin.gradients if gradient != "full"]
         step: Named[Attack[Any]] = Named("one-step", "one-step", OneStep(NoParams()), ())
-        law = Law("replay") if self.plugin.stochastic or self.subject.classifier.stochastic else Law()
-        return Cell(self.subject, self.defense, step, offered[0] if offered else "full", law, seed=0, build_seed=0)
+        randomness = (
+            RandomnessModel("replay")
+            if self.plugin.stochastic or self.setup.classifier.stochastic
+            else RandomnessModel()
+        )
+        return Evaluation(
+            self.setup,
+            self.defense,
+            step,
+            offered[0] if offered else "full",
+            randomness,
+            seed=0,
+            build_seed=0,
+        )
 
     @cached_property
     def _built(self) -> DefendedClassifier | Exception:
         try:
-            return build(self.cell, _CPU, self.witness)
+            return build(self.evaluation, _CPU, self.witness)
         except Exception as error:
             return error
 
@@ -119,11 +138,11 @@ class DefenseCase:
 
     def noise(self, draw: int = 0) -> Noise:
         """The judge's numbers of one draw, one row an image."""
-        return Noise.of(0, Stream.EVAL, self.subject.images.ids, draw)
+        return Noise.of(0, Stream.EVAL, self.setup.images.ids, draw)
 
     def undefended_now(self) -> tuple[Tensor, Tensor]:
         """Logits of the classifier that was given to the defense: before it was built, and now."""
-        return self._base, output(self.subject.classifier, self.images, self.noise())
+        return self._base, output(self.setup.classifier, self.images, self.noise())
 
 
 def named_defense(defense: str | type[Defense[Any]]) -> Named[Defense[Any]]:
@@ -135,21 +154,33 @@ def named_defense(defense: str | type[Defense[Any]]) -> Named[Defense[Any]]:
     return Named(defense.__name__, canonical(defense.__name__, params), defense(params), ())
 
 
-def subject_for(dataset: str, classifier: str | nn.Module | None, images: tuple[Tensor, Tensor] | None) -> Subject:
-    """What to check a defense on. Raises `BadInput` where images and classifier do not go together."""
+def setup_for(
+    dataset: str, classifier: str | nn.Module | None, images: tuple[Tensor, Tensor] | None
+) -> Setup:
+    """What to check a defense on. Raises `BadInput` where images and classifier do not go
+    together.
+    """
     module = classifier if isinstance(classifier, nn.Module) else None
     if images is not None:
         if module is None:
-            raise BadInput("images are given without a module that classifies them: set classifier as well")
+            raise BadInput(
+                "images are given without a module that classifies them: set classifier as well"
+            )
         own = labelled(*images)
-        given = module if isinstance(module, DefendedClassifier) else Classifier(module.eval(), _classes(module, own.pixels()))
-        return subject_in_memory(given, own, own)
+        given = (
+            module
+            if isinstance(module, DefendedClassifier)
+            else Classifier(module.eval(), _classes(module, own.pixels()))
+        )
+        return setup_in_memory(given, own, own)
     if dataset:
         spec = classifier if isinstance(classifier, str) else None
-        return subject_of(Request((), (), dataset=dataset, classifier=spec, n=IMAGES), module)
+        return load_setup(Request(dataset=dataset, classifier=spec, n=IMAGES), module)
     if classifier is not None:
-        raise BadInput("a classifier is given without images that fit it: set dataset, or images, as well")
-    return built_in_subject()
+        raise BadInput(
+            "a classifier is given without images that fit it: set dataset, or images, as well"
+        )
+    return built_in_setup()
 
 
 def _classes(module: nn.Module, images: Tensor) -> int:
@@ -158,7 +189,9 @@ def _classes(module: nn.Module, images: Tensor) -> int:
 
 
 def output(forward: Forward, images: Tensor, noise: Noise) -> Tensor:
-    """What a forward pass returns, without gradient, the global generators seeded alike and left as found."""
+    """What a forward pass returns, without gradient, the global generators seeded alike and left as
+    found.
+    """
     with isolated(0), torch.no_grad():
         found: Tensor = forward(images, noise)
     return found
@@ -166,10 +199,12 @@ def output(forward: Forward, images: Tensor, noise: Noise) -> Tensor:
 
 def _gap(one: Tensor, other: Tensor) -> float:
     """Largest difference, relative to the largest value."""
-    return float((one - other).abs().nan_to_num(0).max() / (1 + other.abs().nan_to_num(0, 0, 0).max()))
+    return float(
+        (one - other).abs().nan_to_num(0).max() / (1 + other.abs().nan_to_num(0, 0, 0).max())
+    )
 
 
-# The checks -------------------------------------------------------------------------------------------------------------------
+# The checks ---------------------------------------------------------------------------------------
 
 
 def builds(case: DefenseCase) -> None:
@@ -185,23 +220,33 @@ def shape(case: DefenseCase) -> None:
     defended = case.defended()
     for n in (len(case.images), 1):
         got = output(defended, case.images[:n], case.noise().rows(slice(0, n)))
-        due = (n, case.subject.classifier.num_classes)
+        due = (n, case.setup.classifier.num_classes)
         right = isinstance(got, Tensor) and got.is_floating_point() and tuple(got.shape) == due
         seen = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        demand(right, f"forward returned {seen} for {n} images: return one row of K logits an image, here {due}")
+        demand(
+            right,
+            f"forward returned {seen} for {n} images: return one row of K logits an image, here "
+            f"{due}",
+        )
 
 
 def finite(case: DefenseCase) -> None:
     """Logits are finite on the images, on black, on white and on random ones."""
     defended, shape = case.defended(), tuple(case.images.shape[1:])
     random = case.noise().at("random images").uniform("pixels", shape)
-    odd = {"black": torch.zeros_like(case.images), "white": torch.ones_like(case.images), "random": random}
+    odd = {
+        "black": torch.zeros_like(case.images),
+        "white": torch.ones_like(case.images),
+        "random": random,
+    }
     for name, images in {"given": case.images, **odd}.items():
         logits = output(defended, images, case.noise())
         # A class that is ruled out may have the logit -inf.
         bad = torch.isnan(logits) | (logits == torch.inf)
         demand(
-            not bool(bad.any()), f"logits are NaN or infinite on {name} images: attacks come there; guard divisions and logarithms"
+            not bool(bad.any()),
+            f"logits are NaN or infinite on {name} images: attacks come there; guard divisions and "
+            "logarithms",
         )
 
 
@@ -211,7 +256,8 @@ def same_noise_same_logits(case: DefenseCase) -> None:
     first, second = (output(defended, case.images, case.noise()) for _ in range(2))
     demand(
         torch.equal(first, second),
-        "two passes with the same noise differ, so nothing can be replayed: take every number from `noise`, keep no state",
+        "two passes with the same noise differ, so nothing can be replayed: take every number from "
+        "`noise`, keep no state",
     )
 
 
@@ -221,9 +267,17 @@ def stochastic_as_declared(case: DefenseCase) -> None:
     first, *others = (output(defended, case.images, case.noise(draw)) for draw in range(_DRAWS))
     differ = any(not torch.equal(first, other) for other in others)
     if defended.stochastic:
-        demand(differ, "it says stochastic=True, but fresh draws change nothing: draw from `noise` in forward, or say False")
+        demand(
+            differ,
+            "it says stochastic=True, but fresh draws change nothing: draw from `noise` in "
+            "forward, or say False",
+        )
     else:
-        demand(not differ, "its logits change with the noise, but it says stochastic=False: set stochastic on both classes")
+        demand(
+            not differ,
+            "its logits change with the noise, but it says stochastic=False: set stochastic on "
+            "both classes",
+        )
 
 
 def rows_stand_alone(case: DefenseCase) -> None:
@@ -231,14 +285,17 @@ def rows_stand_alone(case: DefenseCase) -> None:
     defended = case.defended()
     together = output(defended, case.images, case.noise())
     backwards = np.arange(len(case.images))[::-1].copy()
-    turned = output(defended, case.images[torch.from_numpy(backwards)], case.noise().rows(backwards))
+    turned = output(
+        defended, case.images[torch.from_numpy(backwards)], case.noise().rows(backwards)
+    )
     gap = _gap(turned, together[torch.from_numpy(backwards)])
     for i in range(min(3, len(case.images))):
         alone = output(defended, case.images[i : i + 1], case.noise().rows(slice(i, i + 1)))
         gap = max(gap, _gap(alone, together[i : i + 1]))
     demand(
         gap <= _TOLERANCE,
-        f"an image's logits change by {gap:.1e} (relative) with its batch: compute row by row, and use row i's noise for image i",
+        f"an image's logits change by {gap:.1e} (relative) with its batch: compute row by row, and "
+        "use row i's noise for image i",
     )
 
 
@@ -259,19 +316,26 @@ def gradients_as_declared(case: DefenseCase) -> None:
     defended = case.defended()
     names = [name for name in case.plugin.gradients if name != "full"] or ["full"]
     for name in names:
-        slope = _slope(defended.twin(name), case)
+        slope = _slope(defended.forward_pass(name), case)
         mend = (
-            "offer another: derive from InputTransform with gradients = ('full', 'bpda') on both classes"
+            "offer another: derive from InputTransform with gradients = ('full', 'bpda') on both "
+            "classes"
             if name == "full"
             else "its proxy must depend on the image"
         )
-        demand(slope is not None, f"it declares the gradient {name!r}, but none reaches the image: {mend}")
+        demand(
+            slope is not None,
+            f"it declares the gradient {name!r}, but none reaches the image: {mend}",
+        )
         if slope is not None:
             demand(
-                bool(torch.isfinite(slope).all()), f"the gradient {name!r} is not finite: guard square roots, logarithms, divisions"
+                bool(torch.isfinite(slope).all()),
+                f"the gradient {name!r} is not finite: guard square roots, logarithms, divisions",
             )
             dead = int((slope.flatten(1).abs().amax(1) == 0).sum())
-            demand(dead == 0, f"the gradient {name!r} is zero on {dead} of {len(slope)} images: {mend}")
+            demand(
+                dead == 0, f"the gradient {name!r} is zero on {dead} of {len(slope)} images: {mend}"
+            )
 
 
 def _slope(forward: Forward, case: DefenseCase) -> Tensor | None:
@@ -282,18 +346,25 @@ def _slope(forward: Forward, case: DefenseCase) -> Tensor | None:
 
 
 def twins_agree(case: DefenseCase) -> None:
-    """Twins have the outputs of the native forward pass, bit for bit, in every view, but for declared `transfers`."""
+    """Twins have the outputs of the native forward pass, bit for bit, in every view, but for
+    declared `transfers`.
+    """
     defended = case.defended()
     for view in defended.views():
-        native = output(defended if view == "logits" else defended.twin("full", view), case.images, case.noise())
+        native = output(
+            defended if view == "logits" else defended.forward_pass("full", view),
+            case.images,
+            case.noise(),
+        )
         for gradient in set(defended.gradients) - set(defended.transfers):
             with isolated(0):
                 leaf = case.images.clone().requires_grad_(True)
-                twin = defended.twin(gradient, view)(leaf, case.noise()).detach()
+                forward_pass = defended.forward_pass(gradient, view)(leaf, case.noise()).detach()
             demand(
-                torch.equal(twin, native),
-                f"twin({gradient!r}, {view!r}) has other outputs than the native pass, so attacks would aim elsewhere: "
-                "use straight_through(value, proxy), or list it in `transfers`",
+                torch.equal(forward_pass, native),
+                f"forward_pass({gradient!r}, {view!r}) has other outputs than the native pass, so "
+                "attacks would aim elsewhere: use straight_through(value, proxy), or list it in "
+                "`transfers`",
             )
 
 
@@ -303,15 +374,22 @@ def views_work(case: DefenseCase) -> None:
     views = defended.views()
     demand("logits" in views, f"views() is {views}: it must list 'logits'")
     for view in views:
-        rows = len(output(defended.twin("full", view), case.images, case.noise()))
-        demand(rows == len(case.images), f"the view {view!r} has {rows} rows for {len(case.images)} images: give one row an image")
+        rows = len(output(defended.forward_pass("full", view), case.images, case.noise()))
+        demand(
+            rows == len(case.images),
+            f"the view {view!r} has {rows} rows for {len(case.images)} images: give one row an "
+            "image",
+        )
     for arguments in (("no-such-gradient", "logits"), ("full", "no-such-view")):
-        demand(_refuses(defended, *arguments), f"twin{arguments} is not refused: raise BadInput for names that it does not offer")
+        demand(
+            _refuses(defended, *arguments),
+            f"twin{arguments} is not refused: raise BadInput for names that it does not offer",
+        )
 
 
 def _refuses(defended: DefendedClassifier, gradient: str, view: str) -> bool:
     try:
-        defended.twin(gradient, view)
+        defended.forward_pass(gradient, view)
     except BadInput:
         return True
     return False
@@ -321,14 +399,24 @@ def data_as_declared(case: DefenseCase) -> None:
     """`build` asks for no data that `needs` does not declare."""
     case.defended()
     undeclared = sorted(case.witness.asked - {str(need) for need in case.plugin.needs})
-    demand(not undeclared, f"it asks for {', '.join(undeclared)} without declaring it and hides the refusal: add it to `needs`")
+    demand(
+        not undeclared,
+        f"it asks for {', '.join(undeclared)} without declaring it and hides the refusal: add it "
+        "to `needs`",
+    )
 
 
 def build_is_reproducible(case: DefenseCase) -> None:
     """Built twice from the same noise it gives the same logits."""
-    one, other = case.defended(), build(case.cell, _CPU)
-    same = torch.equal(output(one, case.images, case.noise()), output(other, case.images, case.noise()))
-    demand(same, "two builds from the same noise differ: take numbers from the `noise` given to build, keep nothing between builds")
+    one, other = case.defended(), build(case.evaluation, _CPU)
+    same = torch.equal(
+        output(one, case.images, case.noise()), output(other, case.images, case.noise())
+    )
+    demand(
+        same,
+        "two builds from the same noise differ: take numbers from the `noise` given to build, keep "
+        "nothing between builds",
+    )
 
 
 def classifier_left_alone(case: DefenseCase) -> None:
@@ -337,12 +425,15 @@ def classifier_left_alone(case: DefenseCase) -> None:
     before, now = case.undefended_now()
     demand(
         torch.equal(before, now),
-        "the undefended classifier changed when the defense was built: change only the copy given to build, no class or global",
+        "the undefended classifier changed when the defense was built: change only the copy given "
+        "to build, no class or global",
     )
 
 
 def no_state_between_calls(case: DefenseCase) -> None:
-    """A pass leaves parameters, buffers and training flags alone and does not change later passes."""
+    """A pass leaves parameters, buffers and training flags alone and does not change later
+    passes.
+    """
     defended = case.defended()
     state = {name: tensor.clone() for name, tensor in defended.state_dict(keep_vars=False).items()}
     flags = [module.training for module in defended.modules()]
@@ -350,11 +441,25 @@ def no_state_between_calls(case: DefenseCase) -> None:
     for others in (1 - case.images, torch.ones_like(case.images)):
         output(defended, others, case.noise(1))
     _slope(defended, case)
-    changed = [name for name, tensor in defended.state_dict().items() if not torch.equal(tensor, state[name])]
-    demand(not changed, f"a forward pass changed {changed[:1]}: put layers that learn into evaluation mode; keep no state")
-    demand(flags == [module.training for module in defended.modules()], "a forward pass switches training mode: leave it")
+    changed = [
+        name
+        for name, tensor in defended.state_dict().items()
+        if not torch.equal(tensor, state[name])
+    ]
+    demand(
+        not changed,
+        f"a forward pass changed {changed[:1]}: put layers that learn into evaluation mode; keep "
+        "no state",
+    )
+    demand(
+        flags == [module.training for module in defended.modules()],
+        "a forward pass switches training mode: leave it",
+    )
     after = output(defended, case.images, case.noise())
-    demand(torch.equal(before, after), "logits depend on the images that came before: keep nothing from one call to the next")
+    demand(
+        torch.equal(before, after),
+        "logits depend on the images that came before: keep nothing from one call to the next",
+    )
 
 
 def card_names_fitting_attacks(case: DefenseCase) -> None:
@@ -362,23 +467,34 @@ def card_names_fitting_attacks(case: DefenseCase) -> None:
     check_description(case.plugin)
     name = type(case.plugin).__name__
     attacks = case.plugin.card.attacks
-    demand(bool(attacks), f"{name}.card.attacks is empty: name the attacks that fit, such as attacks=('pgd', 'bpda')")
+    demand(
+        bool(attacks),
+        f"{name}.card.attacks is empty: name the attacks that fit, such as attacks=('pgd', 'bpda')",
+    )
     choices = [_choice(text) for text in attacks]
     if len(case.plugin.gradients) > 1:
         used = {choice.gradient for choice in choices} & set(case.plugin.gradients) - {"full"}
         demand(
-            bool(used), f"{name} offers {', '.join(case.plugin.gradients)}, but no attack of its card uses it: add 'bpda' or such"
+            bool(used),
+            f"{name} offers {', '.join(case.plugin.gradients)}, but no attack of its card uses it: "
+            "add 'bpda' or such",
         )
     if case.plugin.stochastic:
         laws = {choice.randomness for choice in choices} - {None, "fresh"}
-        demand(bool(laws), f"{name} is stochastic, but no attack of its card minds that: add 'pgd+eot' and 'pgd+replay'")
+        demand(
+            bool(laws),
+            f"{name} is stochastic, but no attack of its card minds that: add 'pgd+eot' and "
+            "'pgd+replay'",
+        )
 
 
 def _choice(text: str) -> AttackChoice:
     try:
         return create_attack(text)
     except BadInput as error:
-        raise Broken(f"the card's attack {text!r} cannot be used ({error}): name a registered one") from error
+        raise Broken(
+            f"the card's attack {text!r} cannot be used ({error}): name a registered one"
+        ) from error
 
 
 def parameters_survive_their_spec(case: DefenseCase) -> None:
@@ -394,7 +510,7 @@ def bad_parameters_are_refused(case: DefenseCase) -> None:
 def engine_runs_it(case: DefenseCase) -> None:
     """The engine attacks it on a few images and stores a record that can be read again."""
     case.defended()
-    check_engine(case.cell)
+    check_engine(case.evaluation)
 
 
 DEFENSE_CHECKS: Sequence[Check[DefenseCase]] = (

@@ -1,4 +1,6 @@
-"""The images and the classifiers that contracts are checked on; made in memory, without a download."""
+"""The images and the classifiers that contracts are checked on; made in memory, without a
+download.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class InMemory(Dataset[Params]):
 
     default_eps = 8 / 255
 
-    def __init__(self, images: ImageSet, training: ImageSet, classes: int, spare: ImageSet | None = None) -> None:
+    def __init__(
+        self, images: ImageSet, training: ImageSet, classes: int, spare: ImageSet | None = None
+    ) -> None:
         super().__init__(Params())
         self._images, self._training, self._classes = images, training, classes
         self._test = images if spare is None else _joined(images, spare)
@@ -47,7 +51,9 @@ class InMemory(Dataset[Params]):
 
 
 def gratings(n: int, first: int = 0) -> ImageSet:
-    """Colour images (n, 3, 16, 16) of three classes (stripes down, across, both) under noise of scale 0.08."""
+    """Colour images (n, 3, 16, 16) of three classes (stripes down, across, both) under noise of
+    scale 0.08.
+    """
     ids = np.arange(first, first + n, dtype=np.int64)
     labels = torch.from_numpy(ids % CLASSES)
     noise = Noise.of(0, Stream.BUILD, ids).at("gratings")
@@ -69,9 +75,11 @@ def labelled(images: Tensor, labels: Tensor) -> ImageSet:
 
 
 class SmallNet(nn.Module):
-    """Convolution, batch normalisation, SiLU, pooling to 4 x 4, a linear head fitted by least squares; for images of any size.
+    """Convolution, batch normalisation, SiLU, pooling to 4 x 4, a linear head fitted by least
+    squares; for images of any size.
 
-    Smooth, so that every image has a gradient everywhere; its batch statistics are those of the training images.
+    Smooth, so that every image has a gradient everywhere; its batch statistics are those of the
+    training images.
     """
 
     def __init__(self, training: ImageSet) -> None:
@@ -103,7 +111,9 @@ class SmallNet(nn.Module):
 
 
 class Linear(nn.Module):
-    """Two logits, w . x and -w . x: an image x of label 0 survives Linf eps inside the box exactly if w . x > eps |w|_1."""
+    """Two logits, w . x and -w . x: an image x of label 0 survives Linf eps inside the box exactly
+    if w . x > eps |w|_1.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -117,7 +127,9 @@ class Linear(nn.Module):
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """A linear model, images away from the edges of the box, and how far each lies from the boundary in Linf (n,)."""
+    """A linear model, images away from the edges of the box, and how far each lies from the
+    boundary in Linf (n,).
+    """
 
     model: Linear
     images: ImageSet
@@ -131,9 +143,13 @@ def linear_problem(n: int) -> LinearProblem:
     labels = torch.arange(n) % 2
     distance = 0.1 * (torch.arange(n) + 1) / n
     along = 0.2 * (noise.uniform("pixels", (1, 4, 4)) - 0.5)
-    along = along - weight * ((along * weight).flatten(1).sum(1) / weight.square().sum()).reshape(-1, 1, 1, 1)
+    along = along - weight * ((along * weight).flatten(1).sum(1) / weight.square().sum()).reshape(
+        -1, 1, 1, 1
+    )
     signed = torch.where(labels == 0, distance, -distance).reshape(-1, 1, 1, 1)
-    return LinearProblem(Linear(weight), labelled(0.5 + along + signed * weight.sign(), labels), distance)
+    return LinearProblem(
+        Linear(weight), labelled(0.5 + along + signed * weight.sign(), labels), distance
+    )
 
 
 class Jittered(InputTransform):

@@ -24,7 +24,8 @@ class ImageSet:
     Attributes:
         images: uint8 or float32 (n, C, H, W); float pixels in [0, 1].
         labels: int64 (n,), 0 <= label < num_classes.
-        ids: int64 (n,), unique; the image's index in its official split. Randomness and records are keyed by it.
+        ids: int64 (n,), unique; the image's index in its official split. Randomness and records are
+            keyed by it.
     """
 
     images: Tensor
@@ -67,8 +68,10 @@ class Dataset(ABC, Generic[P]):
         positional: the parameter that a spec's item without key fills.
         version: raise it when images or their order may change.
         default_classifier: classifier spec used where none is given; empty where there is none.
-        default_generator: diffusion model spec used where a defense asks for none in particular; empty where there is none.
-        default_norm, default_eps: the threat model used where none is given; eps 0 where there is none.
+        default_generator: diffusion model spec used where a defense asks for none in particular;
+            empty where there is none.
+        default_norm, default_eps: the threat model used where none is given; eps 0 where there is
+            none.
         class_names: in label order; empty where they are not known beforehand.
         image_shape: (C, H, W) where it is fixed.
         splits: how many images each split has, where that is fixed.
@@ -93,7 +96,9 @@ class Dataset(ABC, Generic[P]):
 
     @property
     def drawn_from(self) -> tuple[str, ...]:
-        """Names of the image sets that the evaluated images belong to, such as `mnist/train`; empty where unknown."""
+        """Names of the image sets that the evaluated images belong to, such as `mnist/train`; empty
+        where unknown.
+        """
         return ()
 
     @property
@@ -110,5 +115,9 @@ class Dataset(ABC, Generic[P]):
         """The training images. Raises `BadInput` where there are none."""
 
     def validation(self) -> ImageSet:
-        """The official validation images, apart from the others. Raises `BadInput` where there are none."""
-        raise BadInput(f"{type(self).__name__} has no official validation images: hold some of train() back")
+        """The official validation images, apart from the others. Raises `BadInput` where there are
+        none.
+        """
+        raise BadInput(
+            f"{type(self).__name__} has no official validation images: hold some of train() back"
+        )

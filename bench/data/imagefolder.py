@@ -19,17 +19,28 @@ _SPLITS = ("test", "train", "val")
 class ImageFolderParams(Params):
     """Parameters of `imagefolder`."""
 
-    path: str = Field(description="folder with test/CLASS/PICTURE, and train and val beside test if any; or with CLASS/PICTURE")
-    size: int = Field(0, ge=0, description="resize the shorter side to this and cut out the middle square; 0: as they are")
+    path: str = Field(
+        description="folder with test/CLASS/PICTURE, and train and val beside test if any; or with "
+        "CLASS/PICTURE"
+    )
+    size: int = Field(
+        0,
+        ge=0,
+        description="resize the shorter side to this and cut out the middle square; 0: as they are",
+    )
     grey: bool = Field(False, description="one channel instead of three")
-    drawn_from: str = Field("", description="the image set that the test pictures belong to, such as mnist/train, if known")
+    drawn_from: str = Field(
+        "",
+        description="the image set that the test pictures belong to, such as mnist/train, if known",
+    )
 
 
 class ImageFolder(Dataset[ImageFolderParams]):
     """Pictures (PNG, JPEG and the like) in one folder a class.
 
-    Classes are the folder names, sorted. ids are indices in a split, sorted by class and file name; a fixed permutation lets the
-    classes take turns. Pictures are decoded by Pillow when they are evaluated.
+    Classes are the folder names, sorted. ids are indices in a split, sorted by class and file name;
+    a fixed permutation lets the classes take turns. Pictures are decoded by Pillow when they are
+    evaluated.
     """
 
     Params: ClassVar[type[Params]] = ImageFolderParams
@@ -46,7 +57,9 @@ class ImageFolder(Dataset[ImageFolderParams]):
         return max(2, len(self._classes()))
 
     def test(self) -> ImageSet:
-        """The pictures in `test`, or in the class folders themselves. Raises `BadInput` where there are none."""
+        """The pictures in `test`, or in the class folders themselves. Raises `BadInput` where there
+        are none.
+        """
         return self._split("test")
 
     def train(self) -> ImageSet:
@@ -71,10 +84,19 @@ class ImageFolder(Dataset[ImageFolderParams]):
     def _split(self, split: str) -> ImageSet:
         folder = self._folder(split)
         if folder is None:
-            raise BadInput(f"{self.params.path} has no {split} pictures: put them into {self.params.path}/{split}/CLASS")
-        found = [(path, label) for label, name in enumerate(self._classes()) for path in _pictures(folder / name)]
+            raise BadInput(
+                f"{self.params.path} has no {split} pictures: put them into "
+                f"{self.params.path}/{split}/CLASS"
+            )
+        found = [
+            (path, label)
+            for label, name in enumerate(self._classes())
+            for path in _pictures(folder / name)
+        ]
         if not found:
-            raise BadInput(f"{folder} has no pictures in class folders: put them into {folder}/CLASS")
+            raise BadInput(
+                f"{folder} has no pictures in class folders: put them into {folder}/CLASS"
+            )
         labels = np.array([label for _, label in found], dtype=np.int64)
         view = View(self.params.grey, self.params.size, self.params.size)
         return in_order([path for path, _ in found], labels, np.arange(len(found)), view)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from bench.data.dataset import Dataset, ImageSet
 from bench.data.pictures import View, in_order, pictures_in, subfolders
 from bench.errors import BadInput
-from bench.registry import existing_file
+from bench.plugins.registry import existing_file
 from bench.spec import Params
 
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\b")
@@ -27,24 +27,38 @@ _ROBUSTBENCH_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc63589
 class ImageNetParams(Params):
     """Parameters of `imagenet`."""
 
-    path: str = Field(description="folder of validation pictures: in one folder a synset, or all in it")
-    labels: str = Field("", description="where all are in it: file with a synset, or a picture's name and class, a line")
-    list: str = Field("", description="evaluate these: a file with a picture's name a line, or robustbench for its 5,000")
+    path: str = Field(
+        description="folder of validation pictures: in one folder a synset, or all in it"
+    )
+    labels: str = Field(
+        "",
+        description="where all are in it: file with a synset, or a picture's name and class, a "
+        "line",
+    )
+    list: str = Field(
+        "",
+        description="evaluate these: a file with a picture's name a line, or robustbench for its "
+        "5,000",
+    )
     resize: int = Field(256, ge=1, description="length of the shorter side after resizing")
     size: int = Field(224, ge=1, description="side of the square cut out of the middle")
 
     @model_validator(mode="after")
     def _fits(self) -> ImageNetParams:
         if self.resize < self.size:
-            raise ValueError(f"resize={self.resize} is smaller than size={self.size}; give a larger resize")
+            raise ValueError(
+                f"resize={self.resize} is smaller than size={self.size}; give a larger resize"
+            )
         return self
 
 
 class ImageNet(Dataset[ImageNetParams]):
-    """ImageNet: the 50,000 validation images of ILSVRC 2012 in 1,000 classes, cut to 224 x 224 colour.
+    """ImageNet: the 50,000 validation images of ILSVRC 2012 in 1,000 classes, cut to 224 x 224
+    colour.
 
-    Classes are the synsets, sorted. ids are the numbers in the file names, less one; their order, or the list's, is kept where
-    its labels are mixed. Pictures are resized bilinearly with antialiasing by Pillow when they are evaluated.
+    Classes are the synsets, sorted. ids are the numbers in the file names, less one; their order,
+    or the list's, is kept where its labels are mixed. Pictures are resized bilinearly with
+    antialiasing by Pillow when they are evaluated.
     """
 
     Params: ClassVar[type[Params]] = ImageNetParams
@@ -66,7 +80,9 @@ class ImageNet(Dataset[ImageNetParams]):
         return self.synsets
 
     def test(self) -> ImageSet:
-        """The validation images, those of the list where one is given. Raises `BadInput` where they cannot be found."""
+        """The validation images, those of the list where one is given. Raises `BadInput` where they
+        cannot be found.
+        """
         known = self._known()
         chosen = self._listed() if self.params.list else sorted(known)
         missing = next((number for number in chosen if number not in known), None)
@@ -75,11 +91,18 @@ class ImageNet(Dataset[ImageNetParams]):
             raise BadInput(f"{self.params.path} lacks {what}: give the complete validation folder")
         labels = np.array([known[number][1] for number in chosen], dtype=np.int64)
         ids = np.array(chosen, dtype=np.int64) - 1
-        return in_order([known[number][0] for number in chosen], labels, ids, View(False, self.params.resize, self.params.size))
+        return in_order(
+            [known[number][0] for number in chosen],
+            labels,
+            ids,
+            View(False, self.params.resize, self.params.size),
+        )
 
     def train(self) -> ImageSet:
         """Raises `BadInput`: the training images do not fit into memory."""
-        raise BadInput("imagenet offers no training images: use imagefolder:PATH for a part of them")
+        raise BadInput(
+            "imagenet offers no training images: use imagefolder:PATH for a part of them"
+        )
 
     def _known(self) -> dict[int, tuple[Path, int]]:
         """File and label by the number in the file name."""
@@ -90,27 +113,44 @@ class ImageNet(Dataset[ImageNetParams]):
             return {_number(path): (path, self._label(labels, path)) for path in pictures_in(root)}
         if len(names) != self.synsets:
             raise BadInput(
-                f"{root} has {len(names)} folders where {self.synsets} synsets are due: give the complete validation folder"
+                f"{root} has {len(names)} folders where {self.synsets} synsets are due: give the "
+                "complete validation folder"
             )
-        return {_number(path): (path, label) for label, name in enumerate(names) for path in pictures_in(root / name)}
+        return {
+            _number(path): (path, label)
+            for label, name in enumerate(names)
+            for path in pictures_in(root / name)
+        }
 
     def _label(self, labels: dict[int, int], path: Path) -> int:
         if _number(path) not in labels:
-            raise BadInput(f"{self.params.labels} has no label of {path.name}: give the labels of all validation images")
+            raise BadInput(
+                f"{self.params.labels} has no label of {path.name}: give the labels of all "
+                "validation images"
+            )
         return labels[_number(path)]
 
     def _labels(self) -> dict[int, int]:
         """Label by the number in the file name, from the file of labels."""
         if not self.params.labels:
             raise BadInput(
-                f"{self.params.path} has no folder a synset: add labels=FILE, a synset or a picture's name and class a line"
+                f"{self.params.path} has no folder a synset: add labels=FILE, a synset or a "
+                "picture's name and class a line"
             )
         lines = _lines(self.params.labels, "labels")
         labels = _classes(lines, self.params.labels)
         if len(set(labels)) != self.synsets or max(labels) >= self.synsets:
-            found = f"{len(set(labels))} classes up to {max(labels)} where {self.synsets} from 0 are due"
-            raise BadInput(f"{self.params.labels} has {found}: give the labels of all validation images")
-        return {_numbered(line, place): label for place, (line, label) in enumerate(zip(lines, labels, strict=True), 1)}
+            found = (
+                f"{len(set(labels))} classes up to {max(labels)} where {self.synsets} from 0 "
+                "are due"
+            )
+            raise BadInput(
+                f"{self.params.labels} has {found}: give the labels of all validation images"
+            )
+        return {
+            _numbered(line, place): label
+            for place, (line, label) in enumerate(zip(lines, labels, strict=True), 1)
+        }
 
     def _listed(self) -> list[int]:
         """Numbers of the pictures to evaluate, in the list's order."""
@@ -118,19 +158,31 @@ class ImageNet(Dataset[ImageNetParams]):
         lines = _lines(str(robustbench_list()) if text == _ROBUSTBENCH else text, "list")
         numbers = [int(found.group(1)) for found in map(_FILE.search, lines) if found]
         if len(numbers) != len(lines) or len(set(numbers)) != len(numbers):
-            raise BadInput(f"{text} does not name another ILSVRC2012_val_*.JPEG on each line: mend it")
+            raise BadInput(
+                f"{text} does not name another ILSVRC2012_val_*.JPEG on each line: mend it"
+            )
         return numbers
 
 
 def robustbench_list() -> Path:
     """The list of 5,000 validation pictures that the installed package robustbench evaluates on."""
     found = importlib.util.find_spec(_ROBUSTBENCH)
-    path = Path(found.origin if found and found.origin else "").parent / "helper_files" / "imagenet_test_image_ids.txt"
+    path = (
+        Path(found.origin if found and found.origin else "").parent
+        / "helper_files"
+        / "imagenet_test_image_ids.txt"
+    )
     if not path.is_file():
-        raise BadInput("list=robustbench needs a list that the package robustbench brings: pip install --no-deps robustbench")
+        raise BadInput(
+            "list=robustbench needs a list that the package robustbench brings: pip install "
+            "--no-deps robustbench"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != _ROBUSTBENCH_SHA256:
-        raise BadInput(f"{path} has SHA-256 {digest}, not {_ROBUSTBENCH_SHA256}: install robustbench 1.1.1, or give list=PATH")
+        raise BadInput(
+            f"{path} has SHA-256 {digest}, not {_ROBUSTBENCH_SHA256}: install robustbench 1.1.1, "
+            "or give list=PATH"
+        )
     return path
 
 
@@ -146,27 +198,40 @@ def _lines(path: str, what: str) -> list[str]:
     # Lines without a name belong to pictures by their place.
     blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if blank:
-        raise BadInput(f"{path} has a blank line {blank}, which would move all labels behind it: remove it")
+        raise BadInput(
+            f"{path} has a blank line {blank}, which would move all labels behind it: remove it"
+        )
     return lines
 
 
 def _classes(lines: list[str], path: str) -> list[int]:
-    """The class on each line: a synset's place among all, else the number behind a picture's name."""
+    """The class on each line: a synset's place among all, else the number behind a
+    picture's name.
+    """
     synsets = [found.group() for found in map(_SYNSET.search, lines) if found]
     if len(synsets) == len(lines):
         places = {synset: place for place, synset in enumerate(sorted(set(synsets)))}
         return [places[synset] for synset in synsets]
-    numbers = [int(found.group(1)) for line in lines if _FILE.search(line) and (found := _CLASS.search(line))]
+    numbers = [
+        int(found.group(1))
+        for line in lines
+        if _FILE.search(line) and (found := _CLASS.search(line))
+    ]
     if len(numbers) != len(lines):
         # Numbers alone could be ILSVRC's own ids, which are in another order.
-        raise BadInput(f"{path} gives neither a synset nor a picture's name and class on each line: give one of them")
+        raise BadInput(
+            f"{path} gives neither a synset nor a picture's name and class on each line: give one "
+            "of them"
+        )
     return numbers
 
 
 def _number(path: Path) -> int:
     found = _FILE.match(path.name)
     if found is None:
-        raise BadInput(f"{path} is not named ILSVRC2012_val_*.JPEG: remove it, or use imagefolder:PATH")
+        raise BadInput(
+            f"{path} is not named ILSVRC2012_val_*.JPEG: remove it, or use imagefolder:PATH"
+        )
     return int(found.group(1))
 
 

@@ -10,16 +10,17 @@ from bench.data.dataset import P
 from bench.data.npz import Archive
 from bench.data.official import Bytes, Official
 from bench.data.order import Integers
-from bench.download import data_root, digest_of, fetch
 from bench.errors import BadInput
 from bench.spec import Params
+from bench.storage.download import data_root, digest_of, fetch
 
 _ZENODO = "https://zenodo.org/records"
 _LATEST = "10519652"
 
 
 class MedMnist(Official[P]):
-    """A MedMNIST data set: `NAME.npz` below the data root, with the official training, validation and test images.
+    """A MedMNIST data set: `NAME.npz` below the data root, with the official training, validation
+    and test images.
 
     Attributes:
         md5: of the file in releases 2.2.4 to 3.0.2 of the package `medmnist` (Zenodo 10519652).
@@ -51,11 +52,16 @@ class MedMnist(Official[P]):
         found = digest_of(path, "md5").removeprefix("md5:")
         if found != md5:
             what = self.others.get(found, "of no version known here, or damaged")
-            raise BadInput(f"{path} has MD5 {found}, not {md5}: it is {what}; replace it or remove it to download the right one")
+            raise BadInput(
+                f"{path} has MD5 {found}, not {md5}: it is {what}; replace it or remove it to "
+                "download the right one"
+            )
 
 
 class TissueMnist(MedMnist[Params]):
-    """MedMNIST's kidney cortex cells, 165,466 training, 23,640 validation and 47,280 test images, 28 x 28 grey."""
+    """MedMNIST's kidney cortex cells, 165,466 training, 23,640 validation and 47,280 test images,
+    28 x 28 grey.
+    """
 
     name: ClassVar[str] = "tissuemnist"
     md5: ClassVar[str] = "ebe78ee8b05294063de985d821c1c34b"
@@ -74,7 +80,9 @@ class TissueMnist(MedMnist[Params]):
 
 
 class BloodMnist(MedMnist[Params]):
-    """MedMNIST's blood cells, 11,959 training, 1,712 validation and 3,421 test images, 28 x 28 colour."""
+    """MedMNIST's blood cells, 11,959 training, 1,712 validation and 3,421 test images, 28 x 28
+    colour.
+    """
 
     name: ClassVar[str] = "bloodmnist"
     md5: ClassVar[str] = "7053d0359d879ad8a5505303e11de1dc"
@@ -93,7 +101,9 @@ class BloodMnist(MedMnist[Params]):
 
 
 class DermaMnist(MedMnist[Params]):
-    """MedMNIST's skin lesions, 7,007 training, 1,003 validation and 2,005 test images, 28 x 28 colour."""
+    """MedMNIST's skin lesions, 7,007 training, 1,003 validation and 2,005 test images, 28 x 28
+    colour.
+    """
 
     name: ClassVar[str] = "dermamnist"
     md5: ClassVar[str] = "0744692d530f8e62ec473284d019b0c7"
@@ -114,14 +124,17 @@ class DermaMnist(MedMnist[Params]):
 class OrganCParams(Params):
     """Parameters of `organcmnist`."""
 
-    release: Literal["2024", "2021"] = Field("2024", description="2021: the larger file of medmnist 2.0.1 to 2.2.3")
+    release: Literal["2024", "2021"] = Field(
+        "2024", description="2021: the larger file of medmnist 2.0.1 to 2.2.3"
+    )
 
 
 class OrganCMnist(MedMnist[OrganCParams]):
-    """MedMNIST's abdominal organs in coronal slices, 12,975 training, 2,392 validation and 8,216 test images, 28 x 28 grey.
+    """MedMNIST's abdominal organs in coronal slices, 12,975 training, 2,392 validation and 8,216
+    test images, 28 x 28 grey.
 
-    The file was replaced in January 2024. `release=2021` means the one before (13,000 and 8,268 images), which published
-    tables may rest on; it is kept as `organcmnist-2021.npz`.
+    The file was replaced in January 2024. `release=2021` means the one before (13,000 and 8,268
+    images), which published tables may rest on; it is kept as `organcmnist-2021.npz`.
     """
 
     Params: ClassVar[type[Params]] = OrganCParams
@@ -130,20 +143,34 @@ class OrganCMnist(MedMnist[OrganCParams]):
     md5_2021: ClassVar[str] = "0afa5834fb105f7705a7d93372119a21"
     others: ClassVar[dict[str, str]] = {
         "b9ceb9546e10131b32923c5bbeaea2b1": "MedMNIST's of 2024, kept as organcmnist.npz",
-        "0afa5834fb105f7705a7d93372119a21": "MedMNIST's of 2021, kept as organcmnist-2021.npz and used with release=2021",
+        "0afa5834fb105f7705a7d93372119a21": "MedMNIST's of 2021, kept as organcmnist-2021.npz and "
+        "used with release=2021",
     }
     source: ClassVar[str] = f"{_ZENODO}/{_LATEST} (MedMNIST 3.0, 28 x 28; the file of January 2024)"
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 8_216, "train": 12_975, "val": 2_392}
     splits_2021: ClassVar[dict[str, int]] = {"test": 8_268, "train": 13_000, "val": 2_392}
     class_names: ClassVar[tuple[str, ...]] = (
-        "bladder", "left femur", "right femur", "heart", "left kidney", "right kidney", "liver", "left lung", "right lung",
-        "pancreas", "spleen",
-    )  # fmt: skip
+        "bladder",
+        "left femur",
+        "right femur",
+        "heart",
+        "left kidney",
+        "right kidney",
+        "liver",
+        "left lung",
+        "right lung",
+        "pancreas",
+        "spleen",
+    )
 
     def published(self) -> tuple[str, str, str]:
         """File name, Zenodo record and MD5 of the release."""
-        return super().published() if self._latest else ("organcmnist-2021.npz", "6496656", self.md5_2021)
+        return (
+            super().published()
+            if self._latest
+            else ("organcmnist-2021.npz", "6496656", self.md5_2021)
+        )
 
     def size(self, split: str) -> int:
         """How many images a split of the release must have."""
@@ -155,7 +182,9 @@ class OrganCMnist(MedMnist[OrganCParams]):
 
 
 class PathMnist(MedMnist[Params]):
-    """MedMNIST's colon tissue, 89,996 training, 10,004 validation and 7,180 test images, 28 x 28 colour."""
+    """MedMNIST's colon tissue, 89,996 training, 10,004 validation and 7,180 test images, 28 x 28
+    colour.
+    """
 
     name: ClassVar[str] = "pathmnist"
     md5: ClassVar[str] = "a8b06965200029087d5bd730944a56c1"
@@ -175,7 +204,9 @@ class PathMnist(MedMnist[Params]):
 
 
 class PneumoniaMnist(MedMnist[Params]):
-    """MedMNIST's chest X-rays of children, 4,708 training, 524 validation and 624 test images, 28 x 28 grey."""
+    """MedMNIST's chest X-rays of children, 4,708 training, 524 validation and 624 test images, 28 x
+    28 grey.
+    """
 
     name: ClassVar[str] = "pneumoniamnist"
     default_classifier: ClassVar[str] = "zoo:pneumoniamnist-cnn"
@@ -186,7 +217,9 @@ class PneumoniaMnist(MedMnist[Params]):
 
 
 class BreastMnist(MedMnist[Params]):
-    """MedMNIST's breast ultrasound, 546 training, 78 validation and 156 test images, 28 x 28 grey."""
+    """MedMNIST's breast ultrasound, 546 training, 78 validation and 156 test images, 28 x
+    28 grey.
+    """
 
     name: ClassVar[str] = "breastmnist"
     md5: ClassVar[str] = "750601b1f35ba3300ea97c75c52ff8f6"

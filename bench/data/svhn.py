@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from bench.data.official import Bytes, Official
 from bench.data.order import Integers
-from bench.download import fetch
 from bench.errors import BadInput, one_line
 from bench.spec import Params
+from bench.storage.download import fetch
 
 _SITE = "http://ufldl.stanford.edu/housenumbers"
 
@@ -19,8 +19,8 @@ _SITE = "http://ufldl.stanford.edu/housenumbers"
 class Svhn(Official[Params]):
     """SVHN: cropped house numbers, 73,257 training and 26,032 test images, 32 x 32 colour.
 
-    `train_32x32.mat` and `test_32x32.mat` in the folder `svhn` below the data root. The file's label 10 is the digit 0. The
-    531,131 extra images are not read.
+    `train_32x32.mat` and `test_32x32.mat` in the folder `svhn` below the data root. The file's
+    label 10 is the digit 0. The 531,131 extra images are not read.
     """
 
     name: ClassVar[str] = "svhn"
@@ -42,7 +42,8 @@ class Svhn(Official[Params]):
         images, labels = _variables(path)
         if images.ndim != 4 or labels.dtype.kind not in "iu":
             raise BadInput(
-                f"{path} has X {images.shape} and y of {labels.dtype}, not (32, 32, 3, n) and integers: get the published file"
+                f"{path} has X {images.shape} and y of {labels.dtype}, not (32, 32, 3, n) and "
+                "integers: get the published file"
             )
         digits = labels.reshape(-1).astype(np.int64)
         return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), np.where(digits == 10, 0, digits)
@@ -56,4 +57,7 @@ def _variables(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         found = loadmat(path, variable_names=["X", "y"])
         return found["X"], found["y"]
     except Exception as error:
-        raise BadInput(f"{path} cannot be read ({one_line(error)}): it is damaged; remove it to download it again") from error
+        raise BadInput(
+            f"{path} cannot be read ({one_line(error)}): it is damaged; remove it to download it "
+            "again"
+        ) from error

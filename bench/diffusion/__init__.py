@@ -1,1 +1,3 @@
-"""Diffusion models: networks that denoise, where their weights come from, and how they are trained."""
+"""Diffusion models: networks that denoise, where their weights come from, and how they are
+trained.
+"""

@@ -1,7 +1,7 @@
 """Exact gradients through a chain in the memory of one step.
 
-The states between the steps are kept, and each step is computed once more on the way back: three passes a step in place of two,
-and the same numbers as plain backpropagation, bit for bit on a CPU.
+The states between the steps are kept, and each step is computed once more on the way back: three
+passes a step in place of two, and the same numbers as plain backpropagation, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _TOLERANCE = 1e-4
 def run_checkpointed(steps: Sequence[Link], z: Tensor, origin: Tensor) -> Tensor:
     """As `run`, but its backward pass rebuilds one step at a time.
 
-    The states (n, C, H, W) are all that is kept. No gradient reaches weights, and there is no second derivative. Raises
-    `RuntimeError` in the backward pass where a step that is computed again comes out otherwise, as with a generator with state.
+    The states (n, C, H, W) are all that is kept. No gradient reaches weights, and there is no
+    second derivative. Raises `RuntimeError` in the backward pass where a step that is computed
+    again comes out otherwise, as with a generator with state.
     """
     output: Tensor = _Chain.apply(z, origin, steps)
     return output
@@ -43,14 +44,18 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
         origin, *states = ctx.saved_tensors
         total: Tensor | None = None
-        for step, before, after in zip(reversed(ctx.steps), reversed(states[:-1]), reversed(states[1:]), strict=True):
+        for step, before, after in zip(
+            reversed(ctx.steps), reversed(states[:-1]), reversed(states[1:]), strict=True
+        ):
             slope, extra = _through(step, before, after, origin, slope)
             if extra is not None:
                 total = extra if total is None else total + extra
         return slope, total, None
 
 
-def _through(step: Link, before: Tensor, after: Tensor, origin: Tensor, slope: Tensor) -> tuple[Tensor, Tensor | None]:
+def _through(
+    step: Link, before: Tensor, after: Tensor, origin: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """The gradient at a step's input, and at the chain's image where the step reads it."""
     with torch.enable_grad():
         z, start = before.detach().requires_grad_(), origin.detach().requires_grad_()
@@ -66,6 +71,7 @@ def _check_same(again: Tensor, before: Tensor) -> None:
     if not torch.allclose(again, before, rtol=0.0, atol=tolerance, equal_nan=True):
         gap = float((again - before).abs().max())
         raise RuntimeError(
-            f"a step of the chain came out otherwise when it was computed again (by up to {gap:.1e}): its randomness must come "
+            "a step of the chain came out otherwise when it was computed again (by up to "
+            f"{gap:.1e}): its randomness must come "
             "from the noise argument, not from a generator with state"
         )

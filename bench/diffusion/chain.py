@@ -1,8 +1,9 @@
 """The reverse chain: from a noisy image to a clean one, step by step, with explicit noise.
 
-Ancestral sampling after Ho et al. 2020 (arXiv 2006.11239, algorithm 2), DDIM after Song, Meng, Ermon 2021 (arXiv 2010.02502,
-equation 12), learned variances after Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 15). Every random number is a function of
-its key, so a step that is computed again draws the same one.
+Ancestral sampling after Ho et al. 2020 (arXiv 2006.11239, algorithm 2), DDIM after Song, Meng,
+Ermon 2021 (arXiv 2010.02502, equation 12), learned variances after Nichol and Dhariwal 2021 (arXiv
+2102.09672, equation 15). Every random number is a function of its key, so a step that is computed
+again draws the same one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from bench.diffusion.model import DiffusionModel, Prediction
 from bench.noise import Noise
 
 Link = Callable[[Tensor, Tensor], Tensor]
-"""One step of a chain: (state z (n, C, H, W), the image that the whole chain began with, likewise) to the next state."""
+"""One step of a chain: (state z (n, C, H, W), the image that the whole chain began with, likewise)
+to the next state.
+"""
 
 Guide = Callable[[Tensor, Tensor, int, Noise], Tensor]
-"""A push on the mean, in units of the step's variance: (z, the image that the chain began with, index, noise) to (n, C, H, W)."""
+"""A push on the mean, in units of the step's variance: (z, the image that the chain began with,
+index, noise) to (n, C, H, W).
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Sampler:
     Attributes:
         kind: `ddpm`, ancestral; or `ddim`.
         eta: of DDIM: 0 draws nothing, 1 has the ancestral `small` variance.
-        variance: of the ancestral step: `small` (the posterior's, b (1 - abar_p) / (1 - abar_i)), `large` (b), or `learned`.
+        variance: of the ancestral step: `small` (the posterior's, b (1 - abar_p) / (1 - abar_i)),
+            `large` (b), or `learned`.
         clip: whether the clean image that a step foresees is clipped to [-1, 1].
     """
 
@@ -48,19 +54,29 @@ class Sampler:
 
 
 def indices(t: int, steps: int) -> list[int]:
-    """The time indices that a chain of `steps` steps from t visits, falling: (j + 1) t / steps - 1; t-1 .. 0 for steps = t."""
+    """The time indices that a chain of `steps` steps from t visits, falling: (j + 1) t / steps - 1;
+    t-1 .. 0 for steps = t.
+    """
     return [(j + 1) * t // steps - 1 for j in reversed(range(steps))]
 
 
 def noised(model: DiffusionModel, z: Tensor, index: int, noise: Noise) -> Tensor:
-    """The forward process in one shot (Ho et al. 2020, equation 4): sqrt(abar) z + sqrt(1 - abar) e at `index`."""
+    """The forward process in one shot (Ho et al. 2020, equation 4): sqrt(abar) z + sqrt(1 - abar) e
+    at `index`.
+    """
     level = model.level(index)
     state: Tensor = math.sqrt(level) * z + math.sqrt(1 - level) * _normal(noise, "noise", z)
     return state
 
 
 def reverse_step(
-    model: DiffusionModel, z: Tensor, index: int, previous: int, sampler: Sampler, noise: Noise, push: Tensor | None = None
+    model: DiffusionModel,
+    z: Tensor,
+    index: int,
+    previous: int,
+    sampler: Sampler,
+    noise: Noise,
+    push: Tensor | None = None,
 ) -> Tensor:
     """One step from `index` to `previous` (-1: the clean image, which takes no noise).
 
@@ -80,7 +96,10 @@ def reverse_step(
         return clean
     if sampler.kind == "ddim":
         spread = sampler.eta * math.sqrt((1 - before) / (1 - level) * (1 - level / before))
-        mean = math.sqrt(before) * clean + math.sqrt(max(0.0, 1 - before - spread**2)) * predicted.epsilon
+        mean = (
+            math.sqrt(before) * clean
+            + math.sqrt(max(0.0, 1 - before - spread**2)) * predicted.epsilon
+        )
         variance: float | Tensor = spread**2
     else:
         mean = _posterior_mean(z, clean, level, before)
@@ -95,12 +114,16 @@ def reverse_step(
 def _posterior_mean(z: Tensor, clean: Tensor, level: float, before: float) -> Tensor:
     """Ho et al. 2020, equation 7, for a step that may skip indices."""
     kept = level / before
-    return math.sqrt(before) * (1 - kept) / (1 - level) * clean + math.sqrt(kept) * (1 - before) / (1 - level) * z
+    return (
+        math.sqrt(before) * (1 - kept) / (1 - level) * clean
+        + math.sqrt(kept) * (1 - before) / (1 - level) * z
+    )
 
 
 def _variance(kind: str, level: float, before: float, learned: Tensor | None) -> float | Tensor:
     large = 1 - level / before
-    # At the last step the posterior's variance is 0, whose logarithm would not do for an interpolation.
+    # At the last step the posterior's variance is 0, whose logarithm would not do for an
+    # interpolation.
     small = large * (1 - before) / (1 - level)
     if kind == "large":
         return large
@@ -120,10 +143,18 @@ def _normal(noise: Noise, site: str, like: Tensor) -> Tensor:
     return noise.normal(site, tuple(like.shape[1:])).to(like.dtype)
 
 
-def links(model: DiffusionModel, visited: Sequence[int], sampler: Sampler, noise: Noise, guide: Guide | None = None) -> list[Link]:
-    """The steps of a chain over the falling indices `visited`; only a guide makes them read the image that the chain began with.
+def links(
+    model: DiffusionModel,
+    visited: Sequence[int],
+    sampler: Sampler,
+    noise: Noise,
+    guide: Guide | None = None,
+) -> list[Link]:
+    """The steps of a chain over the falling indices `visited`; only a guide makes them read the
+    image that the chain began with.
 
-    A step's numbers are keyed by its index: chains with fewer steps share those of the indices that they visit.
+    A step's numbers are keyed by its index: chains with fewer steps share those of the indices that
+    they visit.
     """
     return [
         _link(model, index, previous, sampler, noise.at(f"step{index}"), guide)
@@ -131,7 +162,14 @@ def links(model: DiffusionModel, visited: Sequence[int], sampler: Sampler, noise
     ]
 
 
-def _link(model: DiffusionModel, index: int, previous: int, sampler: Sampler, noise: Noise, guide: Guide | None) -> Link:
+def _link(
+    model: DiffusionModel,
+    index: int,
+    previous: int,
+    sampler: Sampler,
+    noise: Noise,
+    guide: Guide | None,
+) -> Link:
     def step(z: Tensor, origin: Tensor) -> Tensor:
         push = guide(z, origin, index, noise) if guide else None
         return reverse_step(model, z, index, previous, sampler, noise, push)
@@ -147,7 +185,9 @@ def run(steps: Sequence[Link], z: Tensor, origin: Tensor) -> Tensor:
 
 
 def sample(model: DiffusionModel, sampler: Sampler, steps: int, noise: Noise) -> Tensor:
-    """Images from nothing: the whole chain from pure noise; (n, C, H, W) in about [-1, 1], n the noise's rows."""
+    """Images from nothing: the whole chain from pure noise; (n, C, H, W) in about [-1, 1], n the
+    noise's rows.
+    """
     z = noise.normal("start", model.shape)
     with torch.no_grad():
         return run(links(model, indices(model.steps, steps), sampler, noise.at("reverse")), z, z)

@@ -16,16 +16,28 @@ from bench.spec import Params
 class FolderParams(Which):
     """Parameters of `folder`."""
 
-    path: str = Field(description="a folder in the layout of diffusers, such as bench train-diffusion writes")
-    subfolder: str = Field("", description="where the network lies in it; the folder itself or unet where empty")
+    path: str = Field(
+        description="a folder in the layout of diffusers, such as bench train-diffusion writes"
+    )
+    subfolder: str = Field(
+        "", description="where the network lies in it; the folder itself or unet where empty"
+    )
 
 
 class Folder(DiffusionSource[FolderParams]):
-    """A folder in the layout of diffusers: config.json, weights, scheduler_config.json, and bench.json where there is one."""
+    """A folder in the layout of diffusers: config.json, weights, scheduler_config.json, and
+    bench.json where there is one.
+    """
 
     Params: ClassVar[type[Params]] = FolderParams
     positional: ClassVar[str | None] = "path"
 
     def load(self) -> DiffusionModel:
-        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` where the folder cannot be used."""
-        return read_model(in_folder(Path(self.params.path).expanduser()), self.params, subfolder=self.params.subfolder)
+        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` where the folder
+        cannot be used.
+        """
+        return read_model(
+            in_folder(Path(self.params.path).expanduser()),
+            self.params,
+            subfolder=self.params.subfolder,
+        )

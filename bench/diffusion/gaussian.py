@@ -1,4 +1,6 @@
-"""`gaussian`: the exact denoiser of images with independent Gaussian pixels, a known answer that needs no weights."""
+"""`gaussian`: the exact denoiser of images with independent Gaussian pixels, a known answer that
+needs no weights.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from bench.spec import Params
 
 
 class GaussianDenoiser(nn.Module):
-    """The noise that is expected in z_i where each pixel of z is normal with this mean and standard deviation:
+    """The noise that is expected in z_i where each pixel of z is normal with this mean and standard
+    deviation:
 
     sqrt(1 - abar) (z_i - sqrt(abar) mean) / (abar std^2 + 1 - abar).
     """
@@ -28,7 +31,9 @@ class GaussianDenoiser(nn.Module):
     def forward(self, z: Tensor, times: Tensor) -> Tensor:
         """The expected noise, (n, C, H, W)."""
         level = self.levels[times].reshape(-1, 1, 1, 1)
-        return (1 - level).sqrt() * (z - level.sqrt() * self.mean) / (level * self.std**2 + 1 - level)
+        return (
+            (1 - level).sqrt() * (z - level.sqrt() * self.mean) / (level * self.std**2 + 1 - level)
+        )
 
 
 class GaussianParams(Params):
@@ -41,7 +46,9 @@ class GaussianParams(Params):
 
 
 class Gaussian(DiffusionSource[GaussianParams]):
-    """The exact denoiser of independent Gaussian pixels: for tests and for controls, it knows nothing of images."""
+    """The exact denoiser of independent Gaussian pixels: for tests and for controls, it knows
+    nothing of images.
+    """
 
     Params: ClassVar[type[Params]] = GaussianParams
 

@@ -1,8 +1,9 @@
 """`guided:PATH`: the unconditional ImageNet model of guided diffusion.
 
-Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021, arXiv 2105.05233; their code is under the MIT
-licence. The network is a `UNet2DModel` of diffusers under other names: residual blocks that scale and shift by time and that also
-halve and double the resolution, and attention whose queries, keys and values lie together, head by head.
+Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021, arXiv
+2105.05233; their code is under the MIT licence. The network is a `UNet2DModel` of diffusers under
+other names: residual blocks that scale and shift by time and that also halve and double the
+resolution, and attention whose queries, keys and values lie together, head by head.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.diffusion.source import DiffusionSource
 from bench.diffusion.unet import build_unet
 from bench.errors import BadInput
 from bench.models.file import fill_exactly, frozen, read_state
-from bench.registry import existing_file
+from bench.plugins.registry import existing_file
 from bench.spec import Integers, Params
 
 URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_diffusion_uncond.pt"
@@ -48,10 +49,14 @@ _ENDS = {
 class GuidedParams(Params):
     """Parameters of `guided`; the defaults are those of 256x256_diffusion_uncond.pt."""
 
-    path: str = Field(description="256x256_diffusion_uncond.pt, or a state dict of a network of this kind")
+    path: str = Field(
+        description="256x256_diffusion_uncond.pt, or a state dict of a network of this kind"
+    )
     size: int = Field(default=256, ge=1, description="side of its images")
     channels: Integers = Field(
-        default=(256, 256, 512, 512, 1024, 1024), min_length=1, description="at each resolution, multiples of 32"
+        default=(256, 256, 512, 512, 1024, 1024),
+        min_length=1,
+        description="at each resolution, multiples of 32",
     )
     layers: int = Field(default=2, ge=1, description="residual blocks at each resolution")
     attention: Integers = Field(default=(32, 16, 8), description="resolutions with attention")
@@ -59,21 +64,34 @@ class GuidedParams(Params):
 
 
 class Guided(DiffusionSource[GuidedParams]):
-    """The 256 x 256 unconditional ImageNet model of guided diffusion (arXiv 2105.05233), which learned its variance."""
+    """The 256 x 256 unconditional ImageNet model of guided diffusion (arXiv 2105.05233), which
+    learned its variance.
+    """
 
     Params: ClassVar[type[Params]] = GuidedParams
     positional: ClassVar[str | None] = "path"
 
     def load(self) -> DiffusionModel:
-        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` where the file is missing or does not fit."""
+        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` where the file is
+        missing or does not fit.
+        """
         asked = self.params
         _check(asked)
         path = _existing(asked.path)
         network = build_unet(configuration(asked))
-        fill_exactly(network, dict(converted(read_state(path, path.read_bytes()), asked, path)), path)
+        fill_exactly(
+            network, dict(converted(read_state(path, path.read_bytes()), asked, path)), path
+        )
         published = asked == GuidedParams(path=asked.path)
         trained_on = ("imagenet/train",) if published else ()
-        return frozen(DiffusionModel(network, linear_alpha_bar(), (_COLOURS, asked.size, asked.size), trained_on=trained_on))
+        return frozen(
+            DiffusionModel(
+                network,
+                linear_alpha_bar(),
+                (_COLOURS, asked.size, asked.size),
+                trained_on=trained_on,
+            )
+        )
 
 
 def _existing(path: str) -> Path:
@@ -108,7 +126,9 @@ def configuration(asked: GuidedParams) -> dict[str, Any]:
     }
 
 
-def converted(state: dict[str, Tensor], asked: GuidedParams, path: Path) -> Iterator[tuple[str, Tensor]]:
+def converted(
+    state: dict[str, Tensor], asked: GuidedParams, path: Path
+) -> Iterator[tuple[str, Tensor]]:
     """The state under diffusers' names; a tensor that this network does not have keeps its own.
 
     Raises `BadInput` for queries, keys and values that do not split into heads.
@@ -121,12 +141,20 @@ def converted(state: dict[str, Tensor], asked: GuidedParams, path: Path) -> Iter
             yield from _split(f"{path}: {key}", value, name.removesuffix("qkv"), leaf, asked.head)
         else:
             # Attention is a convolution of length 1 there and a linear layer here.
-            yield f"{name}.{leaf}", value.squeeze(-1) if name.endswith("to_out.0") and value.dim() == 3 else value
+            yield (
+                f"{name}.{leaf}",
+                value.squeeze(-1) if name.endswith("to_out.0") and value.dim() == 3 else value,
+            )
 
 
-def _split(what: str, value: Tensor, home: str, leaf: str, head: int) -> Iterator[tuple[str, Tensor]]:
+def _split(
+    what: str, value: Tensor, home: str, leaf: str, head: int
+) -> Iterator[tuple[str, Tensor]]:
     if value.dim() == 0 or len(value) % (3 * head):
-        raise BadInput(f"{what} has shape {tuple(value.shape)}, which {head} channels a head do not divide: check head=")
+        raise BadInput(
+            f"{what} has shape {tuple(value.shape)}, which {head} channels a head do not divide: "
+            "check head="
+        )
     parts = value.reshape(-1, 3, head, *value.shape[1:2]).unbind(1)
     for letter, part in zip("qkv", parts, strict=True):
         yield f"{home}to_{letter}.{leaf}", part.flatten(0, 1)
@@ -179,10 +207,20 @@ def _attends(asked: GuidedParams) -> list[bool]:
 def _check(asked: GuidedParams) -> None:
     halvings = 2 ** (len(asked.channels) - 1)
     if asked.size % halvings:
-        raise BadInput(f"images of side {asked.size} cannot be halved {len(asked.channels) - 1} times: check size= and channels=")
+        raise BadInput(
+            f"images of side {asked.size} cannot be halved {len(asked.channels) - 1} times: check "
+            "size= and channels="
+        )
     if any(number < 1 or number % _GROUPS for number in asked.channels):
-        raise BadInput(f"channels={'+'.join(map(str, asked.channels))}: each must be a multiple of {_GROUPS}")
+        raise BadInput(
+            f"channels={'+'.join(map(str, asked.channels))}: each must be a multiple of {_GROUPS}"
+        )
     # diffusers would round the number of heads down.
-    attending = [number for number, here in zip(asked.channels, _attends(asked), strict=True) if here]
+    attending = [
+        number for number, here in zip(asked.channels, _attends(asked), strict=True) if here
+    ]
     if any(number % asked.head for number in (*attending, asked.channels[-1])):
-        raise BadInput(f"heads of {asked.head} channels do not divide the channels where there is attention: check head=")
+        raise BadInput(
+            f"heads of {asked.head} channels do not divide the channels where there is attention: "
+            "check head="
+        )

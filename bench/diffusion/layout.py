@@ -1,10 +1,10 @@
 """The folder of a diffusion model: the layout of the package diffusers, with a card of ours in it.
 
 config.json                              the network; may lie in unet/
-diffusion_pytorch_model.safetensors      its weights, beside it (or .bin): the moving average where there is one
-scheduler_config.json                    the schedule; may lie in scheduler/
-bench.json                               the card: what the model was trained on, checksums (optional)
-raw.safetensors                          the last weights themselves (optional)
+diffusion_pytorch_model.safetensors      its weights, beside it (or .bin): the moving average where
+there is one scheduler_config.json                    the schedule; may lie in scheduler/
+bench.json                               the card: what the model was trained on, checksums
+(optional) raw.safetensors                          the last weights themselves (optional)
 steps/ema-000150.safetensors, raw-...    weights after fewer steps, in half precision (optional)
 """
 
@@ -33,7 +33,12 @@ MAIN = "diffusion_pytorch_model.safetensors"
 RAW = "raw.safetensors"
 
 # What a network may ask for that a denoiser of images in [-1, 1] does not give.
-_PLAIN = {"_class_name": "UNet2DModel", "center_input_sample": False, "class_embed_type": None, "num_class_embeds": None}
+_PLAIN = {
+    "_class_name": "UNet2DModel",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(_OLD_NAMES)})(?=\.(weight|bias)$)")
 
@@ -44,7 +49,8 @@ class Card(BaseModel):
     Attributes:
         trained_steps: the model was trained on the indices below this number only; 0 where on all.
         trained_on: names of image sets, such as `mnist5k/train`.
-        steps: optimiser steps after which weights are kept, rising; the last number is the main file's.
+        steps: optimiser steps after which weights are kept, rising; the last number is the main
+            file's.
         sha256: of each weights file, by its name in the folder.
     """
 
@@ -62,7 +68,9 @@ class Which(Params):
     weights: Literal["ema", "raw"] = Field(
         default="ema", description="the moving average of the weights, or the last ones themselves"
     )
-    step: int = Field(default=0, ge=0, description="weights after so many optimiser steps; 0: the last")
+    step: int = Field(
+        default=0, ge=0, description="weights after so many optimiser steps; 0: the last"
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,9 @@ class Place:
     advice: str
 
     def need(self, *names: str) -> tuple[str, Path]:
-        """The first of these files that is there, with its name. Raises `BadInput` where none is."""
+        """The first of these files that is there, with its name. Raises `BadInput` where
+        none is.
+        """
         for name in names:
             path = self.find(name)
             if path is not None:
@@ -100,7 +110,9 @@ def in_folder(folder: Path) -> Place:
     return Place(str(folder), find, "save the model there with diffusers, with its scheduler")
 
 
-def read_model(place: Place, which: Which, *, subfolder: str = "", trained_on: tuple[str, ...] = ()) -> DiffusionModel:
+def read_model(
+    place: Place, which: Which, *, subfolder: str = "", trained_on: tuple[str, ...] = ()
+) -> DiffusionModel:
     """The model at a place, on the CPU, frozen, in evaluation mode.
 
     Args:
@@ -118,12 +130,19 @@ def read_model(place: Place, which: Which, *, subfolder: str = "", trained_on: t
     shape = _image_shape(config, path)
     _check_outputs(config, schedule, schedule_path)
     if card.trained_steps > schedule.num_train_timesteps:
-        raise BadInput(f"{CARD} of {place.name} says trained_steps={card.trained_steps}, more than the schedule has: correct it")
+        raise BadInput(
+            f"{CARD} of {place.name} says trained_steps={card.trained_steps}, more than the "
+            "schedule has: correct it"
+        )
     network = build_unet(config)
     name, path = place.need(*_candidates(place, card, which, name.removesuffix(CONFIG)))
     fill_exactly(network, _renamed(read_verified(path, card.sha256.get(name, ""))), path)
     known = card.trained_on or trained_on
-    return frozen(DiffusionModel(network, alpha_bar(schedule), shape, trained_steps=card.trained_steps, trained_on=known))
+    return frozen(
+        DiffusionModel(
+            network, alpha_bar(schedule), shape, trained_steps=card.trained_steps, trained_on=known
+        )
+    )
 
 
 def read_card(place: Place) -> Card:
@@ -144,20 +163,32 @@ def _candidates(place: Place, card: Card, which: Which, home: str) -> tuple[str,
         raise BadInput(f"{place.name} has no weights after {which.step} steps: it keeps {kept}")
     if which.step and which.step != card.steps[-1]:
         return (weights_name(which.weights, which.step),)
-    return (RAW,) if which.weights == "raw" else (home + MAIN, (home + MAIN).replace(".safetensors", ".bin"))
+    return (
+        (RAW,)
+        if which.weights == "raw"
+        else (home + MAIN, (home + MAIN).replace(".safetensors", ".bin"))
+    )
 
 
 def _image_shape(config: Any, path: Path) -> tuple[int, int, int]:
     if not isinstance(config, Mapping):
-        raise BadInput(f"{path} is not the configuration of a network: save the model again with diffusers")
+        raise BadInput(
+            f"{path} is not the configuration of a network: save the model again with diffusers"
+        )
     for key, due in _PLAIN.items():
         if config.get(key, due) != due:
-            raise BadInput(f"{path} says {key}={config[key]!r}, which is not supported: give a model with {key}={due!r}")
+            raise BadInput(
+                f"{path} says {key}={config[key]!r}, which is not supported: give a model with "
+                f"{key}={due!r}"
+            )
     size = config.get("sample_size")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     shape: tuple[Any, Any, Any] = (config.get("in_channels", 3), height, width)
     if not all(type(number) is int and number > 0 for number in shape):
-        raise BadInput(f"{path} does not say for which images the network was made: set in_channels and sample_size")
+        raise BadInput(
+            f"{path} does not say for which images the network was made: set in_channels and "
+            "sample_size"
+        )
     return shape
 
 
@@ -166,9 +197,17 @@ def _check_outputs(config: Mapping[str, Any], schedule: Schedule, path: Path) ->
     due = 2 * images if schedule.variance_type == "learned_range" else images
     if given != due:
         what = f"the network has {given} output channels, not {due}"
-        raise BadInput(f"variance_type in {path} is {schedule.variance_type}, but {what}: give the scheduler of this network")
+        raise BadInput(
+            f"variance_type in {path} is {schedule.variance_type}, but {what}: give the scheduler "
+            "of this network"
+        )
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state under today's names of attention layers: models saved before diffusers 0.15 carry others."""
-    return {_OLD_NAME.sub(lambda found: _OLD_NAMES[found[0]], key): value for key, value in state.items()}
+    """The state under today's names of attention layers: models saved before diffusers 0.15 carry
+    others.
+    """
+    return {
+        _OLD_NAME.sub(lambda found: _OLD_NAMES[found[0]], key): value
+        for key, value in state.items()
+    }

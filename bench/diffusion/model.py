@@ -1,7 +1,9 @@
-"""A diffusion model: a network that tells the noise in an image, and the schedule that it was trained on.
+"""A diffusion model: a network that tells the noise in an image, and the schedule that it was
+trained on.
 
-Notation of Ho, Jain, Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv 2006.11239. Images are z = 2x - 1 in
-[-1, 1]. Time is an index i = 0 .. T-1: z_i = sqrt(abar_i) z + sqrt(1 - abar_i) e with e standard normal (equation 4).
+Notation of Ho, Jain, Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv
+2006.11239. Images are z = 2x - 1 in [-1, 1]. Time is an index i = 0 .. T-1: z_i = sqrt(abar_i) z +
+sqrt(1 - abar_i) e with e standard normal (equation 4).
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ class Prediction:
 
     Attributes:
         epsilon: the noise in it, (n, C, H, W).
-        log_variance: where the reverse step's variance lies between its bounds, (n, C, H, W) in about [-1, 1] (Nichol and Dhariwal
-            2021, arXiv 2102.09672, equation 15, with v = (o + 1) / 2); None where it was not learned.
+        log_variance: where the reverse step's variance lies between its bounds, (n, C, H, W) in
+            about [-1, 1] (Nichol and Dhariwal 2021, arXiv 2102.09672, equation 15, with v = (o + 1)
+            / 2); None where it was not learned.
     """
 
     epsilon: Tensor
@@ -35,7 +38,8 @@ class DiffusionModel(nn.Module):
     """A frozen denoiser with its schedule.
 
     Args:
-        network: takes (z (n, C, H, W), index (n,)) and returns the noise, C channels, or 2C where it learned the variance.
+        network: takes (z (n, C, H, W), index (n,)) and returns the noise, C channels, or 2C where
+            it learned the variance.
         alpha_bar: cumulative products of 1 - beta, float64 (T,), falling.
         shape: (C, H, W) of its images.
         trained_steps: it was trained on the indices below this number only; T by default.
@@ -68,7 +72,9 @@ class DiffusionModel(nn.Module):
         return len(self._levels)
 
     def level(self, index: int) -> float:
-        """abar_i: the share of the image's variance that is left; 1 for index -1, the clean image."""
+        """abar_i: the share of the image's variance that is left; 1 for index -1, the clean
+        image.
+        """
         return 1.0 if index < 0 else self._levels[index]
 
     def forward(self, z: Tensor, index: int) -> Prediction:
@@ -82,6 +88,10 @@ class DiffusionModel(nn.Module):
         return Prediction(sample[:, :channels], sample[:, channels:])
 
 
-def linear_alpha_bar(steps: int = 1000, first: float = FIRST_BETA, last: float = LAST_BETA) -> Tensor:
-    """Cumulative products of 1 - beta for betas that rise linearly (Ho et al. 2020, section 4): float64 (steps,)."""
+def linear_alpha_bar(
+    steps: int = 1000, first: float = FIRST_BETA, last: float = LAST_BETA
+) -> Tensor:
+    """Cumulative products of 1 - beta for betas that rise linearly (Ho et al. 2020, section 4):
+    float64 (steps,).
+    """
     return (1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0)

@@ -29,4 +29,6 @@ class DiffusionSource(ABC, Generic[P]):
 
     @abstractmethod
     def load(self) -> DiffusionModel:
-        """The model on the CPU, weights frozen, in evaluation mode. Raises `BadInput` where it cannot be read."""
+        """The model on the CPU, weights frozen, in evaluation mode. Raises `BadInput` where it
+        cannot be read.
+        """

@@ -12,27 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.checkpoint import read_checkpoint, write_checkpoint
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.unet import build_unet
 from bench.errors import BadInput
 from bench.noise import Noise, Stream
+from bench.storage.checkpoint import read_checkpoint, write_checkpoint
 
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """Adam on the noise-prediction loss (Ho et al. 2020, equation 14) over all time steps, with a moving average of the weights.
+    """Adam on the noise-prediction loss (Ho et al. 2020, equation 14) over all time steps, with a
+    moving average of the weights.
 
     Attributes:
         steps: optimiser steps.
         batch: images a step.
-        rate: peak learning rate; it rises linearly over `warmup` steps and falls to 0 along a cosine.
+        rate: peak learning rate; it rises linearly over `warmup` steps and falls to 0 along a
+            cosine.
         clip: largest norm of a gradient.
         average: decay of the moving average, reached by a ramp (1 + s) / (10 + s).
         schedule: length T of the schedule, betas linear from 1e-4 to 0.02.
         kept: steps whose weights are kept beside the last ones.
-        blocks, layers, heads, groups: channels of each resolution, residual blocks each, channels of an attention head, groups of
-            a normalisation; attention stands at the lowest resolution.
+        blocks, layers, heads, groups: channels of each resolution, residual blocks each, channels
+            of an attention head, groups of a normalisation; attention stands at the lowest
+            resolution.
     """
 
     steps: int
@@ -71,17 +74,22 @@ RECIPES = {
 """Recipes by registered name of the data set."""
 
 _GREY = DiffusionRecipe(steps=20_000)
-_COLOUR = DiffusionRecipe(steps=100_000, batch=128, rate=5e-4, warmup=500, average=0.9995, blocks=(64, 128, 128), layers=2)
+_COLOUR = DiffusionRecipe(
+    steps=100_000, batch=128, rate=5e-4, warmup=500, average=0.9995, blocks=(64, 128, 128), layers=2
+)
 
 
 def recipe_for(dataset: str, shape: tuple[int, ...]) -> DiffusionRecipe:
-    """The recipe of a data set, else one for images of shape (C, H, W). Raises `BadInput` for images of odd size."""
+    """The recipe of a data set, else one for images of shape (C, H, W). Raises `BadInput` for
+    images of odd size.
+    """
     recipe = RECIPES.get(dataset) or (_GREY if shape[0] == 1 else _COLOUR)
     halvings = 2 ** (len(recipe.blocks) - 1)
     if shape[1] != shape[2] or shape[1] % halvings:
         size = f"{shape[1]} x {shape[2]}"
         raise BadInput(
-            f"images of {size} pixels cannot be halved {len(recipe.blocks) - 1} times: the recipe needs squares that can"
+            f"images of {size} pixels cannot be halved {len(recipe.blocks) - 1} times: the recipe "
+            "needs squares that can"
         )
     return recipe
 
@@ -110,7 +118,8 @@ STORE_EVERY = 500
 class DiffusionRun:
     """A training run, `advance`d in stretches of `REPORT_EVERY` steps.
 
-    On one CPU thread, the same images, recipe and seed give the same bits, whether or not the run was interrupted.
+    On one CPU thread, the same images, recipe and seed give the same bits, whether or not the run
+    was interrupted.
 
     Args:
         images: training images float32 (n, C, H, W) in [0, 1].
@@ -119,14 +128,24 @@ class DiffusionRun:
         device: where to train.
     """
 
-    def __init__(self, images: Tensor, recipe: DiffusionRecipe, seed: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, images: Tensor, recipe: DiffusionRecipe, seed: int, device: str | torch.device = "cpu"
+    ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.images = (2 * images - 1).to(self.device)
         shape = tuple(images.shape[1:])
-        network = build_unet(recipe.config(shape), Noise.of(seed, Stream.BUILD, [0]).seed("network")).to(self.device).train()
-        self.model = DiffusionModel(network, linear_alpha_bar(recipe.schedule), shape).to(self.device)
+        network = (
+            build_unet(recipe.config(shape), Noise.of(seed, Stream.BUILD, [0]).seed("network"))
+            .to(self.device)
+            .train()
+        )
+        self.model = DiffusionModel(network, linear_alpha_bar(recipe.schedule), shape).to(
+            self.device
+        )
         self.optimiser = torch.optim.Adam(network.parameters(), lr=recipe.rate)
-        self.average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        self.average = {
+            name: value.detach().clone() for name, value in network.state_dict().items()
+        }
         self.kept = Weights()
         self.done = 0
 
@@ -145,7 +164,12 @@ class DiffusionRun:
         batch = self.recipe.batch
         which = (noise.uniform("image", (batch,))[0] * len(self.images)).long()
         times = (noise.uniform("time", (batch,))[0] * self.recipe.schedule).long()
-        loss = denoising_loss(self.model, self.images[which], times, noise.normal("noise", (batch, *self.images.shape[1:]))[0])
+        loss = denoising_loss(
+            self.model,
+            self.images[which],
+            times,
+            noise.normal("noise", (batch, *self.images.shape[1:]))[0],
+        )
         self._descend(loss)
         self._follow()
         if self.done in (*self.recipe.kept, self.recipe.steps):
@@ -170,7 +194,14 @@ class DiffusionRun:
 
     def identity(self) -> str:
         """What decides the run's bits, but for device and threads."""
-        return json.dumps([asdict(self.recipe), self.seed, tuple(self.images.shape), float(self.images.cpu().double().sum())])
+        return json.dumps(
+            [
+                asdict(self.recipe),
+                self.seed,
+                tuple(self.images.shape),
+                float(self.images.cpu().double().sum()),
+            ]
+        )
 
     def store(self, path: Path) -> None:
         """Write all that the rest of the run depends on."""
@@ -189,7 +220,10 @@ class DiffusionRun:
         with read_checkpoint(path, self.device) as content:
             same = content["identity"] == self.identity()
         if not same:
-            raise BadInput(f"{path} is of a run with another recipe, seed or data: remove it or give another --out")
+            raise BadInput(
+                f"{path} is of a run with another recipe, seed or data: remove it or give another "
+                "--out"
+            )
         self.done = content["done"]
         self.network.load_state_dict(content["network"])
         self.optimiser.load_state_dict(content["optimiser"])

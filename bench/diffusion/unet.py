@@ -16,7 +16,8 @@ def build_unet(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """An `UNet2DModel` with fresh weights.
 
     Args:
-        config: its arguments, as in a published config.json; keys that begin with an underscore are ignored.
+        config: its arguments, as in a published config.json; keys that begin with an underscore are
+            ignored.
         seed: of the fresh weights.
 
     Raises `BadInput` where diffusers is missing or does not take this configuration.
@@ -28,7 +29,10 @@ def build_unet(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
             warnings.simplefilter("ignore", FutureWarning)
             network = kind(**arguments)
     except Exception as error:
-        raise BadInput(f"diffusers builds no UNet2DModel from this configuration ({one_line(error)}): check config.json") from error
+        raise BadInput(
+            f"diffusers builds no UNet2DModel from this configuration ({one_line(error)}): check "
+            "config.json"
+        ) from error
     return cast(nn.Module, network)
 
 

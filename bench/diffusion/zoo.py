@@ -23,13 +23,17 @@ class ZooParams(Which):
 
 
 class Zoo(DiffusionSource[ZooParams]):
-    """A diffusion model that comes with the suite, trained by `bench train-diffusion`; its card tells recipe and error."""
+    """A diffusion model that comes with the suite, trained by `bench train-diffusion`; its card
+    tells recipe and error.
+    """
 
     Params: ClassVar[type[Params]] = ZooParams
     positional: ClassVar[str | None] = "name"
 
     def load(self) -> DiffusionModel:
-        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` for an unknown name or step."""
+        """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` for an unknown name
+        or step.
+        """
         return read_model(_place(self.params.name), self.params)
 
 
@@ -39,7 +43,8 @@ def names() -> list[str]:
 
 
 def steps_of(name: str) -> tuple[int, ...]:
-    """Optimiser steps after which weights of a shipped model are kept, rising; the last is the whole training.
+    """Optimiser steps after which weights of a shipped model are kept, rising; the last is the
+    whole training.
 
     Raises `BadInput` for an unknown name.
     """

@@ -14,14 +14,17 @@ from bench.noise import Noise, isolated
 
 
 class Classifier(DefendedClassifier):
-    """A network with its normalisation inside: float32 images (n, C, H, W) in [0, 1] to logits (n, num_classes).
+    """A network with its normalisation inside: float32 images (n, C, H, W) in [0, 1] to logits (n,
+    num_classes).
 
     Attributes:
         network: the module that takes normalised images.
         mean, std: buffers (1, C, 1, 1); `mean=None` leaves the images as they are.
-        trained_on: names of the image sets it was trained on, such as `mnist/train`; empty where unknown.
-        stochastic: set by `bench.preflight` where the network reads global generators. Its rows are then run one by one, each
-            under a generator seeded by the row's noise, so that even an opaque module replays exactly.
+        trained_on: names of the image sets it was trained on, such as `mnist/train`; empty where
+            unknown.
+        stochastic: set by `bench.engine.preflight` where the network reads global generators. Its
+            rows are then run one by one, each under a generator seeded by the row's noise, so that
+            even an opaque module replays exactly.
     """
 
     mean: Tensor
@@ -42,10 +45,18 @@ class Classifier(DefendedClassifier):
         self.num_classes = num_classes
         self.trained_on = tuple(trained_on)
         self.normalised = mean is not None or std is not None
-        if self.normalised and (mean is None or std is None or len(mean) != len(std) or min(std) <= 0):
-            raise BadInput(f"normalisation mean={mean}, std={std}: give both, one positive std a channel")
-        self.register_buffer("mean", torch.tensor(mean or (0.0,)).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or (1.0,)).reshape(1, -1, 1, 1), persistent=False)
+        if self.normalised and (
+            mean is None or std is None or len(mean) != len(std) or min(std) <= 0
+        ):
+            raise BadInput(
+                f"normalisation mean={mean}, std={std}: give both, one positive std a channel"
+            )
+        self.register_buffer(
+            "mean", torch.tensor(mean or (0.0,)).reshape(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std or (1.0,)).reshape(1, -1, 1, 1), persistent=False
+        )
 
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (n, num_classes)."""
@@ -55,12 +66,12 @@ class Classifier(DefendedClassifier):
         """`logits`, and `features` (n, d) where the network has a `features` method."""
         return ("logits", "features") if hasattr(self.network, "features") else ("logits",)
 
-    def twin(self, gradient: str = "full", view: str = "logits") -> Forward:
+    def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
         """Gradient `full`; views as listed by `views`."""
         if view == "features" and gradient == "full" and "features" in self.views():
             features = cast(Callable[[Tensor], Tensor], self.network.features)
             return lambda images, noise: self._run(features, images, noise)
-        return super().twin(gradient, view)
+        return super().forward_pass(gradient, view)
 
     def _run(self, network: Callable[[Tensor], Tensor], images: Tensor, noise: Noise) -> Tensor:
         if self.normalised:

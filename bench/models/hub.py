@@ -1,4 +1,6 @@
-"""`timm:NAME` and `hf:REPO`: networks that the package timm builds, with weights from a file, a folder or the Hugging Face hub."""
+"""`timm:NAME` and `hf:REPO`: networks that the package timm builds, with weights from a file, a
+folder or the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +15,42 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from bench.download import offline
 from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.models.file import check_normalisation, fill, frozen, read_state
 from bench.models.nets import wrong_channels, wrong_classes
 from bench.models.source import ClassifierSource
 from bench.noise import isolated
-from bench.registry import existing_file
+from bench.plugins.registry import existing_file
 from bench.spec import Params, nearest
+from bench.storage.download import offline
 
 _WEIGHTS = "model.safetensors"
 # What a stranger's config.json must not hand to timm's factory: it says where weights come from.
-_RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes", "in_chans"}
+_RESERVED = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "num_classes",
+    "in_chans",
+}
 
 
 class TimmParams(Params):
     """Parameters of `timm`."""
 
     name: str = Field(description="model name in timm, such as resnet18 or resnet18.a1_in1k")
-    weights: str = Field("", description=".safetensors or .pt/.pth with a state dict; published weights where empty")
+    weights: str = Field(
+        "", description=".safetensors or .pt/.pth with a state dict; published weights where empty"
+    )
 
 
 class Timm(ClassifierSource[TimmParams]):
-    """A model of timm with weights of yours, or with those that timm publishes on the Hugging Face hub."""
+    """A model of timm with weights of yours, or with those that timm publishes on the Hugging Face
+    hub.
+    """
 
     Params: ClassVar[type[Params]] = TimmParams
     positional: ClassVar[str | None] = "name"
@@ -44,7 +58,8 @@ class Timm(ClassifierSource[TimmParams]):
     def load(self, num_classes: int, channels: int) -> Classifier:
         """The classifier, frozen, in evaluation mode, normalised as timm says.
 
-        Raises `BadInput` for an unknown name, an unfit data set, a package that is missing, or weights that are.
+        Raises `BadInput` for an unknown name, an unfit data set, a package that is missing, or
+        weights that are.
         """
         name = self.params.name
         about = _published(name)
@@ -53,8 +68,12 @@ class Timm(ClassifierSource[TimmParams]):
         else:
             _check_fit(about.num_classes, about.input_size[0], num_classes, channels)
             if not about.hf_hub_id:
-                raise BadInput(f"timm publishes no weights for {name!r} on the hub: give weights=PATH")
-            path = _from_hub(about.hf_hub_id, about.hf_hub_filename or _WEIGHTS, None, "weights=PATH")
+                raise BadInput(
+                    f"timm publishes no weights for {name!r} on the hub: give weights=PATH"
+                )
+            path = _from_hub(
+                about.hf_hub_id, about.hf_hub_filename or _WEIGHTS, None, "weights=PATH"
+            )
         network = _build(name, num_classes, channels, {})
         return _assembled(network, path, about.mean, about.std, num_classes, channels)
 
@@ -62,13 +81,19 @@ class Timm(ClassifierSource[TimmParams]):
 class HfParams(Params):
     """Parameters of `hf`."""
 
-    repo: str = Field(description="OWNER/NAME on the Hugging Face hub, or a local folder of the same layout")
-    file: str = Field(_WEIGHTS, description="weights in it: .safetensors, or .pt/.pth with a state dict")
+    repo: str = Field(
+        description="OWNER/NAME on the Hugging Face hub, or a local folder of the same layout"
+    )
+    file: str = Field(
+        _WEIGHTS, description="weights in it: .safetensors, or .pt/.pth with a state dict"
+    )
     revision: str = Field("", description="commit or tag; the newest where empty")
 
 
 class Hf(ClassifierSource[HfParams]):
-    """A repository in timm's layout (config.json and model.safetensors), on the Hugging Face hub or in a folder."""
+    """A repository in timm's layout (config.json and model.safetensors), on the Hugging Face hub or
+    in a folder.
+    """
 
     Params: ClassVar[type[Params]] = HfParams
     positional: ClassVar[str | None] = "repo"
@@ -76,13 +101,21 @@ class Hf(ClassifierSource[HfParams]):
     def load(self, num_classes: int, channels: int) -> Classifier:
         """The classifier, frozen, in evaluation mode, normalised as config.json says.
 
-        Raises `BadInput` for an unfit data set, a repository of another layout, or one that cannot be reached.
+        Raises `BadInput` for an unfit data set, a repository of another layout, or one that cannot
+        be reached.
         """
         config = self._config()
         about = config.get("pretrained_cfg") or config
         try:
-            name, mean, std = str(config["architecture"]), _floats(about["mean"]), _floats(about["std"])
-            classes, made_for = int(config.get("num_classes") or about["num_classes"]), int(about["input_size"][0])
+            name, mean, std = (
+                str(config["architecture"]),
+                _floats(about["mean"]),
+                _floats(about["std"]),
+            )
+            classes, made_for = (
+                int(config.get("num_classes") or about["num_classes"]),
+                int(about["input_size"][0]),
+            )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             what = f"config.json of {self.params.repo} is not in timm's layout"
             raise BadInput(f"{what} ({one_line(error)}): export the model with timm") from error
@@ -95,7 +128,9 @@ class Hf(ClassifierSource[HfParams]):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BadInput(f"{path} is not readable JSON ({one_line(error)}): get it again") from error
+            raise BadInput(
+                f"{path} is not readable JSON ({one_line(error)}): get it again"
+            ) from error
         if not isinstance(config, dict):
             raise BadInput(f"{path} is not in timm's layout: export the model with timm")
         return config
@@ -104,7 +139,9 @@ class Hf(ClassifierSource[HfParams]):
         folder = Path(self.params.repo).expanduser()
         if folder.is_dir():
             return existing_file(str(folder / name), "hf:FOLDER")
-        return _from_hub(self.params.repo, name, self.params.revision or None, "a local folder, hf:FOLDER")
+        return _from_hub(
+            self.params.repo, name, self.params.revision or None, "a local folder, hf:FOLDER"
+        )
 
 
 def _floats(values: Sequence[Any]) -> tuple[float, ...]:
@@ -118,7 +155,10 @@ def _package(name: str, what: str) -> ModuleType:
             warnings.simplefilter("ignore", FutureWarning)
             return importlib.import_module(name)
     except ImportError as error:
-        raise BadInput(f"{what} need the package {name} ({one_line(error)}): pip install 'adversarial-bench[zoo]'") from error
+        raise BadInput(
+            f"{what} need the package {name} ({one_line(error)}): pip install "
+            "'adversarial-bench[zoo]'"
+        ) from error
 
 
 def _timm() -> ModuleType:
@@ -135,21 +175,28 @@ def _published(name: str) -> Any:
     _known(name)
     about = _timm().models.get_pretrained_cfg(name)
     if about is None:
-        raise BadInput(f"timm says nothing of {name!r}, not even its normalisation: choose another tag of this model")
+        raise BadInput(
+            f"timm says nothing of {name!r}, not even its normalisation: choose another tag of "
+            "this model"
+        )
     return about
 
 
 def _build(name: str, num_classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
     _known(name)
     if refused := sorted(_RESERVED & set(arguments)):
-        raise BadInput(f"config.json sets {refused[0]!r} in model_args, which is not its to say: remove it")
+        raise BadInput(
+            f"config.json sets {refused[0]!r} in model_args, which is not its to say: remove it"
+        )
     try:
         with isolated(0):
             network: nn.Module = _timm().create_model(
                 name, pretrained=False, num_classes=num_classes, in_chans=channels, **arguments
             )
     except Exception as error:
-        raise BadInput(f"timm cannot build {name!r} ({one_line(error)}): check the name and model_args") from error
+        raise BadInput(
+            f"timm cannot build {name!r} ({one_line(error)}): check the name and model_args"
+        ) from error
     return network
 
 
@@ -161,7 +208,9 @@ def _check_fit(classes: int, made_for: int, num_classes: int, channels: int) -> 
 
 
 def _from_hub(repo: str, file: str, revision: str | None, instead: str) -> Path:
-    """A file of a repository, from the hub or from its cache; nothing but the cache is asked where downloads are forbidden."""
+    """A file of a repository, from the hub or from its cache; nothing but the cache is asked where
+    downloads are forbidden.
+    """
     try:
         return _downloaded(repo, file, revision)
     except BadInput:
@@ -172,7 +221,8 @@ def _from_hub(repo: str, file: str, revision: str | None, instead: str) -> Path:
 
 
 def find_on_hub(repo: str, file: str, revision: str | None, instead: str) -> Path | None:
-    """A file of a repository; None where the repository, or offline the hub's cache, does not have it.
+    """A file of a repository; None where the repository, or offline the hub's cache, does not have
+    it.
 
     Raises `BadInput` where the hub cannot be asked; `instead` says what else can be given.
     """
@@ -189,16 +239,26 @@ def find_on_hub(repo: str, file: str, revision: str | None, instead: str) -> Pat
 
 def _downloaded(repo: str, file: str, revision: str | None) -> Path:
     hub = _package("huggingface_hub", "weights from the Hugging Face hub")
-    return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline())))
+    return Path(
+        hub.hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline()))
+    )
 
 
 def _unreachable(repo: str, file: str, instead: str, error: Exception) -> str:
     why = f"{offline()} is set" if offline() else one_line(error)
-    return f"cannot get {file} of {repo} from the Hugging Face hub ({why}): go online, or give {instead}"
+    return (
+        f"cannot get {file} of {repo} from the Hugging Face hub ({why}): go online, or give "
+        f"{instead}"
+    )
 
 
 def _assembled(
-    network: nn.Module, path: Path, mean: Sequence[float], std: Sequence[float], num_classes: int, channels: int
+    network: nn.Module,
+    path: Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_classes: int,
+    channels: int,
 ) -> Classifier:
     check_normalisation(path, mean, channels)
     fill(network, read_state(path, path.read_bytes()), path)

@@ -33,7 +33,10 @@ class SmallCNN(nn.Module):
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_convolution(channels, 16, 1), *_convolution(16, 32, 2), *_convolution(32, 32, 1), *_convolution(32, 64, 2)
+            *_convolution(channels, 16, 1),
+            *_convolution(16, 32, 2),
+            *_convolution(32, 32, 1),
+            *_convolution(32, 64, 2),
         )
         self.linear = nn.Linear(64, num_classes)
         initialise(self)
@@ -54,9 +57,11 @@ def _convolution(width_in: int, width: int, stride: int) -> tuple[nn.Module, ...
 
 
 class FlatCNN(nn.Module):
-    """Three strided 3 x 3 convolutions with batch normalisation, then a hidden layer that sees where something is.
+    """Three strided 3 x 3 convolutions with batch normalisation, then a hidden layer that sees
+    where something is.
 
-    47,610 parameters for one channel and ten classes. Images of 25 to 32 pixels come to 4 x 4 maps, others are averaged to them.
+    47,610 parameters for one channel and ten classes. Images of 25 to 32 pixels come to 4 x 4 maps,
+    others are averaged to them.
 
     Args:
         num_classes: number of classes K.
@@ -65,7 +70,9 @@ class FlatCNN(nn.Module):
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_convolution(channels, 16, 2), *_convolution(16, 32, 2), *_convolution(32, 32, 2))
+        self.body = nn.Sequential(
+            *_convolution(channels, 16, 2), *_convolution(16, 32, 2), *_convolution(32, 32, 2)
+        )
         self.hidden = nn.Linear(32 * _GRID**2, 64)
         self.linear = nn.Linear(64, num_classes)
         initialise(self)
@@ -86,15 +93,18 @@ class FlatCNN(nn.Module):
 class LayerList(nn.Sequential):
     """A plain network from a list of layers.
 
-    A layer is `["conv", in, out, kernel, stride, padding]`, `["relu"]`, `["flat"]` or `["lin", in, out]`. Keys of the
-    state are `0.weight`, `0.bias` and so on, by place in the list. Raises `BadInput` for a layer that cannot be built,
-    or a last layer that is not linear.
+    A layer is `["conv", in, out, kernel, stride, padding]`, `["relu"]`, `["flat"]` or `["lin", in,
+    out]`. Keys of the state are `0.weight`, `0.bias` and so on, by place in the list. Raises
+    `BadInput` for a layer that cannot be built, or a last layer that is not linear.
     """
 
     def __init__(self, layers: Sequence[Sequence[Any]]) -> None:
         super().__init__(*(_layer(place, tuple(layer)) for place, layer in enumerate(layers)))
         if not len(self) or not isinstance(self[-1], nn.Linear):
-            raise BadInput('the list of layers does not end in a linear layer: end it with ["lin", in, classes]')
+            raise BadInput(
+                'the list of layers does not end in a linear layer: end it with ["lin", in, '
+                "classes]"
+            )
 
     def features(self, x: Tensor) -> Tensor:
         """Images (n, C, H, W) to the input of the last layer (n, d)."""
@@ -115,13 +125,19 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 def _layer(place: int, layer: tuple[Any, ...]) -> nn.Module:
     kind, *numbers = layer or ("",)
     if kind not in _LAYERS:
-        raise BadInput(f"layer {place} of the architecture is of unknown kind {kind!r}.{nearest(str(kind), _LAYERS)}")
+        raise BadInput(
+            f"layer {place} of the architecture is of unknown kind "
+            f"{kind!r}.{nearest(str(kind), _LAYERS)}"
+        )
     make, lowest = _LAYERS[kind]
     fits = len(numbers) == len(lowest) and all(
         type(number) is int and number >= low for number, low in zip(numbers, lowest, strict=True)
     )
     if not fits:
-        raise BadInput(f"layer {place} of the architecture, {list(layer)}, is wrong: {kind} takes {len(lowest)} sizes")
+        raise BadInput(
+            f"layer {place} of the architecture, {list(layer)}, is wrong: {kind} takes "
+            f"{len(lowest)} sizes"
+        )
     return make(*numbers)
 
 
@@ -129,12 +145,16 @@ Builder = Callable[[int, int], nn.Module]
 
 
 def _cifar(blocks: int, projection: bool) -> Builder:
-    return lambda num_classes, channels: CifarResNet((blocks,) * 3, num_classes, channels, projection=projection)
+    return lambda num_classes, channels: CifarResNet(
+        (blocks,) * 3, num_classes, channels, projection=projection
+    )
 
 
 def _full_width(counts: tuple[int, ...], bottleneck: bool) -> Builder:
     block = {"block": Bottleneck} if bottleneck else {}
-    return lambda num_classes, channels: CifarResNet(counts, num_classes, channels, width=64, projection=True, **block)
+    return lambda num_classes, channels: CifarResNet(
+        counts, num_classes, channels, width=64, projection=True, **block
+    )
 
 
 def _wide(depth: int, factor: int) -> Builder:
@@ -162,9 +182,11 @@ ARCHITECTURES: dict[str, Builder] = {
 
 
 def build(arch: Architecture, num_classes: int, channels: int, seed: int = 0) -> nn.Module:
-    """A network with fresh weights that depend on `seed` only; the global generators stay as they are.
+    """A network with fresh weights that depend on `seed` only; the global generators stay as they
+    are.
 
-    Raises `BadInput` for an unknown name, or a list of layers that does not fit the channels or classes.
+    Raises `BadInput` for an unknown name, or a list of layers that does not fit the channels or
+    classes.
     """
     with isolated(seed):
         if not isinstance(arch, str):
@@ -186,9 +208,15 @@ def _fitting(network: LayerList, num_classes: int, channels: int) -> LayerList:
 
 def wrong_channels(got: int, expected: int) -> str:
     """The message for a network made for other images."""
-    return f"the network takes {got} channels, but the images have {expected}: give a network made for this data set"
+    return (
+        f"the network takes {got} channels, but the images have {expected}: give a network made "
+        "for this data set"
+    )
 
 
 def wrong_classes(got: int, expected: int) -> str:
     """The message for a network made for another number of classes."""
-    return f"the network has {got} classes, but the data set has {expected}: give a network made for this data set"
+    return (
+        f"the network has {got} classes, but the data set has {expected}: give a network made "
+        "for this data set"
+    )

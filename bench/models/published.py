@@ -1,4 +1,6 @@
-"""Published weights whose download has no checksum of its own: zips around a file that has one, and files trusted on first use."""
+"""Published weights whose download has no checksum of its own: zips around a file that has one, and
+files trusted on first use.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,21 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.request import Request, urlopen
 
-from bench.download import check_length, data_root, digest_of, fetch, offline
 from bench.errors import BadInput, one_line
+from bench.storage.download import check_length, data_root, digest_of, fetch, offline
 
 _SECONDS = 30
 _PAGE = (b"<!doctype", b"<html")
 
 
 def unzipped(name: str, url: str, checksum: str) -> Path:
-    """A file below the data root, else the member of that name in a zip beside it, else in the zip at `url`.
+    """A file below the data root, else the member of that name in a zip beside it, else in the zip
+    at `url`.
 
     Args:
         name: file name below the data root; the zip beside it is NAME.zip.
         url: of the zip.
-        checksum: of the file inside, as `bench.download.fetch` takes it.
+        checksum: of the file inside, as `bench.storage.download.fetch` takes it.
 
     Raises `BadInput` where the file is another one, or is missing and cannot be downloaded.
     """
@@ -64,7 +67,10 @@ def trusted(name: str, url: str, page: str) -> Path:
         _place(note, lambda target: target.write(f"{found}\n".encode()))
     known = note.read_text(encoding="utf-8").strip()
     if known != found:
-        raise BadInput(f"{path} has SHA-256 {found}, but {known} when it was first used: restore it, or remove {note} to trust it")
+        raise BadInput(
+            f"{path} has SHA-256 {found}, but {known} when it was first used: restore it, or "
+            f"remove {note} to trust it"
+        )
     return path
 
 
@@ -73,7 +79,10 @@ def _extract(archive: Path, member: str, target: BinaryIO) -> None:
         with zipfile.ZipFile(archive) as opened, opened.open(member) as source:
             shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError, OSError) as error:
-        raise BadInput(f"{archive} is no zip that holds {member} ({one_line(error)}): remove it and get it again") from error
+        raise BadInput(
+            f"{archive} is no zip that holds {member} ({one_line(error)}): remove it and get it "
+            "again"
+        ) from error
 
 
 def _obtain(url: str, path: Path, instead: str) -> None:
@@ -96,10 +105,16 @@ def _receive(answer: HTTPResponse, target: BinaryIO) -> None:
 def _is_page(path: Path) -> str:
     """Google Drive answers with a page instead of the file once its quota is used up."""
     with path.open("rb") as file:
-        return "a web page came instead of the file" if file.read(64).lstrip().lower().startswith(_PAGE) else ""
+        return (
+            "a web page came instead of the file"
+            if file.read(64).lstrip().lower().startswith(_PAGE)
+            else ""
+        )
 
 
-def _place(path: Path, write: Callable[[BinaryIO], object], refuse: Callable[[Path], str] = lambda _: "") -> None:
+def _place(
+    path: Path, write: Callable[[BinaryIO], object], refuse: Callable[[Path], str] = lambda _: ""
+) -> None:
     """Write a file so that it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")

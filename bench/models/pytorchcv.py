@@ -1,4 +1,6 @@
-"""`pytorchcv:NAME`: the CIFAR and SVHN networks that pytorchcv publishes, read without the package."""
+"""`pytorchcv:NAME`: the CIFAR and SVHN networks that pytorchcv publishes, read without the
+package.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from bench.spec import Params, nearest
 
 _RELEASES = "https://github.com/osmr/imgclsmob/releases/download"
 
-# Facts from pytorchcv 0.0.74, model_metainfos.csv: test error in units of 0.01 %, SHA-1 of the unpacked .pth, release.
+# Facts from pytorchcv 0.0.74, model_metainfos.csv: test error in units of 0.01 %, SHA-1 of the
+# unpacked .pth, release.
 _NETWORKS = {
     "resnet20_cifar10": ("0597", "9b0024ac4c2f374cde2c5052e0d0344a75871cdb", "v0.0.163"),
     "resnet20_cifar100": ("2964", "a5322afed92fa96cb7b3453106f73cf38e316151", "v0.0.180"),
@@ -40,8 +43,9 @@ _NETWORKS = {
     "wrn40_8_svhn": ("0254", "dee59602c10e5d56bd9c168e8e8400792b9a8b08", "v0.0.277"),
 }
 
-# One normalisation for all, SVHN included: imgclsmob, pytorch/datasets/{cifar10,cifar100,svhn}_cls_dataset.py. SVHN's extra
-# images are not among the 73,257 that its networks were trained on.
+# One normalisation for all, SVHN included: imgclsmob,
+# pytorch/datasets/{cifar10,cifar100,svhn}_cls_dataset.py. SVHN's extra images are not among the
+# 73,257 that its networks were trained on.
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 # Their names of tensors to ours; the first that fits the place wins.
@@ -65,13 +69,17 @@ class PytorchcvParams(Params):
 
 
 class Pytorchcv(ClassifierSource[PytorchcvParams]):
-    """A network published by pytorchcv (ResNet-20, -56, -110, WRN-16-10, -28-10, -40-8 for CIFAR-10, CIFAR-100 and SVHN)."""
+    """A network published by pytorchcv (ResNet-20, -56, -110, WRN-16-10, -28-10, -40-8 for
+    CIFAR-10, CIFAR-100 and SVHN).
+    """
 
     Params: ClassVar[type[Params]] = PytorchcvParams
     positional: ClassVar[str | None] = "name"
 
     def load(self, num_classes: int, channels: int) -> Classifier:
-        """The classifier, frozen, in evaluation mode. Raises `BadInput` for an unknown name or an unfit data set."""
+        """The classifier, frozen, in evaluation mode. Raises `BadInput` for an unknown name or an
+        unfit data set.
+        """
         name = self.params.name
         if name not in _NETWORKS:
             raise BadInput(f"unknown pytorchcv network {name!r}.{nearest(name, _NETWORKS)}")

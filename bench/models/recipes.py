@@ -11,8 +11,8 @@ from bench.errors import BadInput
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of all steps and then
-    falls linearly towards 0.
+    """SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of
+    all steps and then falls linearly towards 0.
 
     Attributes:
         epochs: passes over the training images.
@@ -22,8 +22,9 @@ class Recipe:
         momentum, decay: of SGD; decay applies to all parameters.
         shift: each image is moved by up to so many pixels in each direction.
         flip: each image is mirrored left to right with probability one half.
-        choose: the weights that are kept: those of the `last` epoch, or of the `best` one by accuracy on the official validation
-            split (the later one of equals). Test images choose nothing.
+        choose: the weights that are kept: those of the `last` epoch, or of the `best` one by
+            accuracy on the official validation split (the later one of equals). Test images choose
+            nothing.
     """
 
     epochs: int
@@ -41,7 +42,8 @@ _DIGITS = Recipe(epochs=15, batch=128, rate=0.1)
 _GREY = Recipe(epochs=30, batch=128, rate=0.1)
 _COLOUR = Recipe(epochs=60, batch=128, rate=0.1, shift=4)
 _NATURAL = Recipe(epochs=60, batch=128, rate=0.1, shift=4, flip=True)
-# On PneumoniaMNIST's validation split, `cnn` reaches 95.9 % in 20 epochs and 97.4 % in 40 (means of two seeds).
+# On PneumoniaMNIST's validation split, `cnn` reaches 95.9 % in 20 epochs and 97.4 % in 40 (means of
+# two seeds).
 _MEDICAL = Recipe(epochs=40, batch=128, rate=0.05, flip=True)
 # For data sets of more than 50,000 images.
 _MANY_MEDICAL = replace(_MEDICAL, epochs=20)
@@ -51,10 +53,11 @@ _LONG = Recipe(epochs=100, batch=128, rate=0.1, shift=4, flip=True)
 _WIDE = ("wrn16-10", "wrn28-10", "wrn34-10", "wrn40-8")
 
 RECIPES: dict[tuple[str, str], Recipe] = {
-    # The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6, 97.4, 98.0 and 98.6 %
-    # (mean of two seeds); 30 is what trains within a minute on one core.
+    # The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6,
+    # 97.4, 98.0 and 98.6 % (mean of two seeds); 30 is what trains within a minute on one core.
     ("mnist5k", ""): Recipe(epochs=30, batch=64, rate=0.1),
-    # Shifts would teach it to overlook places, by which it is there to be told from `cnn` (docs/datafree-baselines.md).
+    # Shifts would teach it to overlook places, by which it is there to be told from `cnn`
+    # (docs/datafree-baselines.md).
     ("mnist5k", "flat"): Recipe(epochs=30, batch=64, rate=0.1, shift=0),
     ("mnist", ""): _DIGITS,
     ("fashion-mnist", ""): Recipe(epochs=30, batch=128, rate=0.1, flip=True),
@@ -66,13 +69,16 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("organcmnist", ""): replace(_MEDICAL, flip=False),
     **{(f"{organ}mnist", ""): _MANY_MEDICAL for organ in ("path", "tissue")},
 }
-"""Recipes by registered name of the data set and architecture; an empty architecture stands for all others."""
+"""Recipes by registered name of the data set and architecture; an empty architecture stands for all
+others.
+"""
 
 _SMALLEST, _LARGEST = 8, 64
 
 
 def recipe_for(dataset: str, arch: str, shape: Sequence[int]) -> Recipe:
-    """The recipe of a data set and architecture, else that of the data set, else one for such images.
+    """The recipe of a data set and architecture, else that of the data set, else one for such
+    images.
 
     Args:
         dataset: registered name of the data set.
@@ -85,6 +91,9 @@ def recipe_for(dataset: str, arch: str, shape: Sequence[int]) -> Recipe:
     if not all(_SMALLEST <= side <= _LARGEST for side in sides):
         size = " x ".join(map(str, sides))
         bounds = f"{_SMALLEST} to {_LARGEST} pixels a side"
-        raise BadInput(f"there is no training recipe for images of {size} pixels, only for {bounds}: bring weights (--classifier)")
+        raise BadInput(
+            f"there is no training recipe for images of {size} pixels, only for {bounds}: bring "
+            "weights (--classifier)"
+        )
     fallback = _GREY if shape[0] == 1 else _COLOUR
     return RECIPES.get((dataset, arch)) or RECIPES.get((dataset, "")) or fallback

@@ -1,4 +1,6 @@
-"""Residual networks for small images: a 3 x 3 stem, stride 1 and no pooling before the stages, a global average after them."""
+"""Residual networks for small images: a 3 x 3 stem, stride 1 and no pooling before the stages, a
+global average after them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions with a shortcut (He et al. 2016, figure 5); the 3 x 3 one takes the stride."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions with a shortcut (He et al. 2016, figure 5); the 3 x 3 one
+    takes the stride.
+    """
 
     expansion = 4
 
@@ -54,12 +58,16 @@ def _shortcut(width_in: int, width: int, stride: int, projection: bool) -> nn.Mo
     if width == width_in:
         return nn.Identity()
     if projection:
-        return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        return nn.Sequential(
+            nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+        )
     return _PaddedShortcut((width - width_in) // 2)
 
 
 class _PaddedShortcut(nn.Module):
-    """Every second pixel, zeros for the new channels, no parameters: option A of He et al. 2016, section 3.3."""
+    """Every second pixel, zeros for the new channels, no parameters: option A of He et al. 2016,
+    section 3.3.
+    """
 
     def __init__(self, pad: int) -> None:
         super().__init__()
@@ -72,8 +80,9 @@ class _PaddedShortcut(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet for small images. He et al. 2016, arXiv 1512.03385.
 
-    Three stages from width 16 make the ResNet-20, -56 and -110 of section 4.2; four from width 64 make the ResNet-18 and -50 of
-    table 1 with a 3 x 3 stem instead of the 7 x 7 one and its max-pool.
+    Three stages from width 16 make the ResNet-20, -56 and -110 of section 4.2; four from width 64
+    make the ResNet-18 and -50 of table 1 with a 3 x 3 stem instead of the 7 x 7 one and its
+    max-pool.
 
     Args:
         counts: blocks in each stage; the width doubles from stage to stage.
@@ -102,7 +111,9 @@ class CifarResNet(nn.Module):
         for stage, count in enumerate(counts):
             blocks = []
             for place in range(count):
-                blocks.append(block(width_in, width << stage, 2 if stage and not place else 1, projection))
+                blocks.append(
+                    block(width_in, width << stage, 2 if stage and not place else 1, projection)
+                )
                 width_in = block.expansion * (width << stage)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.linear = nn.Linear(width_in, num_classes)
@@ -123,7 +134,9 @@ class CifarResNet(nn.Module):
 
 
 class _WideBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3 x 3 convolutions; a 1 x 1 shortcut where the width changes."""
+    """Batch norm and ReLU before each of two 3 x 3 convolutions; a 1 x 1 shortcut where the width
+    changes.
+    """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -131,7 +144,9 @@ class _WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False) if width != width_in else None
+        self.shortcut = (
+            nn.Conv2d(width_in, width, 1, stride, bias=False) if width != width_in else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
@@ -173,7 +188,10 @@ class WideResNet(nn.Module):
 
 
 def _wide_stage(blocks: int, width_in: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_WideBlock(width_in, width, stride), *(_WideBlock(width, width, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        _WideBlock(width_in, width, stride),
+        *(_WideBlock(width, width, 1) for _ in range(blocks - 1)),
+    )
 
 
 def initialise(network: nn.Module) -> None:

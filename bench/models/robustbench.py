@@ -1,7 +1,9 @@
-"""`robustbench:NAME`: RobustBench's model zoo, of which only the architectures and the addresses of the weights are used.
+"""`robustbench:NAME`: RobustBench's model zoo, of which only the architectures and the addresses of
+the weights are used.
 
-Its own loader unpickles what Google Drive sends. Here weights are read with `weights_only=True`, and a file without a published
-checksum is trusted when it is first used and held to that from then on.
+Its own loader unpickles what Google Drive sends. Here weights are read with `weights_only=True`,
+and a file without a published checksum is trusted when it is first used and held to that from then
+on.
 """
 
 from __future__ import annotations
@@ -41,12 +43,18 @@ class RobustbenchParams(Params):
     """Parameters of `robustbench`."""
 
     name: str = Field(description="model name on RobustBench, such as Wong2020Fast")
-    threat: Literal["Linf", "L2", "corruptions"] = Field("Linf", description="the board that the model is on")
-    dataset: Literal["cifar10", "cifar100", "imagenet"] = Field("cifar10", description="the board's data set")
+    threat: Literal["Linf", "L2", "corruptions"] = Field(
+        "Linf", description="the board that the model is on"
+    )
+    dataset: Literal["cifar10", "cifar100", "imagenet"] = Field(
+        "cifar10", description="the board's data set"
+    )
 
 
 class Robustbench(ClassifierSource[RobustbenchParams]):
-    """A model of RobustBench (arXiv 2010.09670); weights from its Google Drive, or from below the data root."""
+    """A model of RobustBench (arXiv 2010.09670); weights from its Google Drive, or from below the
+    data root.
+    """
 
     Params: ClassVar[type[Params]] = RobustbenchParams
     positional: ClassVar[str | None] = "name"
@@ -54,7 +62,8 @@ class Robustbench(ClassifierSource[RobustbenchParams]):
     def load(self, num_classes: int, channels: int) -> Classifier:
         """The classifier, frozen, in evaluation mode; it normalises by itself.
 
-        Raises `BadInput` for an unknown name, an unfit data set, a package that is missing, or weights that are.
+        Raises `BadInput` for an unknown name, an unfit data set, a package that is missing, or
+        weights that are.
         """
         asked = self.params
         if _CLASSES[asked.dataset] != num_classes:
@@ -64,28 +73,40 @@ class Robustbench(ClassifierSource[RobustbenchParams]):
         entry = self._entry()
         path = self._weights(entry["gdrive_id"])
         network = build_network(asked.name, entry)
-        fill(network, fitted(checkpoint_state(read_torch(path, path.read_bytes()), path), network), path)
+        fill(
+            network,
+            fitted(checkpoint_state(read_torch(path, path.read_bytes()), path), network),
+            path,
+        )
         return frozen(Classifier(network, num_classes, trained_on=(f"{asked.dataset}/train",)))
 
     def _entry(self) -> Mapping[str, Any]:
         models = board(self.params.dataset, self.params.threat)
         if self.params.name not in models:
             where = f"{self.params.dataset}, {self.params.threat}"
-            raise BadInput(f"unknown robustbench model {self.params.name!r} ({where}).{nearest(self.params.name, models)}")
+            raise BadInput(
+                f"unknown robustbench model {self.params.name!r} "
+                f"({where}).{nearest(self.params.name, models)}"
+            )
         found: Mapping[str, Any] = models[self.params.name]
         return found
 
     def _weights(self, drive: object) -> Path:
         if not isinstance(drive, str):
             kind = "several files" if isinstance(drive, list) else "timm's hub"
-            raise BadInput(f"the weights of {self.params.name} come from {kind}, which is not supported: choose another model")
+            raise BadInput(
+                f"the weights of {self.params.name} come from {kind}, which is not supported: "
+                "choose another model"
+            )
         name = f"robustbench/{self.params.dataset}/{self.params.threat}/{self.params.name}.pt"
         url = f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t"
         return trusted(name, url, f"https://drive.google.com/file/d/{drive}/view")
 
 
 def board(dataset: str, threat: str) -> Mapping[str, Any]:
-    """RobustBench's table of one board: names to builders and addresses; empty where there is no such board."""
+    """RobustBench's table of one board: names to builders and addresses; empty where there is no
+    such board.
+    """
     for key, boards in _zoo().items():
         if key.value == dataset:
             return next((models for kind, models in boards.items() if kind.value == threat), {})
@@ -96,12 +117,14 @@ def board(dataset: str, threat: str) -> Mapping[str, Any]:
 def _zoo() -> Mapping[Any, Any]:
     """`robustbench.model_zoo.model_dicts`, imported past the package's own `__init__`.
 
-    That one imports the attack library under a module name that no release on PyPI provides, and Google Drive's client; the zoo
-    needs neither.
+    That one imports the attack library under a module name that no release on PyPI provides, and
+    Google Drive's client; the zoo needs neither.
     """
     found = importlib.util.find_spec("robustbench")
     if found is None:
-        raise BadInput("robustbench: models need the package robustbench: pip install 'adversarial-bench[zoo]'")
+        raise BadInput(
+            "robustbench: models need the package robustbench: pip install 'adversarial-bench[zoo]'"
+        )
     bare = "robustbench" not in sys.modules
     if bare:
         sys.modules["robustbench"] = importlib.util.module_from_spec(found)
@@ -109,7 +132,10 @@ def _zoo() -> Mapping[Any, Any]:
         with isolated(0), _quiet():
             module = importlib.import_module("robustbench.model_zoo")
     except ImportError as error:
-        raise BadInput(f"robustbench cannot be imported ({one_line(error)}): pip install 'adversarial-bench[zoo]'") from error
+        raise BadInput(
+            f"robustbench cannot be imported ({one_line(error)}): pip install "
+            "'adversarial-bench[zoo]'"
+        ) from error
     finally:
         if bare:
             del sys.modules["robustbench"]
@@ -125,32 +151,51 @@ def _quiet() -> Any:
 
 
 def build_network(name: str, entry: Mapping[str, Any]) -> nn.Module:
-    """The architecture of a table's entry with fresh weights. Raises `BadInput` where it cannot be built on this machine."""
+    """The architecture of a table's entry with fresh weights. Raises `BadInput` where it cannot be
+    built on this machine.
+    """
     try:
         with isolated(0), _quiet():
             network: nn.Module = entry["model"]()
     except Exception as error:
-        raise BadInput(f"robustbench cannot build {name} here ({one_line(error)}): choose another model") from error
+        raise BadInput(
+            f"robustbench cannot build {name} here ({one_line(error)}): choose another model"
+        ) from error
     return network
 
 
 def checkpoint_state(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: plain, under `state_dict`, or under `last` where several are kept."""
+    """The state dict of a checkpoint: plain, under `state_dict`, or under `last` where several are
+    kept.
+    """
     for key in ("last", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise BadInput(f"{path} holds no state dict of tensors: get the file that RobustBench publishes")
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise BadInput(
+            f"{path} holds no state dict of tensors: get the file that RobustBench publishes"
+        )
     return content
 
 
 def fitted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The state under the network's names: wrappers' prefixes off (or on), leftovers out, missing constants from the network."""
+    """The state under the network's names: wrappers' prefixes off (or on), leftovers out, missing
+    constants from the network.
+    """
     own = network.state_dict()
     candidates = [state, _without("module.", state)]
-    candidates += [_without("model.", candidates[1]), {f"model.{key}": value for key, value in candidates[1].items()}]
+    candidates += [
+        _without("model.", candidates[1]),
+        {f"model.{key}": value for key, value in candidates[1].items()},
+    ]
     best = max(candidates, key=lambda candidate: len(set(candidate) & set(own)))
-    kept = {key: value for key, value in best.items() if key in own or not any(part in key for part in _LEFTOVERS)}
+    kept = {
+        key: value
+        for key, value in best.items()
+        if key in own or not any(part in key for part in _LEFTOVERS)
+    }
     constants = {key: value for key, value in own.items() if key.rpartition(".")[2] in _CONSTANTS}
     return {**constants, **kept}
 

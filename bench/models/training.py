@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import statistics
-from bench.checkpoint import read_checkpoint, write_checkpoint
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput
@@ -26,12 +24,16 @@ from bench.models.classifier import Classifier
 from bench.models.nets import build
 from bench.models.recipes import Recipe
 from bench.noise import Noise, Stream
-from bench.record import write_whole
+from bench.results import statistics
+from bench.storage.checkpoint import read_checkpoint, write_checkpoint
+from bench.storage.files import write_whole
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a classifier does on labelled images; macro-F1 is that of `bench.statistics.macro_f1`."""
+    """How a classifier does on labelled images; macro-F1 is that of
+    `bench.results.statistics.macro_f1`.
+    """
 
     accuracy: float
     macro_f1: float
@@ -40,7 +42,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known after an epoch: how many are done and due, the mean training loss, the score on the validation split."""
+    """What is known after an epoch: how many are done and due, the mean training loss, the score on
+    the validation split.
+    """
 
     done: int
     total: int
@@ -53,7 +57,9 @@ Progress = Callable[[Epoch], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier on the CPU, frozen, in evaluation mode, and the epoch (from 1) that its weights are of."""
+    """A trained classifier on the CPU, frozen, in evaluation mode, and the epoch (from 1) that its
+    weights are of.
+    """
 
     classifier: Classifier
     epoch: Epoch
@@ -73,24 +79,29 @@ def train(
     """Train on the data set's training images.
 
     Args:
-        dataset: its test images are not touched; its official validation split, where it has one, is scored after each epoch.
+        dataset: its test images are not touched; its official validation split, where it has one,
+            is scored after each epoch.
         arch: a name in `bench.models.nets.ARCHITECTURES`.
         recipe: everything else.
         trained_on: name of the training images, such as `mnist/train`.
-        seed: decides initialisation, order and augmentation; on one CPU thread, the same seed gives the same bits, whether or not
-            the run was interrupted.
+        seed: decides initialisation, order and augmentation; on one CPU thread, the same seed gives
+            the same bits, whether or not the run was interrupted.
         device: where to train.
-        checkpoint: file in which the state is kept after each epoch and from which a run goes on; the caller removes it.
+        checkpoint: file in which the state is kept after each epoch and from which a run goes on;
+            the caller removes it.
         progress: called after each epoch.
 
-    Raises `BadInput` for an unknown architecture, epochs below 1, weights to be chosen on a validation split that is not there, or
-    a checkpoint of another run.
+    Raises `BadInput` for an unknown architecture, epochs below 1, weights to be chosen on a
+    validation split that is not there, or a checkpoint of another run.
     """
     if recipe.epochs < 1:
         raise BadInput(f"epochs={recipe.epochs} trains nothing: give at least 1")
     held_out = _validation(dataset)
     if recipe.choose == "best" and held_out is None:
-        raise BadInput("the recipe chooses the best epoch on a validation split, but the data set has none: choose the last")
+        raise BadInput(
+            "the recipe chooses the best epoch on a validation split, but the data set has none: "
+            "choose the last"
+        )
     run = _Run(dataset, arch, recipe, trained_on, seed, torch.device(device))
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint)
@@ -110,7 +121,9 @@ def _validation(dataset: Dataset[Any]) -> ImageSet | None:
         return None
 
 
-def fit(model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int) -> None:
+def fit(
+    model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, *, seed: int
+) -> None:
     """Train all of a model's weights, in place; it is left frozen, in evaluation mode.
 
     Args:
@@ -128,10 +141,22 @@ def fit(model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recip
 class _Descent:
     """Epochs of a recipe on a model, in place. `done` counts them."""
 
-    def __init__(self, model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> None:
-        self.model, self.images, self.labels, self.recipe, self.seed = model, images, labels, recipe, seed
+    def __init__(
+        self, model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, seed: int
+    ) -> None:
+        self.model, self.images, self.labels, self.recipe, self.seed = (
+            model,
+            images,
+            labels,
+            recipe,
+            seed,
+        )
         self.optimiser = torch.optim.SGD(
-            model.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
+            model.parameters(),
+            lr=recipe.rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.decay,
+            nesterov=True,
         )
         self.size = min(recipe.batch, len(images))
         self.done = 0
@@ -142,12 +167,16 @@ class _Descent:
         noise = Noise.of(self.seed, Stream.BUILD, [0], self.done)
         count, device = len(self.images), self.images.device
         order = noise.uniform("order", (count,))[0].argsort(stable=True).to(device)
-        offsets = (noise.uniform("shift", (count, 2))[0] * (2 * self.recipe.shift + 1)).long().to(device)
+        offsets = (
+            (noise.uniform("shift", (count, 2))[0] * (2 * self.recipe.shift + 1)).long().to(device)
+        )
         mirrored = (noise.uniform("flip", (count,))[0] < 0.5 * self.recipe.flip).to(device)
         losses = []
         for place, start in enumerate(range(0, count - self.size + 1, self.size)):
             batch = order[start : start + self.size]
-            changed = _mirrored(_shifted(self.images[batch], offsets[batch], self.recipe.shift), mirrored[batch])
+            changed = _mirrored(
+                _shifted(self.images[batch], offsets[batch], self.recipe.shift), mirrored[batch]
+            )
             losses.append(self._step(changed, self.labels[batch], noise, place))
         self.done += 1
         return float(torch.stack(losses).mean())
@@ -155,7 +184,9 @@ class _Descent:
     def _step(self, images: Tensor, labels: Tensor, noise: Noise, place: int) -> Tensor:
         each = len(self.images) // self.size
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.recipe, self.done * each + place + 1, self.recipe.epochs * each)
+            group["lr"] = rate_at(
+                self.recipe, self.done * each + place + 1, self.recipe.epochs * each
+            )
         loss = F.cross_entropy(self.model(images, noise), labels)
         self.optimiser.zero_grad()
         loss.backward()
@@ -164,9 +195,19 @@ class _Descent:
 
 
 class _Run:
-    """A training run between two epochs. `kept` are the weights that would be returned now, with their epoch."""
+    """A training run between two epochs. `kept` are the weights that would be returned now, with
+    their epoch.
+    """
 
-    def __init__(self, dataset: Dataset[Any], arch: str, recipe: Recipe, trained_on: str, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        arch: str,
+        recipe: Recipe,
+        trained_on: str,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         data = dataset.train()
         images = data.pixels()
         self.recipe, self.device = recipe, device
@@ -174,7 +215,9 @@ class _Run:
         self.classifier = _fresh(images, arch, dataset.num_classes, seed, trained_on).to(device)
         if device.type == "cuda":
             self.classifier.to(memory_format=torch.channels_last)
-        self.descent = _Descent(self.classifier, images.to(device), data.labels.to(device), recipe, seed)
+        self.descent = _Descent(
+            self.classifier, images.to(device), data.labels.to(device), recipe, seed
+        )
         self.kept: tuple[Epoch, dict[str, Tensor]] | None = None
 
     @property
@@ -202,7 +245,11 @@ class _Run:
         if self.recipe.choose == "last" or self.kept is None:
             return True
         before = self.kept[0].validation
-        return before is None or epoch.validation is None or epoch.validation.accuracy >= before.accuracy
+        return (
+            before is None
+            or epoch.validation is None
+            or epoch.validation.accuracy >= before.accuracy
+        )
 
     def store(self, path: Path) -> None:
         """Write all that the rest of the run depends on."""
@@ -222,7 +269,10 @@ class _Run:
         with read_checkpoint(path, self.device) as content:
             same = content["identity"] == self.identity
         if not same:
-            raise BadInput(f"{path} is of a run with another recipe, architecture, seed or data: remove it or give another --out")
+            raise BadInput(
+                f"{path} is of a run with another recipe, architecture, seed or data: remove it or "
+                "give another --out"
+            )
         self.descent.done = content["done"]
         self.classifier.network.load_state_dict(content["network"])
         self.descent.optimiser.load_state_dict(content["optimiser"])
@@ -239,14 +289,18 @@ def rate_at(recipe: Recipe, step: int, total: int) -> float:
 
 
 def _fresh(images: Tensor, arch: str, num_classes: int, seed: int, trained_on: str) -> Classifier:
-    network = build(arch, num_classes, images.shape[1], Noise.of(seed, Stream.BUILD, [0]).seed("network"))
+    network = build(
+        arch, num_classes, images.shape[1], Noise.of(seed, Stream.BUILD, [0]).seed("network")
+    )
     mean = [round(value, 4) for value in images.mean((0, 2, 3)).tolist()]
     std = [round(value, 4) for value in images.std((0, 2, 3)).tolist()]
     return Classifier(network, num_classes, mean=mean, std=std, trained_on=(trained_on,))
 
 
 def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
-    """Images (n, C, H, W) moved by `margin` minus their offsets (n, 2), in 0..2 margin, with zeros coming in."""
+    """Images (n, C, H, W) moved by `margin` minus their offsets (n, 2), in 0..2 margin, with zeros
+    coming in.
+    """
     height, width = images.shape[2:]
     padded = F.pad(images, (margin,) * 4)
     rows = offsets[:, 0, None] + torch.arange(height, device=images.device)
@@ -262,7 +316,10 @@ def _mirrored(images: Tensor, which: Tensor) -> Tensor:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's tensors lie; the CPU where it has none."""
-    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
+    return next(
+        (tensor.device for tensor in chain(module.parameters(), module.buffers())),
+        torch.device("cpu"),
+    )
 
 
 def predicted(classifier: Classifier, images: ImageSet, batch: int = 500) -> Tensor:
@@ -290,7 +347,8 @@ def clean_accuracy(classifier: Classifier, images: ImageSet) -> float:
 
 
 def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> None:
-    """Write the weights to PATH and what `file:PATH` must know to PATH.json; each file appears whole or not at all.
+    """Write the weights to PATH and what `file:PATH` must know to PATH.json; each file appears
+    whole or not at all.
 
     Args:
         classifier: a classifier with normalisation.
@@ -299,17 +357,26 @@ def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> Non
     """
     target = Path(path).expanduser()
     if target.suffix != ".safetensors" or not target.parent.is_dir():
-        raise BadInput(f"cannot write weights to {path}: name a .safetensors file in a folder that exists")
+        raise BadInput(
+            f"cannot write weights to {path}: name a .safetensors file in a folder that exists"
+        )
     # A counter of training batches changes nothing in evaluation mode.
     everything = classifier.network.state_dict().items()
-    state = {key: value.contiguous() for key, value in everything if not key.endswith("num_batches_tracked")}
+    state = {
+        key: value.contiguous()
+        for key, value in everything
+        if not key.endswith("num_batches_tracked")
+    }
     content = safetensors.torch.save(state)
     mean, std = (_shortest(buffer) for buffer in (classifier.mean, classifier.std))
     known = {"num_classes": classifier.num_classes, "channels": len(mean), "mean": mean, "std": std}
     digest = hashlib.sha256(content).hexdigest()
     sidecar = {**known, "trained_on": list(classifier.trained_on), "sha256": digest, **about}
     write_whole(target, content)
-    write_whole(target.with_name(f"{target.name}.json"), f"{json.dumps(sidecar, indent=1, sort_keys=True)}\n".encode())
+    write_whole(
+        target.with_name(f"{target.name}.json"),
+        f"{json.dumps(sidecar, indent=1, sort_keys=True)}\n".encode(),
+    )
 
 
 def _shortest(values: Tensor) -> list[float]:

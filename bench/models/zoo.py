@@ -23,13 +23,17 @@ class ZooParams(Params):
 
 
 class Zoo(ClassifierSource[ZooParams]):
-    """A classifier that comes with the suite, trained by `bench train`; its sidecar tells recipe and accuracy."""
+    """A classifier that comes with the suite, trained by `bench train`; its sidecar tells recipe
+    and accuracy.
+    """
 
     Params: ClassVar[type[Params]] = ZooParams
     positional: ClassVar[str | None] = "name"
 
     def load(self, num_classes: int, channels: int) -> Classifier:
-        """The classifier, frozen, in evaluation mode. Raises `BadInput` for an unknown name or an unfit data set."""
+        """The classifier, frozen, in evaluation mode. Raises `BadInput` for an unknown name or an
+        unfit data set.
+        """
         name = self.params.name
         if name not in names():
             raise BadInput(f"unknown zoo classifier {name!r}.{nearest(name, names())}")

@@ -1,4 +1,6 @@
-"""Defenses against each other on the same images: means over builds, paired differences, and McNemar's test of each build."""
+"""Defenses against each other on the same images: means over builds, paired differences, and
+McNemar's test of each build.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,31 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.errors import BadInput
-from bench.outcomes import Outcomes
-from bench.plugins import BASE
-from bench.protocols import Contrast, gap_over_builds, holm, majority, mcnemar, mean_of_draws, mean_over_builds
-from bench.record import Record
-from bench.report.leaderboard import attack_label, by_subject, heading, newest
+from bench.plugins.create import BASE
+from bench.report.leaderboard import attack_label, by_setup, heading, newest
+from bench.results.estimate import Estimate
+from bench.results.outcomes import Outcomes
+from bench.results.record import Record
+from bench.results.statistics import Bools, Floats, worst_case
+from bench.results.verdicts import (
+    gap_over_builds,
+    holm,
+    majority,
+    mcnemar,
+    mean_of_draws,
+    mean_over_builds,
+)
 from bench.spec import nearest
-from bench.statistics import Bools, Floats, worst_case
 
 SIGNIFICANT = 0.05
 
 _NOTE = (
-    "Means over builds and images in percent, differences in points, with 95 % intervals that count both (one build: images "
-    "alone). Robust: the worst case over the attacks named. Lost and won: images robust under the first defense and not under this "
-    "one, and the other way round; p: McNemar's exact test of the two; Holm: p adjusted for the number of tests in the table."
+    "Means over builds and images in percent, differences in points, with 95 % intervals that "
+    "count both (one build: images "
+    "alone). Robust: the worst case over the attacks named. Lost and won: images robust under the "
+    "first defense and not under this "
+    "one, and the other way round; p: McNemar's exact test of the two; Holm: p adjusted for the "
+    "number of tests in the table."
 )
 
 
@@ -37,7 +50,8 @@ class Attacked:
         defense: its canonical spec.
         attacks: their names.
         seeds: of the builds.
-        clean, robust: share of right draws (builds, n) without and under attack; a build in each row, an image in each column.
+        clean, robust: share of right draws (builds, n) without and under attack; a build in each
+            row, an image in each column.
         right: whether an image is robust in most draws, bool (builds, n).
         collapsed: of each build, whether it answers one class whatever it sees.
     """
@@ -51,8 +65,15 @@ class Attacked:
     collapsed: list[bool]
 
 
-def gathered(defense: str, attacks: Iterable[str], builds: Mapping[int, Sequence[Outcomes]], collapsed: Sequence[bool]) -> Attacked:
-    """The verdicts of a defense: by build seed the outcomes of all attacks, and of each build whether it collapsed."""
+def gathered(
+    defense: str,
+    attacks: Iterable[str],
+    builds: Mapping[int, Sequence[Outcomes]],
+    collapsed: Sequence[bool],
+) -> Attacked:
+    """The verdicts of a defense: by build seed the outcomes of all attacks, and of each build
+    whether it collapsed.
+    """
     outcomes = list(builds.values())
     attacked = [[one.correct("adversarial") for one in build] for build in outcomes]
     return Attacked(
@@ -61,16 +82,19 @@ def gathered(defense: str, attacks: Iterable[str], builds: Mapping[int, Sequence
         seeds=tuple(builds),
         clean=np.stack([mean_of_draws(build[0].correct("clean")) for build in outcomes]),
         robust=np.stack([worst_case(build) for build in attacked]),
-        right=np.stack([np.all([majority(one) > 0 for one in build], axis=0) for build in attacked]),
+        right=np.stack(
+            [np.all([majority(one) > 0 for one in build], axis=0) for build in attacked]
+        ),
         collapsed=list(collapsed),
     )
 
 
-# Tables -----------------------------------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------
 
 
 def comparison(found: Sequence[Attacked]) -> pd.DataFrame:
-    """A row a defense: means over builds and images, and the paired difference to the first one, with their intervals.
+    """A row a defense: means over builds and images, and the paired difference to the first one,
+    with their intervals.
 
     `lower` and `higher` count the pairs of builds that McNemar's test calls so at the 5 % level.
     """
@@ -88,16 +112,21 @@ def _row(one: Attacked, first: Attacked) -> dict[str, object]:
         pairs = [pair for pair in _pairs(one, first) if pair["p"] < SIGNIFICANT]
         ours, theirs = map(list, zip(*_pairing(one, first), strict=True))
         row |= _columns("difference", gap_over_builds(one.robust[ours], first.robust[theirs]))
-        row |= {"lower": sum(pair["lost"] > pair["won"] for pair in pairs), "higher": sum(p["won"] > p["lost"] for p in pairs)}
+        row |= {
+            "lower": sum(pair["lost"] > pair["won"] for pair in pairs),
+            "higher": sum(p["won"] > p["lost"] for p in pairs),
+        }
     return row
 
 
-def _columns(name: str, value: Contrast) -> dict[str, float]:
+def _columns(name: str, value: Estimate) -> dict[str, float]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def by_build(found: Sequence[Attacked]) -> pd.DataFrame:
-    """A row a build: accuracies, and against the first defense the images lost and won, McNemar's p, and p by Holm's method."""
+    """A row a build: accuracies, and against the first defense the images lost and won, McNemar's
+    p, and p by Holm's method.
+    """
     rows = [row for one in found for row in _by_build(one, found[0])]
     tested = [row["p"] for row in rows if "p" in row]
     adjusted = iter(holm(tested))
@@ -108,23 +137,41 @@ def _by_build(one: Attacked, first: Attacked) -> Iterator[dict[str, Any]]:
     pairs = [{} for _ in one.seeds] if one is first else _pairs(one, first)
     places = range(len(one.seeds)) if one is first else [ours for ours, _ in _pairing(one, first)]
     for place, pair in zip(places, pairs, strict=True):
-        accuracies = {"clean": one.clean[place].mean(), "robust": one.robust[place].mean(), "collapsed": one.collapsed[place]}
+        accuracies = {
+            "clean": one.clean[place].mean(),
+            "robust": one.robust[place].mean(),
+            "collapsed": one.collapsed[place],
+        }
         yield {"defense": one.defense, "build": one.seeds[place], **accuracies, **pair}
 
 
 def _pairing(one: Attacked, first: Attacked) -> list[tuple[int, int]]:
-    """Which builds stand against each other: those of one seed; a defense of one build stands against every build of the other."""
+    """Which builds stand against each other: those of one seed; a defense of one build stands
+    against every build of the other.
+    """
     if len(first.seeds) == 1 or len(one.seeds) == 1:
-        return [(ours, theirs) for ours in range(len(one.seeds)) for theirs in range(len(first.seeds))]
-    pairs = [(one.seeds.index(seed), first.seeds.index(seed)) for seed in one.seeds if seed in first.seeds]
+        return [
+            (ours, theirs) for ours in range(len(one.seeds)) for theirs in range(len(first.seeds))
+        ]
+    pairs = [
+        (one.seeds.index(seed), first.seeds.index(seed))
+        for seed in one.seeds
+        if seed in first.seeds
+    ]
     if not pairs:
-        raise BadInput(f"{one.defense} and {first.defense} have no build seed in common: run both under the same --build-seed")
+        raise BadInput(
+            f"{one.defense} and {first.defense} have no build seed in common: run both under the "
+            "same --build-seed"
+        )
     return pairs
 
 
 def _pairs(one: Attacked, first: Attacked) -> list[dict[str, float]]:
     found = [(one.right[ours], first.right[theirs]) for ours, theirs in _pairing(one, first)]
-    return [{"lost": int((b & ~a).sum()), "won": int((a & ~b).sum()), "p": mcnemar(a, b)} for a, b in found]
+    return [
+        {"lost": int((b & ~a).sum()), "won": int((a & ~b).sum()), "p": mcnemar(a, b)}
+        for a, b in found
+    ]
 
 
 def percent(row: dict[Any, Any], name: str) -> str:
@@ -133,18 +180,24 @@ def percent(row: dict[Any, Any], name: str) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-# Records ----------------------------------------------------------------------------------------------------------------
+# Records ------------------------------------------------------------------------------------------
 
 
 def compare(records: Sequence[Record], first: str | None = None) -> dict[str, list[Attacked]]:
-    """For each subject in the records, in words, its defenses; `first`, or the undefended classifier, or the first by name, leads.
+    """For each subject in the records, in words, its defenses; `first`, or the undefended
+    classifier, or the first by name, leads.
 
     Raises `BadInput` where no subject has two defenses, or `first` is not there.
     """
-    found = {heading(group[0]): _led(_defenses(group), first) for group in by_subject(records) if len(_names(group)) > 1}
+    found = {
+        heading(group[0]): _led(_defenses(group), first)
+        for group in by_setup(records)
+        if len(_names(group)) > 1
+    }
     if not found:
         raise BadInput(
-            "no two of these records are of different defenses on the same images, classifier and threat: give such records"
+            "no two of these records are of different defenses on the same images, classifier and "
+            "threat: give such records"
         )
     return found
 
@@ -163,10 +216,16 @@ def _defenses(records: Sequence[Record]) -> list[Attacked]:
 def _attacked(name: str, builds: dict[int, list[Record]]) -> Attacked:
     several = {str(record.identity["defense"]) for records in builds.values() for record in records}
     if len(several) > 1:
-        raise BadInput(f"these records hold {len(several)} versions of {name}: leave the old ones out")
+        raise BadInput(
+            f"these records hold {len(several)} versions of {name}: leave the old ones out"
+        )
     attacks = sorted({attack_label(record) for records in builds.values() for record in records})
-    collapsed = [any(record.metrics.collapsed for record in records) for _, records in sorted(builds.items())]
-    outcomes = {seed: [record.outcomes for record in records] for seed, records in sorted(builds.items())}
+    collapsed = [
+        any(record.metrics.collapsed for record in records) for _, records in sorted(builds.items())
+    ]
+    outcomes = {
+        seed: [record.outcomes for record in records] for seed, records in sorted(builds.items())
+    }
     return gathered(name, attacks, outcomes, collapsed)
 
 
@@ -179,22 +238,36 @@ def _led(defenses: list[Attacked], first: str | None) -> list[Attacked]:
 
 
 def as_json(found: dict[str, list[Attacked]]) -> list[dict[str, Any]]:
-    """Both tables of each subject with plain numbers; shares in [0, 1], None where nothing is compared."""
-    tables = {subject: {"means": comparison(defenses), "builds": by_build(defenses)} for subject, defenses in found.items()}
-    return [{"subject": subject, **{name: _plain(table) for name, table in both.items()}} for subject, both in tables.items()]
+    """Both tables of each subject with plain numbers; shares in [0, 1], None where nothing is
+    compared.
+    """
+    tables = {
+        setup: {"means": comparison(defenses), "builds": by_build(defenses)}
+        for setup, defenses in found.items()
+    }
+    return [
+        {"subject": setup, **{name: _plain(table) for name, table in both.items()}}
+        for setup, both in tables.items()
+    ]
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
     # Without what is missing, and with Python's own numbers.
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()} for row in rows]
+    return [
+        {
+            str(key): value.item() if isinstance(value, np.generic) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def render(found: dict[str, list[Attacked]]) -> str:
     """Two tables a subject, as Markdown."""
     parts = []
-    for subject, defenses in found.items():
-        parts += [subject, _markdown(_means(defenses)), _markdown(_builds(by_build(defenses)))]
+    for setup, defenses in found.items():
+        parts += [setup, _markdown(_means(defenses)), _markdown(_builds(by_build(defenses)))]
     return "\n\n".join([*parts, _NOTE])
 
 
@@ -206,7 +279,9 @@ def _means(defenses: Sequence[Attacked]) -> pd.DataFrame:
             "builds": len(one.seeds),
             "clean": percent(row, "clean"),
             "robust": percent(row, "robust"),
-            "difference": percent(row, "difference") if row["difference"] == row["difference"] else "",
+            "difference": percent(row, "difference")
+            if row["difference"] == row["difference"]
+            else "",
         }
         for row, one in zip(comparison(defenses).to_dict("records"), defenses, strict=True)
     ]
@@ -221,7 +296,10 @@ def _builds(table: pd.DataFrame) -> pd.DataFrame:
         shown["collapsed"] = "yes" if row["collapsed"] else ""
         tested = row["p"] == row["p"]
         shown |= {name: f"{row[name]:.0f}" if tested else "" for name in ("lost", "won")}
-        shown |= {label: _p(row[name]) if tested else "" for name, label in (("p", "p"), ("p_holm", "Holm"))}
+        shown |= {
+            label: _p(row[name]) if tested else ""
+            for name, label in (("p", "p"), ("p_holm", "Holm"))
+        }
         rows.append(shown)
     return pd.DataFrame(rows)
 
@@ -232,4 +310,10 @@ def _p(value: float) -> str:
 
 def _markdown(table: pd.DataFrame) -> str:
     columns = [name for name in table.columns if (table[name] != "").any()]
-    return tabulate(table[columns], headers="keys", tablefmt="github", showindex=False, disable_numparse=True)  # type: ignore[arg-type]
+    return tabulate(
+        table[columns],  # type: ignore[arg-type]
+        headers="keys",
+        tablefmt="github",
+        showindex=False,
+        disable_numparse=True,
+    )

@@ -1,4 +1,6 @@
-"""Tables made from records: one row a cell, and the board with the worst case per image over attacks."""
+"""Tables made from records: one row a cell, and the board with the worst case per image over
+attacks.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +10,41 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
-from bench.inference import Inference
-from bench.record import Failure, Record, Share, read, read_folder, without_folders
-from bench.scores import any_right, detection
-from bench.statistics import wilson, worst_case
+from bench.results.estimate import Estimate
+from bench.results.inference import Inference
+from bench.results.record import Failure, Record, without_folders
+from bench.results.statistics import worst_case
+from bench.results.store import read, read_folder
+from bench.results.verdicts import share
+from bench.results.views import any_right, detection
 
 _NOTE = (
-    "Shares in percent with 95 % intervals (Wilson). Robust accuracy is an upper bound: a stronger attack may lower it. "
-    "Clean-wrong images count as broken. `base`: the undefended classifier under the same attack."
+    "Shares in percent with 95 % intervals (Wilson). Robust accuracy is an upper bound: a stronger "
+    "attack may lower it. Clean-wrong images count as broken. `base`: the undefended classifier "
+    "under the same attack."
 )
 _STOCHASTIC_NOTE = (
-    " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts images right in every one, "
-    "clean -> attacked, so that luck shows; `replayed` is judged on the attack's own tapes. An answer counts as robust if it was "
-    "right on the clean image under the same draw."
+    " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts "
+    "images right in every one, clean -> attacked, so that luck shows; `replayed` is judged on the "
+    "attack's own tapes. An answer counts as robust if it was right on the clean image under the "
+    "same draw."
 )
 
 
 _SCORES_NOTE = (
-    " `any view`: some scored view (see `bench show`) is right without and under attack; no choice among them can exceed it on "
-    "these points. `detector`: attacked images flagged, clean images flagged, area under the ROC curve."
+    " `any view`: some scored view (see `bench show`) is right without and under attack; no choice "
+    "among them can exceed it on these points. `detector`: attacked images flagged, clean images "
+    "flagged, area under the ROC curve."
 )
 _INFERENCE_NOTE = (
-    " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its three conditions for admission "
+    " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its "
+    "three conditions for admission "
     "(gradients not zero, nothing random, no optimisation loop) the defense fails."
 )
 _BUILT = "How these were built:"
@@ -46,7 +54,10 @@ T = TypeVar("T")
 
 def note(records: Sequence[Record]) -> str:
     """What the columns mean."""
-    stochastic, scored = any(record.stochastic for record in records), any(record.scores for record in records)
+    stochastic, scored = (
+        any(record.stochastic for record in records),
+        any(record.scores for record in records),
+    )
     return _NOTE + _STOCHASTIC_NOTE * stochastic + _SCORES_NOTE * scored
 
 
@@ -80,19 +91,34 @@ def flags(records: Iterable[Record]) -> str:
 
 
 def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> str:
-    """One row a record in Markdown, a table for each subject; failures below, as errors and not as numbers."""
-    bases = {record.cell: record for record in records}
+    """One row a record in Markdown, a table for each subject; failures below, as errors and not as
+    numbers.
+    """
+    bases = {record.evaluation: record for record in records}
     several = len({record.title["seed"] for record in records}) > 1
     parts = []
-    for group in by_subject(records):
+    for group in by_setup(records):
         entries = _entries(group)
         known = dict(zip(entries, _names(list(entries.values())), strict=True))
         names = [known[_defense(record)] for record in group]
-        rows = [{"defense": _struck(n, [r]), **_row(r, bases.get(r.base), several)} for n, r in zip(names, group, strict=True)]
+        rows = [
+            {"defense": _struck(n, [r]), **_row(r, bases.get(r.base), several)}
+            for n, r in zip(names, group, strict=True)
+        ]
         constant = f"a constant answer gets {100 * group[0].metrics.constant_accuracy:.1f}"
-        parts.append(f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}")
-        staged = [stages_line(record) for record in group if record.stages and len(record.stages.names) > 1]
-        parts += ["Left standing by each stage, in the attack's own view:\n" + "\n".join(staged)] if staged else []
+        parts.append(
+            f"{heading(group[0])}, {constant}\n\n{_markdown(_without_empty_columns(rows))}"
+        )
+        staged = [
+            stages_line(record)
+            for record in group
+            if record.stages and len(record.stages.names) > 1
+        ]
+        parts += (
+            ["Left standing by each stage, in the attack's own view:\n" + "\n".join(staged)]
+            if staged
+            else []
+        )
         built = built_lines(zip(names, group, strict=True))
         parts += [_BUILT + "\n" + "\n".join(built)] if built else []
     parts += [f"{_what(failure)}: error ({failure.error})" for failure in failures]
@@ -100,7 +126,9 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
 
 
 def built_lines(named: Iterable[tuple[str, Record]]) -> list[str]:
-    """What is to be known of how each row's defense was built, as a list; rows of which the same is said share a line."""
+    """What is to be known of how each row's defense was built, as a list; rows of which the same is
+    said share a line.
+    """
     rows: dict[str, dict[str, None]] = defaultdict(dict)
     for name, record in named:
         for message in _built(record):
@@ -130,7 +158,10 @@ def _without_empty_columns(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
 def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]:
     metrics = record.metrics
     stochastic = record.stochastic
-    luck = f"{100 * metrics.clean.all_draws.value:.1f} -> {100 * metrics.adversarial.all_draws.value:.1f}"
+    luck = (
+        f"{100 * metrics.clean.all_draws.value:.1f} -> "
+        f"{100 * metrics.adversarial.all_draws.value:.1f}"
+    )
     return {
         "attack": attack_label(record),
         "seed": record.title["seed"] if with_seed else "",
@@ -141,7 +172,8 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
         "base": f"{100 * base.metrics.adversarial.mean.value:.1f}" if base else "",
         "any view": str(_any_view([record]) or ""),
         "detector": detector_cell(record),
-        "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> {100 * metrics.adversarial.macro_f1.value:.1f}",
+        "macro-F1": f"{100 * metrics.clean.macro_f1.value:.1f} -> "
+        f"{100 * metrics.adversarial.macro_f1.value:.1f}",
         "passes/image": f"{record.cost.attack_forwards:.1f}F {record.cost.attack_backwards:.1f}B",
         "flags": flags([record]),
     }
@@ -157,10 +189,10 @@ def detector_cell(record: Record) -> str:
     return f"TPR {true} FPR {100 * found.false_positive_rate:.0f} AUROC {area}"
 
 
-def _any_view(records: Sequence[Record]) -> Share | None:
+def _any_view(records: Sequence[Record]) -> Estimate | None:
     """Images on which some scored view is right under each attack; None where none is scored."""
     found = [any_right(record.scores, record.outcomes) for record in records if record.scores]
-    return _share(np.min(found, axis=0)) if found else None
+    return share(np.min(found, axis=0)) if found else None
 
 
 def _inference(entry: Entry, tell: Callable[[Inference], T]) -> T | Literal[""]:
@@ -171,15 +203,23 @@ def _inference(entry: Entry, tell: Callable[[Inference], T]) -> T | Literal[""]:
 
 def _struck(name: str, records: Iterable[Record]) -> str:
     """The name, struck through where an audit failed: shown, not hidden."""
-    failed = any(r.metrics.collapsed or any(f.verdict == "fail" for f in r.findings) for r in records)
+    failed = any(
+        r.metrics.collapsed or any(f.verdict == "fail" for f in r.findings) for r in records
+    )
     return f"~~{name}~~" if failed else name
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    return tabulate(table, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)  # type: ignore[arg-type]
+    return tabulate(
+        table,  # type: ignore[arg-type]
+        headers="keys",
+        tablefmt="github",
+        showindex=False,
+        disable_numparse=True,
+    )
 
 
-# The board ------------------------------------------------------------------------------------------------------------
+# The board ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,35 +234,42 @@ class Entry:
         return self.records[0]
 
     def flags(self) -> str:
-        """What a reader must know; a missing gradient only where no attack without that flaw went lower."""
+        """What a reader must know; a missing gradient only where no attack without that flaw went
+        lower.
+        """
         lowest = min(self.records, key=lambda record: record.metrics.adversarial.mean.value)
         found = flags(self.records).split(", ")
-        return ", ".join(flag for flag in found if flag != "zero-gradient" or flag in flags([lowest]).split(", "))
+        return ", ".join(
+            flag for flag in found if flag != "zero-gradient" or flag in flags([lowest]).split(", ")
+        )
 
-    def worst(self) -> Share:
-        """Worst case per image over all attacks and attack seeds, with its interval; see `statistics.worst_case`."""
+    def worst(self) -> Estimate:
+        """Worst case per image over all attacks and attack seeds, with its interval; see
+        `statistics.worst_case`.
+        """
         values = worst_case([record.outcomes.correct("adversarial") for record in self.records])
-        return _share(values)
+        return share(values)
 
-    def replayed(self) -> Share | None:
-        """Worst case per image over the attacks that ran wholly on the image's own tapes, each on its tapes."""
-        shares = [r.outcomes.correct("replayed").mean(1) for r in self.records if _on_own_tapes(r)]
-        return _share(np.min(shares, axis=0)) if shares else None
+    def replayed(self) -> Estimate | None:
+        """Worst case per image over the attacks that ran wholly on the image's own tapes, each on
+        its tapes.
+        """
+        shares = [
+            r.outcomes.correct("replayed").mean(1) for r in self.records if _on_own_fixed_noise(r)
+        ]
+        return share(np.min(shares, axis=0)) if shares else None
 
-    def all_draws(self, which: str) -> Share:
-        """Images right in every judged draw under every attack and seed, `clean` or `adversarial`."""
-        return _share(np.min([r.outcomes.correct(which).all(1) for r in self.records], axis=0))
+    def all_draws(self, which: str) -> Estimate:
+        """Images right in every judged draw under every attack and seed, `clean` or
+        `adversarial`.
+        """
+        return share(np.min([r.outcomes.correct(which).all(1) for r in self.records], axis=0))
 
 
-def _on_own_tapes(record: Record) -> bool:
+def _on_own_fixed_noise(record: Record) -> bool:
     """Not `common`, nor a replay of some stages alone: those are other threats."""
-    law = record.title["randomness"]
-    return law == "replay" or law.startswith("replay-set")
-
-
-def _share(values: npt.NDArray[Any]) -> Share:
-    interval = wilson(float(values.sum()), len(values))
-    return Share(value=interval.value, low=interval.low, high=interval.high)
+    randomness = record.title["randomness"]
+    return randomness == "replay" or randomness.startswith("replay-set")
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
@@ -233,25 +280,39 @@ def newest(records: Iterable[Record]) -> list[Record]:
     return list(kept.values())
 
 
-def by_subject(records: Sequence[Record]) -> list[list[Record]]:
+def by_setup(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each subject: those on the same images, classifier and threat."""
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
-        groups[_subject(record)].append(record)
+        groups[_setup(record)].append(record)
     return list(groups.values())
 
 
-def _subject(record: Record) -> tuple[str, ...]:
+def _setup(record: Record) -> tuple[str, ...]:
     identity = record.identity
     dataset, threat = identity["dataset"], identity["threat"]
     weights = identity["classifier"]["sha256"]
-    return (dataset["sha256"], str(dataset["n"]), weights, threat["norm"], str(threat["eps"]), str(identity["protocol"]))
+    return (
+        dataset["sha256"],
+        str(dataset["n"]),
+        weights,
+        threat["norm"],
+        str(threat["eps"]),
+        str(identity["protocol"]),
+    )
 
 
 def _defense(record: Record) -> str:
-    """All that makes two rows different defenses: an edited plugin is another one under the same name."""
+    """All that makes two rows different defenses: an edited plugin is another one under the same
+    name.
+    """
     identity = record.identity
-    parts = [identity["defense"], identity["data"], identity["seeds"]["build"], identity["judged_draws"]]
+    parts = [
+        identity["defense"],
+        identity["data"],
+        identity["seeds"]["build"],
+        identity["judged_draws"],
+    ]
     return json.dumps(parts, sort_keys=True)
 
 
@@ -284,28 +345,46 @@ class Board:
 
 def boards(records: Sequence[Record]) -> list[Board]:
     """One board a subject."""
-    return [_board(group, records) for group in by_subject(records)]
+    return [_board(group, records) for group in by_setup(records)]
 
 
 def _board(group: list[Record], everything: Sequence[Record]) -> Board:
     columns = list(dict.fromkeys(attack_label(record) for record in group))
-    by_cell = {record.cell: record for record in everything}
+    by_evaluation = {record.evaluation: record for record in everything}
     entries = list(_entries(newest(group)).values())
-    entries.sort(key=lambda entry: (entry.first.metrics.collapsed, -entry.worst().value, entry.first.title["defense"]))
+    entries.sort(
+        key=lambda entry: (
+            entry.first.metrics.collapsed,
+            -entry.worst().value,
+            entry.first.title["defense"],
+        )
+    )
     first = group[0]
     named = list(zip(_names(entries), entries, strict=True))
-    texts = [{"defense": _struck(name, entry.records), **_text_row(entry, columns, by_cell)} for name, entry in named]
+    texts = [
+        {"defense": _struck(name, entry.records), **_text_row(entry, columns, by_evaluation)}
+        for name, entry in named
+    ]
     built = built_lines((name, record) for name, entry in named for record in entry.records)
-    numbers = [{"subject": heading(first), **_number_row(entry, by_cell)} for entry in entries]
+    numbers = [
+        {"subject": heading(first), **_number_row(entry, by_evaluation)} for entry in entries
+    ]
     told = note(group) + _INFERENCE_NOTE * any(record.inference for record in group)
-    return Board(heading(first), told, _without_empty_columns(texts), pd.DataFrame(numbers), tuple(built))
+    return Board(
+        heading(first), told, _without_empty_columns(texts), pd.DataFrame(numbers), tuple(built)
+    )
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
-    """Names of the rows; where two share one, with the build seed, or (an edited plugin) the start of their identity's hash."""
+    """Names of the rows; where two share one, with the build seed, or (an edited plugin) the start
+    of their identity's hash.
+    """
     names = [entry.first.title["defense"] for entry in entries]
     for tell in (_build_of, _hash_of):
-        names = [name if names.count(name) == 1 else f"{name} {tell(entry)}" for name, entry in zip(names, entries, strict=True)]
+        names = [
+            name if names.count(name) == 1 else f"{name} {tell(entry)}"
+            for name, entry in zip(names, entries, strict=True)
+        ]
     return names
 
 
@@ -317,20 +396,25 @@ def _hash_of(entry: Entry) -> str:
     return f"#{hashlib.sha256(_defense(entry.first).encode()).hexdigest()[:6]}"
 
 
-def _base_of(entry: Entry, by_cell: dict[str, Record]) -> Entry | None:
-    bases = {record.base: by_cell[record.base] for record in entry.records if record.base in by_cell}
+def _base_of(entry: Entry, by_evaluation: dict[str, Record]) -> Entry | None:
+    bases = {
+        record.base: by_evaluation[record.base]
+        for record in entry.records
+        if record.base in by_evaluation
+    }
     return Entry(list(bases.values())) if bases else None
 
 
-def _text_row(entry: Entry, columns: list[str], by_cell: dict[str, Record]) -> dict[str, str]:
-    metrics, base, replayed = entry.first.metrics, _base_of(entry, by_cell), entry.replayed()
+def _text_row(entry: Entry, columns: list[str], by_evaluation: dict[str, Record]) -> dict[str, str]:
+    metrics, base, replayed = entry.first.metrics, _base_of(entry, by_evaluation), entry.replayed()
     draws = metrics.adversarial.draws
     return {
         "clean": str(metrics.clean.mean),
-        **{column: _attack_cell(entry, column) for column in columns},
+        **{column: _attack_evaluation(entry, column) for column in columns},
         "worst case": str(entry.worst()),
         "replayed": str(replayed) if replayed else "",
-        "all draws": f"{100 * entry.all_draws('clean').value:.1f} -> {100 * entry.all_draws('adversarial').value:.1f}"
+        "all draws": f"{100 * entry.all_draws('clean').value:.1f} -> "
+        f"{100 * entry.all_draws('adversarial').value:.1f}"
         if draws > 1
         else "",
         "base": f"{100 * base.worst().value:.1f}" if base else "",
@@ -345,12 +429,16 @@ def _text_row(entry: Entry, columns: list[str], by_cell: dict[str, Record]) -> d
     }
 
 
-def _attack_cell(entry: Entry, column: str) -> str:
-    values = [100 * r.metrics.adversarial.mean.value for r in entry.records if attack_label(r) == column]
+def _attack_evaluation(entry: Entry, column: str) -> str:
+    values = [
+        100 * r.metrics.adversarial.mean.value for r in entry.records if attack_label(r) == column
+    ]
     if not values:
         return ""
     mean = float(np.mean(values))
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
+    return (
+        f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
+    )
 
 
 def _lowest_f1(entry: Entry) -> float:
@@ -358,11 +446,18 @@ def _lowest_f1(entry: Entry) -> float:
 
 
 def _passes(entry: Entry) -> float:
-    return sum(record.cost.attack_forwards + record.cost.attack_backwards for record in entry.records)
+    return sum(
+        record.cost.attack_forwards + record.cost.attack_backwards for record in entry.records
+    )
 
 
-def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
-    metrics, worst, base, replayed = entry.first.metrics, entry.worst(), _base_of(entry, by_cell), entry.replayed()
+def _number_row(entry: Entry, by_evaluation: dict[str, Record]) -> dict[str, object]:
+    metrics, worst, base, replayed = (
+        entry.first.metrics,
+        entry.worst(),
+        _base_of(entry, by_evaluation),
+        entry.replayed(),
+    )
     return {
         "defense": entry.first.title["defense"],
         "build_seed": entry.first.identity["seeds"]["build"],
@@ -374,7 +469,7 @@ def _number_row(entry: Entry, by_cell: dict[str, Record]) -> dict[str, object]:
         "worst_case_low": worst.low,
         "worst_case_high": worst.high,
         "replayed": replayed.value if replayed else None,
-        "any_view": share.value if (share := _any_view(entry.records)) else None,
+        "any_view": best.value if (best := _any_view(entry.records)) else None,
         "base_worst_case": base.worst().value if base else None,
         "clean_macro_f1": metrics.clean.macro_f1.value,
         "lowest_macro_f1": _lowest_f1(entry),
@@ -398,11 +493,13 @@ def load(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
     for place in places:
         for found in [read(place)] if place.is_file() else read_folder(place):
             if isinstance(found, Record):
-                records.setdefault(found.cell, found)
+                records.setdefault(found.evaluation, found)
             else:
-                failures.setdefault(found.cell, found)
+                failures.setdefault(found.evaluation, found)
     done = [record.title for record in records.values()]
-    return list(records.values()), [failure for failure in failures.values() if failure.title not in done]
+    return list(records.values()), [
+        failure for failure in failures.values() if failure.title not in done
+    ]
 
 
 def markdown(found: Sequence[Board], failures: Sequence[Failure] = ()) -> str:
@@ -422,7 +519,10 @@ def _section(board: Board) -> str:
 
 def _what(failure: Failure) -> str:
     title = failure.title
-    return f"{title['defense']} x {title['attack']} on {title['dataset']}, {title['threat']}, n={title['n']}"
+    return (
+        f"{title['defense']} x {title['attack']} on {title['dataset']}, {title['threat']}, "
+        f"n={title['n']}"
+    )
 
 
 def csv(found: Sequence[Board]) -> str:

@@ -1,4 +1,6 @@
-"""Published numbers: figures of papers, repositories and threads, to stand beside ours and never among them."""
+"""Published numbers: figures of papers, repositories and threads, to stand beside ours and never
+among them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from tabulate import tabulate
 
 from bench.errors import BadInput
@@ -21,7 +31,8 @@ BADGES = {
     "conflict": "another source gives another figure for the same cell",
     "eps-unconfirmed": "the source does not state the size of the ball, or its code does",
     "secondary": "read where somebody else quotes it",
-    "static-transfer": "attacked without the defense: an upper bound that an adaptive attack lowers",
+    "static-transfer": "attacked without the defense: an upper bound that an adaptive attack "
+    "lowers",
     "suspect": "damaged, swapped, or contradicted in its source",
 }
 """What is wrong with a number, and what that means."""
@@ -63,9 +74,11 @@ class Reference(BaseModel):
 
     Attributes:
         source, table: who printed it, and where.
-        dataset, architecture, defense: as the field calls them; empty where the source does not say.
+        dataset, architecture, defense: as the field calls them; empty where the source does not
+            say.
         attack: `none` for a clean number; empty where no attack is in play.
-        protocol: how randomness was drawn in attack and judgement; empty for deterministic ones and where unstated.
+        protocol: how randomness was drawn in attack and judgement; empty for deterministic ones and
+            where unstated.
         norm, eps: the ball, eps in pixel units of [0, 1] such as `8/255`; empty where unstated.
         metric, unit, value: one of `UNITS`; shares in percent, 0 to 100.
         badges: see `BADGES`.
@@ -101,7 +114,9 @@ class Reference(BaseModel):
     def _is_a_number(cls, eps: str) -> str:
         number = read_number(eps)
         if eps and not 0 < float(number) < float("inf"):  # type: ignore[arg-type]
-            raise ValueError("write a positive number such as 8/255, or nothing where it is not stated")
+            raise ValueError(
+                "write a positive number such as 8/255, or nothing where it is not stated"
+            )
         return eps
 
     @field_validator("metric")
@@ -127,16 +142,24 @@ class Reference(BaseModel):
             raise ValueError("column 'value': percent lie between 0 and 100")
         if self.eps and not self.norm:
             raise ValueError("column 'norm': an eps means nothing without its norm")
-        if self.attack not in ("", "none") and not self.eps and "eps-unconfirmed" not in self.badges:
+        if (
+            self.attack not in ("", "none")
+            and not self.eps
+            and "eps-unconfirmed" not in self.badges
+        ):
             raise ValueError("column 'badges': no eps is stated, so add eps-unconfirmed")
         return self
 
 
 def read_references(path: Path) -> list[Reference]:
-    """All rows of a CSV file, or of the CSV files in a folder. Raises `BadInput` naming file, line and column."""
+    """All rows of a CSV file, or of the CSV files in a folder. Raises `BadInput` naming file, line
+    and column.
+    """
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     if not files:
-        raise BadInput(f"no CSV files in {path}: name the folder or file that holds published numbers")
+        raise BadInput(
+            f"no CSV files in {path}: name the folder or file that holds published numbers"
+        )
     return [row for file in files for row in _read(file)]
 
 
@@ -149,13 +172,17 @@ def _read(file: Path) -> Iterator[Reference]:
                 yield _row(f"{file}, line {reader.line_num}", values)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"cannot read {file} ({reason}): give a CSV file of published numbers") from error
+        raise BadInput(
+            f"cannot read {file} ({reason}): give a CSV file of published numbers"
+        ) from error
 
 
 def _check_header(file: Path, columns: Sequence[str]) -> None:
     due = list(Reference.model_fields)
     if list(columns) != due:
-        raise BadInput(f"{file}, line 1: the columns are {', '.join(columns) or 'none'}: write {','.join(due)}")
+        raise BadInput(
+            f"{file}, line 1: the columns are {', '.join(columns) or 'none'}: write {','.join(due)}"
+        )
 
 
 def _row(where: str, values: dict[str, Any]) -> Reference:
@@ -164,21 +191,35 @@ def _row(where: str, values: dict[str, Any]) -> Reference:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         message = problem["msg"].removeprefix("Value error, ")
-        column = f"column {problem['loc'][0]!r} got {problem['input']!r}: " if problem["loc"] else ""
+        column = (
+            f"column {problem['loc'][0]!r} got {problem['input']!r}: " if problem["loc"] else ""
+        )
         raise BadInput(f"{where}: {column}{message}") from None
 
 
-def select(references: Sequence[Reference], dataset: str = "", defense: str = "") -> list[Reference]:
-    """The rows whose data set and defense contain these words, in any case; what one source printed twice only once.
+def select(
+    references: Sequence[Reference], dataset: str = "", defense: str = ""
+) -> list[Reference]:
+    """The rows whose data set and defense contain these words, in any case; what one source printed
+    twice only once.
 
     Raises `BadInput` where there are none.
     """
     chosen = [r for r in references if _within(dataset, r.dataset) and _within(defense, r.defense)]
-    found = list({r.model_dump_json(exclude={"table", "note"}): r for r in reversed(chosen)}.values())[::-1]
+    found = list(
+        {r.model_dump_json(exclude={"table", "note"}): r for r in reversed(chosen)}.values()
+    )[::-1]
     if not found:
-        known = {r.dataset for r in references} if not any(_within(dataset, r.dataset) for r in references) else set()
+        known = (
+            {r.dataset for r in references}
+            if not any(_within(dataset, r.dataset) for r in references)
+            else set()
+        )
         known = known or {r.defense for r in references}
-        raise BadInput(f"no published number matches.{nearest(dataset if dataset and not defense else defense, known - {''})}")
+        raise BadInput(
+            "no published number "
+            f"matches.{nearest(dataset if dataset and not defense else defense, known - {''})}"
+        )
     return found
 
 
@@ -187,11 +228,19 @@ def _within(word: str, text: str) -> bool:
 
 
 def render(references: Sequence[Reference]) -> str:
-    """A Markdown table under a heading that says whose numbers they are, and the meaning of every badge in it."""
+    """A Markdown table under a heading that says whose numbers they are, and the meaning of every
+    badge in it.
+    """
     table = pd.DataFrame([_shown(reference) for reference in references])
     # A bar would end the cell.
     table = table.loc[:, (table != "").any()].replace(r"\|", r"\\|", regex=True)
-    text = tabulate(table, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)  # type: ignore[arg-type]
+    text = tabulate(
+        table,  # type: ignore[arg-type]
+        headers="keys",
+        tablefmt="github",
+        showindex=False,
+        disable_numparse=True,
+    )
     badges = sorted({badge for reference in references for badge in reference.badges})
     legend = "".join(f"\n- {badge}: {BADGES[badge]}" for badge in badges)
     return f"Published numbers, not measured here; they enter no rank.\n\n{text}\n{legend}".rstrip()

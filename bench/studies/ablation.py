@@ -36,15 +36,18 @@ class AblationParams(BuildsParams):
     defenses: Specs = Field(
         tuple(f"datafreeshield:{_BASE},{change}" for change in _CHANGES),
         min_length=2,
-        description="defenses joined by +, in parentheses where they hold commas; each is compared with the first",
+        description="defenses joined by +, in parentheses where they hold commas; each is compared "
+        "with the first",
     )
 
 
 class Ablation(BuildsStudy[AblationParams]):
-    """What does each part of a defense do for it? Variants against the first one, over builds, on the same images.
+    """What does each part of a defense do for it? Variants against the first one, over builds, on
+    the same images.
 
-    Means over builds and images with intervals that count both, and the paired difference of robust accuracy to the first defense;
-    by build the images lost and won, and McNemar's exact p. A build is another seed of everything that the defense draws.
+    Means over builds and images with intervals that count both, and the paired difference of robust
+    accuracy to the first defense; by build the images lost and won, and McNemar's exact p. A build
+    is another seed of everything that the defense draws.
     """
 
     Params = AblationParams
@@ -79,11 +82,17 @@ def ablation_figure(table: pd.DataFrame, found: list[Attacked]) -> Figure:
     """Accuracies with their intervals, a dot a build; and the differences to the first defense."""
     figure, (left, right) = plots.panels(
         "Accuracy of each variant (95 % intervals over builds and images; dots: builds)",
-        [("accuracy", "", "clean (orange), under attack (blue)"), ("difference under attack", "", "to the first")],
+        [
+            ("accuracy", "", "clean (orange), under attack (blue)"),
+            ("difference under attack", "", "to the first"),
+        ],
     )
     rows, names = table.to_dict("records"), short_names(list(table["defense"]))
     for place, (row, one) in enumerate(zip(rows, found, strict=True)):
-        for name, scores, colour in (("clean", one.clean, plots.COLOURS[1]), ("robust", one.robust, plots.COLOURS[0])):
+        for name, scores, colour in (
+            ("clean", one.clean, plots.COLOURS[1]),
+            ("robust", one.robust, plots.COLOURS[0]),
+        ):
             left.plot(scores.mean(axis=1), [place] * len(scores), ".", color=colour, alpha=0.4)
             _bar(left, row, name, place, colour)
         if place:
@@ -98,4 +107,6 @@ def ablation_figure(table: pd.DataFrame, found: list[Attacked]) -> Figure:
 
 def _bar(axes: Axes, row: dict[Any, Any], name: str, place: int, colour: str) -> None:
     low, high = row[name] - row[f"{name}_low"], row[f"{name}_high"] - row[name]
-    axes.errorbar(row[name], place, xerr=[[max(low, 0)], [max(high, 0)]], fmt="o", color=colour, capsize=3)
+    axes.errorbar(
+        row[name], place, xerr=[[max(low, 0)], [max(high, 0)]], fmt="o", color=colour, capsize=3
+    )

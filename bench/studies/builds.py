@@ -1,7 +1,9 @@
-"""What studies share that build defenses several times, attack each build alike and compare them on the same images.
+"""What studies share that build defenses several times, attack each build alike and compare them on
+the same images.
 
-A defense that is trained comes out otherwise under each build seed. A difference between two defenses counts only beside what two
-builds of one defense differ by, so builds are resampled like images (`bench.protocols`).
+A defense that is trained comes out otherwise under each build seed. A difference between two
+defenses counts only beside what two builds of one defense differ by, so builds are resampled like
+images (`bench.results.verdicts`).
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from bench.evaluation import Options, compute_cell
-from bench.metrics import measure
-from bench.outcomes import Outcomes
-from bench.plan import Cell, Request, plan
-from bench.plugins import DEFENSES, create, create_attack
+from bench.engine.evaluation import Evaluation
+from bench.engine.execution import Execution
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import compute_outcomes
+from bench.plugins.create import DEFENSES, create, create_attack
 from bench.report.compare import Attacked, gathered
+from bench.results.metrics import measure
+from bench.results.outcomes import Outcomes
 from bench.spec import Params, parse, unnest
 from bench.studies.study import Study, StudyResult, StudySetting
 
@@ -31,15 +36,21 @@ SpecText = Annotated[str, Field(min_length=1), AfterValidator(unnest)]
 class BuildsParams(Params):
     """How often each defense is built, and what attacks it."""
 
-    builds: int = Field(3, ge=1, le=SEEDS_APART, description="builds of each defense, under seeds of their own")
-    attack: SpecText = Field("pgd:steps=20", description="attack on each build, in parentheses where it holds commas")
+    builds: int = Field(
+        3, ge=1, le=SEEDS_APART, description="builds of each defense, under seeds of their own"
+    )
+    attack: SpecText = Field(
+        "pgd:steps=20", description="attack on each build, in parentheses where it holds commas"
+    )
 
 
 P = TypeVar("P", bound=BuildsParams)
 
 
 class BuildsStudy(Study[P]):
-    """Base of these studies; the identity holds the defenses, the attack and the data that the defenses get."""
+    """Base of these studies; the identity holds the defenses, the attack and the data that the
+    defenses get.
+    """
 
     @abstractmethod
     def specs(self) -> tuple[str, ...]:
@@ -48,45 +59,68 @@ class BuildsStudy(Study[P]):
     def plugins(self) -> dict[str, Any]:
         """The defenses by spec, and the attack."""
         named = [create(DEFENSES, parse(spec)) for spec in self.specs()]
-        return {"attack": create_attack(self.params.attack).attack.identity, **{one.spec: one.identity for one in named}}
+        return {
+            "attack": create_attack(self.params.attack).attack.identity,
+            **{one.spec: one.identity for one in named},
+        }
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """Hashes of the data that the defenses declare."""
-        cells = planned(setting, self.specs(), self.params.attack, 0)
-        return {f"{cell.defense.spec}: {need}": sha for cell in cells for need, sha in cell.identity["data"].items()}
+        evaluations = planned(setting, self.specs(), self.params.attack, 0)
+        return {
+            f"{evaluation.defense.spec}: {need}": sha
+            for evaluation in evaluations
+            for need, sha in evaluation.identity["data"].items()
+        }
 
     def run(self, setting: StudySetting) -> StudyResult:
         """Attack all builds, and compare."""
         found = list(attacked(setting, self.specs(), self.params))
         builds, n = found[0].robust.shape
-        return self.answer(found, f"{builds} builds of {len(found)} defenses, {n} images, {self.params.attack}")
+        return self.answer(
+            found, f"{builds} builds of {len(found)} defenses, {n} images, {self.params.attack}"
+        )
 
     @abstractmethod
     def answer(self, found: list[Attacked], scale: str) -> StudyResult:
-        """Tables, figures and the sentence of what was found; `scale` says how much was computed."""
+        """Tables, figures and the sentence of what was found; `scale` says how much was
+        computed.
+        """
 
 
-def planned(setting: StudySetting, specs: Sequence[str], attack: str, build: int) -> list[Cell]:
+def planned(
+    setting: StudySetting, specs: Sequence[str], attack: str, build: int
+) -> list[Evaluation]:
     """The cells of one build, a defense each. Raises `BadInput` for anything that cannot work."""
-    request = Request(tuple(specs), (attack,), seeds=(setting.seed,), build_seed=SEEDS_APART * setting.seed + build)
-    cells = {cell.defense.spec: cell for cell in plan(request, setting.subject(), setting.progress)}
-    return [cells[create(DEFENSES, parse(spec)).spec] for spec in specs]
+    request = Request(
+        defenses=tuple(specs),
+        attacks=(attack,),
+        seeds=(setting.seed,),
+        build_seed=SEEDS_APART * setting.seed + build,
+    )
+    evaluations = {
+        evaluation.defense.spec: evaluation
+        for evaluation in plan(request, setting.setup, setting.progress)
+    }
+    return [evaluations[create(DEFENSES, parse(spec)).spec] for spec in specs]
 
 
-def attacked(setting: StudySetting, specs: Sequence[str], params: BuildsParams) -> Iterator[Attacked]:
+def attacked(
+    setting: StudySetting, specs: Sequence[str], params: BuildsParams
+) -> Iterator[Attacked]:
     """Build, attack and judge each defense under each build seed, in the order of `specs`."""
-    options = Options(setting.device, setting.batch_size)
+    execution = Execution(setting.device, setting.batch_size)
     by_build = [planned(setting, specs, params.attack, build) for build in range(params.builds)]
-    for cells in zip(*by_build, strict=True):
+    for evaluations in zip(*by_build, strict=True):
         outcomes = []
-        for build, cell in enumerate(cells):
-            setting.progress(f"{cell.defense.spec}: build {build + 1} of {params.builds}")
-            outcomes.append(compute_cell(cell, options))
-        yield _gathered(cells[0], outcomes)
+        for build, evaluation in enumerate(evaluations):
+            setting.progress(f"{evaluation.defense.spec}: build {build + 1} of {params.builds}")
+            outcomes.append(compute_outcomes(evaluation, execution))
+        yield _gathered(evaluations[0], outcomes)
 
 
-def _gathered(cell: Cell, outcomes: Sequence[Outcomes]) -> Attacked:
-    by_gradient = not cell.attack.plugin.card.control
+def _gathered(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> Attacked:
+    by_gradient = not evaluation.attack.plugin.card.control
     collapsed = [measure(one, by_gradient=by_gradient).collapsed for one in outcomes]
     builds = {build: [one] for build, one in enumerate(outcomes)}
-    return gathered(cell.defense.spec, [cell.attack.spec], builds, collapsed)
+    return gathered(evaluation.defense.spec, [evaluation.attack.spec], builds, collapsed)

@@ -1,4 +1,6 @@
-"""The study `direction`: does purification change an image in one direction, or in another one with each draw?"""
+"""The study `direction`: does purification change an image in one direction, or in another one with
+each draw?
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,25 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.errors import BadInput
-from bench.noise import Query
-from bench.statistics import Estimate, bootstrap_mean
+from bench.randomness import Query
+from bench.results.estimate import Estimate
+from bench.results.statistics import bootstrap_mean
 from bench.studies import plots
-from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, check_linf, columns, deploy
+from bench.studies.deployed import (
+    DefensesParams,
+    DefenseStudy,
+    Deployed,
+    check_linf,
+    columns,
+    deploy,
+)
 from bench.studies.study import StudyResult, StudySetting
 from bench.victim import Victim, frozen
 
 SAME, ACROSS, CONTROL = "one tape", "other tapes", "perturbations"
-"""What varies within an image's set of changes: the perturbation, on one tape; the tape; and the perturbations themselves."""
+"""What varies within an image's set of changes: the perturbation, on one tape; the tape; and the
+perturbations themselves.
+"""
 
 _MEASURES = ("pearson", "cosine")
 
@@ -28,15 +40,22 @@ _MEASURES = ("pearson", "cosine")
 class DirectionParams(DefensesParams):
     """What is compared."""
 
-    points: int = Field(100, ge=2, le=10_000, description="changes of an image whose directions are compared, pair by pair")
+    points: int = Field(
+        100,
+        ge=2,
+        le=10_000,
+        description="changes of an image whose directions are compared, pair by pair",
+    )
 
 
 class Direction(DefenseStudy[DirectionParams]):
-    """Do the changes that a purifying defense makes to an image agree in direction, on one tape and across tapes?
+    """Do the changes that a purifying defense makes to an image agree in direction, on one tape and
+    across tapes?
 
-    A change is P(x + d) - x, P(x) the purified and x the clean image. On one tape, d is uniform in the Linf ball of radius eps, not
-    clipped to [0, 1]; across tapes, d is 0 and each change has a tape of its own. The value of an image is the mean of Pearson's
-    correlation, or of the cosine, over all pairs of changes (Liu and Wei 2025, arXiv 2505.22839). As a control, that of the d.
+    A change is P(x + d) - x, P(x) the purified and x the clean image. On one tape, d is uniform in
+    the Linf ball of radius eps, not clipped to [0, 1]; across tapes, d is 0 and each change has a
+    tape of its own. The value of an image is the mean of Pearson's correlation, or of the cosine,
+    over all pairs of changes (Liu and Wei 2025, arXiv 2505.22839). As a control, that of the d.
     """
 
     Params = DirectionParams
@@ -45,13 +64,19 @@ class Direction(DefenseStudy[DirectionParams]):
     def run(self, setting: StudySetting) -> StudyResult:
         """Correlations of each image, by defense."""
         eps = check_linf(setting)
-        images = pd.DataFrame([row for one in _random(setting, self.params) for row in _rows(one, eps, self.params.points)])
+        images = pd.DataFrame(
+            [
+                row
+                for one in _random(setting, self.params)
+                for row in _rows(one, eps, self.params.points)
+            ]
+        )
         table = summary(images)
         return StudyResult(
             tables={"directions": table, "images": images},
             figures={"directions": directions_figure(images, table)},
             sentence=sentence(table),
-            scale=f"{len(setting.subject().images)} images, {self.params.points} changes of each",
+            scale=f"{len(setting.setup.images)} images, {self.params.points} changes of each",
         )
 
 
@@ -59,23 +84,37 @@ def _random(setting: StudySetting, params: DirectionParams) -> list[Deployed]:
     found = deploy(setting, params.defenses, ["purified"])
     for one in found:
         if not one.classifier.stochastic:
-            raise BadInput(f"defense {one.spec!r} draws no random numbers, so there are no other tapes to compare: leave it out")
+            raise BadInput(
+                f"defense {one.spec!r} draws no random numbers, so there are no other tapes to "
+                "compare: leave it out"
+            )
     return found
 
 
 def _rows(one: Deployed, eps: float, points: int) -> Iterator[dict[str, object]]:
     one.setting.progress(f"{one.spec}: {len(one.images)} images, {2 * points} purifications each")
-    tape, tapes = one.victim("replay"), one.victim("replay-set", points)
+    fixed_noise, fixed_draws = one.victim("replay"), one.victim("replay-set", points)
     with frozen(one.classifier):
         for row, image in zip(one.rows, one.images, strict=True):
-            moves = _moves(tape, row, image, points, eps)
-            changes = {SAME: _on_one_tape(tape, row, image + moves), ACROSS: _across(tapes, row, image)}
-            for kind, vectors in {**{k: v - image for k, v in changes.items()}, CONTROL: moves}.items():
-                yield {"defense": one.spec, "image": _id(one, row), "compared": kind, **agreement(vectors.flatten(1).cpu().numpy())}
+            moves = _moves(fixed_noise, row, image, points, eps)
+            changes = {
+                SAME: _on_one_fixed_noise(fixed_noise, row, image + moves),
+                ACROSS: _across(fixed_draws, row, image),
+            }
+            for kind, vectors in {
+                **{k: v - image for k, v in changes.items()},
+                CONTROL: moves,
+            }.items():
+                yield {
+                    "defense": one.spec,
+                    "image": _id(one, row),
+                    "compared": kind,
+                    **agreement(vectors.flatten(1).cpu().numpy()),
+                }
 
 
 def _id(one: Deployed, row: Tensor) -> int:
-    return int(one.subject.images.ids[int(row)])
+    return int(one.setup.images.ids[int(row)])
 
 
 def _moves(victim: Victim, row: Tensor, image: Tensor, points: int, eps: float) -> Tensor:
@@ -83,16 +122,18 @@ def _moves(victim: Victim, row: Tensor, image: Tensor, points: int, eps: float) 
     return eps * (2 * uniform - 1)
 
 
-def _on_one_tape(tape: Victim, row: Tensor, x: Tensor) -> Tensor:
-    return tape.logits(x, row.expand(len(x)), Query(), "purified")[:, 0]
+def _on_one_fixed_noise(fixed_noise: Victim, row: Tensor, x: Tensor) -> Tensor:
+    return fixed_noise.logits(x, row.expand(len(x)), Query(), "purified")[:, 0]
 
 
-def _across(tapes: Victim, row: Tensor, image: Tensor) -> Tensor:
-    return tapes.logits(image[None], row.reshape(1), Query(), "purified")[0]
+def _across(fixed_draws: Victim, row: Tensor, image: Tensor) -> Tensor:
+    return fixed_draws.logits(image[None], row.reshape(1), Query(), "purified")[0]
 
 
 def agreement(vectors: npt.NDArray[np.floating]) -> dict[str, float]:
-    """Mean over all pairs of rows (m, d), m at least 2, of Pearson's correlation and of the cosine; NaN where a row is constant."""
+    """Mean over all pairs of rows (m, d), m at least 2, of Pearson's correlation and of the cosine;
+    NaN where a row is constant.
+    """
     rows = vectors.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         centred = rows - rows.mean(1, keepdims=True)
@@ -111,8 +152,14 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (defense, kind), group in images.groupby(["defense", "compared"], sort=False):
         found = {name: bootstrap_mean(group[name].to_numpy()) for name in _MEASURES}
-        about = {"defense": defense, "compared": kind, "images": found["pearson"].n}
-        rows.append(about | columns("pearson", found["pearson"]) | columns("cosine", found["cosine"]))
+        about = {
+            "defense": defense,
+            "compared": kind,
+            "images": int(group["pearson"].notna().sum()),
+        }
+        rows.append(
+            about | columns("pearson", found["pearson"]) | columns("cosine", found["cosine"])
+        )
     return pd.DataFrame(rows)
 
 
@@ -131,9 +178,9 @@ def sentence(table: pd.DataFrame) -> str:
     )
 
 
-def _of(table: pd.DataFrame, defense: str, kind: str) -> Estimate:
+def _of(table: pd.DataFrame, defense: str, kind: str) -> str:
     (row,) = table[(table["defense"] == defense) & (table["compared"] == kind)].to_dict("records")
-    return Estimate(row["pearson"], row["pearson_low"], row["pearson_high"], row["images"])
+    return Estimate(row["pearson"], row["pearson_low"], row["pearson_high"]).scaled(1, 3)
 
 
 def directions_figure(images: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -144,14 +191,30 @@ def directions_figure(images: pd.DataFrame, table: pd.DataFrame) -> Figure:
         "Pearson correlation of changes, mean over pairs",
     )
     places = {defense: place for place, defense in enumerate(table["defense"].unique())}
-    for shift, (kind, colour) in enumerate(zip((CONTROL, ACROSS, SAME), (plots.COLOURS[-1], *plots.COLOURS), strict=False)):
+    for shift, (kind, colour) in enumerate(
+        zip((CONTROL, ACROSS, SAME), (plots.COLOURS[-1], *plots.COLOURS), strict=False)
+    ):
         dots, means = images[images["compared"] == kind], table[table["compared"] == kind]
         offset = 0.24 * (shift - 1)
-        at = dots["defense"].map(places).to_numpy() + offset - 0.04 + 0.04 * np.sin(np.arange(len(dots)) * 2.4)
+        at = (
+            dots["defense"].map(places).to_numpy()
+            + offset
+            - 0.04
+            + 0.04 * np.sin(np.arange(len(dots)) * 2.4)
+        )
         axes.plot(at, dots["pearson"], "o", markersize=3, alpha=0.35, color=colour)
         bars = [means["pearson"] - means["pearson_low"], means["pearson_high"] - means["pearson"]]
         where = means["defense"].map(places).to_numpy() + offset + 0.06
-        axes.errorbar(where, means["pearson"], bars, fmt="s", markersize=6, capsize=4, color=colour, label=_LABELS[kind])
+        axes.errorbar(
+            where,
+            means["pearson"],
+            bars,
+            fmt="s",
+            markersize=6,
+            capsize=4,
+            color=colour,
+            label=_LABELS[kind],
+        )
     axes.set_xticks(list(places.values()), list(places))
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylim(min(-0.05, images["pearson"].min() - 0.02), 1.04)

@@ -10,13 +10,20 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
+from bench.results.statistics import wilson
 from bench.spec import parse
-from bench.statistics import wilson
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.studies.synthetic import ComparedParams, Embedding, embedded, make, short_names, training_points
+from bench.studies.synthetic import (
+    ComparedParams,
+    Embedding,
+    embedded,
+    make,
+    short_names,
+    training_points,
+)
 
 _TEST = "test images"
 _SHOWN = 600
@@ -26,17 +33,24 @@ _SHOWN = 600
 class DiversityParams(ComparedParams):
     """Whose images, in which space, and the metrics' own numbers."""
 
-    embedding: Embedding = Field("features", description="the classifier's features before its last layer, or pixels")
-    k: int = Field(5, ge=1, le=100, description="neighbour that gives the radius of coverage and recall")
-    bins: int = Field(100, ge=2, le=10_000, description="bins of NDB and JSD: k-means on the training images")
+    embedding: Embedding = Field(
+        "features", description="the classifier's features before its last layer, or pixels"
+    )
+    k: int = Field(
+        5, ge=1, le=100, description="neighbour that gives the radius of coverage and recall"
+    )
+    bins: int = Field(
+        100, ge=2, le=10_000, description="bins of NDB and JSD: k-means on the training images"
+    )
 
 
 class Diversity(Study[DiversityParams]):
     """How much of the training images' variety do the images have that a defense makes itself?
 
-    Coverage and recall over k-NN balls, NDB and JSD over k-means bins of the training images, and how much each set varies by
-    itself: the residual of k-means with one centre a class, and the variance within a mixture of as many normal laws. Test images
-    are the row to compare with. Real images are looked at here only, and choose nothing.
+    Coverage and recall over k-NN balls, NDB and JSD over k-means bins of the training images, and
+    how much each set varies by itself: the residual of k-means with one centre a class, and the
+    variance within a mixture of as many normal laws. Test images are the row to compare with. Real
+    images are looked at here only, and choose nothing.
     """
 
     Params = DiversityParams
@@ -49,36 +63,53 @@ class Diversity(Study[DiversityParams]):
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """The training images."""
-        return {"training images": setting.subject().dataset.plugin.train().sha256}
+        return {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
         """One row a set of images."""
-        params, subject = self.params, setting.subject()
+        params, setup = self.params, setting.setup
         real, _ = training_points(setting, params.n_real, params.embedding)
         found = {one.defense: (one.images, one.labels) for one in make(setting, params.defenses)}
-        found[_TEST] = (subject.images.pixels(), subject.images.labels)
+        found[_TEST] = (setup.images.pixels(), setup.images.labels)
         # More points cover more, so each set has as many.
         size = min(len(images) for images, _ in found.values())
-        chosen = {name: (images[_spread(images, size)], labels[_spread(labels, size)]) for name, (images, labels) in found.items()}
-        points = {name: embedded(setting, images, params.embedding) for name, (images, _) in chosen.items()}
-        classes = subject.dataset.plugin.num_classes
+        chosen = {
+            name: (images[_spread(images, size)], labels[_spread(labels, size)])
+            for name, (images, labels) in found.items()
+        }
+        points = {
+            name: embedded(setting, images, params.embedding)
+            for name, (images, _) in chosen.items()
+        }
+        classes = setup.dataset.plugin.num_classes
         table = pd.DataFrame(
-            [{"images": name, **measures(real, made, params, classes, setting.seed)} for name, made in points.items()]
+            [
+                {"images": name, **measures(real, made, params, classes, setting.seed)}
+                for name, made in points.items()
+            ]
         )
         return StudyResult(
             tables={"diversity": table},
-            figures={"map": map_figure(real, points, {name: labels for name, (_, labels) in chosen.items()})},
+            figures={
+                "map": map_figure(
+                    real, points, {name: labels for name, (_, labels) in chosen.items()}
+                )
+            },
             sentence=sentence(table, params),
             scale=f"{len(real)} training images",
         )
 
 
 def _spread(rows: Tensor, size: int) -> Tensor:
-    """The positions of so many rows, evenly from first to last: classes may come one after the other."""
+    """The positions of so many rows, evenly from first to last: classes may come one after the
+    other.
+    """
     return torch.linspace(0, len(rows) - 1, size).round().long()
 
 
-def measures(real: Floats, made: Floats, params: DiversityParams, classes: int, seed: int) -> dict[str, float]:
+def measures(
+    real: Floats, made: Floats, params: DiversityParams, classes: int, seed: int
+) -> dict[str, float]:
     """All metrics of a set of points (m, d) against training points (n, d)."""
     covered, recalled = sets.coverage(real, made, params.k), sets.recall(real, made, params.k)
     centres = sets.k_means(real, min(params.bins, len(real)), seed)
@@ -103,7 +134,8 @@ def sentence(table: pd.DataFrame, params: DiversityParams) -> str:
     """Coverage and recall of each set."""
     names = _names(list(table["images"]))
     rows = [
-        f"{names[row['images']]} cover {row['coverage']:.3f} [{row['coverage_low']:.3f}, {row['coverage_high']:.3f}] and recall "
+        f"{names[row['images']]} cover {row['coverage']:.3f} [{row['coverage_low']:.3f}, "
+        f"{row['coverage_high']:.3f}] and recall "
         f"{row['recall']:.3f} [{row['recall_low']:.3f}, {row['recall_high']:.3f}]"
         for row in table.to_dict("records")
     ]
@@ -115,11 +147,18 @@ def _names(images: list[str]) -> dict[str, str]:
 
 
 def map_figure(real: Floats, points: dict[str, Floats], labels: dict[str, Tensor]) -> Figure:
-    """Each set over the training images (grey), on the training images' first two principal components; colours are classes."""
+    """Each set over the training images (grey), on the training images' first two principal
+    components; colours are classes.
+    """
     mean, directions = sets.principal(real)
-    title = "Images on the first two principal components of the training images (grey); colours are classes"
+    title = (
+        "Images on the first two principal components of the training images (grey); colours "
+        "are classes"
+    )
     names = _names(list(points))
-    figure, axes = plots.panels(title, [("first component", "second component", names[name]) for name in points])
+    figure, axes = plots.panels(
+        title, [("first component", "second component", names[name]) for name in points]
+    )
     back = (real - mean) @ directions
     for one, (name, made) in zip(axes, points.items(), strict=True):
         chosen = _spread(labels[name], min(_SHOWN, len(made)))

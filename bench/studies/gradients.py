@@ -1,4 +1,6 @@
-"""The study `gradients`: what the gradients of a purifying defense have in common, and how many draws an attack must average."""
+"""The study `gradients`: what the gradients of a purifying defense have in common, and how many
+draws an attack must average.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,25 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.losses import cross_entropy
+from bench.results.estimate import Estimate
+from bench.results.statistics import bootstrap_mean
 from bench.spec import Integers
-from bench.statistics import Estimate, bootstrap_mean
 from bench.studies import plots
-from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, check_linf, columns, deploy
+from bench.studies.deployed import (
+    DefensesParams,
+    DefenseStudy,
+    Deployed,
+    check_linf,
+    columns,
+    deploy,
+)
 from bench.studies.study import StudyResult, StudySetting
 from bench.victim import frozen
 
 ENOUGH = 0.9
 """The agreement of two averages from which on more draws are not needed."""
 
-TAPE = "one tape"
+FIXED = "one tape"
 EOT = "independent draws"
 
 _COMPARED = 4
@@ -33,7 +43,9 @@ _COMPARED = 4
 class GradientsParams(DefensesParams):
     """How many draws are averaged."""
 
-    draws: Integers = Field((1, 2, 4, 8, 16), min_length=1, description="draws k that an attack averages, joined by +")
+    draws: Integers = Field(
+        (1, 2, 4, 8, 16), min_length=1, description="draws k that an attack averages, joined by +"
+    )
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,12 @@ class Pair:
     """Two gradients of each image, compared.
 
     Attributes:
-        kind: `TAPE` (one draw, two backward passes) or `EOT` (the native one, two averages of independent draws).
+        kind: `TAPE` (one draw, two backward passes) or `EOT` (the native one, two averages of
+            independent draws).
         gradient: the backward pass that is held against `full`.
         k: draws that each average has.
-        cosine, signs: of each image: the cosine, NaN where a gradient is zero, and the share of pixels whose signs agree.
+        cosine, signs: of each image: the cosine, NaN where a gradient is zero, and the share of
+            pixels whose signs agree.
         zero: whether the first gradient is zero, as a share of an image's draws.
     """
 
@@ -57,12 +71,14 @@ class Pair:
 
 
 class Gradients(DefenseStudy[GradientsParams]):
-    """How far do a purifying defense's gradients agree: with those of its stand-ins, from draw to draw, and averaged over k draws?
+    """How far do a purifying defense's gradients agree: with those of its stand-ins, from draw to
+    draw, and averaged over k draws?
 
-    Cosines of the input gradients of the true label's cross-entropy at x +- eps / 2, signs at random, clipped to [0, 1]. On one
-    tape each backward pass that the defense offers is held against the exact one, `full`; and over k draws the mean of k gradients
-    against the mean of k others, rho_EOT(k). A small rho_EOT(1) says that the noise masks single gradients; an attack on fresh
-    draws needs the k with which it reaches 0.9.
+    Cosines of the input gradients of the true label's cross-entropy at x +- eps / 2, signs at
+    random, clipped to [0, 1]. On one tape each backward pass that the defense offers is held
+    against the exact one, `full`; and over k draws the mean of k gradients against the mean of k
+    others, rho_EOT(k). A small rho_EOT(1) says that the noise masks single gradients; an attack on
+    fresh draws needs the k with which it reaches 0.9.
     """
 
     Params = GradientsParams
@@ -72,13 +88,16 @@ class Gradients(DefenseStudy[GradientsParams]):
         """Cosines of each image, by defense and pair of gradients."""
         eps = check_linf(setting)
         deployed = deploy(setting, self.params.defenses)
-        images = pd.concat([_frame(one, compare(one, eps, self.params.draws)) for one in deployed], ignore_index=True)
+        images = pd.concat(
+            [_frame(one, compare(one, eps, self.params.draws)) for one in deployed],
+            ignore_index=True,
+        )
         table = summary(images)
         return StudyResult(
             tables={"gradients": table, "images": images},
             figures={"gradients": gradients_figure(table)},
             sentence=sentence(table),
-            scale=f"{len(setting.subject().images)} images, {2 * max(self.params.draws)} draws of each",
+            scale=f"{len(setting.setup.images)} images, {2 * max(self.params.draws)} draws of each",
         )
 
 
@@ -90,8 +109,10 @@ def compare(one: Deployed, eps: float, draws: tuple[int, ...]) -> Iterator[Pair]
     with frozen(one.classifier):
         full = torch.stack([slope(one, x, "full", draw) for draw in range(2 * most)])
         for gradient in (name for name in one.classifier.gradients if name != "full"):
-            others = torch.stack([slope(one, x, gradient, draw) for draw in range(min(_COMPARED, 2 * most))])
-            yield _pair(TAPE, gradient, 1, others, full[: len(others)])
+            others = torch.stack(
+                [slope(one, x, gradient, draw) for draw in range(min(_COMPARED, 2 * most))]
+            )
+            yield _pair(FIXED, gradient, 1, others, full[: len(others)])
     for k in sorted({k for k in draws if k <= most}):
         yield _pair(EOT, "full", k, averages(full[:most], k), averages(full[most:], k))
 
@@ -104,20 +125,28 @@ def random_signs(one: Deployed, eps: float) -> Tensor:
 
 
 def slope(one: Deployed, x: Tensor, gradient: str, draw: int) -> Tensor:
-    """The gradient of the true label's cross-entropy on one draw, the same one for every `gradient`; (n, C, H, W)."""
-    reading = one.victim(gradient=gradient).objective(one.labels, cross_entropy)(x, one.rows, draw, True)
+    """The gradient of the true label's cross-entropy on one draw, the same one for every
+    `gradient`; (n, C, H, W).
+    """
+    reading = one.victim(gradient=gradient).objective(one.labels, cross_entropy)(
+        x, one.rows, draw, True
+    )
     assert reading.gradient is not None
     return reading.gradient
 
 
 def averages(slopes: Tensor, k: int) -> Tensor:
-    """Means over blocks of k draws, as many as there are whole ones: (draws, n, ...) to (draws // k, n, ...)."""
+    """Means over blocks of k draws, as many as there are whole ones: (draws, n, ...) to (draws //
+    k, n, ...).
+    """
     blocks = len(slopes) // k
     return slopes[: blocks * k].reshape(blocks, k, *slopes.shape[1:]).mean(1)
 
 
 def _pair(kind: str, gradient: str, k: int, first: Tensor, second: Tensor) -> Pair:
-    """Compare gradients (draws, n, C, H, W) draw by draw; the mean over draws is each image's value."""
+    """Compare gradients (draws, n, C, H, W) draw by draw; the mean over draws is each image's
+    value.
+    """
     a, b = first.flatten(2).double(), second.flatten(2).double()
     lengths = a.norm(dim=2) * b.norm(dim=2)
     cosine = torch.where(lengths > 0, (a * b).sum(2) / lengths, torch.nan)
@@ -127,33 +156,48 @@ def _pair(kind: str, gradient: str, k: int, first: Tensor, second: Tensor) -> Pa
 
 
 def _frame(one: Deployed, pairs: Iterator[Pair]) -> pd.DataFrame:
-    ids = one.subject.images.ids
+    ids = one.setup.images.ids
     tables = []
     for pair in pairs:
-        about = {"defense": one.spec, "image": ids, "compared": pair.kind, "gradient": pair.gradient, "k": pair.k}
+        about = {
+            "defense": one.spec,
+            "image": ids,
+            "compared": pair.kind,
+            "gradient": pair.gradient,
+            "k": pair.k,
+        }
         values = {"cosine": pair.cosine, "signs": pair.signs, "zero": pair.zero}
-        tables.append(pd.DataFrame({**about, **{name: value.cpu().numpy() for name, value in values.items()}}))
+        tables.append(
+            pd.DataFrame({**about, **{name: value.cpu().numpy() for name, value in values.items()}})
+        )
     return pd.concat(tables, ignore_index=True)
 
 
-# What is shown ---------------------------------------------------------------------------------------------------------
+# What is shown ------------------------------------------------------------------------------------
 
 
 def summary(images: pd.DataFrame) -> pd.DataFrame:
-    """Means over images with 95 % intervals, by defense and pair of gradients; `zero`: the share of gradients that are zero."""
+    """Means over images with 95 % intervals, by defense and pair of gradients; `zero`: the share of
+    gradients that are zero.
+    """
     rows = []
     for key, group in images.groupby(["defense", "compared", "gradient", "k"], sort=False):
         about = dict(zip(("defense", "compared", "gradient", "k"), key, strict=True))
         cosine, signs = (bootstrap_mean(group[name].to_numpy()) for name in ("cosine", "signs"))
         rows.append(
-            about | columns("cosine", cosine) | columns("signs", signs) | {"zero": group["zero"].mean(), "images": cosine.n}
+            about
+            | columns("cosine", cosine)
+            | columns("signs", signs)
+            | {"zero": group["zero"].mean(), "images": int(group["cosine"].notna().sum())}
         )
     return pd.DataFrame(rows)
 
 
 def enough(table: pd.DataFrame, defense: str) -> int | None:
     """The smallest k whose averages agree by 0.9; None where none does."""
-    rows = table[(table["defense"] == defense) & (table["compared"] == EOT) & (table["cosine"] >= ENOUGH)]
+    rows = table[
+        (table["defense"] == defense) & (table["compared"] == EOT) & (table["cosine"] >= ENOUGH)
+    ]
     return int(rows["k"].min()) if len(rows) else None
 
 
@@ -165,23 +209,31 @@ def sentence(table: pd.DataFrame) -> str:
 def _about(table: pd.DataFrame, defense: str) -> str:
     rows = table[table["defense"] == defense]
     averaged = rows[rows["compared"] == EOT]
-    tapes = ", ".join(f"{row.gradient} {row.cosine:.2f}" for row in rows[rows["compared"] == TAPE].itertuples())
+    fixed_draws = ", ".join(
+        f"{row.gradient} {row.cosine:.2f}" for row in rows[rows["compared"] == FIXED].itertuples()
+    )
     most, k = averaged.iloc[-1], enough(table, defense)
-    need = f"{k} draws reach {ENOUGH}" if k else f"{most['k']} draws reach {most['cosine']:.2f}, none {ENOUGH}"
+    need = (
+        f"{k} draws reach {ENOUGH}"
+        if k
+        else f"{most['k']} draws reach {most['cosine']:.2f}, none {ENOUGH}"
+    )
     return (
-        f"gradients of {defense} agree from draw to draw by a cosine of {_estimate(averaged.iloc[0])} ({need}), "
-        f"on one tape with {tapes or 'no other'}"
+        f"gradients of {defense} agree from draw to draw by a cosine of "
+        f"{_estimate(averaged.iloc[0])} ({need}), "
+        f"on one tape with {fixed_draws or 'no other'}"
     )
 
 
-def _estimate(row: pd.Series) -> Estimate:
-    return Estimate(row["cosine"], row["cosine_low"], row["cosine_high"], row["images"])
+def _estimate(row: pd.Series) -> str:
+    return Estimate(row["cosine"], row["cosine_low"], row["cosine_high"]).scaled(1, 3)
 
 
 def gradients_figure(table: pd.DataFrame) -> Figure:
     """Cosines on one tape as bars, and over k draws as curves."""
     figure, (left, right) = plots.panels(
-        "What a defense's gradients have in common: with their stand-ins on one tape, and with themselves on other draws",
+        "What a defense's gradients have in common: with their stand-ins on one tape, and with "
+        "themselves on other draws",
         [
             ("backward pass", "cosine to the exact gradient", "one tape"),
             ("draws k in each average", "cosine of two averages", "other draws"),
@@ -189,7 +241,7 @@ def gradients_figure(table: pd.DataFrame) -> Figure:
     )
     for place, defense in enumerate(table["defense"].unique()):
         rows = table[table["defense"] == defense]
-        _bars(left, rows[rows["compared"] == TAPE], place, table["defense"].nunique())
+        _bars(left, rows[rows["compared"] == FIXED], place, table["defense"].nunique())
         _curve(right, rows[rows["compared"] == EOT], place, str(defense))
     right.axhline(ENOUGH, color=plots.COLOURS[-1], linestyle=":", label=f"{ENOUGH}")
     right.set_xscale("log", base=2)
@@ -205,13 +257,22 @@ def gradients_figure(table: pd.DataFrame) -> Figure:
 def _bars(axes: Axes, rows: pd.DataFrame, place: int, count: int) -> None:
     width = 0.8 / count
     at = np.arange(len(rows)) + (place - (count - 1) / 2) * width
-    axes.bar(at, rows["cosine"], width, yerr=_errors(rows), capsize=4, color=plots.COLOURS[place % len(plots.COLOURS)])
+    axes.bar(
+        at,
+        rows["cosine"],
+        width,
+        yerr=_errors(rows),
+        capsize=4,
+        color=plots.COLOURS[place % len(plots.COLOURS)],
+    )
     axes.set_xticks(range(len(rows)), list(rows["gradient"]))
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, place: int, label: str) -> None:
     colour = plots.COLOURS[place % len(plots.COLOURS)]
-    axes.errorbar(rows["k"], rows["cosine"], _errors(rows), fmt="o-", capsize=4, color=colour, label=label)
+    axes.errorbar(
+        rows["k"], rows["cosine"], _errors(rows), fmt="o-", capsize=4, color=colour, label=label
+    )
 
 
 def _errors(rows: pd.DataFrame) -> list[pd.Series]:

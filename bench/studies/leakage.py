@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from bench.data.dataset import ImageSet
 from bench.noise import Noise, Stream
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
+from bench.results.statistics import wilson
 from bench.spec import parse
-from bench.statistics import wilson
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
@@ -27,16 +27,21 @@ _CLASSIFIER = "the classifier's loss"
 class LeakageParams(ComparedParams):
     """Whose images, and in which space."""
 
-    embedding: Embedding = Field("pixels", description="pixels, or the classifier's features before its last layer")
+    embedding: Embedding = Field(
+        "pixels", description="pixels, or the classifier's features before its last layer"
+    )
 
 
 class Leakage(Study[LeakageParams]):
-    """Do images that a defense makes out of a classifier lie nearer to its training images than to test images?
+    """Do images that a defense makes out of a classifier lie nearer to its training images than to
+    test images?
 
-    As many training as test images are taken. For each synthetic image: the ratio of its distances to the nearest training and to
-    the nearest test image, and whether the training image is the nearer one (one half where nothing leaks). For each real image: a
-    membership score, minus its distance to the nearest synthetic image; AUC says how often a training image scores higher (0.5
-    where nothing leaks). The classifier's own loss gives the AUC to compare with: what it betrays without any synthetic image.
+    As many training as test images are taken. For each synthetic image: the ratio of its distances
+    to the nearest training and to the nearest test image, and whether the training image is the
+    nearer one (one half where nothing leaks). For each real image: a membership score, minus its
+    distance to the nearest synthetic image; AUC says how often a training image scores higher (0.5
+    where nothing leaks). The classifier's own loss gives the AUC to compare with: what it betrays
+    without any synthetic image.
     """
 
     Params = LeakageParams
@@ -49,20 +54,37 @@ class Leakage(Study[LeakageParams]):
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """The training images."""
-        return {"training images": setting.subject().dataset.plugin.train().sha256}
+        return {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
         """Distances and membership of each set of images."""
-        params, images, train = self.params, setting.subject().images, setting.subject().dataset.plugin.train()
+        params, images, train = (
+            self.params,
+            setting.setup.images,
+            setting.setup.dataset.plugin.train(),
+        )
         count = min(len(images), len(train), params.n_real)
         members, others = train.at(np.arange(count)), images.at(np.arange(count))
-        inside, outside = (embedded(setting, part.pixels(), params.embedding) for part in (members, others))
-        made = {one.defense: embedded(setting, one.images, params.embedding) for one in make(setting, params.defenses)}
-        ratios = {name: sets.nearest(points, inside) / sets.nearest(points, outside).clip(1e-12) for name, points in made.items()}
-        scores = {name: (-sets.nearest(inside, points), -sets.nearest(outside, points)) for name, points in made.items()}
+        inside, outside = (
+            embedded(setting, part.pixels(), params.embedding) for part in (members, others)
+        )
+        made = {
+            one.defense: embedded(setting, one.images, params.embedding)
+            for one in make(setting, params.defenses)
+        }
+        ratios = {
+            name: sets.nearest(points, inside) / sets.nearest(points, outside).clip(1e-12)
+            for name, points in made.items()
+        }
+        scores = {
+            name: (-sets.nearest(inside, points), -sets.nearest(outside, points))
+            for name, points in made.items()
+        }
         scores[_CLASSIFIER] = _confidence(setting, members), _confidence(setting, others)
         table = pd.DataFrame([distance_row(name, ratio) for name, ratio in ratios.items()])
-        membership = pd.DataFrame([membership_row(name, *both, setting.seed) for name, both in scores.items()])
+        membership = pd.DataFrame(
+            [membership_row(name, *both, setting.seed) for name, both in scores.items()]
+        )
         return StudyResult(
             tables={"membership": membership, "distances": table},
             figures={"ratios": ratio_figure(ratios)},
@@ -79,7 +101,7 @@ def _confidence(setting: StudySetting, part: ImageSet) -> Floats:
     with torch.no_grad():
         for start in range(0, len(images), setting.batch_size):
             rows = slice(start, start + setting.batch_size)
-            logits = setting.subject().classifier(images[rows], noise.rows(rows))
+            logits = setting.setup.classifier(images[rows], noise.rows(rows))
             found.append(-F.cross_entropy(logits.double(), labels[rows], reduction="none"))
     return torch.cat(found).numpy()
 
@@ -100,7 +122,13 @@ def distance_row(name: str, ratios: Floats) -> dict[str, object]:
 def membership_row(name: str, members: Floats, others: Floats, seed: int) -> dict[str, object]:
     """AUC of a membership score with its interval."""
     low, high = sets.area_interval(members, others, seed)
-    return {"score": name, "auc": sets.area_under_curve(members, others), "auc_low": low, "auc_high": high, "n": len(members)}
+    return {
+        "score": name,
+        "auc": sets.area_under_curve(members, others),
+        "auc_low": low,
+        "auc_high": high,
+        "n": len(members),
+    }
 
 
 def sentence(membership: pd.DataFrame, distances: pd.DataFrame) -> str:
@@ -111,16 +139,22 @@ def sentence(membership: pd.DataFrame, distances: pd.DataFrame) -> str:
         for row in membership.to_dict("records")
     ]
     second = [
-        f"{row['nearer_to_training']:.3f} [{row['nearer_low']:.3f}, {row['nearer_high']:.3f}] of {names[row['images']]}"
+        f"{row['nearer_to_training']:.3f} [{row['nearer_low']:.3f}, {row['nearer_high']:.3f}] of "
+        f"{names[row['images']]}"
         for row in distances.to_dict("records")
     ]
-    return f"Membership AUC (0.5: nothing leaks): {'; '.join(first)}. Nearer to a training image (0.5): {'; '.join(second)}."
+    return (
+        f"Membership AUC (0.5: nothing leaks): {'; '.join(first)}. Nearer to a training image "
+        f"(0.5): {'; '.join(second)}."
+    )
 
 
 def ratio_figure(ratios: dict[str, Floats]) -> Figure:
     """The ratio of distances of all synthetic images, by rank."""
     figure, axes = plots.axes(
-        "Distance to the nearest training image over that to the nearest test image", "synthetic image, by rank", "ratio"
+        "Distance to the nearest training image over that to the nearest test image",
+        "synthetic image, by rank",
+        "ratio",
     )
     names = short_names(list(ratios))
     axes.axhline(1, color=plots.COLOURS[-1], linewidth=1)

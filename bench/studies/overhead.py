@@ -17,17 +17,26 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 
+from bench.engine.memory import limited
 from bench.losses import cross_entropy
 from bench.maximise import Objective
-from bench.memory import limited
-from bench.noise import Query
+from bench.randomness import Query
 from bench.studies import plots
-from bench.studies.deployed import DefensesParams, DefenseStudy, Deployed, deploy, diffusion_model, diffusion_models
+from bench.studies.deployed import (
+    DefensesParams,
+    DefenseStudy,
+    Deployed,
+    deploy,
+    diffusion_model,
+    diffusion_models,
+)
 from bench.studies.study import EVERYTHING, StudyResult, StudySetting
 from bench.victim import frozen
 
 CHECKPOINTED = "full, checkpointed"
-"""The exact gradient where the activations of all steps do not fit the memory: each step is computed again."""
+"""The exact gradient where the activations of all steps do not fit the memory: each step is
+computed again.
+"""
 
 _PLENTY, _NONE = "1000000G", "1"
 
@@ -35,7 +44,9 @@ _PLENTY, _NONE = "1000000G", "1"
 class OverheadParams(DefensesParams):
     """How often is timed."""
 
-    repeats: int = Field(5, ge=1, le=1000, description="timings of each figure; their median counts")
+    repeats: int = Field(
+        5, ge=1, le=1000, description="timings of each figure; their median counts"
+    )
 
 
 @dataclass
@@ -47,11 +58,13 @@ class Calls:
 
 
 class Overhead(DefenseStudy[OverheadParams]):
-    """What does a purifying defense cost: network evaluations and seconds an image, and forward-equivalents of each gradient?
+    """What does a purifying defense cost: network evaluations and seconds an image, and
+    forward-equivalents of each gradient?
 
-    Network evaluations are counted, an image's pass through the diffusion network being one; a backward pass to the image counts
-    as one forward-equivalent more, since the weights take no gradient. Seconds are medians on this machine, in one batch, and
-    repeat no better than its load allows.
+    Network evaluations are counted, an image's pass through the diffusion network being one; a
+    backward pass to the image counts as one forward-equivalent more, since the weights take no
+    gradient. Seconds are medians on this machine, in one batch, and repeat no better than its load
+    allows.
     """
 
     Params = OverheadParams
@@ -64,9 +77,14 @@ class Overhead(DefenseStudy[OverheadParams]):
         schedules = [diffusion_model(one).steps for one in deployed]
         classify = _classifier_seconds(deployed[0], self.params.repeats)
         costs = pd.DataFrame(
-            [inference(one, steps, classify, self.params.repeats) for one, steps in zip(deployed, schedules, strict=True)]
+            [
+                inference(one, steps, classify, self.params.repeats)
+                for one, steps in zip(deployed, schedules, strict=True)
+            ]
         )
-        gradients = pd.DataFrame([row for one in deployed for row in gradient_rows(one, self.params.repeats)])
+        gradients = pd.DataFrame(
+            [row for one in deployed for row in gradient_rows(one, self.params.repeats)]
+        )
         return StudyResult(
             tables={"inference": costs, "gradients": gradients},
             figures={"gradients": overhead_figure(gradients)},
@@ -76,16 +94,19 @@ class Overhead(DefenseStudy[OverheadParams]):
 
 
 def _batch(setting: StudySetting) -> int:
-    return min(setting.batch_size, len(setting.subject().images))
+    return min(setting.batch_size, len(setting.setup.images))
 
 
 def _classifier_seconds(one: Deployed, repeats: int) -> float:
     """Seconds an image of the classifier alone. They are short, so that more of them are taken."""
-    plain = copy.deepcopy(one.subject.classifier).to(one.images.device)
+    plain = copy.deepcopy(one.setup.classifier).to(one.images.device)
     batch = _batch(one.setting)
     noise = one.victim().random(one.rows[:batch])
     with torch.no_grad():
-        return _seconds(lambda: plain(one.images[:batch], noise), 10 * repeats, one.images.device) / batch
+        return (
+            _seconds(lambda: plain(one.images[:batch], noise), 10 * repeats, one.images.device)
+            / batch
+        )
 
 
 def inference(one: Deployed, steps: int, classify: float, repeats: int) -> dict[str, object]:
@@ -99,7 +120,9 @@ def inference(one: Deployed, steps: int, classify: float, repeats: int) -> dict[
     batch = _batch(one.setting)
     x, rows, victim = one.images[:batch], one.rows[:batch], one.victim()
     with frozen(one.classifier):
-        purify = _seconds(lambda: victim.logits(x, rows, Query(), "purified"), repeats, x.device) / batch
+        purify = (
+            _seconds(lambda: victim.logits(x, rows, Query(), "purified"), repeats, x.device) / batch
+        )
         with counted(one.classifier) as calls:
             victim.logits(x[:1], rows[:1], Query(), "purified")
         times = victim.logits(x[:1], rows[:1], Query(), "times")[0, 0]
@@ -120,9 +143,11 @@ def _reversed(times: Tensor) -> int:
 
 
 def gradient_rows(one: Deployed, repeats: int) -> Iterator[dict[str, object]]:
-    """The cost of one gradient of one image for each backward pass that the defense offers; seconds are those in a batch.
+    """The cost of one gradient of one image for each backward pass that the defense offers; seconds
+    are those in a batch.
 
-    The checkpointed one is not timed: how many images it takes at once, and so its time, depends on the memory.
+    The checkpointed one is not timed: how many images it takes at once, and so its time, depends on
+    the memory.
     """
     for gradient in one.classifier.gradients:
         one.setting.progress(f"{one.spec}: gradient {gradient}")
@@ -196,7 +221,9 @@ def counted(classifier: nn.Module) -> Iterator[Calls]:
 
         return (Passed.apply(z, report), *rest)
 
-    handles = [model.network.register_forward_pre_hook(enter) for model in diffusion_models(classifier)]
+    handles = [
+        model.network.register_forward_pre_hook(enter) for model in diffusion_models(classifier)
+    ]
     try:
         yield calls
     finally:
@@ -204,7 +231,7 @@ def counted(classifier: nn.Module) -> Iterator[Calls]:
             handle.remove()
 
 
-# What is shown ---------------------------------------------------------------------------------------------------------
+# What is shown ------------------------------------------------------------------------------------
 
 
 def sentence(costs: pd.DataFrame, gradients: pd.DataFrame) -> str:
@@ -216,9 +243,11 @@ def _about(row: dict[Any, Any], gradients: pd.DataFrame) -> str:
     own = gradients[gradients["defense"] == row["defense"]].to_dict("records")
     counts = ", ".join(f"{one['forward_equivalents']} ({one['gradient']})" for one in own)
     return (
-        f"{row['defense']} takes {row['evaluations']} network evaluations and {1000 * row['purification_seconds']:.2f} ms an "
-        f"image, the classifier {1000 * row['classifier_seconds']:.3f} ms (latency x {row['latency_ratio']:.0f}; "
-        f"{row['share_of_generation']:.0%} of a full generation's schedule); a gradient costs forward-equivalents {counts}"
+        f"{row['defense']} takes {row['evaluations']} network evaluations and "
+        f"{1000 * row['purification_seconds']:.2f} ms an image, the classifier "
+        f"{1000 * row['classifier_seconds']:.3f} ms (latency x {row['latency_ratio']:.0f}; "
+        f"{row['share_of_generation']:.0%} of a full generation's schedule); a gradient costs "
+        f"forward-equivalents {counts}"
     )
 
 
@@ -226,7 +255,10 @@ def overhead_figure(gradients: pd.DataFrame) -> Figure:
     """Forward-equivalents and seconds of each gradient."""
     figure, both = plots.panels(
         "What one gradient of a purifying defense costs an attack",
-        [("network passes an image", "", "counted"), ("milliseconds an image", "", "timed on this machine")],
+        [
+            ("network passes an image", "", "counted"),
+            ("milliseconds an image", "", "timed on this machine"),
+        ],
     )
     defenses, names = list(gradients["defense"].unique()), list(gradients["gradient"].unique())
     height = 0.8 / len(defenses)
@@ -235,7 +267,9 @@ def overhead_figure(gradients: pd.DataFrame) -> Figure:
         at = [index + (place - (len(defenses) - 1) / 2) * height for index in range(len(names))]
         both[0].barh(at, rows["forwards"], height, color=colour, label=f"{defense}: forward")
         behind = {"left": rows["forwards"], "alpha": 0.45}
-        both[0].barh(at, rows["backwards"], height, color=colour, label=f"{defense}: backward", **behind)
+        both[0].barh(
+            at, rows["backwards"], height, color=colour, label=f"{defense}: backward", **behind
+        )
         both[1].barh(at, 1000 * rows["seconds"], height, color=colour, label=defense)
     for axes in both:
         axes.set_yticks(range(len(names)), names)

@@ -1,4 +1,6 @@
-"""One look for all figures: made as objects, without pyplot and its global state, readable at 900 pixels."""
+"""One look for all figures: made as objects, without pyplot and its global state, readable at 900
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
-"""Told apart by readers who do not tell red from green (Okabe and Ito 2008), with a grey for what is only context."""
+"""Told apart by readers who do not tell red from green (Okabe and Ito 2008), with a grey for what
+is only context.
+"""
 
 _SMALL, _TEXT, _TITLE = 12, 13, 14
 _DOTS_PER_INCH = 120
@@ -31,7 +35,9 @@ def axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def panels(title: str, labels: Sequence[tuple[str, str, str]]) -> tuple[Figure, list[Axes]]:
-    """An empty figure with axes side by side; `labels` has (xlabel, ylabel, what it shows) for each of them."""
+    """An empty figure with axes side by side; `labels` has (xlabel, ylabel, what it shows) for each
+    of them.
+    """
     figure = Figure(figsize=(9, 5.4), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, _LINE), fontsize=_TITLE, x=0.01, ha="left")

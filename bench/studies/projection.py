@@ -1,4 +1,6 @@
-"""The study `projection`: what becomes of an adversarial perturbation along the chain of a purifying defense."""
+"""The study `projection`: what becomes of an adversarial perturbation along the chain of a
+purifying defense.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,22 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
+from bench.data.similarity import ssim
 from bench.defense import Need
 from bench.errors import BadInput
-from bench.noise import Query
-from bench.similarity import ssim
-from bench.statistics import Estimate, bootstrap_mean
+from bench.randomness import Query
+from bench.results.estimate import Estimate
+from bench.results.statistics import bootstrap_mean
 from bench.studies import plots
-from bench.studies.deployed import Climb, ClimbParams, DefensesParams, DefenseStudy, Deployed, columns, deploy
+from bench.studies.deployed import (
+    DefensesParams,
+    DefenseStudy,
+    Deployed,
+    Search,
+    SearchParams,
+    columns,
+    deploy,
+)
 from bench.studies.study import StudyResult, StudySetting
 from bench.victim import frozen
 
@@ -30,14 +41,18 @@ INPUT, NOISING, REVERSE = "input", "noising", "reverse"
 """The stage that led to a state."""
 
 TOLERANCE = 1e-4
-"""By how much pi and kappa may miss sqrt(abar) where the chain noises, relative to what they were before."""
+"""By how much pi and kappa may miss sqrt(abar) where the chain noises, relative to what they were
+before.
+"""
 
 
 class ProjectionParams(DefensesParams):
     """The attack and the defenses."""
 
     gradient: str = Field(
-        "full", description="gradient of the attack on the defense's tape; blind: the attack sees the classifier alone"
+        "full",
+        description="gradient of the attack on the defense's tape; blind: the attack sees the "
+        "classifier alone",
     )
     steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the attack")
 
@@ -50,8 +65,8 @@ class Paths:
         stage: the stage that led to each state, (states,).
         time: the time index of each state, -1 for a clean image, int64 (states,).
         level: abar at that index, (states,).
-        pi, kappa: along the perturbation, and the whole difference, in units of the perturbation's length, float64 (n, states); NaN
-            for an image that the attack left as it was.
+        pi, kappa: along the perturbation, and the whole difference, in units of the perturbation's
+            length, float64 (n, states); NaN for an image that the attack left as it was.
         distances: table of distances, one row an image.
     """
 
@@ -64,11 +79,13 @@ class Paths:
 
 
 class Projection(DefenseStudy[ProjectionParams]):
-    """How much of an adversarial perturbation is left at each state of a purifying chain, and in which direction it points.
+    """How much of an adversarial perturbation is left at each state of a purifying chain, and in
+    which direction it points.
 
-    a = z' - z is the perturbation in diffusion space, of PGD on the defense's own tape. Both images run through the chain on it;
-    pi(s) = <z'_s - z_s, a> / |a|^2 and kappa(s) = |z'_s - z_s| / |a| at every state s, cosine = pi / kappa (Liu and Wei 2025,
-    arXiv 2505.22839). Noising must multiply both by sqrt(abar) exactly; exit code 1 where it does not.
+    a = z' - z is the perturbation in diffusion space, of PGD on the defense's own tape. Both images
+    run through the chain on it; pi(s) = <z'_s - z_s, a> / |a|^2 and kappa(s) = |z'_s - z_s| / |a|
+    at every state s, cosine = pi / kappa (Liu and Wei 2025, arXiv 2505.22839). Noising must
+    multiply both by sqrt(abar) exactly; exit code 1 where it does not.
     """
 
     Params = ProjectionParams
@@ -82,11 +99,16 @@ class Projection(DefenseStudy[ProjectionParams]):
         distances = distance_table(found)
         checks = [noising_is_exact(paths) for paths in found.values() if NOISING in paths.stage]
         return StudyResult(
-            tables={"projection": states, "distances": distances, "images": image_table(found, deployed)},
+            tables={
+                "projection": states,
+                "distances": distances,
+                "images": image_table(found, deployed),
+            },
             figures={"projection": projection_figure(states)},
             sentence=sentence(states, distances),
             held=all(checks) if checks else None,
-            scale=f"{len(setting.subject().images)} images, PGD with {self.params.steps} steps (gradient {self.params.gradient})",
+            scale=f"{len(setting.setup.images)} images, PGD with {self.params.steps} steps "
+            f"(gradient {self.params.gradient})",
         )
 
 
@@ -95,13 +117,23 @@ def follow(one: Deployed, params: ProjectionParams) -> Paths:
     one.setting.progress(f"{one.spec}: {params.steps} steps on {len(one.images)} images")
     victim, chain = one.victim("replay", gradient=params.gradient), one.victim("replay")
     with frozen(one.classifier):
-        points = Climb(ClimbParams(steps=params.steps))(victim, one.images, one.labels, one.subject.threat).points
-        clean, attacked = (chain.logits(x, one.rows, Query(), "states")[:, 0].double() for x in (one.images, points))
+        points = Search(SearchParams(steps=params.steps))(
+            victim, one.images, one.labels, one.setup.threat
+        ).points
+        clean, attacked = (
+            chain.logits(x, one.rows, Query(), "states")[:, 0].double()
+            for x in (one.images, points)
+        )
         times = chain.logits(one.images[:1], one.rows[:1], Query(), "times")[0, 0].long()
-        purified = [chain.logits(x, one.rows, Query(), "purified")[:, 0] for x in (one.images, points)]
+        purified = [
+            chain.logits(x, one.rows, Query(), "purified")[:, 0] for x in (one.images, points)
+        ]
     move = 2 * (points.double() - one.images.double())
     if clean.shape[2:] != move.shape[1:]:
-        raise BadInput(f"defense {one.spec!r} resizes its images, so a state cannot be held against a perturbation: leave it out")
+        raise BadInput(
+            f"defense {one.spec!r} resizes its images, so a state cannot be held against a "
+            "perturbation: leave it out"
+        )
     pi, kappa = along(attacked - clean, move)
     time = times.cpu().numpy()
     level = np.array([_level(one, int(index)) for index in time])
@@ -109,9 +141,9 @@ def follow(one: Deployed, params: ProjectionParams) -> Paths:
 
 
 def _level(one: Deployed, index: int) -> float:
-    if index < 0 or Need.GENERATOR not in one.cell.defense.plugin.needs:
+    if index < 0 or Need.GENERATOR not in one.evaluation.defense.plugin.needs:
         return 1.0 if index < 0 else math.nan
-    return one.cell.generator().level(index)
+    return one.evaluation.generator().level(index)
 
 
 def _stages(time: npt.NDArray[np.int64]) -> list[str]:
@@ -119,7 +151,9 @@ def _stages(time: npt.NDArray[np.int64]) -> list[str]:
 
 
 def along(gaps: Tensor, move: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """pi and kappa, (n, states) each, of differences (n, states, C, H, W) and perturbations (n, C, H, W), float64."""
+    """pi and kappa, (n, states) each, of differences (n, states, C, H, W) and perturbations (n, C,
+    H, W), float64.
+    """
     flat, a = gaps.flatten(2), move.flatten(1)
     squared = a.square().sum(1, keepdim=True)
     pi, kappa = (flat * a[:, None]).sum(2) / squared, flat.norm(dim=2) / squared.sqrt()
@@ -132,23 +166,31 @@ def noising_is_exact(paths: Paths) -> bool:
     for s in places:
         for values in (paths.pi, paths.kappa):
             off = values[:, s] - math.sqrt(paths.level[s]) * values[:, s - 1]
-            if np.nanmax(np.abs(off), initial=0) > TOLERANCE * np.nanmax(paths.kappa[:, s - 1], initial=0):
+            if np.nanmax(np.abs(off), initial=0) > TOLERANCE * np.nanmax(
+                paths.kappa[:, s - 1], initial=0
+            ):
                 return False
     return True
 
 
 def distances(x: Tensor, points: Tensor, purified: Tensor, purified_points: Tensor) -> pd.DataFrame:
-    """L2, Linf and structural similarity to x of x', P(x) and P(x') (n, C, H, W), in pixels of [0, 1]: one row an image."""
+    """L2, Linf and structural similarity to x of x', P(x) and P(x') (n, C, H, W), in pixels of [0,
+    1]: one row an image.
+    """
     found = {"attacked": points, "purified clean": purified, "purified attacked": purified_points}
     columns: dict[tuple[str, str], Tensor] = {}
     for name, images in found.items():
         gap = (images - x).flatten(1)
         likeness = ssim(images, x) if min(x.shape[2:]) >= 7 else torch.full((len(x),), math.nan)
-        columns |= {(name, "L2"): gap.norm(dim=1), (name, "Linf"): gap.abs().amax(1), (name, "SSIM"): likeness}
+        columns |= {
+            (name, "L2"): gap.norm(dim=1),
+            (name, "Linf"): gap.abs().amax(1),
+            (name, "SSIM"): likeness,
+        }
     return pd.DataFrame({key: values.cpu().double().numpy() for key, values in columns.items()})
 
 
-# What is shown ---------------------------------------------------------------------------------------------------------
+# What is shown ------------------------------------------------------------------------------------
 
 
 def state_table(found: dict[str, Paths]) -> pd.DataFrame:
@@ -161,7 +203,9 @@ def _state_rows(spec: str, paths: Paths) -> Iterator[dict[str, object]]:
     with np.errstate(invalid="ignore"):
         cosine = paths.pi / paths.kappa
     for s, stage in enumerate(paths.stage):
-        pi, kappa, angle = (bootstrap_mean(values[:, s]) for values in (paths.pi, paths.kappa, cosine))
+        pi, kappa, angle = (
+            bootstrap_mean(values[:, s]) for values in (paths.pi, paths.kappa, cosine)
+        )
         about = {
             "defense": spec,
             "step": s - start,
@@ -169,15 +213,26 @@ def _state_rows(spec: str, paths: Paths) -> Iterator[dict[str, object]]:
             "time": int(paths.time[s]),
             "sqrt_abar": math.sqrt(paths.level[s]),
         }
-        yield about | columns("pi", pi) | columns("kappa", kappa) | columns("cosine", angle) | {"images": pi.n}
+        yield (
+            about
+            | columns("pi", pi)
+            | columns("kappa", kappa)
+            | columns("cosine", angle)
+            | {"images": int((~np.isnan(paths.pi[:, s])).sum())}
+        )
 
 
 def distance_table(found: dict[str, Paths]) -> pd.DataFrame:
-    """Mean distances from the clean image with 95 % intervals, by defense and by what is compared with it."""
+    """Mean distances from the clean image with 95 % intervals, by defense and by what is compared
+    with it.
+    """
     rows = []
     for spec, paths in found.items():
         for what in paths.distances.columns.unique(level=0):
-            means = {name: bootstrap_mean(paths.distances[what, name].to_numpy()) for name in ("L2", "Linf", "SSIM")}
+            means = {
+                name: bootstrap_mean(paths.distances[what, name].to_numpy())
+                for name in ("L2", "Linf", "SSIM")
+            }
             row: dict[str, object] = {"defense": spec, "image": what}
             for name, mean in means.items():
                 row |= columns(name, mean)
@@ -191,16 +246,27 @@ def image_table(found: dict[str, Paths], deployed: list[Deployed]) -> pd.DataFra
     for one in deployed:
         paths = found[one.spec]
         n, states = paths.pi.shape
-        ids = np.repeat(one.subject.images.ids, states)
+        ids = np.repeat(one.setup.images.ids, states)
         values = {"pi": paths.pi.ravel(), "kappa": paths.kappa.ravel()}
-        tables.append(pd.DataFrame({"defense": one.spec, "image": ids, "state": np.tile(np.arange(states), n), **values}))
+        tables.append(
+            pd.DataFrame(
+                {
+                    "defense": one.spec,
+                    "image": ids,
+                    "state": np.tile(np.arange(states), n),
+                    **values,
+                }
+            )
+        )
     return pd.concat(tables, ignore_index=True)
 
 
 def sentence(states: pd.DataFrame, distances: pd.DataFrame) -> str:
     """What is left of the perturbation at the end of each chain."""
     text = "; ".join(
-        _about(str(defense), group, distances[distances["defense"] == defense].set_index("image")["L2"])
+        _about(
+            str(defense), group, distances[distances["defense"] == defense].set_index("image")["L2"]
+        )
         for defense, group in states.groupby("defense", sort=False)
     )
     return f"{text[:1].upper()}{text[1:]}."
@@ -211,27 +277,31 @@ def _about(defense: str, states: pd.DataFrame, distance: pd.Series) -> str:
     if not end["images"]:
         return f"behind {defense} the attack moved no image, since all were wrong without it"
     return (
-        f"behind {defense} the difference that the attack makes keeps {_shown(end, 'kappa')} of its length, and "
-        f"{_shown(end, 'pi')} along the perturbation (where the chain starts {start['pi']:.3f}); the purified attacked image lies "
-        f"{distance['purified attacked']:.2f} in L2 from the clean one, unpurified {distance['attacked']:.2f}"
+        f"behind {defense} the difference that the attack makes keeps {_shown(end, 'kappa')} of "
+        f"its length, and {_shown(end, 'pi')} along the perturbation (where the chain starts "
+        f"{start['pi']:.3f}); the purified attacked image lies {distance['purified attacked']:.2f} "
+        f"in L2 from the clean one, unpurified {distance['attacked']:.2f}"
     )
 
 
 def _shown(row: pd.Series, name: str) -> str:
-    return str(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], row["images"]))
+    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).scaled(1, 3)
 
 
 def projection_figure(states: pd.DataFrame) -> Figure:
     """pi and kappa against the step of the chain, by defense, with the intervals of the means."""
     figure, both = plots.panels(
-        "What is left of an adversarial perturbation along the chain: noising multiplies it by sqrt(abar), reverse steps turn it",
+        "What is left of an adversarial perturbation along the chain: noising multiplies it by "
+        "sqrt(abar), reverse steps turn it",
         [
             ("reverse steps taken", "share of the perturbation", "pi: along the perturbation"),
             ("reverse steps taken", "", "kappa: length of the whole difference"),
         ],
     )
     for axes, name in zip(both, ("pi", "kappa"), strict=True):
-        for (defense, group), colour in zip(states.groupby("defense", sort=False), plots.COLOURS, strict=False):
+        for (defense, group), colour in zip(
+            states.groupby("defense", sort=False), plots.COLOURS, strict=False
+        ):
             _curve(axes, group, name, colour, str(defense))
         axes.set_ylim(0, 1.05 * max(1.0, states[["pi_high", "kappa_high"]].max().max()))
     plots.legend(both[0], loc="lower left")
@@ -242,9 +312,22 @@ def _curve(axes: Axes, group: pd.DataFrame, name: str, colour: str, label: str) 
     steps = group["step"].to_numpy()
     axes.plot(steps, group[name].to_numpy(), "o-", markersize=4, color=colour, label=label)
     axes.fill_between(
-        steps, group[f"{name}_low"].to_numpy(), group[f"{name}_high"].to_numpy(), color=colour, alpha=0.2, linewidth=0
+        steps,
+        group[f"{name}_low"].to_numpy(),
+        group[f"{name}_high"].to_numpy(),
+        color=colour,
+        alpha=0.2,
+        linewidth=0,
     )
     noised = group[group["stage"] == NOISING]
     if len(noised):
         steps, means = noised["step"].to_numpy(), noised[name].to_numpy()
-        axes.plot(steps, means, "s", markersize=9, markerfacecolor="none", color=colour, label="after noising")
+        axes.plot(
+            steps,
+            means,
+            "s",
+            markersize=9,
+            markerfacecolor="none",
+            color=colour,
+            label="after noising",
+        )

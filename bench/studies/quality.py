@@ -18,14 +18,14 @@ from bench.diffusion import zoo
 from bench.diffusion.chain import Sampler, sample
 from bench.diffusion.load import load_model
 from bench.diffusion.model import DiffusionModel
+from bench.engine.fingerprint import fingerprint
 from bench.errors import BadInput
-from bench.fingerprint import fingerprint
 from bench.noise import Noise, Stream
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
+from bench.results.statistics import wilson
 from bench.spec import Params, Spec, parse, unnest
-from bench.statistics import wilson
 from bench.studies import plots
-from bench.studies.deployed import Climb, ClimbParams, Deployed, deploy, diffusion_model, features
+from bench.studies.deployed import Deployed, Search, SearchParams, deploy, diffusion_model, features
 from bench.studies.study import Study, StudyResult, StudySetting
 from bench.victim import frozen
 
@@ -43,16 +43,29 @@ Floats = npt.NDArray[np.float64]
 class QualityParams(Params):
     """The model, the defense and the scale."""
 
-    model: str = Field("mnist5k-ddpm", description="shipped diffusion model whose earlier weights are kept")
-    defense: str = Field("diffpure:steps=5", description="defense spec with a parameter `model`, which the study sets")
-    steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the attack on the defense's tape")
-    samples: int = Field(2_000, ge=FEWEST_SAMPLES, le=1_000_000, description="generated images a checkpoint")
-    sampling_steps: int = Field(10, ge=1, le=1000, description="DDIM steps from pure noise to an image")
+    model: str = Field(
+        "mnist5k-ddpm", description="shipped diffusion model whose earlier weights are kept"
+    )
+    defense: str = Field(
+        "diffpure:steps=5",
+        description="defense spec with a parameter `model`, which the study sets",
+    )
+    steps: int = Field(
+        10, ge=1, le=10_000, description="gradient steps of the attack on the defense's tape"
+    )
+    samples: int = Field(
+        2_000, ge=FEWEST_SAMPLES, le=1_000_000, description="generated images a checkpoint"
+    )
+    sampling_steps: int = Field(
+        10, ge=1, le=1000, description="DDIM steps from pure noise to an image"
+    )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights of a model after some steps of training: the moving average (`ema`) or the last ones (`raw`)."""
+    """Weights of a model after some steps of training: the moving average (`ema`) or the last ones
+    (`raw`).
+    """
 
     model: str
     weights: str
@@ -65,12 +78,15 @@ class Checkpoint:
 
 
 class Quality(Study[QualityParams]):
-    """Does a diffusion model whose samples lie nearer to the real images also make a more robust purifier?
+    """Does a diffusion model whose samples lie nearer to the real images also make a more robust
+    purifier?
 
-    For each checkpoint of a shipped model, moving averages and raw weights: the Fréchet distance FD of DDIM samples to the training
-    images, on the features before the last layer of the suite's own classifier (so it is no FID, and comparable only here); clean
-    accuracy behind the defense, and robust accuracy under PGD on the defense's tape, both judged on that tape. Spearman's rank
-    correlation of FD and robust accuracy has a bootstrap interval over stages of training, both weights of a stage together.
+    For each checkpoint of a shipped model, moving averages and raw weights: the Fréchet distance FD
+    of DDIM samples to the training images, on the features before the last layer of the suite's own
+    classifier (so it is no FID, and comparable only here); clean accuracy behind the defense, and
+    robust accuracy under PGD on the defense's tape, both judged on that tape. Spearman's rank
+    correlation of FD and robust accuracy has a bootstrap interval over stages of training, both
+    weights of a stage together.
     """
 
     Params = QualityParams
@@ -83,8 +99,10 @@ class Quality(Study[QualityParams]):
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """The checkpoints' weights, and the training images."""
-        found = {one.spec: fingerprint(load_model(one.spec)) for one in checkpoints(self.params.model)}
-        return found | {"training images": setting.subject().dataset.plugin.train().sha256}
+        found = {
+            one.spec: fingerprint(load_model(one.spec)) for one in checkpoints(self.params.model)
+        }
+        return found | {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
         """FD, clean and robust accuracy of each checkpoint."""
@@ -97,46 +115,72 @@ class Quality(Study[QualityParams]):
             tables={"quality": table, "ranks": ranks},
             figures={name: quality_figure(table, name) for name in _ACCURACIES},
             sentence=sentence(table, ranks),
-            scale=f"{len(setting.subject().images)} images, PGD with {params.steps} steps; {params.samples} samples of "
-            f"{params.sampling_steps} DDIM steps",
+            scale=f"{len(setting.setup.images)} images, PGD with {params.steps} steps; "
+            f"{params.samples} samples of {params.sampling_steps} DDIM steps",
         )
 
 
 def checkpoints(model: str) -> list[Checkpoint]:
-    """All weights that are kept of a shipped model. Raises `BadInput` where they are of fewer than five steps."""
+    """All weights that are kept of a shipped model. Raises `BadInput` where they are of fewer than
+    five steps.
+    """
     steps = zoo.steps_of(model)
     if len(steps) < FEWEST_STEPS:
         raise BadInput(
-            f"zoo:{model} keeps weights of {len(steps)} steps of training: a rank correlation needs at least {FEWEST_STEPS}"
+            f"zoo:{model} keeps weights of {len(steps)} steps of training: a rank correlation "
+            f"needs at least {FEWEST_STEPS}"
         )
     return [Checkpoint(model, weights, step) for step in steps for weights in _WEIGHTS]
 
 
 def with_model(defense: str, model: str) -> str:
-    """The defense's spec with this diffusion model. Raises `BadInput` where it takes none, or has one of its own."""
+    """The defense's spec with this diffusion model. Raises `BadInput` where it takes none, or has
+    one of its own.
+    """
     spec = parse(unnest(defense))
     if "model" in spec.options:
-        raise BadInput(f"defense {defense!r} names a diffusion model, which this study chooses: leave `model` out")
-    return create(DEFENSES, Spec(spec.name, spec.positional, {**spec.options, "model": f"({model})"})).spec
+        raise BadInput(
+            f"defense {defense!r} names a diffusion model, which this study chooses: leave `model` "
+            "out"
+        )
+    return create(
+        DEFENSES, Spec(spec.name, spec.positional, {**spec.options, "model": f"({model})"})
+    ).spec
 
 
 def _rows(
     setting: StudySetting, params: QualityParams, chosen: list[Checkpoint], deployed: list[Deployed]
 ) -> Iterator[dict[str, object]]:
-    train = setting.subject().dataset.plugin.train().pixels()
+    train = setting.setup.dataset.plugin.train().pixels()
     real = features(setting, train)
     for one, defense in zip(chosen, deployed, strict=True):
-        setting.progress(f"{one.spec}: {params.samples} samples, attack on {len(defense.images)} images")
+        setting.progress(
+            f"{one.spec}: {params.samples} samples, attack on {len(defense.images)} images"
+        )
         with frozen(defense.classifier):
-            distance = frechet(features(setting, draw(setting, diffusion_model(defense), params)), real)
-            yield {"step": one.step, "weights": one.weights, "fd": distance, **accuracies(defense, params.steps)}
+            distance = frechet(
+                features(setting, draw(setting, diffusion_model(defense), params)), real
+            )
+            yield {
+                "step": one.step,
+                "weights": one.weights,
+                "fd": distance,
+                **accuracies(defense, params.steps),
+            }
 
 
 def accuracies(one: Deployed, steps: int) -> dict[str, float]:
-    """Clean and robust accuracy on the defense's tape with 95 % intervals; robust: right on the clean and on the attacked image."""
+    """Clean and robust accuracy on the defense's tape with 95 % intervals; robust: right on the
+    clean and on the attacked image.
+    """
     victim = one.victim("replay")
     right = victim.verify(one.images)[:, 0] == one.labels
-    stands = Climb(ClimbParams(steps=steps))(victim, one.images, one.labels, one.subject.threat).predictions[:, 0] == one.labels
+    stands = (
+        Search(SearchParams(steps=steps))(
+            victim, one.images, one.labels, one.setup.threat
+        ).predictions[:, 0]
+        == one.labels
+    )
     found: dict[str, float] = {}
     for name, correct in (("clean", right), ("robust", right & stands)):
         interval = wilson(int(correct.sum()), len(correct))
@@ -145,32 +189,45 @@ def accuracies(one: Deployed, steps: int) -> dict[str, float]:
 
 
 def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) -> Tensor:
-    """Images from pure noise, (samples, C, H, W) in [0, 1], on the CPU; every checkpoint gets the same noise.
+    """Images from pure noise, (samples, C, H, W) in [0, 1], on the CPU; every checkpoint gets the
+    same noise.
 
-    `model` lies on the setting's device. Raises `BadInput` where it was not trained on all time indices.
+    `model` lies on the setting's device. Raises `BadInput` where it was not trained on all time
+    indices.
     """
     if model.trained_steps < model.steps:
         raise BadInput(
-            f"the diffusion model was trained below index {model.trained_steps} only, so it draws no images: give another"
+            f"the diffusion model was trained below index {model.trained_steps} only, so it draws "
+            "no images: give another"
         )
     ids = np.arange(params.samples)
     parts = []
     for start in range(0, params.samples, setting.batch_size):
-        noise = Noise.of(setting.seed, Stream.EVAL, ids[start : start + setting.batch_size], device=setting.device).at("samples")
+        noise = Noise.of(
+            setting.seed,
+            Stream.EVAL,
+            ids[start : start + setting.batch_size],
+            device=setting.device,
+        ).at("samples")
         parts.append(sample(model, Sampler("ddim"), params.sampling_steps, noise).cpu())
     return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
 
 
 def frechet(a: Floats, b: Floats) -> float:
-    """Fréchet distance of the normal laws with the means and covariances of two sets of features (n, d) and (m, d).
+    """Fréchet distance of the normal laws with the means and covariances of two sets of features
+    (n, d) and (m, d).
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982); the trace of the root is the sum of the roots of the
-    eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2), which are those of S1 S2.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982); the trace of the root is
+    the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2), which are those
+    of S1 S2.
     """
     from scipy.linalg import eigh, eigvalsh
 
     gap = a.mean(0) - b.mean(0)
-    first, second = np.cov(a, rowvar=False).reshape(len(gap), -1), np.cov(b, rowvar=False).reshape(len(gap), -1)
+    first, second = (
+        np.cov(a, rowvar=False).reshape(len(gap), -1),
+        np.cov(b, rowvar=False).reshape(len(gap), -1),
+    )
     values, vectors = eigh(first)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     middle = root @ second @ root
@@ -178,18 +235,23 @@ def frechet(a: Floats, b: Floats) -> float:
     return float(gap @ gap + np.trace(first) + np.trace(second) - 2 * shared)
 
 
-# What is shown ---------------------------------------------------------------------------------------------------------
+# What is shown ------------------------------------------------------------------------------------
 
 
 def spearman(x: Floats, y: Floats, seed: int = 0) -> dict[str, float]:
-    """Spearman's rank correlation of stages (s, m), with the percentile 95 % bootstrap over stages: their m members stay together.
+    """Spearman's rank correlation of stages (s, m), with the percentile 95 % bootstrap over stages:
+    their m members stay together.
 
     Resamples in which one quantity is all ties have none, and are left out.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     drawn = generator.integers(len(x), size=(_RESAMPLES, len(x)))
     low, high = np.nanquantile(_rank_correlations(x[drawn], y[drawn]), (0.025, 0.975))
-    return {"rho": float(_rank_correlations(x[None], y[None])[0]), "low": float(low), "high": float(high)}
+    return {
+        "rho": float(_rank_correlations(x[None], y[None])[0]),
+        "low": float(low),
+        "high": float(high),
+    }
 
 
 def _rank_correlations(x: Floats, y: Floats) -> Floats:
@@ -199,17 +261,35 @@ def _rank_correlations(x: Floats, y: Floats) -> Floats:
     first, second = (rankdata(values.reshape(len(values), -1), axis=1) for values in (x, y))
     first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
     with np.errstate(invalid="ignore"):
-        found: Floats = (first * second).sum(1) / np.sqrt(np.square(first).sum(1) * np.square(second).sum(1))
+        found: Floats = (first * second).sum(1) / np.sqrt(
+            np.square(first).sum(1) * np.square(second).sum(1)
+        )
     return found
 
 
 def rank_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlations of FD with both accuracies, and of the training step with all three."""
+    """Spearman's correlations of FD with both accuracies, and of the training step with all
+    three.
+    """
     rows = []
-    for first, second in (("fd", "robust"), ("fd", "clean"), ("step", "fd"), ("step", "robust"), ("step", "clean")):
+    for first, second in (
+        ("fd", "robust"),
+        ("fd", "clean"),
+        ("step", "fd"),
+        ("step", "robust"),
+        ("step", "clean"),
+    ):
         x, y = (table[name].to_numpy(float).reshape(-1, len(_WEIGHTS)) for name in (first, second))
         found = spearman(x, y)
-        rows.append({"of": first, "and": second, **found, "checkpoints": len(table), "stages": table["step"].nunique()})
+        rows.append(
+            {
+                "of": first,
+                "and": second,
+                **found,
+                "checkpoints": len(table),
+                "stages": table["step"].nunique(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -218,30 +298,51 @@ def sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     rank = ranks.iloc[0]
     last = table[table["step"] == table["step"].max()].set_index("weights")
     parts = [
-        f"{weights} FD {row['fd']:.3g}, clean {row['clean']:.2f}, robust {row['robust']:.2f}" for weights, row in last.iterrows()
+        f"{weights} FD {row['fd']:.3g}, clean {row['clean']:.2f}, robust {row['robust']:.2f}"
+        for weights, row in last.iterrows()
     ]
     return (
-        f"Over {len(table)} checkpoints FD and robust accuracy under replay have Spearman's rho {rank['rho']:.2f} "
-        f"[{rank['low']:.2f}, {rank['high']:.2f}] (a smaller FD says better samples); after {last['step'].max()} steps: "
-        f"{'; '.join(parts)}."
+        f"Over {len(table)} checkpoints FD and robust accuracy under replay have Spearman's rho "
+        f"{rank['rho']:.2f} [{rank['low']:.2f}, {rank['high']:.2f}] (a smaller FD says better "
+        f"samples); after {last['step'].max()} steps: {'; '.join(parts)}."
     )
 
 
 def quality_figure(table: pd.DataFrame, name: str) -> Figure:
-    """`robust` or `clean` accuracy against FD, moving averages and raw weights told apart, each labelled by its training step."""
+    """`robust` or `clean` accuracy against FD, moving averages and raw weights told apart, each
+    labelled by its training step.
+    """
     figure, axes = plots.axes(
         "Samples and purifier, checkpoint by checkpoint (number: steps of training)",
         "FD of samples to training images",
         _ACCURACIES[name],
     )
-    styles = zip(table.groupby("weights", sort=False), plots.COLOURS, ("o", "s"), (1, -1), strict=False)
+    styles = zip(
+        table.groupby("weights", sort=False), plots.COLOURS, ("o", "s"), (1, -1), strict=False
+    )
     for (weights, group), colour, mark, side in styles:
         bars = [group[name] - group[f"{name}_low"], group[f"{name}_high"] - group[name]]
-        axes.errorbar(group["fd"], group[name], bars, fmt=mark, color=colour, elinewidth=0.8, alpha=0.85, label=str(weights))
+        axes.errorbar(
+            group["fd"],
+            group[name],
+            bars,
+            fmt=mark,
+            color=colour,
+            elinewidth=0.8,
+            alpha=0.85,
+            label=str(weights),
+        )
         for row in group.to_dict("records"):
             place = (row["fd"], row[name])
             where = "left" if side > 0 else "right"
-            axes.annotate(str(row["step"]), place, (6 * side, 5 * side - 3), textcoords="offset points", color=colour, ha=where)
+            axes.annotate(
+                str(row["step"]),
+                place,
+                (6 * side, 5 * side - 3),
+                textcoords="offset points",
+                color=colour,
+                ha=where,
+            )
     axes.set_xscale("log")
     axes.margins(x=0.08)
     plots.legend(axes, loc="lower left")

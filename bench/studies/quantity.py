@@ -1,4 +1,6 @@
-"""The study `quantity`: how does a defense's accuracy grow with one of its numbers, such as how many images it trains on?"""
+"""The study `quantity`: how does a defense's accuracy grow with one of its numbers, such as how
+many images it trains on?
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class QuantityParams(BuildsParams):
         description="defense, in parentheses where it holds commas",
     )
     field: str = Field("images", min_length=1, description="its parameter that changes")
-    values: Numbers = Field((125, 250, 500, 1000), min_length=2, description="values of it, rising, joined by +")
+    values: Numbers = Field(
+        (125, 250, 500, 1000), min_length=2, description="values of it, rising, joined by +"
+    )
 
     @field_validator("values")
     @classmethod
@@ -35,9 +39,11 @@ class QuantityParams(BuildsParams):
 
 
 class Quantity(BuildsStudy[QuantityParams]):
-    """How does a defense's accuracy grow with one of its numbers, such as how many images it trains on?
+    """How does a defense's accuracy grow with one of its numbers, such as how many images it trains
+    on?
 
-    The same defense with one parameter set to each value, over builds, on the same images; each is compared with the first.
+    The same defense with one parameter set to each value, over builds, on the same images; each is
+    compared with the first.
     """
 
     Params = QuantityParams
@@ -46,7 +52,10 @@ class Quantity(BuildsStudy[QuantityParams]):
         """The defense with each value."""
         params, spec = self.params, parse(self.params.defense)
         return tuple(
-            str(Spec(spec.name, spec.positional, {**spec.options, params.field: show_number(value)})) for value in params.values
+            str(
+                Spec(spec.name, spec.positional, {**spec.options, params.field: show_number(value)})
+            )
+            for value in params.values
         )
 
     def answer(self, found: list[Attacked], scale: str) -> StudyResult:
@@ -65,16 +74,34 @@ def sentence(table: pd.DataFrame, field: str) -> str:
     """Robust accuracy at each value, and what the last adds to the first."""
     rows = table.to_dict("records")
     parts = ", ".join(f"{percent(row, 'robust')} at {show_number(row[field])}" for row in rows)
-    return f"Robust accuracy in percent by {field}: {parts}; the last minus the first {percent(rows[-1], 'difference')} points."
+    return (
+        f"Robust accuracy in percent by {field}: {parts}; the last minus the first "
+        f"{percent(rows[-1], 'difference')} points."
+    )
 
 
 def quantity_figure(table: pd.DataFrame, field: str, found: list[Attacked]) -> Figure:
     """Clean and robust accuracy against the value, a dot a build."""
-    figure, axes = plots.axes(f"Accuracy by {field} (95 % intervals over builds and images; dots: builds)", field, "accuracy")
+    figure, axes = plots.axes(
+        f"Accuracy by {field} (95 % intervals over builds and images; dots: builds)",
+        field,
+        "accuracy",
+    )
     at = table[field].to_numpy(dtype=float)
-    for name, label, colour in (("clean", "clean", plots.COLOURS[1]), ("robust", "under attack", plots.COLOURS[0])):
+    for name, label, colour in (
+        ("clean", "clean", plots.COLOURS[1]),
+        ("robust", "under attack", plots.COLOURS[0]),
+    ):
         value, low, high = (table[key].to_numpy() for key in (name, f"{name}_low", f"{name}_high"))
-        axes.errorbar(at, value, np.maximum([value - low, high - value], 0), fmt="o-", color=colour, capsize=3, label=label)
+        axes.errorbar(
+            at,
+            value,
+            np.maximum([value - low, high - value], 0),
+            fmt="o-",
+            color=colour,
+            capsize=3,
+            label=label,
+        )
         for x, one in zip(at, found, strict=True):
             dots = getattr(one, name).mean(axis=1)
             axes.plot([x] * len(dots), dots, ".", color=colour, alpha=0.4)

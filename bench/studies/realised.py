@@ -1,7 +1,9 @@
-"""The theorem's attack carried out by the suite itself: `ascend` on a `Victim`, judged as the engine judges.
+"""The theorem's attack carried out by the suite itself: `ascend` on a `Victim`, judged as the
+engine judges.
 
-The defended classifier is wrong inside a ball around the image 0.5, seen through Gaussian noise. Lengths are in the units of
-`bench.theory`; one standard deviation of the noise is 1/64 of the pixel range, so that the box [0, 1] is never reached.
+The defended classifier is wrong inside a ball around the image 0.5, seen through Gaussian noise.
+Lengths are in the units of `bench.studies.theory`; one standard deviation of the noise is 1/64 of
+the pixel range, so that the box [0, 1] is never reached.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor
 from bench.defense import DefendedClassifier
 from bench.losses import margin
 from bench.maximise import ascend
-from bench.noise import Law, Noise, Query, judging
+from bench.noise import Noise
+from bench.randomness import Query, RandomnessModel, judging
 from bench.threat import ThreatModel
 from bench.victim import Victim, predict
 
@@ -27,7 +30,9 @@ _BATCH = 4096
 
 
 class Ball(DefendedClassifier):
-    """Wrong where R^2 - |u - c|^2 > 0, u = x + sigma * noise; the logits are 0 and this margin, the true class is 0."""
+    """Wrong where R^2 - |u - c|^2 > 0, u = x + sigma * noise; the logits are 0 and this margin, the
+    true class is 0.
+    """
 
     num_classes = 2
     stochastic = True
@@ -52,30 +57,42 @@ class Ball(DefendedClassifier):
 
 @dataclass(frozen=True)
 class PlainSteps(ThreatModel):
-    """Steps along the gradient itself, neither its sign nor its direction, as the stationary law assumes."""
+    """Steps along the gradient itself, neither its sign nor its direction, as the stationary law
+    assumes.
+    """
 
     def ascend(self, x: Tensor, gradient: Tensor, size: float, origin: Tensor) -> Tensor:
         """x + size * gradient, projected."""
         return self.project(x + size * gradient, origin)
 
 
-def attack(ball: Ball, n: int, law: Law, step: float, trials: int, root: int) -> Tensor:
-    """Attack `trials` images in n dimensions with a constant step, and judge each once: which are broken, bool (trials,).
+def attack(
+    ball: Ball, n: int, randomness: RandomnessModel, step: float, trials: int, root: int
+) -> Tensor:
+    """Attack `trials` images in n dimensions with a constant step, and judge each once: which are
+    broken, bool (trials,).
 
-    Under replay the judge repeats the attack's tape, else it draws from the stream of evaluation. The start is two standard
-    deviations from the centre, and there are so many steps that a thousandth of it is left.
+    Under replay the judge repeats the attack's tape, else it draws from the stream of evaluation.
+    The start is two standard deviations from the centre, and there are so many steps that a
+    thousandth of it is left.
 
     Args:
         law: how the attack's queries draw the noise.
-        step: eta of `bench.theory.descent`, 0 < eta < 1.
+        step: eta of `bench.studies.theory.descent`, 0 < eta < 1.
         root: root seed.
     """
     ids, labels = np.arange(trials), torch.zeros(trials, dtype=torch.int64)
     start = torch.full((trials, 1, 1, n), 0.5 + _START * ball.sigma * ball.unit / math.sqrt(n))
-    victim = Victim(ball, ids, law=law, root=root, batch_size=_BATCH)
+    victim = Victim(ball, ids, randomness=randomness, root=root, batch_size=_BATCH)
     size, whole = step * ball.unit**2, PlainSteps("linf", 0.5)
-    points = ascend(victim.objective(labels, margin), start, start, whole, steps=_steps(step), size=size).last
-    judge = victim if law.taped else Victim(ball, ids, law=judging(1), root=root, batch_size=_BATCH)
+    points = ascend(
+        victim.objective(labels, margin), start, start, whole, steps=_steps(step), size=size
+    ).last
+    judge = (
+        victim
+        if randomness.has_fixed_noise
+        else Victim(ball, ids, randomness=judging(1), root=root, batch_size=_BATCH)
+    )
     return predict(judge.logits(points, torch.arange(trials), Query()))[:, 0] != labels
 
 

@@ -1,4 +1,6 @@
-"""How two sets of points compare: whether one covers the other, and where it is denser. Points are rows (n, d), float64."""
+"""How two sets of points compare: whether one covers the other, and where it is denser. Points are
+rows (n, d), float64.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,16 @@ def radii(points: Floats, k: int) -> Floats:
 
 
 def coverage(real: Floats, made: Floats, k: int = 5) -> npt.NDArray[np.bool_]:
-    """Which real points have a made one within the distance of their k-th nearest real neighbour (Naeem et al. 2020, eq. 6)."""
+    """Which real points have a made one within the distance of their k-th nearest real neighbour
+    (Naeem et al. 2020, eq. 6).
+    """
     found: npt.NDArray[np.bool_] = nearest(real, made) <= radii(real, k)
     return found
 
 
 def recall(real: Floats, made: Floats, k: int = 5) -> npt.NDArray[np.bool_]:
-    """Which real points lie within the distance of some made point to its k-th nearest made neighbour.
+    """Which real points lie within the distance of some made point to its k-th nearest made
+    neighbour.
 
     Kynkäänniemi et al. 2019, eq. 2, on the classifier's features or pixels instead of VGG's.
     """
@@ -51,7 +56,9 @@ def recall(real: Floats, made: Floats, k: int = 5) -> npt.NDArray[np.bool_]:
 
 
 def k_means(points: Floats, k: int, seed: int = 0) -> Floats:
-    """Centres (k, d) after Lloyd's steps from k points drawn without repetition; an empty bin keeps its centre."""
+    """Centres (k, d) after Lloyd's steps from k points drawn without repetition; an empty bin keeps
+    its centre.
+    """
     generator = np.random.Generator(np.random.Philox(seed))
     centres = points[generator.permutation(len(points))[:k]].copy()
     for _ in range(LLOYD_STEPS):
@@ -77,8 +84,8 @@ class Bins:
     """Two histograms over the same bins.
 
     Attributes:
-        different: share of the bins whose two proportions differ at the 5 % level: NDB/K (Richardson and Weiss 2018); equal laws
-            give about 0.05.
+        different: share of the bins whose two proportions differ at the 5 % level: NDB/K
+            (Richardson and Weiss 2018); equal laws give about 0.05.
         divergence: Jensen and Shannon's, in bits: 0 for equal histograms, 1 for disjoint ones.
     """
 
@@ -93,7 +100,9 @@ def compare_bins(real: Ints, made: Ints, k: int) -> Bins:
     error = np.sqrt(pooled * (1 - pooled) * (1 / len(real) + 1 / len(made)))
     z = np.abs(p - q) / np.where(error > 0, error, 1)
     middle = (p + q) / 2
-    return Bins(float((z > 1.959964).mean()), float(_entropy(middle) - (_entropy(p) + _entropy(q)) / 2))
+    return Bins(
+        float((z > 1.959964).mean()), float(_entropy(middle) - (_entropy(p) + _entropy(q)) / 2)
+    )
 
 
 def _entropy(shares: Floats) -> float:
@@ -102,12 +111,15 @@ def _entropy(shares: Floats) -> float:
 
 
 def residual(points: Floats, k: int, seed: int = 0) -> float:
-    """Mean squared distance of points to the nearest of k centres fitted to them: how much they vary within clusters."""
+    """Mean squared distance of points to the nearest of k centres fitted to them: how much they
+    vary within clusters.
+    """
     return float(np.square(nearest(points, k_means(points, k, seed))).mean())
 
 
 def mixture_variance(points: Floats, k: int, seed: int = 0) -> float:
-    """Trace of the covariance within a mixture of k normal laws with diagonal covariances, the mean over its components by weight.
+    """Trace of the covariance within a mixture of k normal laws with diagonal covariances, the mean
+    over its components by weight.
 
     Fitted by expectation maximisation from k-means; variances are kept above 1e-6.
     """
@@ -121,13 +133,19 @@ def mixture_variance(points: Floats, k: int, seed: int = 0) -> float:
 def _maximised(points: Floats, shares: Floats) -> tuple[Floats, Floats, Floats]:
     mass = shares.sum(0).clip(min=1e-12)
     means = shares.T @ points / mass[:, None]
-    variances = (shares.T @ np.square(points) / mass[:, None] - np.square(means)).clip(min=_SMALLEST_VARIANCE)
+    variances = (shares.T @ np.square(points) / mass[:, None] - np.square(means)).clip(
+        min=_SMALLEST_VARIANCE
+    )
     return mass / len(points), means, variances
 
 
 def _expected(points: Floats, weights: Floats, means: Floats, variances: Floats) -> Floats:
     precise = 1 / variances
-    squares = np.square(points) @ precise.T - 2 * points @ (means * precise).T + (np.square(means) * precise).sum(1)
+    squares = (
+        np.square(points) @ precise.T
+        - 2 * points @ (means * precise).T
+        + (np.square(means) * precise).sum(1)
+    )
     logs = np.log(weights) - (squares + np.log(variances).sum(1)) / 2
     powers = np.exp(logs - logs.max(1, keepdims=True))
     found: Floats = powers / powers.sum(1, keepdims=True)
@@ -135,10 +153,14 @@ def _expected(points: Floats, weights: Floats, means: Floats, variances: Floats)
 
 
 def principal(points: Floats) -> tuple[Floats, Floats]:
-    """The mean (d,) and the first two principal directions (d, 2) of points, each with its largest entry positive."""
+    """The mean (d,) and the first two principal directions (d, 2) of points, each with its largest
+    entry positive.
+    """
     mean = points.mean(0)
     directions = np.linalg.svd(points - mean, full_matrices=False)[2][:2].T
-    return mean, directions * np.sign(directions[np.abs(directions).argmax(0), range(directions.shape[1])])
+    return mean, directions * np.sign(
+        directions[np.abs(directions).argmax(0), range(directions.shape[1])]
+    )
 
 
 def area_under_curve(members: Floats, others: Floats) -> float:
@@ -146,13 +168,20 @@ def area_under_curve(members: Floats, others: Floats) -> float:
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([members, others]))[: len(members)]
-    return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
+    return float(
+        (ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others))
+    )
 
 
-def area_interval(members: Floats, others: Floats, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
+def area_interval(
+    members: Floats, others: Floats, seed: int = 0, resamples: int = 2_000
+) -> tuple[float, float]:
     """The percentile 95 % bootstrap of `area_under_curve`; members and others are drawn apart."""
     generator = np.random.Generator(np.random.Philox(seed))
-    found = [area_under_curve(_redrawn(members, generator), _redrawn(others, generator)) for _ in range(resamples)]
+    found = [
+        area_under_curve(_redrawn(members, generator), _redrawn(others, generator))
+        for _ in range(resamples)
+    ]
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
 

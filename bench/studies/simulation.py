@@ -1,4 +1,6 @@
-"""Simulates the laws of `bench.theory`: each point's formula beside the attack whose success rate it should be."""
+"""Simulates the laws of `bench.studies.theory`: each point's formula beside the attack whose
+success rate it should be.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import theory
-from bench.noise import Law, Noise, Stream
+from bench.noise import Noise, Stream
+from bench.randomness import RandomnessModel
+from bench.studies import theory
 from bench.studies.realised import Ball, attack
 
 TRIES = 10
@@ -24,11 +27,17 @@ SLACK = 1e-3
 WORST = f"worst of {TRIES}"
 
 FACTS = ("judged", "radius", "distance", "eps", "rho", "step")
-"""What a point has beside law, n and k, where it applies: draws of the judge, lengths, rho of `theory.phase`, step of ascent."""
+"""What a point has beside law, n and k, where it applies: draws of the judge, lengths, rho of
+`theory.phase`, step of ascent.
+"""
 
 BUDGETS, BUDGET_DIMENSIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (16, 64)
 BUDGET_RADIUS, BUDGET_DISTANCE = 5.0, 6.0
-RHOS, PHASE_DIMENSIONS, PHASE_DRAWS = (0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3), (64, 3072), (1, 2, 5)
+RHOS, PHASE_DIMENSIONS, PHASE_DRAWS = (
+    (0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3),
+    (64, 3072),
+    (1, 2, 5),
+)
 _HALF_DISTANCE, _HALF_EPS = 2.0, 1.0
 _ASCENT_DIMENSION, _ASCENTS = 8, ((1, 0.1), (1, 0.5), (5, 0.1), (5, 0.5))
 _BLOCK_NUMBERS = 1_000_000
@@ -45,7 +54,7 @@ class Draws:
     """
 
     seen: Tensor
-    tape: Tensor
+    fixed_noise: Tensor
     fresh: Tensor
 
 
@@ -59,18 +68,20 @@ class Point:
         facts: other numbers that belong to the point, of `FACTS`.
     """
 
-    law: str
+    randomness: str
     n: int
     k: float
     formula: float
     facts: dict[str, float]
 
     def row(self, successes: int, trials: int) -> dict[str, object]:
-        """The simulated share beside the formula. z is left out where the binomial law is far from a normal one."""
+        """The simulated share beside the formula. z is left out where the binomial law is far from
+        a normal one.
+        """
         simulated, error = successes / trials, math.sqrt(self.formula * (1 - self.formula) / trials)
         normal = trials * min(self.formula, 1 - self.formula) >= 5
         return {
-            "law": self.law,
+            "law": self.randomness,
             "n": self.n,
             "k": self.k,
             **self.facts,
@@ -85,7 +96,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Case:
-    """A point, and the attack whose success rate the formula should be: a block of draws to bool (m,)."""
+    """A point, and the attack whose success rate the formula should be: a block of draws to bool
+    (m,).
+    """
 
     point: Point
     broken: Callable[[Draws], Tensor]
@@ -96,14 +109,14 @@ def ball_cases(n: int, radius: float, sigma: float, draws: Sequence[int]) -> lis
     averages = (*draws, math.inf)
     return [
         *(_centred(n, radius, sigma, k, {"radius": radius}) for k in averages),
-        *(_on_tapes(n, radius, sigma, k) for k in dict.fromkeys((1, *draws))),
+        *(_on_fixed_noise(n, radius, sigma, k) for k in dict.fromkeys((1, *draws))),
         *(_worst(n, radius, sigma, k) for k in averages),
     ]
 
 
 def _centred(n: int, radius: float, sigma: float, k: float, facts: dict[str, float]) -> Case:
-    law = "fresh" if k == 1 else "ideal eot" if math.isinf(k) else "eot"
-    point = Point(law, n, k, theory.eot(n, radius, sigma, k), {"judged": 1, **facts})
+    randomness = "fresh" if k == 1 else "ideal eot" if math.isinf(k) else "eot"
+    point = Point(randomness, n, k, theory.eot(n, radius, sigma, k), {"judged": 1, **facts})
     return Case(point, partial(_tried, radius, sigma, k, 1))
 
 
@@ -113,20 +126,30 @@ def _worst(n: int, radius: float, sigma: float, k: float) -> Case:
     return Case(point, partial(_tried, radius, sigma, k, TRIES))
 
 
-def _on_tapes(n: int, radius: float, sigma: float, k: int) -> Case:
-    law, formula = "replay" if k == 1 else "replay-set", theory.replay_set(n, radius, sigma, k)
-    return Case(Point(law, n, k, formula, {"judged": 1, "radius": radius}), partial(_replayed, radius, sigma, k))
+def _on_fixed_noise(n: int, radius: float, sigma: float, k: int) -> Case:
+    randomness, formula = (
+        "replay" if k == 1 else "replay-set",
+        theory.replay_set(n, radius, sigma, k),
+    )
+    return Case(
+        Point(randomness, n, k, formula, {"judged": 1, "radius": radius}),
+        partial(_replayed, radius, sigma, k),
+    )
 
 
 def _tried(radius: float, sigma: float, k: float, tries: int, draws: Draws) -> Tensor:
-    """Centre the mean of k draws (at k = inf their expectation, 0); broken where one of the judge's draws lands in the ball."""
+    """Centre the mean of k draws (at k = inf their expectation, 0); broken where one of the judge's
+    draws lands in the ball.
+    """
     mean = torch.zeros(()) if math.isinf(k) else draws.seen[:, : int(k)].mean(1, keepdim=True)
     return _inside(sigma * (draws.fresh[:, :tries] - mean), radius).any(1)
 
 
 def _replayed(radius: float, sigma: float, k: int, draws: Draws) -> Tensor:
-    """Centre the mean of k tapes, judged on the first of them: they are exchangeable, and a trial stays a yes or no."""
-    return _inside(sigma * (draws.tape[:, 0] - draws.tape[:, :k].mean(1)), radius)
+    """Centre the mean of k tapes, judged on the first of them: they are exchangeable, and a trial
+    stays a yes or no.
+    """
+    return _inside(sigma * (draws.fixed_noise[:, 0] - draws.fixed_noise[:, :k].mean(1)), radius)
 
 
 def _inside(offset: Tensor, radius: float) -> Tensor:
@@ -134,16 +157,25 @@ def _inside(offset: Tensor, radius: float) -> Tensor:
 
 
 def budget_cases(n: int, sigma: float) -> list[Case]:
-    """The ball under budgets eps: the image's distance from the ball's centre and the ball's radius are fixed."""
+    """The ball under budgets eps: the image's distance from the ball's centre and the ball's radius
+    are fixed.
+    """
     place = BUDGET_RADIUS, sigma, BUDGET_DISTANCE
     facts = {"judged": 1.0, "radius": BUDGET_RADIUS, "distance": BUDGET_DISTANCE}
-    cases = [Case(Point("clean", n, 0, theory.clean(n, *place), facts), partial(_moved, *place, 0.0))]
+    cases = [
+        Case(Point("clean", n, 0, theory.clean(n, *place), facts), partial(_moved, *place, 0.0))
+    ]
     for eps in BUDGETS:
         ideal, replay = theory.budget_eot(n, *place, eps), theory.budget_replay(n, *place, eps)
         about = {**facts, "eps": eps}
         cases += [
-            Case(Point("ideal eot, budget", n, math.inf, ideal, about), partial(_moved, *place, eps)),
-            Case(Point("replay, budget", n, 1, replay, about), partial(_moved_on_tape, *place, eps)),
+            Case(
+                Point("ideal eot, budget", n, math.inf, ideal, about), partial(_moved, *place, eps)
+            ),
+            Case(
+                Point("replay, budget", n, 1, replay, about),
+                partial(_moved_on_fixed_noise, *place, eps),
+            ),
         ]
     return cases
 
@@ -154,9 +186,13 @@ def _moved(radius: float, sigma: float, distance: float, eps: float, draws: Draw
     return _inside(state + max(distance - eps, 0) * _axis(state), radius)
 
 
-def _moved_on_tape(radius: float, sigma: float, distance: float, eps: float, draws: Draws) -> Tensor:
-    """Go `eps` towards the centre from where the tape puts the state, no further than it, and meet the same tape."""
-    state = sigma * draws.tape[:, 0]
+def _moved_on_fixed_noise(
+    radius: float, sigma: float, distance: float, eps: float, draws: Draws
+) -> Tensor:
+    """Go `eps` towards the centre from where the tape puts the state, no further than it, and meet
+    the same tape.
+    """
+    state = sigma * draws.fixed_noise[:, 0]
     state = state + distance * _axis(state)
     length = state.norm(dim=1, keepdim=True)
     return _inside(state - state * (eps / length).clamp(max=1), radius)
@@ -174,8 +210,14 @@ def half_space_cases(n: int, sigma: float) -> list[Case]:
     short = _HALF_DISTANCE - _HALF_EPS
     facts = {"judged": 1.0, "distance": _HALF_DISTANCE, "eps": _HALF_EPS}
     return [
-        Case(Point("half-space, fresh", n, 1, formula, facts), lambda draws: sigma * draws.fresh[:, 0, 0] >= short),
-        Case(Point("half-space, replay", n, 1, formula, facts), lambda draws: sigma * draws.tape[:, 0, 0] >= short),
+        Case(
+            Point("half-space, fresh", n, 1, formula, facts),
+            lambda draws: sigma * draws.fresh[:, 0, 0] >= short,
+        ),
+        Case(
+            Point("half-space, replay", n, 1, formula, facts),
+            lambda draws: sigma * draws.fixed_noise[:, 0, 0] >= short,
+        ),
     ]
 
 
@@ -184,14 +226,18 @@ def phase_cases(n: int, sigma: float) -> list[Case]:
     cases = []
     for rho in RHOS:
         radius = math.sqrt(rho * n) * sigma
-        cases += [_centred(n, radius, sigma, k, {"radius": radius, "rho": rho}) for k in (*PHASE_DRAWS, math.inf)]
+        cases += [
+            _centred(n, radius, sigma, k, {"radius": radius, "rho": rho})
+            for k in (*PHASE_DRAWS, math.inf)
+        ]
     return cases
 
 
 def simulate(cases: Sequence[Case], trials: int, k: int, seed: int) -> list[dict[str, object]]:
     """Rows for cases of one dimension; all cases see the same draws.
 
-    Trial t is image t of the suite's noise, and one request holds all numbers of a trial: blocks of trials change nothing.
+    Trial t is image t of the suite's noise, and one request holds all numbers of a trial: blocks of
+    trials change nothing.
     """
     n = cases[0].point.n
     successes = np.zeros(len(cases), dtype=np.int64)
@@ -199,14 +245,16 @@ def simulate(cases: Sequence[Case], trials: int, k: int, seed: int) -> list[dict
     for first in range(0, trials, block):
         draws = _draws(range(first, min(first + block, trials)), k, n, seed)
         successes += [int(case.broken(draws).sum()) for case in cases]
-    return [case.point.row(int(count), trials) for case, count in zip(cases, successes, strict=True)]
+    return [
+        case.point.row(int(count), trials) for case, count in zip(cases, successes, strict=True)
+    ]
 
 
 def _draws(trials: range, k: int, n: int, seed: int) -> Draws:
     def normal(stream: Stream, count: int) -> Tensor:
         return Noise.of(seed, stream, trials).normal(f"theorem/{n}", (count, n))
 
-    return Draws(normal(Stream.ATTACK, k), normal(Stream.TAPE, k), normal(Stream.EVAL, TRIES))
+    return Draws(normal(Stream.ATTACK, k), normal(Stream.FIXED, k), normal(Stream.EVAL, TRIES))
 
 
 def ascents(ball: Ball, trials: int, seed: int) -> Iterator[dict[str, object]]:
@@ -214,10 +262,23 @@ def ascents(ball: Ball, trials: int, seed: int) -> Iterator[dict[str, object]]:
     n = _ASCENT_DIMENSION
     for k, step in _ASCENTS:
         formula = theory.descent(n, ball.radius, ball.sigma, k, step)
-        yield _ascent("ascent", ball, n, Law("eot", k), step, formula, trials, seed)
-    yield _ascent("ascent, replay", ball, n, Law("replay"), _ASCENTS[0][1], 1.0, trials, seed)
+        yield _ascent("ascent", ball, n, RandomnessModel("eot", k), step, formula, trials, seed)
+    yield _ascent(
+        "ascent, replay", ball, n, RandomnessModel("replay"), _ASCENTS[0][1], 1.0, trials, seed
+    )
 
 
-def _ascent(name: str, ball: Ball, n: int, law: Law, step: float, formula: float, trials: int, seed: int) -> dict[str, object]:
-    point = Point(name, n, law.k, formula, {"judged": 1, "radius": ball.radius, "step": step})
-    return point.row(int(attack(ball, n, law, step, trials, seed).sum()), trials)
+def _ascent(
+    name: str,
+    ball: Ball,
+    n: int,
+    randomness: RandomnessModel,
+    step: float,
+    formula: float,
+    trials: int,
+    seed: int,
+) -> dict[str, object]:
+    point = Point(
+        name, n, randomness.k, formula, {"judged": 1, "radius": ball.radius, "step": step}
+    )
+    return point.row(int(attack(ball, n, randomness, step, trials, seed).sum()), trials)

@@ -1,4 +1,6 @@
-"""Runs a study and keeps what came out: one folder with a CSV file a table, a PNG file a figure and `study.json`."""
+"""Runs a study and keeps what came out: one folder with a CSV file a table, a PNG file a figure and
+`study.json`.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from tabulate import tabulate
 
+from bench.engine.environment import environment
+from bench.engine.evaluation import PROTOCOL
+from bench.engine.execution import exact_float32, read_execution
+from bench.engine.request import Request, option_name
 from bench.errors import BadInput
-from bench.evaluation import check_batch_size, default_batch_size, exact_float32, read_device
-from bench.plan import PROTOCOL
-from bench.plugins import STUDIES, Named, create
-from bench.provenance import environment
-from bench.record import Store, cell_id, without_folders, write_whole
+from bench.plugins.create import STUDIES, Named, create
+from bench.results.record import without_folders
+from bench.results.store import Store
 from bench.spec import parse
+from bench.storage.files import write_whole
+from bench.storage.identity import identity_hash
 from bench.studies.plots import png
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.suite import RunOptions
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -59,7 +64,7 @@ class StudyRecord(BaseModel):
     study: str
     identity: dict[str, Any]
     given: list[str]
-    subject: dict[str, str]
+    setup: dict[str, str]
     sentence: str
     held: bool | None
     scale: str
@@ -71,7 +76,7 @@ class StudyRecord(BaseModel):
 
     @model_validator(mode="after")
     def _is_named_by_its_identity(self) -> StudyRecord:
-        if self.id != cell_id(self.identity):
+        if self.id != identity_hash(self.identity):
             raise ValueError("the id is not the hash of the identity")
         return self
 
@@ -99,7 +104,7 @@ class Stored:
 
 def run_study(
     text: str,
-    options: RunOptions,
+    request: Request,
     out: Path,
     *,
     device: str | None = None,
@@ -110,16 +115,17 @@ def run_study(
 
     Args:
         text: the study's spec.
-        options: dataset, classifier, norm, eps, n and seed as far as they were given.
+        request: dataset, classifier, norm, eps, n and seed as far as they were given.
         device, batch_size: None where not given.
         progress: told of each step.
 
-    Raises `BadInput` where the study does not exist or does not use what was given; nothing is written then.
+    Raises `BadInput` where the study does not exist or does not use what was given; nothing is
+    written then.
     """
     named: Named[Study[Any]] = create(STUDIES, parse(text))
-    setting = _setting(named, options, device, batch_size, progress)
+    setting = _setting(named, request, device, batch_size, progress)
     identity = identity_of(named, setting)
-    found = find(out, cell_id(identity))
+    found = find(out, identity_hash(identity))
     if found is not None:
         return found
     Store(out).check_writable()
@@ -130,23 +136,35 @@ def run_study(
 
 
 def _setting(
-    named: Named[Study[Any]], options: RunOptions, device: str | None, batch_size: int | None, progress: Callable[[str], None]
+    named: Named[Study[Any]],
+    request: Request,
+    device: str | None,
+    batch_size: int | None,
+    progress: Callable[[str], None],
 ) -> StudySetting:
-    given = {**options.model_dump(exclude_none=True), "device": device, "batch_size": batch_size}
-    given = {key: value for key, value in given.items() if value is not None}
     uses = named.plugin.uses
-    for key in sorted(set(given) - uses):
+    given = {option_name(name, Request.model_fields[name]) for name in request.model_fields_set}
+    given |= {
+        name
+        for name, value in (("device", device), ("batch_size", batch_size))
+        if value is not None
+    }
+    for key in sorted(given - uses):
         known = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(uses)) or "no option"
-        raise BadInput(f"study {named.name!r} does not use --{key.replace('_', '-')}: leave it out (it uses {known})")
-    where = read_device(given.pop("device", "auto" if "device" in uses else "cpu"))
-    size = check_batch_size(given.pop("batch_size", default_batch_size(where)))
-    seeds = given.pop("seed", (0,))
-    default_n = named.plugin.default_n
-    return StudySetting(**given, default_n=default_n, seed=seeds[0], device=where, batch_size=size, progress=progress)
+        raise BadInput(
+            f"study {named.name!r} does not use --{key.replace('_', '-')}: leave it out (it uses "
+            f"{known})"
+        )
+    execution = read_execution(device or ("auto" if "device" in uses else "cpu"), batch_size)
+    return StudySetting(
+        request, named.plugin.default_n, execution.device, execution.batch_size, progress
+    )
 
 
 def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, Any]:
-    """Everything that can change the outcome, and nothing else; loads the subject of a study that has one."""
+    """Everything that can change the outcome, and nothing else; loads the subject of a study that
+    has one.
+    """
     identity: dict[str, Any] = {
         "protocol": PROTOCOL,
         "study": named.identity,
@@ -154,42 +172,50 @@ def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, An
         "seeds": {"root": setting.seed},
     }
     if named.plugin.uses & IMAGES:
-        identity["subject"] = _subject_identity(setting)
+        identity["subject"] = _setup_identity(setting)
     sources = named.plugin.sources(setting)
     return {**identity, "sources": sources} if sources else identity
 
 
-def _subject_identity(setting: StudySetting) -> dict[str, Any]:
-    subject = setting.subject()
+def _setup_identity(setting: StudySetting) -> dict[str, Any]:
+    setup = setting.setup
     return {
-        "dataset": {"name": subject.dataset.name, "sha256": subject.images.sha256, "n": len(subject.images)},
-        "classifier": {"sha256": subject.classifier_sha},
-        "threat": {"norm": subject.threat.norm, "eps": subject.threat.eps},
+        "dataset": {
+            "name": setup.dataset.name,
+            "sha256": setup.images.sha256,
+            "n": len(setup.images),
+        },
+        "classifier": {"sha256": setup.classifier_sha},
+        "threat": {"norm": setup.threat.norm, "eps": setup.threat.eps},
     }
 
 
 def _title(named: Named[Study[Any]], setting: StudySetting) -> dict[str, str]:
     if not named.plugin.uses & IMAGES:
         return {}
-    subject = setting.subject()
+    setup = setting.setup
     return {
-        "dataset": subject.dataset.spec,
-        "classifier": subject.classifier_spec,
-        "threat": str(subject.threat),
-        "n": f"{len(subject.images)} of {subject.available}",
+        "dataset": setup.dataset.spec,
+        "classifier": setup.classifier_spec,
+        "threat": str(setup.threat),
+        "n": f"{len(setup.images)} of {setup.available}",
     }
 
 
-# Files -----------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def find(out: Path, study: str) -> Stored | None:
-    """The result with this id, if all its files are there and as they were written; a damaged one is as good as none."""
+    """The result with this id, if all its files are there and as they were written; a damaged one
+    is as good as none.
+    """
     for path in out.glob(f"*--{study}/study.json"):
         try:
             record = StudyRecord.model_validate_json(path.read_bytes())
             files = {**record.tables, **record.figures}
-            if record.id == study and all(_sha256((path.parent / name).read_bytes()) == sha for name, sha in files.items()):
+            if record.id == study and all(
+                _sha256((path.parent / name).read_bytes()) == sha for name, sha in files.items()
+            ):
                 return Stored(record, path.parent, computed=False)
         except (OSError, ValidationError):
             continue
@@ -197,18 +223,23 @@ def find(out: Path, study: str) -> Stored | None:
 
 
 def save(
-    out: Path, named: Named[Study[Any]], setting: StudySetting, identity: dict[str, Any], result: StudyResult, seconds: float
+    out: Path,
+    named: Named[Study[Any]],
+    setting: StudySetting,
+    identity: dict[str, Any],
+    result: StudyResult,
+    seconds: float,
 ) -> Stored:
     """Write a result's folder, whole or not at all."""
     tables = {f"{name}.csv": _csv(table) for name, table in _checked(result.tables).items()}
     figures = {f"{name}.png": png(figure) for name, figure in _checked(result.figures).items()}
     title = _title(named, setting)
     record = StudyRecord(
-        id=cell_id(identity),
+        id=identity_hash(identity),
         study=named.spec,
         identity=identity,
         given=list(named.given),
-        subject=title,
+        setup=title,
         sentence=result.sentence,
         held=result.held,
         scale=result.scale,
@@ -228,12 +259,16 @@ def save(
 def _checked(named: dict[str, Any]) -> dict[str, Any]:
     for name in named:
         if not _NAME.fullmatch(name):
-            raise RuntimeError(f"{name!r} names a table or figure: use small letters, digits and hyphens")
+            raise RuntimeError(
+                f"{name!r} names a table or figure: use small letters, digits and hyphens"
+            )
     return named
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """All files appear at once under the folder's name. What stood there was no whole result, and goes."""
+    """All files appear at once under the folder's name. What stood there was no whole result, and
+    goes.
+    """
     temporary = folder.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         for name, data in files.items():
@@ -261,5 +296,7 @@ def _read_table(path: Path) -> DataFrame:
 
 def _text(table: DataFrame) -> str:
     """A table in Markdown; numbers with four digits, empty where there is none."""
-    rows = [["" if value != value else value for value in row] for row in table.itertuples(index=False)]
+    rows = [
+        ["" if value != value else value for value in row] for row in table.itertuples(index=False)
+    ]
     return tabulate(rows, headers=list(table.columns), tablefmt="github", floatfmt=".4g")

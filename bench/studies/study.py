@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 
 from bench.defense import NoParams
-from bench.plan import Request, Subject, subject_of
+from bench.engine.request import Request
+from bench.engine.setup import Setup, load_setup
 from bench.spec import Params
 
 if TYPE_CHECKING:
@@ -30,51 +31,36 @@ def _ignore(_: str) -> None:
 
 @dataclass(frozen=True)
 class StudySetting:
-    """What a user may give to a study, checked; None stands for the data set's own.
+    """What a user may give to a study, checked.
 
     Attributes:
-        dataset, classifier: specs.
-        norm, eps: the ball; pixels in [0, 1].
-        n: how many images.
-        default_n: how many of the images that `bench run` takes where n is not given; None: all of them.
-        seed: root seed of all that the study draws.
+        request: data set, classifier, ball, number of images and root seed.
+        default_n: how many of the images that `bench run` takes where n is not given; None: all.
         device: where to compute.
         batch_size: most rows in one forward pass.
         progress: told of each step in a few words.
     """
 
-    dataset: str | None = None
-    classifier: str | None = None
-    norm: str | None = None
-    eps: float | None = None
-    n: int | None = None
+    request: Request = Request()
     default_n: int | None = None
-    seed: int = 0
     device: torch.device = torch.device("cpu")
     batch_size: int = 128
     progress: Callable[[str], None] = _ignore
 
-    def subject(self) -> Subject:
-        """Images, classifier and ball, loaded when first asked for. Raises `BadInput` where they cannot be."""
-        return self._subject
+    @property
+    def seed(self) -> int:
+        """Root seed of all that the study draws."""
+        return self.request.seeds[0]
 
     @cached_property
-    def _subject(self) -> Subject:
-        subject = subject_of(
-            Request(
-                (),
-                (),
-                dataset=self.dataset or Request.dataset,
-                classifier=self.classifier,
-                norm=self.norm,
-                eps=self.eps,
-                n=self.n,
-                seeds=(self.seed,),
-            )
-        )
-        if self.n is not None or self.default_n is None:
-            return subject
-        return replace(subject, images=subject.images.first(min(self.default_n, len(subject.images))))
+    def setup(self) -> Setup:
+        """Images, classifier and ball, loaded when first asked for. Raises `BadInput` where they
+        cannot be.
+        """
+        setup = load_setup(self.request)
+        if self.request.n is not None or self.default_n is None:
+            return setup
+        return replace(setup, images=setup.images.first(min(self.default_n, len(setup.images))))
 
 
 @dataclass(frozen=True)
@@ -100,15 +86,18 @@ P = TypeVar("P", bound=Params)
 
 
 class Study(ABC, Generic[P]):
-    """Subclasses set the class attributes and write `run`; the first line of their docstring is the summary in `bench list`.
+    """Subclasses set the class attributes and write `run`; the first line of their docstring is the
+    summary in `bench list`.
 
     Attributes:
         Params: the parameter model; `name:key=value` fills it.
         positional: the parameter that a spec's item without key fills.
         version: raise it when the numbers may change; it enters the identity of every result.
-        uses: the options of the command that mean something to it, of `EVERYTHING`; others are refused. One that uses an option of
-            `IMAGES` has a subject, which then is part of the identity.
-        default_n: how many images it takes where the user does not say; None: as many as `bench run`.
+        uses: the options of the command that mean something to it, of `EVERYTHING`; others are
+            refused. One that uses an option of `IMAGES` has a subject, which then is part of the
+            identity.
+        default_n: how many images it takes where the user does not say; None: as many as `bench
+            run`.
     """
 
     Params: ClassVar[type[Params]] = NoParams
@@ -121,13 +110,19 @@ class Study(ABC, Generic[P]):
         self.params = params
 
     def plugins(self) -> dict[str, Any]:
-        """`Named.identity` of every defense and attack that it uses, by role: their versions can change the numbers."""
+        """`Named.identity` of every defense and attack that it uses, by role: their versions can
+        change the numbers.
+        """
         return {}
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
-        """Hash of whatever else can change the numbers, such as a diffusion model's weights, by role."""
+        """Hash of whatever else can change the numbers, such as a diffusion model's weights, by
+        role.
+        """
         return {}
 
     @abstractmethod
     def run(self, setting: StudySetting) -> StudyResult:
-        """The answer: a pure function of the parameters and the setting, apart from rounding on another device."""
+        """The answer: a pure function of the parameters and the setting, apart from rounding on
+        another device.
+        """

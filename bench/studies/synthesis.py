@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.noise import Noise, Stream
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
 from bench.spec import parse
 from bench.studies import plots
 from bench.studies.study import Study, StudyResult, StudySetting
@@ -22,10 +22,12 @@ _COLUMNS, _MOST_CLASSES = 10, 12
 
 
 class Synthesis(Study[MadeParams]):
-    """What do the images look like that a defense makes itself, and does the classifier see in them what they aim at?
+    """What do the images look like that a defense makes itself, and does the classifier see in them
+    what they aim at?
 
-    The table has the share of images to which the classifier gives the class aimed at, its mean probability of it, and the share of
-    pixels at 0 or 1; the figure a few images of each class. No real image is looked at.
+    The table has the share of images to which the classifier gives the class aimed at, its mean
+    probability of it, and the share of pixels at 0 or 1; the figure a few images of each class. No
+    real image is looked at.
     """
 
     Params = MadeParams
@@ -41,7 +43,10 @@ class Synthesis(Study[MadeParams]):
         found = list(make(setting, self.params.defenses))
         table = pd.DataFrame([row(setting, one) for one in found])
         names = short_names([one.defense for one in found])
-        parts = [f"{100 * one['as_meant']:.1f} % of {one['n']} ({names[one['defense']]})" for one in table.to_dict("records")]
+        parts = [
+            f"{100 * one['as_meant']:.1f} % of {one['n']} ({names[one['defense']]})"
+            for one in table.to_dict("records")
+        ]
         return StudyResult(
             tables={"synthesis": table},
             figures={"sheet": sheet_figure(found, names)},
@@ -55,7 +60,7 @@ def row(setting: StudySetting, made: Made) -> dict[str, object]:
     size = setting.batch_size
     with torch.no_grad():
         parts = [
-            setting.subject().classifier(made.images[rows], noise.rows(rows))
+            setting.setup.classifier(made.images[rows], noise.rows(rows))
             for rows in (slice(at, at + size) for at in range(0, len(made.images), size))
         ]
     shares = torch.cat(parts).softmax(1)
@@ -70,19 +75,30 @@ def row(setting: StudySetting, made: Made) -> dict[str, object]:
 
 def sheet_figure(found: list[Made], names: dict[str, str]) -> Figure:
     """One panel a defense, one row a class."""
-    figure, axes = plots.panels("Images out of the classifier, one row a class", [("", "", names[one.defense]) for one in found])
+    figure, axes = plots.panels(
+        "Images out of the classifier, one row a class",
+        [("", "", names[one.defense]) for one in found],
+    )
     for one, made in zip(axes, found, strict=True):
-        one.imshow(mosaic(made.images, made.labels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        one.imshow(
+            mosaic(made.images, made.labels), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+        )
         one.set_axis_off()
     return figure
 
 
 def mosaic(images: Tensor, labels: Tensor) -> Any:
-    """Up to 10 images of each of the first 12 classes, evenly from all of them, in one picture (H, W) or (H, W, 3)."""
+    """Up to 10 images of each of the first 12 classes, evenly from all of them, in one picture (H,
+    W) or (H, W, 3).
+    """
     strips = []
     for label in labels.unique()[:_MOST_CLASSES]:
         own = images[labels == label]
-        framed = F.pad(own[torch.linspace(0, len(own) - 1, min(_COLUMNS, len(own))).round().long()], (1, 1, 1, 1), value=1.0)
+        framed = F.pad(
+            own[torch.linspace(0, len(own) - 1, min(_COLUMNS, len(own))).round().long()],
+            (1, 1, 1, 1),
+            value=1.0,
+        )
         missing = (_COLUMNS - len(framed)) * framed.shape[3]
         strips.append(F.pad(torch.cat(list(framed), 2), (0, missing), value=1.0))
     picture = torch.cat(strips, 1)

@@ -1,4 +1,6 @@
-"""What studies of synthetic images share: getting the images that a defense trains on, without training it."""
+"""What studies of synthetic images share: getting the images that a defense trains on, without
+training it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.defense import DataAccess, DefendedClassifier
+from bench.engine.build import data_access
+from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput
-from bench.evaluation import data_access
 from bench.noise import Noise, Stream, isolated
-from bench.plan import Cell
 from bench.spec import Params, Specs, parse
-from bench.studies.deployed import cell_of, features
+from bench.studies.deployed import evaluation_of, features
 from bench.studies.sets import Floats
 from bench.studies.study import StudySetting
 
@@ -27,8 +29,12 @@ from bench.studies.study import StudySetting
 class ImageMaker(Protocol):
     """A defense that trains on images of its own making, and gives them away."""
 
-    def training_images(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) in [0, 1] and labels (n,), on the CPU; takes what `Defense.build` takes and draws the same."""
+    def training_images(
+        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) in [0, 1] and labels (n,), on the CPU; takes what `Defense.build`
+        takes and draws the same.
+        """
 
 
 class MadeParams(Params):
@@ -40,7 +46,8 @@ class MadeParams(Params):
             "datafreeshield:images=1000,iterations=200,synthesis_batch=50",
         ),
         min_length=1,
-        description="defenses that train on images of their own making, joined by +, in parentheses where they hold commas",
+        description="defenses that train on images of their own making, joined by +, in "
+        "parentheses where they hold commas",
     )
 
 
@@ -51,16 +58,25 @@ class ComparedParams(MadeParams):
 
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:
-    """Each spec by what tells it from the others: its items that not all of them have, or its name where it has none."""
+    """Each spec by what tells it from the others: its items that not all of them have, or its name
+    where it has none.
+    """
     items = {spec: _items(spec) for spec in specs}
     shared = set.intersection(*map(set, items.values())) if len(items) > 1 else set()
-    return {spec: ", ".join(item for item in found if item not in shared) or found[0] for spec, found in items.items()}
+    return {
+        spec: ", ".join(item for item in found if item not in shared) or found[0]
+        for spec, found in items.items()
+    }
 
 
 def _items(text: str) -> list[str]:
     """Its name, its positional item and its options, nested specs whole."""
     spec = parse(text)
-    return [spec.name, *([spec.positional] if spec.positional else []), *(f"{key}={value}" for key, value in spec.options.items())]
+    return [
+        spec.name,
+        *([spec.positional] if spec.positional else []),
+        *(f"{key}={value}" for key, value in spec.options.items()),
+    ]
 
 
 Embedding = Literal["features", "pixels"]
@@ -76,29 +92,36 @@ class Made:
 
 
 def make(setting: StudySetting, specs: tuple[str, ...]) -> Iterator[Made]:
-    """The images of each defense, as it would be built. Raises `BadInput` for a defense that gives none away."""
-    cells = [cell_of(setting, spec) for spec in specs]
-    for cell in cells:
-        check_maker(cell.defense.plugin, cell.defense.spec)
-    for cell in cells:
-        setting.progress(f"images of {cell.defense.spec}")
-        yield images_of(cell, setting.device)
+    """The images of each defense, as it would be built. Raises `BadInput` for a defense that gives
+    none away.
+    """
+    evaluations = [evaluation_of(setting, spec) for spec in specs]
+    for evaluation in evaluations:
+        check_maker(evaluation.defense.plugin, evaluation.defense.spec)
+    for evaluation in evaluations:
+        setting.progress(f"images of {evaluation.defense.spec}")
+        yield images_of(evaluation, setting.device)
 
 
 def check_maker(plugin: object, spec: str) -> ImageMaker:
     """Raise `BadInput` for a defense that has no images of its own making."""
     if not isinstance(plugin, ImageMaker):
-        raise BadInput(f"defense {spec!r} trains on no images of its own making, which this study looks at: leave it out")
+        raise BadInput(
+            f"defense {spec!r} trains on no images of its own making, which this study looks at: "
+            "leave it out"
+        )
     return plugin
 
 
-def images_of(cell: Cell, device: torch.device) -> Made:
+def images_of(evaluation: Evaluation, device: torch.device) -> Made:
     """The images of a cell's defense."""
-    classifier = copy.deepcopy(cell.subject.classifier).to(device)
-    noise = Noise.of(cell.build_seed, Stream.BUILD, [0])
-    with isolated(cell.build_seed):
-        images, labels = check_maker(cell.defense.plugin, cell.defense.spec).training_images(classifier, data_access(cell), noise)
-    return Made(cell.defense.spec, images.cpu(), labels.cpu())
+    classifier = copy.deepcopy(evaluation.setup.classifier).to(device)
+    noise = Noise.of(evaluation.build_seed, Stream.BUILD, [0])
+    with isolated(evaluation.build_seed):
+        images, labels = check_maker(
+            evaluation.defense.plugin, evaluation.defense.spec
+        ).training_images(classifier, data_access(evaluation), noise)
+    return Made(evaluation.defense.spec, images.cpu(), labels.cpu())
 
 
 def embedded(setting: StudySetting, images: Tensor, embedding: Embedding) -> Floats:
@@ -110,6 +133,6 @@ def embedded(setting: StudySetting, images: Tensor, embedding: Embedding) -> Flo
 
 def training_points(setting: StudySetting, n: int, embedding: Embedding) -> tuple[Floats, Tensor]:
     """Points and labels of the first n training images in the evaluation's order of images."""
-    train = setting.subject().dataset.plugin.train()
+    train = setting.setup.dataset.plugin.train()
     part = train.at(np.arange(min(n, len(train))))
     return embedded(setting, part.pixels(), embedding), part.labels

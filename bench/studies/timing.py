@@ -13,12 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from bench.artifacts import empty_cache
+from bench.engine.build import build
 from bench.errors import BadInput
-from bench.evaluation import build
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
 from bench.spec import Specs, parse
-from bench.studies.deployed import cell_of
+from bench.storage.artifacts import empty_cache
+from bench.studies.deployed import evaluation_of
 from bench.studies.overhead import Passed
 from bench.studies.study import EVERYTHING, Study, StudyResult, StudySetting
 from bench.studies.synthetic import MadeParams, check_maker, images_of, short_names
@@ -32,7 +32,9 @@ class Claims(Protocol):
     """A defense that says what its method costs."""
 
     def claimed_passes(self) -> Mapping[str, Mapping[str, int]]:
-        """For `synthesis` and `training`: `visits` of each image, and the forwards, input_backwards and weight_backwards of one."""
+        """For `synthesis` and `training`: `visits` of each image, and the forwards, input_backwards
+        and weight_backwards of one.
+        """
 
 
 class TimingParams(MadeParams):
@@ -41,13 +43,16 @@ class TimingParams(MadeParams):
     defenses: Specs = Field(
         ("datafreeshield:images=200,iterations=150,synthesis_batch=50,epochs=5,batch=50,group=2",),
         min_length=1,
-        description="defenses that train on images of their own making, joined by +, in parentheses where they hold commas",
+        description="defenses that train on images of their own making, joined by +, in "
+        "parentheses where they hold commas",
     )
 
 
 @dataclass
 class Passes:
-    """Images that went through a classifier and its copies: forwards, and backwards to the image or to the weights alone."""
+    """Images that went through a classifier and its copies: forwards, and backwards to the image or
+    to the weights alone.
+    """
 
     forwards: int = 0
     input_backwards: int = 0
@@ -56,10 +61,12 @@ class Passes:
 
 
 class Timing(Study[TimingParams]):
-    """What does it take to build a defense that trains on images of its own making: passes through the network, and seconds?
+    """What does it take to build a defense that trains on images of its own making: passes through
+    the network, and seconds?
 
-    Passes are counted, for each image and visit (an iteration of the synthesis, an epoch of the training), beside those that the
-    method claims. Seconds are wall time for 10,000 images, on this machine and under its load. Nothing comes from the cache.
+    Passes are counted, for each image and visit (an iteration of the synthesis, an epoch of the
+    training), beside those that the method claims. Seconds are wall time for 10,000 images, on this
+    machine and under its load. Nothing comes from the cache.
     """
 
     Params = TimingParams
@@ -73,33 +80,47 @@ class Timing(Study[TimingParams]):
     def run(self, setting: StudySetting) -> StudyResult:
         """Two rows a defense."""
         for spec in self.params.defenses:
-            check_claims(cell_of(setting, spec).defense.plugin, spec)
-        table = pd.DataFrame([row for spec in self.params.defenses for row in stages(setting, spec)])
-        return StudyResult(tables={"time": table}, sentence=sentence(table), scale=f"{', '.join(map(str, table['images']))} images")
+            check_claims(evaluation_of(setting, spec).defense.plugin, spec)
+        table = pd.DataFrame(
+            [row for spec in self.params.defenses for row in stages(setting, spec)]
+        )
+        return StudyResult(
+            tables={"time": table},
+            sentence=sentence(table),
+            scale=f"{', '.join(map(str, table['images']))} images",
+        )
 
 
 def check_claims(plugin: object, spec: str) -> Claims:
     """Raise `BadInput` for a defense that makes no images, or does not say what that costs."""
     check_maker(plugin, spec)
     if not isinstance(plugin, Claims):
-        raise BadInput(f"defense {spec!r} does not say what its method costs: give it a method `claimed_passes`, or leave it out")
+        raise BadInput(
+            f"defense {spec!r} does not say what its method costs: give it a method "
+            "`claimed_passes`, or leave it out"
+        )
     return plugin
 
 
 def stages(setting: StudySetting, spec: str) -> Iterator[dict[str, object]]:
     """The costs of a defense's images, and of its training on them."""
-    cell = cell_of(setting, spec)
-    claims = check_claims(cell.defense.plugin, spec).claimed_passes()
-    kind = type(cell.subject.classifier)
+    evaluation = evaluation_of(setting, spec)
+    claims = check_claims(evaluation.defense.plugin, spec).claimed_passes()
+    kind = type(evaluation.setup.classifier)
     with empty_cache():
-        setting.progress(f"{cell.defense.spec}: synthesis")
+        setting.progress(f"{evaluation.defense.spec}: synthesis")
         with counted(kind) as synthesis:
-            count = len(images_of(cell, setting.device).images)
-        setting.progress(f"{cell.defense.spec}: training")
+            count = len(images_of(evaluation, setting.device).images)
+        setting.progress(f"{evaluation.defense.spec}: training")
         with counted(kind) as training:
-            build(cell, setting.device)
+            build(evaluation, setting.device)
     for stage, found in (("synthesis", synthesis), ("training", training)):
-        yield {"defense": cell.defense.spec, "stage": stage, "images": count, **_row(found, count, claims[stage])}
+        yield {
+            "defense": evaluation.defense.spec,
+            "stage": stage,
+            "images": count,
+            **_row(found, count, claims[stage]),
+        }
 
 
 def _row(found: Passes, images: int, claimed: Mapping[str, int]) -> dict[str, float]:
@@ -112,9 +133,11 @@ def _row(found: Passes, images: int, claimed: Mapping[str, int]) -> dict[str, fl
 
 @contextmanager
 def counted(kind: type[nn.Module]) -> Iterator[Passes]:
-    """Count and time what goes through any module of this class inside the block, copies that are made there included.
+    """Count and time what goes through any module of this class inside the block, copies that are
+    made there included.
 
-    A backward pass counts as one to the image where the image asked for its gradient in the forward pass.
+    A backward pass counts as one to the image where the image asked for its gradient in the forward
+    pass.
     """
     passes, began = Passes(), time.perf_counter()
 
@@ -141,11 +164,21 @@ def counted(kind: type[nn.Module]) -> Iterator[Passes]:
 def sentence(table: pd.DataFrame) -> str:
     """Passes and seconds of each stage."""
     names = short_names(list(table["defense"].unique()))
-    parts = [f"{row['stage']} of {names[row['defense']]}: {_about(row)}" for row in table.to_dict("records")]
+    parts = [
+        f"{row['stage']} of {names[row['defense']]}: {_about(row)}"
+        for row in table.to_dict("records")
+    ]
     return f"Passes an image and visit, measured (claimed): {'; '.join(parts)}."
 
 
 def _about(row: dict[Any, Any]) -> str:
     words = ("F", "B to the image", "B to the weights")
-    counts = [f"{row[key]:.4g} {word} ({row[f'{key}_claimed']})" for key, word in zip(_PASSES, words, strict=True) if row[key]]
-    return f"{', '.join(counts)}, {row['seconds']:.0f} s for 10000 images and {row['visits']} visits each"
+    counts = [
+        f"{row[key]:.4g} {word} ({row[f'{key}_claimed']})"
+        for key, word in zip(_PASSES, words, strict=True)
+        if row[key]
+    ]
+    return (
+        f"{', '.join(counts)}, {row['seconds']:.0f} s for 10000 images and {row['visits']} "
+        "visits each"
+    )

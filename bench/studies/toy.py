@@ -1,4 +1,6 @@
-"""The study `toy`: points in a plane out of a classifier, with fixed coefficients and with drawn ones."""
+"""The study `toy`: points in a plane out of a classifier, with fixed coefficients and with drawn
+ones.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from bench.models.classifier import Classifier
 from bench.models.recipes import Recipe
 from bench.models.training import fit
 from bench.noise import Noise, Stream, isolated
-from bench.plugins import DEFENSES, create
+from bench.plugins.create import DEFENSES, create
 from bench.spec import Params, Specs, parse
 from bench.studies import plots, sets
 from bench.studies.sets import Floats
@@ -33,7 +35,9 @@ NEIGHBOURS = 5
 _WIDTH = 6.0
 _MIDDLE = (0.5, 0.25)
 _TRAINING = Recipe(epochs=30, batch=100, rate=0.05, shift=0)
-_SAME = "images=2048,synthesis_batch=128,iterations=500,targets=per_batch,space=normalised,keep=last"
+_SAME = (
+    "images=2048,synthesis_batch=128,iterations=500,targets=per_batch,space=normalised,keep=last"
+)
 
 
 class ToyParams(Params):
@@ -42,17 +46,21 @@ class ToyParams(Params):
     defenses: Specs = Field(
         (f"datafreeshield:{_SAME},coefficients=fixed", f"datafreeshield:{_SAME},coefficients=dss"),
         min_length=1,
-        description="defenses that train on images of their own making, joined by +, in parentheses where they hold commas",
+        description="defenses that train on images of their own making, joined by +, in "
+        "parentheses where they hold commas",
     )
-    repeats: int = Field(4, ge=1, le=100, description="data sets, each with a classifier and images of its own")
+    repeats: int = Field(
+        4, ge=1, le=100, description="data sets, each with a classifier and images of its own"
+    )
 
 
 class Toy(Study[ToyParams]):
     """Two moons: do drawn coefficients spread synthetic points further than fixed ones?
 
-    A small network with BatchNorm learns two moons; a point is an image of one pixel with two channels, so total variation and
-    jitter do nothing. Counted are the points that the classifier gives to the other class than they aim at, how far real points
-    are from the nearest synthetic one, and coverage (k = 5).
+    A small network with BatchNorm learns two moons; a point is an image of one pixel with two
+    channels, so total variation and jitter do nothing. Counted are the points that the classifier
+    gives to the other class than they aim at, how far real points are from the nearest synthetic
+    one, and coverage (k = 5).
     """
 
     Params = ToyParams
@@ -84,7 +92,8 @@ class Scene:
     """A defense's points on one data set.
 
     Attributes:
-        points, labels: synthetic ones (m, 2) in the unit square and the classes (m,) that they aim at.
+        points, labels: synthetic ones (m, 2) in the unit square and the classes (m,) that they aim
+            at.
         answers: the classifier's classes (m,).
         real: the data (n, 2).
         classifier: that they came out of.
@@ -101,7 +110,9 @@ class Scene:
     def row(self) -> dict[str, object]:
         """What is counted; lengths in units of the moons' radius."""
         wrong = (self.answers != self.labels).numpy()
-        counts = {f"wrong_{label}": int(wrong[self.labels.numpy() == label].sum()) for label in (0, 1)}
+        counts = {
+            f"wrong_{label}": int(wrong[self.labels.numpy() == label].sum()) for label in (0, 1)
+        }
         return {
             "defense": self.defense,
             "repeat": self.repeat,
@@ -121,16 +132,31 @@ def scenes_of(params: ToyParams, seed: int, repeat: int) -> list[Scene]:
     found = []
     for spec in params.defenses:
         named = create(DEFENSES, parse(spec))
-        access = DataAccess(frozenset(), {}, named.name, ThreatModel("linf", 0.05), tuple(real.shape[1:]))
+        access = DataAccess(
+            frozenset(), {}, named.name, ThreatModel("linf", 0.05), tuple(real.shape[1:])
+        )
         root = Noise.of(noise.seed("defense"), Stream.BUILD, [0])
-        images, aims = check_maker(named.plugin, named.spec).training_images(classifier, access, root)
+        images, aims = check_maker(named.plugin, named.spec).training_images(
+            classifier, access, root
+        )
         answers = answers_of(classifier, images)
-        found.append(Scene(named.spec, repeat, images.flatten(1).double().numpy(), aims, answers, flat, classifier))
+        found.append(
+            Scene(
+                named.spec,
+                repeat,
+                images.flatten(1).double().numpy(),
+                aims,
+                answers,
+                flat,
+                classifier,
+            )
+        )
     return found
 
 
 def moons(noise: Noise) -> tuple[Tensor, Tensor]:
-    """Two half circles of radius 1 that reach into each other, with normal noise of scale 0.1, in the middle of the unit square.
+    """Two half circles of radius 1 that reach into each other, with normal noise of scale 0.1, in
+    the middle of the unit square.
 
     Points (2000, 2, 1, 1), one sixth of their size, and labels (2000,).
     """
@@ -138,14 +164,21 @@ def moons(noise: Noise) -> tuple[Tensor, Tensor]:
     angle = math.pi * noise.uniform("angle", (REAL,))[0]
     upper = torch.stack([angle.cos(), angle.sin()], 1)
     lower = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
-    points = torch.where(labels[:, None] == 0, upper, lower) + SPREAD * noise.normal("spread", (REAL, 2))[0]
+    points = (
+        torch.where(labels[:, None] == 0, upper, lower)
+        + SPREAD * noise.normal("spread", (REAL, 2))[0]
+    )
     return ((points - torch.tensor(_MIDDLE)) / _WIDTH + 0.5)[:, :, None, None], labels
 
 
 def learned(real: Tensor, labels: Tensor, noise: Noise) -> Classifier:
     """A network 2-64-64-2 with BatchNorm, trained on the points."""
     with isolated(noise.seed("network")):
-        hidden = [part for width in (2, 64) for part in (nn.Linear(width, 64), nn.BatchNorm1d(64), nn.ReLU())]
+        hidden = [
+            part
+            for width in (2, 64)
+            for part in (nn.Linear(width, 64), nn.BatchNorm1d(64), nn.ReLU())
+        ]
         network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 2))
     mean, std = real.mean((0, 2, 3)).tolist(), real.std((0, 2, 3)).tolist()
     classifier = Classifier(network, 2, mean=mean, std=std)
@@ -160,22 +193,25 @@ def answers_of(classifier: Classifier, points: Tensor) -> Tensor:
     return logits.argmax(1)
 
 
-# What is shown ---------------------------------------------------------------------------------------------------------
+# What is shown ------------------------------------------------------------------------------------
 
 
 def sentence(means: pd.DataFrame, repeats: int) -> str:
     """Means over the data sets."""
     names = short_names(list(means["defense"]))
     parts = [
-        f"{names[row['defense']]}: {row['wrong_0']:.0f} and {row['wrong_1']:.0f} of {row['of']:.0f} points a class in the wrong "
-        f"region, coverage {row['coverage']:.3f}, real points {row['distance']:.2f} from the nearest"
+        f"{names[row['defense']]}: {row['wrong_0']:.0f} and {row['wrong_1']:.0f} of "
+        f"{row['of']:.0f} points a class in the wrong region, coverage {row['coverage']:.3f}, real "
+        f"points {row['distance']:.2f} from the nearest"
         for row in means.to_dict("records")
     ]
     return f"Means over {repeats} data sets: {'; '.join(parts)}."
 
 
 def points_figure(scenes: list[Scene]) -> Figure:
-    """The first data set: real points (grey), synthetic ones by the class that they aim at, over the classifier's regions."""
+    """The first data set: real points (grey), synthetic ones by the class that they aim at, over
+    the classifier's regions.
+    """
     title = "Synthetic points (colour: class aimed at), real ones (grey), the classifier's regions"
     names = short_names([scene.defense for scene in scenes])
     figure, axes = plots.panels(title, [("", "", names[scene.defense]) for scene in scenes])
@@ -191,7 +227,14 @@ def _draw(one: Axes, scene: Scene) -> None:
     steps = torch.linspace(0, 1, _GRID)
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2, 1, 1)
     regions = answers_of(scene.classifier, grid).reshape(_GRID, _GRID).numpy()
-    one.contourf(steps.numpy(), steps.numpy(), regions, levels=[-0.5, 0.5, 1.5], colors=plots.COLOURS[:2], alpha=0.15)
+    one.contourf(
+        steps.numpy(),
+        steps.numpy(),
+        regions,
+        levels=[-0.5, 0.5, 1.5],
+        colors=plots.COLOURS[:2],
+        alpha=0.15,
+    )
     one.scatter(scene.real[:, 0], scene.real[:, 1], s=3, color="#999999", linewidths=0)
     colours = np.array(plots.COLOURS[:2])[scene.labels.numpy()]
     one.scatter(scene.points[:, 0], scene.points[:, 1], s=5, c=colours, linewidths=0)

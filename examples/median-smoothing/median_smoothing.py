@@ -1,4 +1,6 @@
-"""`median-smoothing`, a defense for bench: it smooths images by a median. Put your own method in its place."""
+"""`median-smoothing`, a defense for bench: it smooths images by a median. Put your own method in
+its place.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class MedianSmoothingParams(Params):
 class MedianSmoothingTransform(InputTransform):
     """What is deployed: the transform, then the classifier."""
 
-    # Attacks may choose: the transform's own gradient, or that of `surrogate` behind the same forward pass.
+    # Attacks may choose: the transform's own gradient, or that of `surrogate` behind the same
+    # forward pass.
     gradients = ("full", "bpda")
 
     def __init__(self, classifier: DefendedClassifier, radius: int) -> None:
@@ -26,7 +29,9 @@ class MedianSmoothingTransform(InputTransform):
         self.radius = radius
 
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
-        """The median of each pixel's window, images (n, C, H, W); random numbers would come from `noise`."""
+        """The median of each pixel's window, images (n, C, H, W); random numbers would come from
+        `noise`.
+        """
         side = 2 * self.radius + 1
         windows = self._padded(images).unfold(2, side, 1).unfold(3, side, 1)
         return windows.flatten(-2).median(-1).values
@@ -45,11 +50,14 @@ class MedianSmoothing(Defense[MedianSmoothingParams]):
     Params = MedianSmoothingParams
     gradients = ("full", "bpda")
     card = Card(
-        paper="Xu et al., NDSS 2018, arXiv 1704.01155; broken by He et al., WOOT 2017, arXiv 1706.04701",
+        paper="Xu et al., NDSS 2018, arXiv 1704.01155; broken by He et al., WOOT 2017, arXiv "
+        "1706.04701",
         note="adaptive attacks break it, alone and beside bit-depth reduction",
         attacks=("pgd", "bpda"),
     )
 
-    def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> DefendedClassifier:
+    def build(
+        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+    ) -> DefendedClassifier:
         """The transform in front of the classifier."""
         return MedianSmoothingTransform(classifier, self.params.radius)

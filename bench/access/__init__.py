@@ -1,0 +1,1 @@
+"""Data that a defense may ask for beyond the classifier's weights."""

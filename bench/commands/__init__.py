@@ -1,0 +1,1 @@
+"""What stands behind the commands other than `run`, one module a command."""

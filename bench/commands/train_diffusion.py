@@ -1,0 +1,231 @@
+"""`bench train-diffusion`: run a recipe, measure once, write a folder that diffusers reads
+as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bench.data.dataset import Dataset, ImageSet
+from bench.diffusion.layout import CARD, CONFIG, MAIN, RAW, SCHEDULER, weights_name
+from bench.diffusion.model import FIRST_BETA, LAST_BETA, DiffusionModel
+from bench.diffusion.training import (
+    REPORT_EVERY,
+    STORE_EVERY,
+    DiffusionRecipe,
+    DiffusionRun,
+    Stand,
+    denoising_loss,
+    recipe_for,
+)
+from bench.engine.environment import commit
+from bench.engine.execution import read_device
+from bench.engine.progress import LOG_SECONDS
+from bench.errors import BadInput
+from bench.models.file import frozen
+from bench.noise import Noise, Stream
+from bench.plugins.create import DATASETS, create
+from bench.spec import parse
+from bench.storage.files import write_whole
+
+MEASURED_AT = (20, 50, 100, 200, 300, 500, 800)
+"""Time indices at which the denoising error on the test images is measured."""
+
+_MEASURED_IMAGES = 1000
+
+
+def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, device: str) -> str:
+    """Train on the data set's training images and write the folder `out`; returns what to tell the
+    user.
+
+    A run that was interrupted goes on from OUT.checkpoint. The test images are used once, after
+    training, for the error in the card, and choose nothing.
+    """
+    _check(out, seed, steps)
+    named = create(DATASETS, parse(dataset))
+    source: Dataset[Any] = named.plugin
+    # A data set read from a path has no name of its own.
+    name = named.spec if parse(dataset).positional else named.name
+    images = source.train()
+    recipe = shortened(recipe_for(named.name, tuple(images.images.shape[1:])), steps)
+    run = DiffusionRun(images.pixels(), recipe, seed, read_device(device))
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    complete(run, checkpoint, _reporter())
+    content = files(run)
+    error = measured(run, source.test())
+    card = {
+        "trained_on": [f"{name}/train"],
+        "trained_steps": recipe.schedule,
+        "steps": sorted(run.kept.average),
+        "recipe": {**asdict(recipe), "seed": seed},
+        "measured": {**error, "images": f"{name}/test"},
+        "commit": commit()[0],
+        "sha256": {
+            file: hashlib.sha256(data).hexdigest()
+            for file, data in content.items()
+            if file.endswith(".safetensors")
+        },
+    }
+    write_folder(out, {**content, CARD: _json(card)})
+    checkpoint.unlink(missing_ok=True)
+    return f"{out}: {_shown(error)}\nuse it: folder:{out}"
+
+
+def _check(out: Path, seed: int, steps: int | None) -> None:
+    if not out.parent.is_dir() or not out.name:
+        raise BadInput(f"cannot write the folder {out}: name one in a folder that exists")
+    if out.exists():
+        raise BadInput(f"{out} is there already: remove it, or give another --out")
+    if seed < 0:
+        raise BadInput(f"seed is {seed}: give 0 or more")
+    if steps is not None and steps < 1:
+        raise BadInput(f"steps={steps} trains nothing: give 1 or more")
+
+
+def shortened(recipe: DiffusionRecipe, steps: int | None) -> DiffusionRecipe:
+    """The recipe with another number of optimiser steps; None changes nothing."""
+    if steps is None:
+        return recipe
+    return replace(recipe, steps=steps, kept=tuple(step for step in recipe.kept if step < steps))
+
+
+def complete(run: DiffusionRun, checkpoint: Path, report: Callable[[Stand], object]) -> None:
+    """Take all steps that are left, from the checkpoint on where there is one; it is written every
+    `STORE_EVERY` steps.
+    """
+    if checkpoint.exists():
+        run.restore(checkpoint)
+    while run.done < run.recipe.steps:
+        report(run.advance())
+        if run.done % STORE_EVERY == 0 or run.done == run.recipe.steps:
+            run.store(checkpoint)
+
+
+def files(run: DiffusionRun) -> dict[str, bytes]:
+    """The files of a finished run by name, in the layout of `bench.diffusion.layout`, without the
+    card.
+    """
+    config = {"_class_name": "UNet2DModel", **run.recipe.config(run.model.shape)}
+    last = run.recipe.steps
+    earlier = {
+        weights_name(weights, step): _half(state)
+        for weights, states in (("ema", run.kept.average), ("raw", run.kept.raw))
+        for step, state in states.items()
+        if step != last
+    }
+    states = {MAIN: run.kept.average[last], RAW: run.kept.raw[last], **earlier}
+    weights = {
+        name: safetensors.torch.save(state, metadata={"format": "pt"})
+        for name, state in states.items()
+    }
+    return {CONFIG: _json(config), SCHEDULER: _json(_scheduler(run.recipe)), **weights}
+
+
+def _scheduler(recipe: DiffusionRecipe) -> dict[str, Any]:
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": recipe.schedule,
+        "beta_schedule": "linear",
+        "beta_start": FIRST_BETA,
+        "beta_end": LAST_BETA,
+        "prediction_type": "epsilon",
+        "variance_type": "fixed_small",
+    }
+
+
+def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.half() for name, value in state.items()}
+
+
+def _json(content: object) -> bytes:
+    return f"{json.dumps(content, indent=1)}\n".encode()
+
+
+def write_folder(out: Path, content: dict[str, bytes]) -> None:
+    """Write files by name into the new folder `out`, which appears whole or not at all."""
+    temporary = out.with_name(f".{out.name}-{os.getpid()}")
+    for name, data in content.items():
+        write_whole(temporary / name, data)
+    os.rename(temporary, out)
+
+
+def measured(run: DiffusionRun, images: ImageSet) -> dict[str, Any]:
+    """Mean squared error of each predicted noise value on images that were not trained on, by
+    weights and time index.
+    """
+    images = images.first(min(_MEASURED_IMAGES, len(images)))
+    last = {"ema": run.kept.average[run.done], "raw": run.kept.raw[run.done]}
+    errors: dict[str, dict[str, float]] = {}
+    for weights, state in last.items():
+        run.network.load_state_dict(state)
+        model = frozen(run.model)
+        errors[weights] = {
+            str(index): denoising_error(model, images, index)
+            for index in MEASURED_AT
+            if index < model.steps
+        }
+    return {"noise_error": errors, "n": len(images)}
+
+
+def denoising_error(model: DiffusionModel, images: ImageSet, index: int, batch: int = 250) -> float:
+    """Mean squared error of the predicted noise at one time index, over images and values; noise is
+    keyed by image and index.
+    """
+    total, device = 0.0, model.alpha_bar.device
+    with torch.no_grad():
+        for ids in torch.arange(len(images)).split(batch):
+            part = images.at(ids.numpy())
+            noise = Noise.of(0, Stream.EVAL, part.ids, index, device).normal(
+                "denoising-error", model.shape
+            )
+            times = torch.full((len(ids),), index, device=device)
+            total += float(
+                denoising_loss(model, 2 * part.pixels().to(device) - 1, times, noise)
+            ) * len(ids)
+    return total / len(images)
+
+
+def _shown(error: dict[str, Any]) -> str:
+    numbers = ", ".join(
+        f"{value:.4f} at {index}" for index, value in error["noise_error"]["ema"].items()
+    )
+    return f"error of the predicted noise on {error['n']} test images {numbers}"
+
+
+def _reporter() -> Callable[[Stand], None]:
+    """Prints a line at each tenth of the run or every half minute; the estimate rests on the steps
+    of this process.
+    """
+    start = shown = time.monotonic()
+    reports = last = 0
+
+    def report(stand: Stand) -> None:
+        nonlocal reports, last, shown
+        reports, now = reports + 1, time.monotonic()
+        if (
+            stand.done < stand.total
+            and 10 * (stand.done - last) < stand.total
+            and now - shown < LOG_SECONDS
+        ):
+            return
+        last, shown = stand.done, now
+        left = (now - start) / reports * (stand.total - stand.done) / REPORT_EVERY
+        print(
+            f"step {stand.done}/{stand.total}, mean loss {stand.loss:.4f}, ETA {left:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report

@@ -1,0 +1,229 @@
+"""Check a record: against itself, and against the defense built anew."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load
+from torch import Tensor
+
+from bench.defense import DefendedClassifier
+from bench.engine.build import build
+from bench.engine.compute import judge
+from bench.engine.evaluation import Evaluation
+from bench.engine.execution import Execution, exact_float32
+from bench.engine.fingerprint import weights_sha256
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import compute_outcomes
+from bench.errors import BadInput
+from bench.plugins.create import create_attack
+from bench.results.metrics import measure
+from bench.results.outcomes import Outcomes
+from bench.results.record import Record
+from bench.results.store import read_record
+from bench.victim import Victim, frozen
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison and whether it held."""
+
+    name: str
+    held: bool
+    message: str
+
+
+def verify(path: Path, execution: Execution) -> list[Check]:
+    """Re-score a record's points under the rebuilt defense, or re-run the attack where the points
+    are missing.
+
+    Raises `BadInput` where the record cannot be read or its objects cannot be rebuilt.
+    """
+    record = read_record(path)
+    checks = list(_check_itself(record))
+    evaluation = rebuild(record)
+    checks.append(_check_setup(record, evaluation))
+    with exact_float32(execution.device):
+        defended = build(evaluation, execution.device)
+    checks.extend(_check_weights(record, defended))
+    points = _points(record, path.parent)
+    if points is None:
+        rerun = compute_outcomes(evaluation, execution)
+        return [
+            *checks,
+            *_compare(record.outcomes, rerun, "re-running the attack (its points are missing)"),
+        ]
+    checks.append(_check_budget(evaluation, points))
+    return [
+        *checks,
+        *_compare(
+            record.outcomes,
+            _rescore(evaluation, defended, points, execution),
+            "re-scoring the stored points",
+        ),
+    ]
+
+
+def rebuild(record: Record) -> Evaluation:
+    """The cell that a record came from. Raises `BadInput` where data, weights or plugins are not
+    the same any more.
+    """
+    if record.sources["classifier"].startswith("python:"):
+        raise BadInput(
+            "this record was made from a Python object, which no file holds: evaluate it again "
+            "from Python"
+        )
+    title, identity = record.title, record.identity
+    request = Request(
+        defenses=(title["defense"],),
+        attacks=(title["attack"],),
+        dataset=record.sources["dataset"],
+        classifier=record.sources["classifier"],
+        norm=identity["threat"]["norm"],
+        eps=identity["threat"]["eps"],
+        n=identity["dataset"]["n"],
+        randomness=identity["randomness"],
+        gradient=identity["gradient"],
+        seeds=(identity["seeds"]["attack"],),
+        build_seed=identity["seeds"]["build"],
+    )
+    evaluation = plan(request)[-1]
+    if evaluation.id != record.evaluation:
+        changed = [key for key in identity if evaluation.identity.get(key) != identity[key]]
+        raise BadInput(
+            f"the record's {' and '.join(changed)} changed since it was made: rebuild from the "
+            "same data and code"
+        )
+    return evaluation
+
+
+def _check_itself(record: Record) -> Iterator[Check]:
+    by_gradient = record.cost.attack_backwards > 0 and not _is_control(record)
+    same = measure(record.outcomes, by_gradient=by_gradient) == record.metrics
+    yield Check(
+        "metrics",
+        same,
+        "metrics follow from the outcomes" if same else "metrics do not follow from the outcomes",
+    )
+
+
+def _check_setup(record: Record, evaluation: Evaluation) -> Check:
+    images, outcomes, base = evaluation.setup.images, record.outcomes, evaluation.base()
+    same = {
+        "identity": record.identity == evaluation.identity,
+        "title": record.title == evaluation.title,
+        "base": record.base == (base.id if base else ""),
+        "number of classes": outcomes.num_classes == evaluation.setup.classifier.num_classes,
+        "image ids": np.array_equal(outcomes.image_ids(), images.ids),
+        "labels": np.array_equal(outcomes.true_labels(), images.labels.numpy()),
+        "scale": record.scale["n"] == len(images)
+        and record.scale["available"] == evaluation.setup.available,
+    }
+    wrong = [name for name, held in same.items() if not held]
+    return Check(
+        "subject",
+        not wrong,
+        f"differs in {', '.join(wrong)}" if wrong else "same images, labels and settings",
+    )
+
+
+def _check_weights(record: Record, defended: DefendedClassifier) -> Iterator[Check]:
+    """A defense that trains when it is built comes out otherwise on another device or number of
+    threads.
+    """
+    stored = record.environment.get("weights")
+    if stored is not None and stored != weights_sha256(defended):
+        made = f"{record.environment.get('device')}, {record.environment.get('threads')} threads"
+        yield Check(
+            "weights",
+            False,
+            f"the defense built here has other weights than the one attacked ({made}): verify it "
+            "there",
+        )
+
+
+def _is_control(record: Record) -> bool:
+    return bool(create_attack(record.title["attack"]).attack.plugin.card.control)
+
+
+def _points(record: Record, folder: Path) -> Tensor | None:
+    if record.points is None:
+        return None
+    file = folder / Path(record.points.file).name
+    if not file.is_file():
+        return None
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != record.points.sha256:
+        raise BadInput(
+            f"{file} is not the sidecar of this record (its SHA-256 differs): remove it to re-run "
+            "the attack"
+        )
+    return torch.from_numpy(load(data)["points"])
+
+
+def _check_budget(evaluation: Evaluation, points: Tensor) -> Check:
+    inside = evaluation.setup.threat.contains(points, evaluation.setup.images.pixels())
+    outside = int((~inside).sum())
+    return Check(
+        "budget",
+        outside == 0,
+        f"{outside} of {len(points)} points lie outside {evaluation.setup.threat} or [0,1]",
+    )
+
+
+def _rescore(
+    evaluation: Evaluation, defended: DefendedClassifier, points: Tensor, execution: Execution
+) -> Outcomes:
+    images = evaluation.setup.images
+    with exact_float32(execution.device), frozen(defended):
+        scored = [
+            judge(defended, part, images.ids, evaluation, execution)
+            for part in (images.pixels(), points)
+        ]
+        victim = Victim(
+            defended,
+            images.ids,
+            randomness=evaluation.randomness,
+            root=evaluation.seed,
+            batch_size=execution.batch_size,
+            device=execution.device,
+        )
+        replayed = victim.verify(points.to(execution.device)).cpu()
+    arrays: list[Any] = [
+        scored[0].numpy(),
+        scored[1].numpy(),
+        replayed.numpy() if evaluation.stochastic else _none(points),
+    ]
+    return Outcomes.of(
+        defended.num_classes, images.ids, images.labels.numpy(), arrays[0], arrays[1], arrays[2]
+    )
+
+
+def _none(points: Tensor) -> np.ndarray[Any, Any]:
+    return np.empty((len(points), 0), dtype=np.int64)
+
+
+def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[Check]:
+    for which in ("clean", "adversarial", "replayed"):
+        old, new = stored.predictions(which), again.predictions(which)
+        if old.shape != new.shape:
+            yield Check(
+                which,
+                False,
+                f"{how}: {old.shape[1]} draws an image were stored, {new.shape[1]} came out",
+            )
+        elif old.size:
+            differ = int((old != new).any(1).sum())
+            yield Check(
+                which, differ == 0, f"{how}: predictions of {differ} of {len(old)} images differ"
+            )
+
+
+__all__ = ["Check", "rebuild", "verify"]

@@ -1,0 +1,1 @@
+"""Turns a request into evaluations, runs them, and watches over what is run."""

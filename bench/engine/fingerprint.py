@@ -1,0 +1,238 @@
+"""What a module is, as a hash: its structure, its code and every number it holds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from types import CodeType
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, str, type(None))
+_BOOKKEEPING = frozenset(vars(nn.Module())) | {"stochastic"}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_LIBRARIES = ("builtins", "torch", "diffusers")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over a module's structure, its classes' source, its attributes, its hooks and every
+    tensor it holds.
+    """
+    return _fingerprint(module, ())
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over a module's parameters and buffers, wherever they lie."""
+    digest = hashlib.sha256()
+    for piece in _weights(module):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _fingerprint(module: nn.Module, path: tuple[int, ...]) -> str:
+    # Not the module's repr: what torch's own modules print changes with its version.
+    digest, known = hashlib.sha256(), _under_configuration(module)
+    for name, part in module.named_modules():
+        inside = (*path, id(part))
+        about = (
+            _configured(part, inside)
+            if id(part) in known
+            else f"{_source(type(part))} {_attributes(part, inside)}"
+        )
+        digest.update(f"{name} {about}".encode())
+    for piece in _weights(module):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _under_configuration(module: nn.Module) -> set[int]:
+    """The ids of diffusers' own modules in networks that carry their configuration: it says what
+    they do in any version.
+    """
+    roots = [
+        part
+        for part in module.modules()
+        if _library(type(part)) == "diffusers" and _configuration(part) is not None
+    ]
+    return {
+        id(part) for root in roots for part in root.modules() if _library(type(part)) == "diffusers"
+    }
+
+
+def _configured(module: nn.Module, path: tuple[int, ...]) -> str:
+    """A module of diffusers by its class, its configuration, and what others put on it: hooks,
+    functions, objects.
+    """
+    own = {
+        k: v
+        for k, v in vars(module).items()
+        if k not in _BOOKKEEPING and _library(v) not in _LIBRARIES
+    }
+    return (
+        f"{_name(type(module))} {_configuration(module)} {_listed({**own, **_hooks(module)}, path)}"
+    )
+
+
+def _configuration(module: nn.Module) -> str | None:
+    """The arguments that differ from their defaults: a later version may have more of them, or say
+    more in its own keys.
+    """
+    config = getattr(module, "config", None)
+    if not isinstance(config, Mapping):
+        return None
+    defaults = {
+        name: about.default
+        for name, about in inspect.signature(type(module).__init__).parameters.items()
+    }
+    texts = {
+        key: (json.dumps(value, default=repr), json.dumps(defaults.get(key), default=repr))
+        for key, value in config.items()
+    }
+    return repr(
+        sorted(
+            (key, text)
+            for key, (text, default) in texts.items()
+            if text != default and not key.startswith("_")
+        )
+    )
+
+
+def _weights(module: nn.Module) -> Iterator[bytes]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        yield _bytes(tensor)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    content: bytes = (
+        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    )
+    return content
+
+
+def _attributes(module: nn.Module, path: tuple[int, ...]) -> str:
+    """Attributes such as a temperature, and hooks; of torch's own modules not the private ones,
+    which repeat the others.
+    """
+    torchs = _library(type(module)) == "torch"
+    own = {
+        k: v
+        for k, v in vars(module).items()
+        if k not in _BOOKKEEPING and not (torchs and k.startswith("_"))
+    }
+    return _listed({**own, **_hooks(module)}, path)
+
+
+def _hooks(module: nn.Module) -> dict[str, list[object]]:
+    # Hooks are numbered through the whole process; their order is what counts.
+    return {name: list(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
+
+
+def _listed(values: Mapping[str, object], path: tuple[int, ...]) -> str:
+    return repr(
+        [
+            (name, value if _is_plain(value) else _described(value, path))
+            for name, value in sorted(values.items())
+        ]
+    )
+
+
+def _library(value: object) -> str:
+    """The package that a class, a function or an object's class comes from."""
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return str(module).partition(".")[0]
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (
+        type(value) in (tuple, list) and all(map(_is_plain, cast(Sequence[object], value)))
+    )
+
+
+def _described(value: object, path: tuple[int, ...]) -> str:
+    """A value by its content. `path` are the ids of what holds it, so that a circle ends."""
+    if _is_plain(value) or isinstance(value, complex | bytes | torch.dtype | torch.device):
+        return repr(value)
+    if id(value) in path:
+        return "(above)"
+    inside = (*path, id(value))
+    kind = _name(type(value))
+    if isinstance(value, tuple | list):
+        return f"{kind} {[_described(item, inside) for item in value]}"
+    if isinstance(value, dict | set | frozenset):
+        items = value.items() if isinstance(value, dict) else value
+        return f"{kind} {sorted(_described(item, inside) for item in items)}"
+    if isinstance(value, Tensor | np.ndarray):
+        return _array(value, inside)
+    if isinstance(value, nn.Module):
+        return _fingerprint(value, inside)
+    if isinstance(value, type):
+        return _source(value)
+    return f"{kind} {_code(value, inside)}"
+
+
+def _array(value: Tensor | np.ndarray, path: tuple[int, ...]) -> str:
+    if isinstance(value, np.ndarray):
+        content = (
+            _described(value.tolist(), path).encode()
+            if value.dtype.hasobject
+            else np.ascontiguousarray(value).tobytes()
+        )
+    else:
+        content = _bytes(value)
+    return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()}"
+
+
+def _code(value: object, path: tuple[int, ...]) -> str:
+    """A function by its bytecode, constants, defaults and closure; any other object by its
+    attributes.
+    """
+    if isinstance(value, CodeType):
+        # The repr of a function inside a function holds its address.
+        return (
+            f"{value.co_code.hex()} {value.co_names} "
+            f"{[_described(constant, path) for constant in value.co_consts]}"
+        )
+    if isinstance(value, functools.partial):
+        return _described((value.func, value.args, value.keywords), path)
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return _described(_own(value) or getattr(value, "__qualname__", None), path)
+    closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    defaults = getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)
+    return _described([code, closed, defaults, getattr(value, "__self__", None)], path)
+
+
+def _own(value: object) -> dict[str, object]:
+    """An object's public attributes, but for other objects: through those a logger would reach the
+    whole process.
+    """
+    kept = (*_PLAIN, tuple, list, dict, set, frozenset, Tensor, np.ndarray, nn.Module)
+    public = {
+        k: v for k, v in (getattr(value, "__dict__", None) or {}).items() if not k.startswith("_")
+    }
+    return {k: v for k, v in public.items() if isinstance(v, kept) or callable(v)}
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _source(kind: type) -> str:
+    """Name and source of a class; torch's and ours go by their name, as their versions are in the
+    record.
+    """
+    name = _name(kind)
+    if _library(kind) in ("torch", "bench"):
+        return name
+    try:
+        return name + inspect.getsource(kind)
+    except (TypeError, OSError):
+        return name + _code(getattr(kind, "forward", None), ())

@@ -1,0 +1,145 @@
+"""Progress on stderr: images, robust accuracy so far, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from bench.engine.evaluation import Evaluation
+
+LOG_SECONDS = 30.0
+
+
+class Reporter:
+    """A live bar on a terminal; elsewhere a line at each tenth of a cell or every half minute."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("robust {task.fields[robust]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not self._live,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
+        self._right: dict[str, float] = {}
+        self._fresh: dict[str, tuple[int, float]] = {}
+        self._logged: dict[str, tuple[int, float]] = {}
+
+    def __enter__(self) -> Reporter:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, evaluation: Evaluation, images: int, total: int, right: float) -> None:
+        """Take note of a cell's beginning (no images) or of a finished part and the share of it
+        still right.
+        """
+        if evaluation.id not in self._tasks:
+            self._start(evaluation, total)
+        self._done[evaluation.id] += images
+        self._right[evaluation.id] += right * images
+        count = self._done[evaluation.id]
+        if not images:
+            # Parts found on disk cost no time and must not enter the estimate.
+            self._fresh.setdefault(evaluation.id, (count, time.monotonic()))
+            return
+        robust = f"{100 * self._right[evaluation.id] / count:.1f} %"
+        self._bars.update(self._tasks[evaluation.id], completed=count, robust=robust)
+        if not self._live and self._due(evaluation, count, total):
+            print(
+                f"{evaluation}: {count}/{total} images, robust {robust}, ETA "
+                f"{self._left(evaluation, count, total)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _left(self, evaluation: Evaluation, count: int, total: int) -> str:
+        done_before, since = self._fresh.get(evaluation.id, (count, 0.0))
+        if count <= done_before:
+            return "unknown"
+        return f"{(time.monotonic() - since) / (count - done_before) * (total - count):.0f} s"
+
+    def _start(self, evaluation: Evaluation, total: int) -> None:
+        self._done[evaluation.id], self._right[evaluation.id] = 0, 0.0
+        self._logged[evaluation.id] = (0, time.monotonic())
+        self._tasks[evaluation.id] = self._bars.add_task(str(evaluation), total=total, robust="...")
+
+    def _due(self, evaluation: Evaluation, count: int, total: int) -> bool:
+        last, when = self._logged[evaluation.id]
+        now = time.monotonic()
+        if count < total and 10 * (count - last) < total and now - when < LOG_SECONDS:
+            return False
+        self._logged[evaluation.id] = (count, now)
+        return True
+
+
+class Steps:
+    """Steps of something long that is no cell: a live bar on a terminal, elsewhere a line every
+    half minute.
+
+    Args:
+        what: a few words.
+        total, done: how many steps there are, and how many were found done.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._found = what, total, done
+        self._began = self._logged = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done, note="")
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Take note that so many steps are done; `note` says how it goes."""
+        self._bar.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if self._bar.disable and done > self._found and now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            left = (now - self._began) / (done - self._found) * (self._total - done)
+            print(
+                f"{self._what}: {done}/{self._total}{note and f', {note}'}, ETA {left:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,147 @@
+"""From the arrays of all shards to the record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import numpy as np
+from safetensors.numpy import save
+
+from bench.engine.evaluation import Evaluation
+from bench.engine.inspection import Inspection
+from bench.engine.shards import Arrays
+from bench.results.findings import Finding
+from bench.results.metrics import measure
+from bench.results.outcomes import Outcomes, Stages
+from bench.results.record import Cost, Points, Record, file_stem
+from bench.results.store import Store
+from bench.results.views import scores
+from bench.storage.files import write_whole
+
+
+def make_record(
+    evaluation: Evaluation,
+    arrays: Arrays,
+    inspection: Inspection,
+    store: Store,
+    made_with: dict[str, object],
+) -> Record:
+    setup = evaluation.setup
+    outcomes, cost = outcomes_of(evaluation, arrays), _cost(evaluation, arrays)
+    base = evaluation.base()
+    stem = file_stem(evaluation.title, evaluation.id)
+    return Record(
+        evaluation=evaluation.id,
+        title=evaluation.title,
+        sources=setup.sources,
+        identity=evaluation.identity,
+        given={
+            **setup.given,
+            "defense": list(evaluation.defense.given),
+            "attack": list(evaluation.attack.given),
+        },
+        access=sorted(str(need) for need in evaluation.defense.plugin.needs),
+        stochastic=evaluation.stochastic,
+        replay_level=cast(Any, inspection.level),
+        transductive=inspection.pool is not None,
+        pool=inspection.pool,
+        inference=inspection.inference,
+        base=base.id if base else "",
+        scale={
+            "n": len(setup.images),
+            "available": setup.available,
+            "reduced": len(setup.images) < setup.available,
+        },
+        outcomes=outcomes,
+        stages=_stages(evaluation, arrays),
+        scores=scores(cast(Any, arrays), setup.classifier.num_classes),
+        metrics=measure(
+            outcomes,
+            by_gradient=cost.attack_backwards > 0 and not evaluation.attack.plugin.card.control,
+        ),
+        findings=[*_relevant(inspection.findings, arrays), *_attack_findings(evaluation, arrays)],
+        cost=cost,
+        points=_save_points(store, stem, arrays),
+        environment=made_with,
+        finished=now(),
+    )
+
+
+def outcomes_of(evaluation: Evaluation, arrays: Arrays) -> Outcomes:
+    images = evaluation.setup.images
+    return Outcomes.of(
+        evaluation.setup.classifier.num_classes,
+        images.ids,
+        images.labels.numpy(),
+        *(cast(Any, arrays[name]) for name in ("clean", "adversarial", "replayed")),
+    )
+
+
+def _stages(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
+    names = evaluation.attack.plugin.stages
+    if not names:
+        return None
+    return Stages.of(names, cast(Any, arrays["stages"]))
+
+
+def _relevant(findings: list[Finding], arrays: Arrays) -> list[Finding]:
+    """Without the missing gradient where the attack asked for none."""
+    used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
+    return [finding for finding in findings if used or finding.name != "zero-gradient"]
+
+
+def _attack_findings(evaluation: Evaluation, arrays: Arrays) -> Iterator[Finding]:
+    for text in np.unique(arrays["findings"]):
+        yield Finding.model_validate_json(str(text))
+    stages = _stages(evaluation, arrays)
+    if stages:
+        yield from evaluation.attack.plugin.review(stages.left())
+    outside = int(cast(Any, arrays["reprojected"]).sum())
+    if outside:
+        yield Finding(
+            name="reprojected",
+            verdict="warn",
+            message=f"{outside} points lay outside ball or box when the attack returned them; they "
+            "were projected",
+        )
+    if bool(cast(Any, arrays["blocked"]).any()):
+        yield Finding(
+            name="no-gradient",
+            verdict="warn",
+            message="no gradient reaches the image at all: the attack was a blind search, no "
+            "evidence of robustness",
+        )
+
+
+def _cost(evaluation: Evaluation, arrays: Arrays) -> Cost:
+    forwards, backwards = cast(Any, arrays["forwards"]), cast(Any, arrays["backwards"])
+    judged = (
+        2 * evaluation.judged_draws + evaluation.randomness.deterministic
+        if evaluation.stochastic
+        else 1
+    )
+    return Cost(
+        attack_forwards=float(forwards.mean()),
+        attack_backwards=float(backwards.mean()),
+        max_attack_forwards=int(forwards.max()),
+        max_attack_backwards=int(backwards.max()),
+        judge_forwards=float(judged),
+        seconds=float(cast(Any, arrays["seconds"]).sum()),
+    )
+
+
+def _save_points(store: Store, stem: str, arrays: Arrays) -> Points:
+    data = save({"points": np.ascontiguousarray(arrays["points"])})
+    digest = hashlib.sha256(data).hexdigest()
+    # Two processes that finish at once with other batch sizes write two files; each record names
+    # its own.
+    name = f"{stem}.{digest[:8]}.points.safetensors"
+    write_whole(store.folder / name, data)
+    return Points(file=name, sha256=digest)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

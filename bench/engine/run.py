@@ -1,0 +1,136 @@
+"""Runs evaluations: build, attack, judge, record."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.engine.build import build, data_access
+from bench.engine.compute import ShardComputer, merged
+from bench.engine.environment import environment
+from bench.engine.evaluation import Evaluation
+from bench.engine.execution import Execution, exact_float32
+from bench.engine.fingerprint import weights_sha256
+from bench.engine.inspection import inspect_defended
+from bench.engine.recording import make_record, now, outcomes_of
+from bench.engine.shards import Shard, Workspace, complete, shards_of
+from bench.errors import BadInput
+from bench.results.outcomes import Outcomes
+from bench.results.record import Failure, Record
+from bench.results.store import Store
+from bench.victim import frozen
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one cell: a record, a failure, or bad input that only building it could show
+    (which leaves no file).
+    """
+
+    evaluation: Evaluation
+    record: Record | None = None
+    failure: Failure | None = None
+    rejected: BadInput | None = None
+    path: Path | None = None
+    computed: bool = True
+
+
+def run_evaluations(
+    evaluations: Sequence[Evaluation], store: Store, execution: Execution
+) -> Iterator[Result]:
+    """Run cells one after the other. A stored cell is not computed again; one that crashes becomes
+    a `Failure`.
+    """
+    for evaluation in evaluations:
+        stored = store.find(evaluation.id)
+        if stored is not None:
+            Workspace(store.work(evaluation.id)).remove()
+            yield Result(
+                evaluation, record=stored, path=store.folder / f"{stored.stem}.json", computed=False
+            )
+            continue
+        try:
+            record = run_evaluation(evaluation, store, execution)
+            yield Result(evaluation, record=record, path=store.folder / f"{record.stem}.json")
+        except BadInput as error:
+            yield Result(evaluation, rejected=error)
+        except Exception as error:
+            finished = store.find(evaluation.id)
+            if finished is not None:
+                yield Result(
+                    evaluation, record=finished, path=store.folder / f"{finished.stem}.json"
+                )
+                continue
+            failure = _failure(evaluation, error)
+            yield Result(evaluation, failure=failure, path=store.save_failure(failure))
+
+
+def _failure(evaluation: Evaluation, error: Exception) -> Failure:
+    return Failure(
+        evaluation=evaluation.id,
+        title=evaluation.title,
+        error=f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+        finished=now(),
+    )
+
+
+def run_evaluation(
+    evaluation: Evaluation,
+    store: Store,
+    execution: Execution,
+    shards: Sequence[Shard] | None = None,
+) -> Record:
+    """Compute one cell together with any other process that works on it, and store its record.
+
+    Args:
+        shards: the order in which to take parts; ascending by default.
+    """
+    order = list(shards) if shards is not None else _shards(evaluation, execution)
+    with exact_float32(execution.device):
+        access = data_access(evaluation, execution.device)
+        defended = build(evaluation, execution.device, access)
+        weights = weights_sha256(defended)
+        # A defense that trains when it is built comes out otherwise on another device or number of
+        # threads: never mix the two.
+        work = Workspace(store.work(evaluation.id) / weights[:16])
+        inspection = inspect_defended(evaluation, defended, access, execution.device)
+        with frozen(defended):
+            compute = ShardComputer(evaluation, defended, execution)
+            done = complete(
+                work, order, compute, lambda: store.find(evaluation.id) is not None, compute.report
+            )
+    if done is None:
+        found = store.find(evaluation.id)
+        if found is None:
+            raise RuntimeError(
+                f"the record of cell {evaluation.id} vanished while it was being finished"
+            )
+        return found
+    made_with = {**environment(execution.device), "weights": weights}
+    record = make_record(evaluation, merged(done), inspection, store, made_with)
+    store.save(record)
+    Workspace(store.work(evaluation.id)).remove()
+    return record
+
+
+def compute_outcomes(evaluation: Evaluation, execution: Execution) -> Outcomes:
+    """Compute one cell's outcomes here and now, keeping nothing."""
+    with exact_float32(execution.device):
+        defended = build(evaluation, execution.device)
+        with frozen(defended):
+            compute = ShardComputer(evaluation, defended, execution)
+            return outcomes_of(
+                evaluation,
+                merged({shard: compute(shard) for shard in _shards(evaluation, execution)}),
+            )
+
+
+def _shards(evaluation: Evaluation, execution: Execution) -> list[Shard]:
+    return shards_of(
+        len(evaluation.setup.images),
+        execution.batch_size,
+        evaluation.attack.plugin.unit(evaluation.stochastic),
+    )

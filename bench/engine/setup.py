@@ -1,0 +1,157 @@
+"""The setup that evaluations share: images, classifier and threat model, loaded and checked."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from torch import nn
+
+from bench.data.dataset import Dataset, ImageSet
+from bench.defense import DefendedClassifier
+from bench.engine.fingerprint import fingerprint
+from bench.engine.preflight import probe
+from bench.engine.request import Request
+from bench.errors import BadInput
+from bench.models.classifier import Classifier
+from bench.models.source import ClassifierSource
+from bench.noise import isolated
+from bench.plugins.create import CLASSIFIERS, DATASETS, Named, create
+from bench.plugins.registry import load_file
+from bench.results.record import Sources
+from bench.spec import parse
+from bench.threat import Norm, ThreatModel, parse_threat
+
+DEFAULT_N = 1000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Images and the classifier that every cell of a request shares.
+
+    Attributes:
+        images: the evaluated images, in evaluation order.
+        available: how many images the split has.
+        classifier: on the CPU, in evaluation mode.
+        classifier_spec, classifier_sha: how to name it and what it is.
+        sources: specs as given, to rebuild from.
+    """
+
+    dataset: Named[Dataset[Any]]
+    images: ImageSet
+    available: int
+    threat: ThreatModel
+    classifier: DefendedClassifier
+    classifier_spec: str
+    classifier_sha: str
+    sources: Sources
+    given: dict[str, list[str]] = field(default_factory=dict)
+
+
+def load_setup(request: Request, model: nn.Module | None = None) -> Setup:
+    """Load data set and classifier (or take the user's own `model`) and settle the threat model."""
+    dataset = create(DATASETS, parse(request.dataset))
+    everything = dataset.plugin.test()
+    images = everything.first(_count(request.n, len(everything)))
+    threat = _threat(request, dataset.plugin)
+    threat.check_shape(tuple(images.images.shape[1:]))
+    text = request.classifier or dataset.plugin.default_classifier
+    given: list[str]
+    if model is not None:
+        classifier, text, given = (
+            _own(model, dataset.plugin.num_classes),
+            f"python:{type(model).__name__}",
+            [],
+        )
+    elif not text:
+        raise BadInput(
+            f"dataset {dataset.name!r} has no classifier of its own: give --classifier file:PATH "
+            "or zoo:NAME"
+        )
+    else:
+        classifier, text, given = _load_classifier(
+            text, dataset.plugin.num_classes, images.images.shape[1]
+        )
+    if isinstance(classifier, Classifier):
+        probe(classifier, images.first(min(4, len(images))).pixels().to(classifier.mean.device))
+    return Setup(
+        dataset=dataset,
+        images=images,
+        available=len(everything),
+        threat=threat,
+        classifier=classifier,
+        classifier_spec=text,
+        classifier_sha=fingerprint(classifier),
+        sources={"dataset": request.dataset, "classifier": request.classifier or text},
+        given={"dataset": list(dataset.given), "classifier": given, "request": request.given()},
+    )
+
+
+def _count(asked: int | None, available: int) -> int:
+    if asked is None:
+        return min(DEFAULT_N, available)
+    if not 1 <= asked <= available:
+        raise BadInput(f"n is {asked}, but the split has {available} images: give 1 to {available}")
+    return asked
+
+
+def _threat(request: Request, dataset: Dataset[Any]) -> ThreatModel:
+    norm = (request.norm or dataset.default_norm).lower()
+    if norm not in get_args(Norm):
+        raise BadInput(f"unknown norm {norm!r}: use {' or '.join(get_args(Norm))}")
+    eps = request.eps
+    if eps is None and norm == dataset.default_norm:
+        eps = dataset.default_eps or None
+    if eps is None:
+        raise BadInput(
+            f"no default eps under {norm} for this data set: give --eps, such as --eps 8/255"
+        )
+    return parse_threat(norm, eps)
+
+
+def _load_classifier(
+    text: str, num_classes: int, channels: int
+) -> tuple[DefendedClassifier, str, list[str]]:
+    spec = parse(text)
+    kind: object = _attribute(spec.name) if "@" in spec.name else CLASSIFIERS.get(spec.name)
+    if not (inspect.isclass(kind) and issubclass(kind, ClassifierSource)):
+        if spec.positional or spec.options:
+            raise BadInput(
+                f"{spec.name!r} is a function and takes no parameters: drop what follows the colon"
+            )
+        return _own(_call(kind, spec.name), num_classes), text, []
+    source = create(CLASSIFIERS, spec)
+    return source.plugin.load(num_classes, channels), source.spec, list(source.given)
+
+
+def _attribute(name: str) -> object:
+    path, _, attribute = name.rpartition("@")
+    module = load_file(path, "classifier")
+    if not hasattr(module, attribute):
+        raise BadInput(f"{path} defines no {attribute!r}: name a function that returns the model")
+    return getattr(module, attribute)
+
+
+def _call(make: object, name: str) -> nn.Module:
+    if not callable(make):
+        raise BadInput(f"{name!r} is not a function: name a function that returns the model")
+    try:
+        with isolated(0):
+            model = make()
+    except Exception as error:
+        raise BadInput(
+            f"{name} fails with {type(error).__name__}: {error}".replace("\n", " ")
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{name} returned {type(model).__name__}: return a torch.nn.Module")
+    return model
+
+
+def _own(model: nn.Module, num_classes: int) -> DefendedClassifier:
+    """A user's own module as a classifier. One that speaks the contract already stays as it is."""
+    if isinstance(model, DefendedClassifier):
+        return model
+    if model.training:
+        model.eval()
+    return Classifier(model, num_classes)

@@ -1,0 +1,1 @@
+"""Registries of plugins, and how a spec becomes an instance."""

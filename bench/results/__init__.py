@@ -1,0 +1,1 @@
+"""What came out: outcomes, records, metrics, intervals, verdicts, findings."""

@@ -1,0 +1,36 @@
+"""The cost of one prediction, and RobustBench's three conditions on a defense."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Inference(BaseModel):
+    """Measured on a few clean images.
+
+    The three conditions are those on which RobustBench admits a model (README of
+    RobustBench/robustbench): gradients that are not zero in general, a deterministic forward pass,
+    no optimisation loop.
+
+    Attributes:
+        passes: how often an image goes through the classifier for one prediction, on average.
+        zero_gradient: whether over a tenth of the images have no native gradient at all.
+        randomised: whether the forward pass draws random numbers.
+        optimises: whether it takes gradients or says that it runs an optimisation loop.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    passes: float
+    zero_gradient: bool
+    randomised: bool
+    optimises: bool
+
+    def obstacles(self) -> list[str]:
+        """Why RobustBench would not admit the defense; empty where it would."""
+        found = {
+            "zero gradient": self.zero_gradient,
+            "random": self.randomised,
+            "optimisation loop": self.optimises,
+        }
+        return [name for name, seen in found.items() if seen]

@@ -1,0 +1,182 @@
+"""Per-image outcomes as compact strings: the raw material of every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, model_validator
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_WRONG = "-"
+
+NO_STAGE, WRONG_BEFORE = -1, -2
+"""Instead of the index of a stage: none broke the image, or it was wrong before the first began."""
+
+Labels = npt.NDArray[np.int64]
+
+
+def encode(labels: Labels, num_classes: int) -> str:
+    """Labels in base 36, fixed width; -1 (a NaN output) as dashes. (n,) to a string of n x width
+    characters.
+    """
+    width = _width(num_classes)
+    return "".join(
+        _WRONG * width if label < 0 else np.base_repr(label, 36).lower().zfill(width)
+        for label in labels
+    )
+
+
+def decode(text: str, num_classes: int) -> Labels:
+    """Inverse of `encode`."""
+    width = _width(num_classes)
+    parts = [text[i : i + width] for i in range(0, len(text), width)]
+    return np.array([-1 if part[0] == _WRONG else int(part, 36) for part in parts], dtype=np.int64)
+
+
+def _width(num_classes: int) -> int:
+    return len(np.base_repr(max(num_classes - 1, 1), 36))
+
+
+def encode_ids(ids: Sequence[int] | Labels) -> str:
+    """Image ids with runs folded: 0-99,120,130-131."""
+    runs: list[list[int]] = []
+    for i in (int(i) for i in ids):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def decode_ids(text: str) -> Labels:
+    """Inverse of `encode_ids`."""
+    runs = [part.split("-") for part in text.split(",") if part]
+    return np.array(
+        [i for run in runs for i in range(int(run[0]), int(run[-1]) + 1)], dtype=np.int64
+    )
+
+
+class Outcomes(BaseModel):
+    """What the defense answered, image by image.
+
+    Attributes:
+        num_classes: number of classes K.
+        ids: image ids, runs folded.
+        labels: true labels, encoded.
+        clean: predictions on the clean images, one string a judged draw (one for a deterministic
+            defense). For a stochastic defense this is the null attack: judging alone, with as many
+            draws.
+        adversarial: predictions on the attacked images, one string a judged draw, drawn after the
+            attack had ended.
+        replayed: predictions on the attacked images under the attack's own tapes, one string a
+            tape; empty where it had none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_classes: int
+    ids: str
+    labels: str
+    clean: list[str]
+    adversarial: list[str]
+    replayed: list[str]
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Outcomes:
+        n = len(self.image_ids())
+        strings = [self.labels, *self.clean, *self.adversarial, *self.replayed]
+        paired = 0 < len(self.clean) == len(self.adversarial)
+        if not n or not paired or any(len(s) != n * _width(self.num_classes) for s in strings):
+            raise ValueError("ids, labels and predictions differ in length")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        k: int,
+        ids: Labels,
+        labels: Labels,
+        clean: Labels,
+        adversarial: Labels,
+        replayed: Labels,
+    ) -> Outcomes:
+        """From arrays: labels (n,), predictions (n, draws)."""
+        strings = [
+            [encode(column, k) for column in block.T] for block in (clean, adversarial, replayed)
+        ]
+        return cls(
+            num_classes=k,
+            ids=encode_ids(ids),
+            labels=encode(labels, k),
+            clean=strings[0],
+            adversarial=strings[1],
+            replayed=strings[2],
+        )
+
+    def image_ids(self) -> Labels:
+        """Image ids (n,)."""
+        return decode_ids(self.ids)
+
+    def true_labels(self) -> Labels:
+        """True labels (n,)."""
+        return decode(self.labels, self.num_classes)
+
+    def predictions(self, which: str) -> Labels:
+        """Predictions (n, draws) of `clean`, `adversarial` or `replayed`."""
+        strings: list[str] = getattr(self, which)
+        columns = [decode(text, self.num_classes) for text in strings]
+        return (
+            np.stack(columns, axis=1)
+            if columns
+            else np.empty((len(self.true_labels()), 0), dtype=np.int64)
+        )
+
+    def correct(self, which: str) -> npt.NDArray[np.bool_]:
+        """Whether each prediction is right, bool (n, draws).
+
+        On an attacked image it must be right on the clean image under the same draw as well: a
+        clean-wrong answer is never robust, and an attack that happens to mend one wins nothing for
+        the defense.
+        """
+        right = self.predictions(which) == self.true_labels()[:, None]
+        if which == "adversarial":
+            right &= self.correct("clean")
+        return np.asarray(right)
+
+
+class Stages(BaseModel):
+    """Which of an attack's stages broke each image, as the attack itself saw it while it ran.
+
+    A later stage attacks what the earlier ones left. Where nothing is random this is the verdict
+    taken apart; under random draws an attack may take a lucky draw for a success, and the verdict
+    is the judge's alone.
+
+    Attributes:
+        names: the stages in their order.
+        broken_by: one character an image: the stage's index in base 36, `.` where the clean image
+            was wrong already, `-` where all stages failed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: list[str]
+    broken_by: str
+
+    @classmethod
+    def of(cls, names: Sequence[str], stages: Labels) -> Stages:
+        """From indices (n,) of stages, `NO_STAGE` or `WRONG_BEFORE`."""
+        special = {NO_STAGE: _WRONG, WRONG_BEFORE: "."}
+        return cls(
+            names=list(names), broken_by="".join(special.get(int(s)) or _DIGITS[s] for s in stages)
+        )
+
+    def left(self) -> dict[str, float]:
+        """Share of the images that each stage left standing, `clean` first."""
+        n, standing = len(self.broken_by), len(self.broken_by) - self.broken_by.count(".")
+        shares = {"clean": standing / n}
+        for index, name in enumerate(self.names):
+            standing -= self.broken_by.count(_DIGITS[index])
+            shares[name] = standing / n
+        return shares

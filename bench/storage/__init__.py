@@ -1,0 +1,1 @@
+"""Files: whole writes, claims on shared work, artifacts, checkpoints, downloads."""

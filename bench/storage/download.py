@@ -1,0 +1,247 @@
+"""Files that somebody else publishes: found under the data root or downloaded into it, and never
+used unverified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from bench.errors import BadInput, one_line
+
+_ROOT = "BENCH_DATA_ROOT"
+_OFFLINE = ("BENCH_OFFLINE", "HF_HUB_OFFLINE")
+_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
+_CHUNK = 1 << 20
+_SECONDS = 30
+_RANGE_NOT_SATISFIABLE = 416
+
+
+def data_root() -> Path:
+    """The folder of downloaded files: BENCH_DATA_ROOT, else `bench` in XDG_CACHE_HOME, else
+    ~/.cache/bench.
+    """
+    given = os.environ.get(_ROOT)
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bench"
+
+
+@contextlib.contextmanager
+def rooted(folder: str | Path | None) -> Iterator[None]:
+    """Make `folder` the data root of this process and its children for a while; None changes
+    nothing.
+
+    Raises `BadInput` where it is a file.
+    """
+    if folder is not None and os.path.isfile(folder):
+        raise BadInput(f"the data root {folder} is a file: give the folder that holds the data")
+    before = os.environ.get(_ROOT)
+    if folder is not None:
+        os.environ[_ROOT] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(_ROOT, None)
+        if before is not None:
+            os.environ[_ROOT] = before
+
+
+def fetch(name: str, urls: Sequence[str], checksum: str, folder: Path | None = None) -> Path:
+    """A published file, verified: the one that is there, else a download.
+
+    An interrupted download is resumed. Processes that want the same file wait for the first of
+    them.
+
+    Args:
+        name: file name below the folder, such as `mnist/train-images-idx3-ubyte.gz`.
+        urls: where to get it, best first.
+        checksum: `md5:`, `sha1:` or `sha256:` and all hexadecimal digits.
+        folder: where it is kept; the data root by default.
+
+    Raises:
+        BadInput: where the file is another one, or is missing and cannot be downloaded.
+    """
+    _check(checksum)
+    path = (folder or data_root()) / name
+    if not os.path.exists(path):  # Not Path.exists, which raises where a folder may not be entered.
+        _download(path, urls, checksum)
+    found = digest_of(path, checksum)
+    if found != checksum:
+        raise BadInput(
+            f"{path} has {found}, not {checksum}: it is damaged or another version; remove it or "
+            "replace it"
+        )
+    return path
+
+
+def digest_of(path: Path, like: str) -> str:
+    """The checksum of a file, written as `like` is: `md5:...`, `sha1:...` or `sha256:...`."""
+    try:
+        state = path.stat()
+        return _remembered(path, like, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise BadInput(
+            f"cannot read {path} ({error.strerror}): check the file and its permissions"
+        ) from error
+
+
+@cache
+def _remembered(path: Path, like: str, size: int, changed: int) -> str:
+    """Size and time of change are arguments so that a file that was replaced is read again."""
+    return _digest(path, like)
+
+
+def _digest(path: Path, like: str) -> str:
+    algorithm = like.partition(":")[0]
+    with path.open("rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def _check(checksum: str) -> None:
+    algorithm, _, digits = checksum.partition(":")
+    if len(digits) != _DIGITS.get(algorithm) or not set(digits) <= set("0123456789abcdef"):
+        raise BadInput(
+            f"checksum {checksum!r} is none: write md5:, sha1: or sha256: and all lower-case "
+            "hexadecimal digits"
+        )
+
+
+def offline() -> str:
+    """The environment variable that forbids downloads; empty where none does."""
+    return next(
+        (
+            name
+            for name in _OFFLINE
+            if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+        ),
+        "",
+    )
+
+
+def _download(path: Path, urls: Sequence[str], checksum: str) -> None:
+    if offline() or not urls:
+        raise BadInput(
+            _missing(
+                path,
+                urls,
+                checksum,
+                f"{offline()} is set" if offline() else "nobody offers it for download",
+            )
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _partial(path) as part:
+            failures = _fill(part, path, urls, checksum)
+    except OSError as error:
+        raise BadInput(_missing(path, urls, checksum, one_line(error))) from error
+    if failures:
+        raise BadInput(_missing(path, urls, checksum, "; ".join(failures)))
+
+
+def _missing(path: Path, urls: Sequence[str], checksum: str, why: str) -> str:
+    source = f"get it from {' or '.join(urls)} and" if urls else "get it and"
+    return (
+        f"{path.name} is not in {path.parent} and cannot be downloaded ({why}): {source} put it at "
+        f"{path} ({checksum})"
+    )
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[BinaryIO]:
+    """The unfinished file beside `path`, opened to append and held by this process alone."""
+    part = path.with_name(f"{path.name}.part")
+    while True:
+        with part.open("ab") as file:
+            # Waits for others; the system drops the lock with the process.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_still(file, part):
+                yield file
+                if _is_still(file, part) and not part.stat().st_size:
+                    part.unlink()
+                return
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is the one at `path`: whoever held it before may have renamed
+    it away.
+    """
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _fill(part: BinaryIO, path: Path, urls: Sequence[str], checksum: str) -> list[str]:
+    """Download and put the file in place once the checksum holds; the failures, none where
+    it does.
+    """
+    failures = []
+    if path.exists():  # Somebody else was faster.
+        os.unlink(part.name)
+        return []
+    for url in urls:
+        print(f"bench: downloading {path.name} from {url}", file=sys.stderr, flush=True)
+        try:
+            found = _obtain(part, url, checksum)
+        except (OSError, HTTPException) as error:
+            failures.append(f"{url}: {one_line(error)}")
+            continue
+        if found == checksum:
+            os.replace(part.name, path)
+            return []
+        failures.append(f"{url} sends {found}")
+    return failures
+
+
+def _obtain(part: BinaryIO, url: str, checksum: str) -> str:
+    """Checksum of what a URL sends. A wrong one is dropped, and asked for once more where it began
+    with an old part.
+    """
+    while True:
+        resumed = _append(part, url)
+        found = _digest(Path(part.name), checksum)
+        if found == checksum:
+            return found
+        part.truncate(0)
+        if not resumed:
+            return found
+
+
+def _append(part: BinaryIO, url: str) -> int:
+    """Ask for what is missing and write it; returns how much was there and kept."""
+    held = part.seek(0, os.SEEK_END)
+    request = Request(
+        url, headers={"User-Agent": "bench", **({"Range": f"bytes={held}-"} if held else {})}
+    )
+    try:
+        with urlopen(request, timeout=_SECONDS) as answer:
+            if held and getattr(answer, "status", None) != 206:
+                held = part.truncate(0)
+            received = 0
+            while chunk := answer.read(_CHUNK):
+                received += part.write(chunk)
+            part.flush()
+            check_length(answer.headers.get("Content-Length"), received)
+    except HTTPError as error:
+        if error.code != _RANGE_NOT_SATISFIABLE:
+            raise
+    return held
+
+
+def check_length(announced: str | None, received: int) -> None:
+    """Raise `ConnectionError` where less came than the header announced: `http.client` ends a
+    broken answer without a word.
+    """
+    if announced is not None and received != int(announced):
+        raise ConnectionError(f"the connection broke after {received} of {announced} bytes")

@@ -1,1 +1,0 @@
-"""Students trained against adversarial examples: objectives, GradRefine, the trainer, and the defenses that use them."""

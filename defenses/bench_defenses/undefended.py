@@ -1,0 +1,19 @@
+"""The base of every comparison: the classifier as it is."""
+
+from __future__ import annotations
+
+from bench.defense import Card, DataAccess, DefendedClassifier, Defense, NoParams
+from bench.noise import Noise
+
+
+class Undefended(Defense[NoParams]):
+    """No defense: the classifier as it is."""
+
+    seeded = False
+    card = Card(note="the base that every other row is compared with", attacks=("pgd",))
+
+    def build(
+        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+    ) -> DefendedClassifier:
+        """The classifier itself."""
+        return classifier
