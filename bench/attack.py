@@ -37,7 +37,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Found:
+class AttackOutput:
     """What `Attack.run` returns where points alone do not tell all.
 
     Attributes:
@@ -53,7 +53,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackResult:
     """What an attack achieved.
 
     Attributes:
@@ -116,7 +116,7 @@ class Attack(ABC, Generic[P]):
     @abstractmethod
     def run(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
-    ) -> Tensor | Found:
+    ) -> Tensor | AttackOutput:
         """Adversarial points of the shape of `images` (n, C, H, W); row i belongs to the victim's
         row i.
         """
@@ -124,11 +124,11 @@ class Attack(ABC, Generic[P]):
     @final
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
-    ) -> Attacked:
+    ) -> AttackResult:
         """Run the attack, put its points into ball and box, and re-evaluate them."""
         found = self.run(victim, images, labels, threat)
         if isinstance(found, Tensor):
-            found = Found(found)
+            found = AttackOutput(found)
         points = found.points.detach().float()
         if points.shape != images.shape or not bool(torch.isfinite(points).all()):
             raise RuntimeError(
@@ -142,4 +142,6 @@ class Attack(ABC, Generic[P]):
         stages = (
             torch.full((len(points),), NO_STAGE) if found.stages is None else found.stages.cpu()
         )
-        return Attacked(points, victim.verify(points), int(outside.sum()), stages, found.findings)
+        return AttackResult(
+            points, victim.verify(points), int(outside.sum()), stages, found.findings
+        )

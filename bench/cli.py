@@ -99,7 +99,7 @@ def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> 
 
     store = Store(out)
     rows = [
-        {"cell": evaluation.id, "stored": store.find(evaluation.id) is not None, **evaluation.title}
+        {"id": evaluation.id, "stored": store.find(evaluation.id) is not None, **evaluation.title}
         for evaluation in evaluations
     ]
     if as_json:
@@ -107,7 +107,7 @@ def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> 
         return
     for row, evaluation in zip(rows, evaluations, strict=True):
         print(
-            f"{row['cell']}  {'stored' if row['stored'] else 'to run'}  {evaluation}  "
+            f"{row['id']}  {'stored' if row['stored'] else 'to run'}  {evaluation}  "
             f"[{row['dataset']}, {row['threat']}, "
             f"n={len(evaluation.setup.images)}, seed {evaluation.seed}]"
         )

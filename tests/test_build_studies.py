@@ -107,9 +107,9 @@ def test_intervals_hold_what_they_say():
 
 @pytest.fixture(scope="module")
 def setting():
-    made = StudySetting(n=30)
+    made = StudySetting(Request(n=30))
     test, train = gratings(30, 60), gratings(60)
-    vars(made)["_subject"] = setup_in_memory(Classifier(SmallNet(train), 3).eval(), test, train)
+    vars(made)["setup"] = setup_in_memory(Classifier(SmallNet(train), 3).eval(), test, train)
     return made
 
 
@@ -194,7 +194,7 @@ def test_builds_have_seeds_of_their_own(setting):
         builds.planned(setting, ("toy-jitter",), "pgd", build)[0].build_seed for build in range(3)
     ]
     assert seeds == [0, 1, 2]
-    again = StudySetting(n=30, seed=1)
+    again = StudySetting(Request(n=30, seeds=(1,)))
     vars(again)["_subject"] = setting.setup
     (evaluation,) = builds.planned(again, ("toy-jitter",), "pgd", 2)
     assert (evaluation.build_seed, evaluation.seed) == (1002, 1)

@@ -535,7 +535,7 @@ def test_plugin_files_that_fail(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["identity", "title", "scale", "sources", "outcomes", "cell", "schema_version"]
+    "key", ["identity", "title", "scale", "sources", "outcomes", "id", "schema_version"]
 )
 def test_records_edited_by_hand_are_refused(capsys, tmp_path, key):
     call(capsys, "run", "--defense", "undefended", "--attack", "null", *TOY, "--out", str(tmp_path))

@@ -25,7 +25,7 @@ def record(defense, verdicts, build=0, attack="pgd", **changes) -> Record:
     }
     title = {**found.title, "defense": defense}
     return found.model_copy(
-        update={"identity": identity, "cell": identity_hash(identity), "title": title}
+        update={"identity": identity, "id": identity_hash(identity), "title": title}
     )
 
 
@@ -85,7 +85,7 @@ def test_another_first_one_and_what_cannot_be_compared():
         update={"identity": {**records[1].identity, "defense": {"name": "a", "version": 2}}}
     )
     assert "2 versions of a" in message(
-        lambda: compare([*records, edited.model_copy(update={"cell": "0"})])
+        lambda: compare([*records, edited.model_copy(update={"id": "0"})])
     )
 
 

@@ -20,7 +20,9 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import bench
+import bench.engine.compute
 import bench.engine.shards
+import bench.storage.claims
 from bench.commands.verify import verify
 from bench.defense import Defense
 from bench.engine.build import build
@@ -82,7 +84,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
     }
     for name, records in runs.items():
         for record, reference in zip(records, runs["seven"], strict=True):
-            assert record.evaluation == reference.evaluation
+            assert record.id == reference.id
             assert record.outcomes == reference.outcomes, name
             assert record.metrics == reference.metrics
     assert all(
@@ -162,7 +164,7 @@ def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(
 ):
     seen = []
     monkeypatch.setattr(
-        "bench.engine.run.measure",
+        "bench.engine.recording.measure",
         lambda outcomes, *, by_gradient: (
             seen.append(by_gradient) or measure(outcomes, by_gradient=by_gradient)
         ),
@@ -194,7 +196,7 @@ def test_a_killed_run_resumes(tmp_path, at):
     killed = killable(tmp_path / "a", at, kill=True)
     assert killed.returncode == -9
     assert not list((tmp_path / "a").glob("*.json")), "a killed run leaves no record"
-    saved = sorted((tmp_path / "a" / ".work").rglob("part-*"))
+    saved = sorted((tmp_path / "a" / ".work").rglob("shard-*"))
     assert len(saved) == at // MIN_SHARD_IMAGES
     resumed = killable(tmp_path / "a", at, kill=False)
     assert resumed.returncode == 0, resumed.stderr
@@ -246,7 +248,7 @@ def test_the_base_stands_beside_every_row(tmp_path):
         "undefended x pgd"
     ], "one base serves all laws"
     records = run(tmp_path)
-    assert records[1].base == records[0].evaluation
+    assert records[1].base == records[0].id
     assert "base" in rows_table(records)
 
 
@@ -319,19 +321,19 @@ def test_verify_notices_tampering(tmp_path):
     tampered["outcomes"]["replayed"][0] = word[::-1] if word != word[::-1] else "0" * len(word)
     path.write_text(json.dumps(tampered))
     held = {check.name: check.held for check in verify(path, Execution())}
-    assert not held["metrics"] and not held["replayed"] and held["adversarial"] and held["subject"]
+    assert not held["metrics"] and not held["replayed"] and held["adversarial"] and held["setup"]
     for key, value in (("labels", tampered["outcomes"]["adversarial"][0]), ("ids", "1000-1149")):
         forged = json.loads(clean)
         forged["outcomes"][key] = value
         path.write_text(json.dumps(forged))
-        assert not {check.name: check.held for check in verify(path, Execution())}["subject"], key
+        assert not {check.name: check.held for check in verify(path, Execution())}["setup"], key
     path.write_text(clean)
     assert all(check.held for check in verify(path, Execution()))
     (tmp_path / record.points.file).write_bytes(b"other")
     with pytest.raises(bench.BadInput, match="SHA-256"):
         verify(path, Execution())
     tampered = json.loads(clean)
-    tampered["cell"] = "0" * 16
+    tampered["id"] = "0" * 16
     path.write_text(json.dumps(tampered))
     with pytest.raises(bench.BadInput):
         verify(path, Execution())
@@ -806,14 +808,14 @@ def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
     """
     evaluation = plan(request(attacks=("null",)))[-1]
     store = Store(tmp_path)
-    right = bench.engine.shards._take
+    right = bench.storage.claims._take
 
     def lose(folder):
-        monkeypatch.setattr(bench.engine.shards, "_take", right)
+        monkeypatch.setattr(bench.storage.claims, "_take", right)
         run_evaluation(evaluation, store, Execution())
         return right(folder)
 
-    monkeypatch.setattr(bench.engine.shards, "_take", lose)
+    monkeypatch.setattr(bench.storage.claims, "_take", lose)
     (result,) = run_evaluations([evaluation], store, Execution())
     assert result.record is not None and result.failure is None
     assert not list(tmp_path.glob("*.error.json"))
@@ -865,7 +867,7 @@ def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, drifting, m
 
     store, options = Store(tmp_path), Execution(batch_size=64)
     with monkeypatch.context() as patch:
-        patch.setattr(bench.engine.run._Compute, "report", interrupted)
+        patch.setattr(bench.engine.compute.ShardComputer, "report", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_evaluation(drifting, store, options)
     monkeypatch.setattr(Drifting, "factor", -1.0)
@@ -890,7 +892,7 @@ def test_a_stale_claim_is_taken_over(tmp_path):
     (claim / "owner.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     with work.claim((0, 64)) as ours:
         assert not ours, "a fresh claim of another host stands"
-    old = time.time() - 2 * bench.engine.shards.STALE_SECONDS
+    old = time.time() - 2 * bench.storage.claims.STALE_SECONDS
     os.utime(claim, (old, old))
     with work.claim((0, 64)) as ours, work.claim((0, 64)) as twice:
         assert ours and not twice
@@ -976,7 +978,7 @@ def test_a_missing_gradient_does_not_matter_to_an_attack_without(tmp_path):
 
 def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
     record = run(tmp_path, defenses=("undefended",), attacks=("pgd:steps=1",))[0]
-    older = record.model_copy(update={"finished": "2000-01-01T00:00:00+00:00", "cell": "0" * 16})
+    older = record.model_copy(update={"finished": "2000-01-01T00:00:00+00:00", "id": "0" * 16})
     (board,) = boards([record, older])
     assert (
         board.numbers["passes_per_image"].iloc[0]

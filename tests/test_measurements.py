@@ -16,6 +16,7 @@ from bench.cli import _main
 from bench.contract.check import built_in_setup, setup_in_memory
 from bench.data.dataset import ImageSet
 from bench.diffusion.model import linear_alpha_bar
+from bench.engine.request import Request
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.plugins.create import STUDIES, create
@@ -51,8 +52,11 @@ class TwoClasses(nn.Module):
 
 
 def setting(setup=None, **given) -> StudySetting:
-    made = StudySetting(**given)
-    vars(made)["_subject"] = setup or built_in_setup()
+    request = Request(
+        **{name: given.pop(name) for name in tuple(given) if name in Request.model_fields}
+    )
+    made = StudySetting(request, **given)
+    vars(made)["setup"] = setup or built_in_setup()
     return made
 
 
@@ -139,9 +143,9 @@ def test_the_climb_stays_in_the_ball_and_stops_at_a_success():
 
 
 def test_a_study_takes_fewer_images_where_none_are_asked_for():
-    assert len(StudySetting(default_n=7).setup().images) == 7
-    assert len(StudySetting(default_n=7, n=9).setup().images) == 9
-    assert len(StudySetting(dataset="mnist5k", default_n=10**6).setup().images) == 1000
+    assert len(StudySetting(default_n=7).setup.images) == 7
+    assert len(StudySetting(Request(n=9), default_n=7).setup.images) == 9
+    assert len(StudySetting(default_n=10**6).setup.images) == 1000
 
 
 def test_defenses_that_do_not_fit_are_refused():
@@ -206,8 +210,8 @@ def test_directions_of_a_linear_chain_have_their_closed_form(kind, t):
         STUDIES, parse(f"direction:points={points},defenses=({kind}:t={t},steps=4,{MODEL})")
     ).plugin
     rows = study.run(where).tables["images"].set_index(["image", "compared"])["pearson"]
-    eps, z = where.setup().threat.eps, 2 * where.setup().images.pixels().double() - 1
-    for image, plain in zip(where.setup().images.ids, z, strict=True):
+    eps, z = where.setup.threat.eps, 2 * where.setup.images.pixels().double() - 1
+    for image, plain in zip(where.setup.images.ids, z, strict=True):
         moved = (1 - slope) ** 2 * float(plain.var())
         across, fixed_noise = (
             moved / (moved + variance),

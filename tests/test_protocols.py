@@ -300,7 +300,7 @@ def made(
         {
             **base,
             "identity": whole,
-            "cell": identity_hash(whole),
+            "id": identity_hash(whole),
             "title": {
                 **base["title"],
                 "randomness": randomness,
@@ -390,7 +390,7 @@ def test_worst_replay_attack_for_each_image():
 
 
 @pytest.mark.parametrize(
-    ("tape", "said"),
+    ("fixed_noise", "said"),
     [(RIGHT[:, :1], "too weak"), (HALF[:, :1], "cannot be told"), (WRONG[:, :1], "breaks more")],
 )
 def test_what_a_gap_says(fixed_noise: Bools, said: str):
@@ -502,7 +502,7 @@ def test_what_is_no_record_is_refused(capsys, tmp_path):
     assert "is no record" in refused(capsys, tmp_path, "show", str(tmp_path / "other.txt"))
     base = read_record(FRESH)
     failure = Failure(
-        evaluation=base.evaluation,
+        id=base.id,
         title=base.title,
         error="RuntimeError: out of memory",
         traceback="...",

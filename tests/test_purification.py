@@ -353,7 +353,7 @@ def read(under: Victim, iteration: int, x: torch.Tensor | None = None):
 
 
 @pytest.mark.parametrize(
-    ("law", "tape", "attack"),
+    ("randomness", "fixed_noise", "attack"),
     [
         ("fresh", set(), {"forward", "reverse"}),
         ("replay", {"forward", "reverse"}, set()),

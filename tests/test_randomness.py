@@ -52,7 +52,7 @@ def within(value: float, expected: np.ndarray) -> bool:
     return abs(value - expected.mean()) < 4 * error + 1e-3
 
 
-@pytest.mark.parametrize("law", ["fresh", "eot:k=5", "eot:k=5,average=logits"])
+@pytest.mark.parametrize("randomness", ["fresh", "eot:k=5", "eot:k=5,average=logits"])
 def test_fresh_laws_meet_their_closed_forms(problem, randomness):
     *_, gap, _, clean = problem
     result = attacked(problem, randomness)

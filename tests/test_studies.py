@@ -123,7 +123,7 @@ def test_what_study_json_says(capsys, tmp_path):
         said["identity"]["seeds"] == {"root": 5}
         and said["identity"]["study"]["params"]["power"] == 2
     )
-    assert said["identity"]["study"]["version"] == 1 and "subject" not in said["identity"]
+    assert said["identity"]["study"]["version"] == 1 and "setup" not in said["identity"]
     assert said["study"] == "toy-powers" and said["scale"] == "3 numbers" and said["held"] is None
     assert {"torch", "numpy", "scipy", "pandas", "matplotlib"} <= set(
         said["environment"]["versions"]
@@ -227,8 +227,8 @@ def test_a_study_of_images_is_named_by_what_it_saw(capsys, tmp_path):
     first = json.loads(call(capsys, *base)[1])
     assert (
         first["sentence"] == "20 images."
-        and first["subject"]["dataset"] == "toy:n=20"
-        and first["subject"]["n"] == "20 of 20"
+        and first["setup"]["dataset"] == "toy:n=20"
+        and first["setup"]["n"] == "20 of 20"
     )
     assert first["identity"]["plugins"]["defense"]["name"] == "toy-jitter"
     same = [["--device", "cpu"], ["--batch-size", "3"], ["--norm", "Linf"], ["--eps", "0.05"]]
@@ -247,7 +247,7 @@ def test_versions_enter_the_identity(monkeypatch):
 
 
 def test_a_study_without_images_loads_none(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "subject_of", lambda request: pytest.fail("loaded"))
+    monkeypatch.setattr(study, "load_setup", lambda request: pytest.fail("loaded"))
     assert call(capsys, "toy-powers", "--out", str(tmp_path))[0] == 0
 
 

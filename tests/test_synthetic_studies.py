@@ -6,6 +6,7 @@ import torch
 
 from bench.contract.check import setup_in_memory
 from bench.contract.toys import SmallNet, gratings
+from bench.engine.request import Request
 from bench.models.classifier import Classifier
 from bench.plugins.create import STUDIES, create
 from bench.spec import parse
@@ -105,9 +106,9 @@ def test_area_under_the_curve():
 
 @pytest.fixture(scope="module")
 def setting():
-    made = StudySetting(n=30)
+    made = StudySetting(Request(n=30))
     test, train = gratings(30, 60), gratings(60)
-    vars(made)["_subject"] = setup_in_memory(Classifier(SmallNet(train), 3).eval(), test, train)
+    vars(made)["setup"] = setup_in_memory(Classifier(SmallNet(train), 3).eval(), test, train)
     return made
 
 

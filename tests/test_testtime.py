@@ -684,13 +684,9 @@ def test_a_dad_row_end_to_end(tmp_path):
         record for record in records if record.title["attack"].startswith("views") and record.base
     )
     assert row == read_record(tmp_path / f"{row.stem}.json")
-    assert row.transductive and row.pool.images == 24 and row.pool.adversarial == 0.5
-    assert (
-        set(row.scores.answers) == {"base", "corrected"} and len(row.scores.detector["clean"]) == 6
-    )
-    free = next(
-        evaluation for evaluation in evaluations if evaluation.id == row.evaluation
-    ).free_images()
+    assert row.pool.images == 24 and row.pool.adversarial == 0.5
+    assert set(row.views.answers) == {"base", "corrected"} and len(row.views.detector["clean"]) == 6
+    free = next(evaluation for evaluation in evaluations if evaluation.id == row.id).free_images()
     assert not set(free.ids) & set(row.outcomes.image_ids().tolist()) and len(free) == 994
     text = render(show(row))
     assert (

@@ -233,7 +233,7 @@ def test_ascent_meets_the_stationary_formula(k, step, trials):
 def test_ascent_on_a_tape_always_arrives_and_only_on_its_own(monkeypatch):
     ball = Ball(3, 1)
     assert bool(attack(ball, 24, RandomnessModel("replay"), 0.1, 300, 0).all())
-    monkeypatch.setattr(RandomnessModel, "taped", property(lambda randomness: False))
+    monkeypatch.setattr(RandomnessModel, "has_fixed_noise", property(lambda randomness: False))
     assert not bool(attack(ball, 24, RandomnessModel("replay"), 0.1, 300, 0).any()), (
         "judged on fresh noise"
     )

@@ -36,7 +36,7 @@ def test_counts_are_exact(problem, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("law", "k", "verify"),
+    ("randomness", "k", "verify"),
     [("fresh", 1, 0), ("eot:k=4", 4, 0), ("replay", 1, 1), ("replay-set:k=3", 3, 3)],
 )
 def test_counts_of_stochastic_defenses(problem, randomness, k, verify):

@@ -21,7 +21,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pydantic import Field
 from torch import Tensor
 
-from bench.attack import Attack, Found, Setting
+from bench.attack import Attack, AttackOutput, Setting
 from bench.defense import Card
 from bench.errors import BadInput
 from bench.losses import misclassified
@@ -133,7 +133,9 @@ class LibraryAttack(Attack[P]):
             )
         ]
 
-    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Found:
+    def run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> AttackOutput:
         """The point of the first stage that broke an image, else the image itself."""
         images = images.contiguous()
         seed = victim.random(torch.zeros(1, dtype=torch.int64)).seed("library")
@@ -144,7 +146,7 @@ class LibraryAttack(Attack[P]):
             _fit_to_classes(suite, victim.num_classes)
             _check(suite, images, labels, randomised=self.is_randomised)
             points, stages = _cascade(suite, images, labels)
-        return Found(points, stages, (*_findings(heard), *self._remarks(victim)))
+        return AttackOutput(points, stages, (*_findings(heard), *self._remarks(victim)))
 
     def _remarks(self, victim: Victim) -> Iterator[Finding]:
         if victim.num_classes < 4:

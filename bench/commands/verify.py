@@ -95,7 +95,7 @@ def rebuild(record: Record) -> Evaluation:
         build_seed=identity["seeds"]["build"],
     )
     evaluation = plan(request)[-1]
-    if evaluation.id != record.evaluation:
+    if evaluation.id != record.id:
         changed = [key for key in identity if evaluation.identity.get(key) != identity[key]]
         raise BadInput(
             f"the record's {' and '.join(changed)} changed since it was made: rebuild from the "
@@ -128,7 +128,7 @@ def _check_setup(record: Record, evaluation: Evaluation) -> Check:
     }
     wrong = [name for name, held in same.items() if not held]
     return Check(
-        "subject",
+        "setup",
         not wrong,
         f"differs in {', '.join(wrong)}" if wrong else "same images, labels and settings",
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.attack import Attack, Attacked, Setting
+from bench.attack import Attack, AttackResult, Setting
 from bench.contract.check import (
     Broken,
     Check,
@@ -64,11 +64,11 @@ class AttackCase:
         return next(iter(self.points_by_norm))
 
     @cached_property
-    def points_by_norm(self) -> dict[Norm, Attacked]:
+    def points_by_norm(self) -> dict[Norm, AttackResult]:
         """What the attack makes of the built-in images in each norm that it takes."""
         return dict(self._points())
 
-    def _points(self) -> Iterator[tuple[Norm, Attacked]]:
+    def _points(self) -> Iterator[tuple[Norm, AttackResult]]:
         for norm in cast(tuple[Norm, ...], get_args(Norm)):
             try:
                 yield (
@@ -97,7 +97,7 @@ class AttackCase:
         images: ImageSet,
         threat: ThreatModel,
         randomness: RandomnessModel | None = None,
-    ) -> Attacked:
+    ) -> AttackResult:
         """Run the attack on these images, the global generators seeded alike and left as found."""
         with isolated(0):
             return self.run_openly(classifier, images, threat, randomness)
@@ -108,7 +108,7 @@ class AttackCase:
         images: ImageSet,
         threat: ThreatModel,
         randomness: RandomnessModel | None = None,
-    ) -> Attacked:
+    ) -> AttackResult:
         """Run the attack on these images, as many a call as it declares."""
         unit = self.plugin.unit(classifier.stochastic) or len(images)
         blocks = np.split(np.arange(len(images)), range(unit, len(images), unit))
@@ -126,17 +126,17 @@ class AttackCase:
         images: ImageSet,
         threat: ThreatModel,
         randomness: RandomnessModel,
-    ) -> Attacked:
+    ) -> AttackResult:
         gradient = self.gradient if self.gradient in classifier.gradients else "full"
         victim = Victim(classifier, images.ids, randomness=randomness, gradient=gradient or "full")
         return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
 
 
-def _joined(parts: list[Attacked]) -> Attacked:
+def _joined(parts: list[AttackResult]) -> AttackResult:
     points, predictions, stages = (
         torch.cat([getattr(p, name) for p in parts]) for name in ("points", "predictions", "stages")
     )
-    return Attacked(points, predictions, sum(part.reprojected for part in parts), stages)
+    return AttackResult(points, predictions, sum(part.reprojected for part in parts), stages)
 
 
 def _choice(attack: str | type[Attack[Any]]) -> AttackChoice:

@@ -18,6 +18,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"stochastic"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _LIBRARIES = ("builtins", "torch", "diffusers")
+_OURS = ("bench", "bench_defenses", "bench_attacks")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -222,16 +223,22 @@ def _own(value: object) -> dict[str, object]:
 
 
 def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """A class by its name; one of ours by its name alone, so that moving it changes nothing."""
+    home = "bench" if _library(kind) in _OURS else kind.__module__
+    return f"{home}.{kind.__qualname__}"
 
 
 def _source(kind: type) -> str:
-    """Name and source of a class; torch's and ours go by their name, as their versions are in the
-    record.
+    """Name and code of a class.
+
+    torch's go by their name, as its version is in the record; ours by name and `version`, which is
+    raised when the numbers may change.
     """
     name = _name(kind)
-    if _library(kind) in ("torch", "bench"):
+    if _library(kind) == "torch":
         return name
+    if _library(kind) in _OURS:
+        return f"{name} {getattr(kind, 'version', 1)}"
     try:
         return name + inspect.getsource(kind)
     except (TypeError, OSError):

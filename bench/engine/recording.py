@@ -18,7 +18,7 @@ from bench.results.metrics import measure
 from bench.results.outcomes import Outcomes, Stages
 from bench.results.record import Cost, Points, Record, file_stem
 from bench.results.store import Store
-from bench.results.views import scores
+from bench.results.views import view_scores
 from bench.storage.files import write_whole
 
 
@@ -34,7 +34,7 @@ def make_record(
     base = evaluation.base()
     stem = file_stem(evaluation.title, evaluation.id)
     return Record(
-        evaluation=evaluation.id,
+        id=evaluation.id,
         title=evaluation.title,
         sources=setup.sources,
         identity=evaluation.identity,
@@ -46,7 +46,6 @@ def make_record(
         access=sorted(str(need) for need in evaluation.defense.plugin.needs),
         stochastic=evaluation.stochastic,
         replay_level=cast(Any, inspection.level),
-        transductive=inspection.pool is not None,
         pool=inspection.pool,
         inference=inspection.inference,
         base=base.id if base else "",
@@ -57,7 +56,7 @@ def make_record(
         },
         outcomes=outcomes,
         stages=_stages(evaluation, arrays),
-        scores=scores(cast(Any, arrays), setup.classifier.num_classes),
+        views=view_scores(cast(Any, arrays), setup.classifier.num_classes),
         metrics=measure(
             outcomes,
             by_gradient=cost.attack_backwards > 0 and not evaluation.attack.plugin.card.control,

@@ -69,7 +69,7 @@ def run_evaluations(
 
 def _failure(evaluation: Evaluation, error: Exception) -> Failure:
     return Failure(
-        evaluation=evaluation.id,
+        id=evaluation.id,
         title=evaluation.title,
         error=f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),

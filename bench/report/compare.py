@@ -43,7 +43,7 @@ _NOTE = (
 
 
 @dataclass(frozen=True)
-class Attacked:
+class BuildScores:
     """A defense's builds under attack.
 
     Attributes:
@@ -70,13 +70,13 @@ def gathered(
     attacks: Iterable[str],
     builds: Mapping[int, Sequence[Outcomes]],
     collapsed: Sequence[bool],
-) -> Attacked:
+) -> BuildScores:
     """The verdicts of a defense: by build seed the outcomes of all attacks, and of each build
     whether it collapsed.
     """
     outcomes = list(builds.values())
     attacked = [[one.correct("adversarial") for one in build] for build in outcomes]
-    return Attacked(
+    return BuildScores(
         defense=defense,
         attacks=tuple(attacks),
         seeds=tuple(builds),
@@ -92,7 +92,7 @@ def gathered(
 # Tables -------------------------------------------------------------------------------------------
 
 
-def comparison(found: Sequence[Attacked]) -> pd.DataFrame:
+def comparison(found: Sequence[BuildScores]) -> pd.DataFrame:
     """A row a defense: means over builds and images, and the paired difference to the first one,
     with their intervals.
 
@@ -101,7 +101,7 @@ def comparison(found: Sequence[Attacked]) -> pd.DataFrame:
     return pd.DataFrame([_row(one, found[0]) for one in found])
 
 
-def _row(one: Attacked, first: Attacked) -> dict[str, object]:
+def _row(one: BuildScores, first: BuildScores) -> dict[str, object]:
     row: dict[str, object] = {
         "defense": one.defense,
         **_columns("clean", mean_over_builds(one.clean)),
@@ -123,7 +123,7 @@ def _columns(name: str, value: Estimate) -> dict[str, float]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def by_build(found: Sequence[Attacked]) -> pd.DataFrame:
+def by_build(found: Sequence[BuildScores]) -> pd.DataFrame:
     """A row a build: accuracies, and against the first defense the images lost and won, McNemar's
     p, and p by Holm's method.
     """
@@ -133,7 +133,7 @@ def by_build(found: Sequence[Attacked]) -> pd.DataFrame:
     return pd.DataFrame([{**row, "p_holm": next(adjusted)} if "p" in row else row for row in rows])
 
 
-def _by_build(one: Attacked, first: Attacked) -> Iterator[dict[str, Any]]:
+def _by_build(one: BuildScores, first: BuildScores) -> Iterator[dict[str, Any]]:
     pairs = [{} for _ in one.seeds] if one is first else _pairs(one, first)
     places = range(len(one.seeds)) if one is first else [ours for ours, _ in _pairing(one, first)]
     for place, pair in zip(places, pairs, strict=True):
@@ -145,7 +145,7 @@ def _by_build(one: Attacked, first: Attacked) -> Iterator[dict[str, Any]]:
         yield {"defense": one.defense, "build": one.seeds[place], **accuracies, **pair}
 
 
-def _pairing(one: Attacked, first: Attacked) -> list[tuple[int, int]]:
+def _pairing(one: BuildScores, first: BuildScores) -> list[tuple[int, int]]:
     """Which builds stand against each other: those of one seed; a defense of one build stands
     against every build of the other.
     """
@@ -166,7 +166,7 @@ def _pairing(one: Attacked, first: Attacked) -> list[tuple[int, int]]:
     return pairs
 
 
-def _pairs(one: Attacked, first: Attacked) -> list[dict[str, float]]:
+def _pairs(one: BuildScores, first: BuildScores) -> list[dict[str, float]]:
     found = [(one.right[ours], first.right[theirs]) for ours, theirs in _pairing(one, first)]
     return [
         {"lost": int((b & ~a).sum()), "won": int((a & ~b).sum()), "p": mcnemar(a, b)}
@@ -183,7 +183,7 @@ def percent(row: dict[Any, Any], name: str) -> str:
 # Records ------------------------------------------------------------------------------------------
 
 
-def compare(records: Sequence[Record], first: str | None = None) -> dict[str, list[Attacked]]:
+def compare(records: Sequence[Record], first: str | None = None) -> dict[str, list[BuildScores]]:
     """For each subject in the records, in words, its defenses; `first`, or the undefended
     classifier, or the first by name, leads.
 
@@ -206,14 +206,14 @@ def _names(records: Iterable[Record]) -> set[str]:
     return {record.title["defense"] for record in records}
 
 
-def _defenses(records: Sequence[Record]) -> list[Attacked]:
+def _defenses(records: Sequence[Record]) -> list[BuildScores]:
     by_name: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in newest(records):
         by_name[record.title["defense"]][record.identity["seeds"]["build"]].append(record)
     return [_attacked(name, builds) for name, builds in sorted(by_name.items())]
 
 
-def _attacked(name: str, builds: dict[int, list[Record]]) -> Attacked:
+def _attacked(name: str, builds: dict[int, list[Record]]) -> BuildScores:
     several = {str(record.identity["defense"]) for records in builds.values() for record in records}
     if len(several) > 1:
         raise BadInput(
@@ -229,7 +229,7 @@ def _attacked(name: str, builds: dict[int, list[Record]]) -> Attacked:
     return gathered(name, attacks, outcomes, collapsed)
 
 
-def _led(defenses: list[Attacked], first: str | None) -> list[Attacked]:
+def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:
     names = [one.defense for one in defenses]
     if first is not None and first not in names:
         raise BadInput(f"no record of the defense {first!r} here.{nearest(first, names)}")
@@ -237,7 +237,7 @@ def _led(defenses: list[Attacked], first: str | None) -> list[Attacked]:
     return sorted(defenses, key=lambda one: one.defense != lead)
 
 
-def as_json(found: dict[str, list[Attacked]]) -> list[dict[str, Any]]:
+def as_json(found: dict[str, list[BuildScores]]) -> list[dict[str, Any]]:
     """Both tables of each subject with plain numbers; shares in [0, 1], None where nothing is
     compared.
     """
@@ -246,7 +246,7 @@ def as_json(found: dict[str, list[Attacked]]) -> list[dict[str, Any]]:
         for setup, defenses in found.items()
     }
     return [
-        {"subject": setup, **{name: _plain(table) for name, table in both.items()}}
+        {"setup": setup, **{name: _plain(table) for name, table in both.items()}}
         for setup, both in tables.items()
     ]
 
@@ -263,7 +263,7 @@ def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def render(found: dict[str, list[Attacked]]) -> str:
+def render(found: dict[str, list[BuildScores]]) -> str:
     """Two tables a subject, as Markdown."""
     parts = []
     for setup, defenses in found.items():
@@ -271,7 +271,7 @@ def render(found: dict[str, list[Attacked]]) -> str:
     return "\n\n".join([*parts, _NOTE])
 
 
-def _means(defenses: Sequence[Attacked]) -> pd.DataFrame:
+def _means(defenses: Sequence[BuildScores]) -> pd.DataFrame:
     rows = [
         {
             "defense": row["defense"],

@@ -56,7 +56,7 @@ def note(records: Sequence[Record]) -> str:
     """What the columns mean."""
     stochastic, scored = (
         any(record.stochastic for record in records),
-        any(record.scores for record in records),
+        any(record.views for record in records),
     )
     return _NOTE + _STOCHASTIC_NOTE * stochastic + _SCORES_NOTE * scored
 
@@ -94,7 +94,7 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     """One row a record in Markdown, a table for each subject; failures below, as errors and not as
     numbers.
     """
-    bases = {record.evaluation: record for record in records}
+    bases = {record.id: record for record in records}
     several = len({record.title["seed"] for record in records}) > 1
     parts = []
     for group in by_setup(records):
@@ -181,7 +181,7 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
 
 def detector_cell(record: Record) -> str:
     """A detector's true and false positive rate in percent, and its AUROC; empty without one."""
-    found = detection(record.scores) if record.scores else None
+    found = detection(record.views) if record.views else None
     if found is None:
         return ""
     true = "-" if found.true_positive_rate is None else f"{100 * found.true_positive_rate:.0f}"
@@ -191,7 +191,7 @@ def detector_cell(record: Record) -> str:
 
 def _any_view(records: Sequence[Record]) -> Estimate | None:
     """Images on which some scored view is right under each attack; None where none is scored."""
-    found = [any_right(record.scores, record.outcomes) for record in records if record.scores]
+    found = [any_right(record.views, record.outcomes) for record in records if record.views]
     return share(np.min(found, axis=0)) if found else None
 
 
@@ -350,7 +350,7 @@ def boards(records: Sequence[Record]) -> list[Board]:
 
 def _board(group: list[Record], everything: Sequence[Record]) -> Board:
     columns = list(dict.fromkeys(attack_label(record) for record in group))
-    by_evaluation = {record.evaluation: record for record in everything}
+    by_evaluation = {record.id: record for record in everything}
     entries = list(_entries(newest(group)).values())
     entries.sort(
         key=lambda entry: (
@@ -366,9 +366,7 @@ def _board(group: list[Record], everything: Sequence[Record]) -> Board:
         for name, entry in named
     ]
     built = built_lines((name, record) for name, entry in named for record in entry.records)
-    numbers = [
-        {"subject": heading(first), **_number_row(entry, by_evaluation)} for entry in entries
-    ]
+    numbers = [{"setup": heading(first), **_number_row(entry, by_evaluation)} for entry in entries]
     told = note(group) + _INFERENCE_NOTE * any(record.inference for record in group)
     return Board(
         heading(first), told, _without_empty_columns(texts), pd.DataFrame(numbers), tuple(built)
@@ -493,9 +491,9 @@ def load(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
     for place in places:
         for found in [read(place)] if place.is_file() else read_folder(place):
             if isinstance(found, Record):
-                records.setdefault(found.evaluation, found)
+                records.setdefault(found.id, found)
             else:
-                failures.setdefault(found.evaluation, found)
+                failures.setdefault(found.id, found)
     done = [record.title for record in records.values()]
     return list(records.values()), [
         failure for failure in failures.values() if failure.title not in done

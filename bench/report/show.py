@@ -77,7 +77,7 @@ def read(paths: Sequence[Path]) -> list[Record]:
     Raises `BadInput` where a file is no record, or where the records are not of the same defense on
     the same subject.
     """
-    records = list({record.evaluation: record for record in map(_read, paths)}.values())
+    records = list({record.id: record for record in map(_read, paths)}.values())
     for record in records[1:]:
         _check_together(records[0], record)
     return records
@@ -97,7 +97,7 @@ def _check_together(first: Record, other: Record) -> None:
     differing = [name for name in ours if ours[name] != theirs.get(name)]
     if differing:
         raise BadInput(
-            f"{first.evaluation} and {other.evaluation} differ in {' and '.join(differing)}: give "
+            f"{first.id} and {other.id} differ in {' and '.join(differing)}: give "
             "records of one defense on the same images, "
             "classifier and threat, under any attacks"
         )
@@ -396,9 +396,9 @@ def _inference(record: Record) -> list[str]:
 
 def _scores(record: Record) -> list[str]:
     """What the scored views say; no choice among them can do better than `any of them`."""
-    if not record.scores:
+    if not record.views:
         return []
-    found, outcomes = record.scores, record.outcomes
+    found, outcomes = record.views, record.outcomes
     told = {
         view: [
             _percent(share(right(found, outcomes, view, which).astype(float)))
@@ -479,7 +479,7 @@ def as_json(shown: Sequence[Shown], comparison: Comparison | None) -> dict[str, 
 
 def _json(shown: Shown) -> dict[str, Any]:
     kept = {
-        "cell",
+        "id",
         "title",
         "scale",
         "environment",

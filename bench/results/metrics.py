@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.results import statistics
 from bench.results.outcomes import Outcomes
-from bench.results.record import Judged, Metrics
+from bench.results.record import Accuracy, Metrics
 
 
 def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
@@ -38,7 +38,7 @@ def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
     )
 
 
-def _judged(outcomes: Outcomes, which: str) -> Judged:
+def _judged(outcomes: Outcomes, which: str) -> Accuracy:
     correct = outcomes.correct(which)
     judged = statistics.judge(correct)
     # A prediction on a point that counts as broken regardless (clean-wrong) is no right answer for
@@ -51,7 +51,7 @@ def _judged(outcomes: Outcomes, which: str) -> Judged:
     f1 = statistics.cluster_bootstrap(
         outcomes.true_labels(), predictions, outcomes.num_classes, statistics.macro_f1
     )
-    return Judged(
+    return Accuracy(
         mean=judged.mean,
         all_draws=judged.all_draws,
         majority=judged.majority,

@@ -13,15 +13,21 @@ from bench.results.estimate import Estimate
 from bench.results.findings import Finding
 from bench.results.inference import Inference
 from bench.results.outcomes import Outcomes, Stages
-from bench.results.views import Scores
+from bench.results.views import ViewScores
 from bench.storage.identity import identity_hash
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 
-class Judged(BaseModel):
-    """One set of images judged under all laws: mean over draws, right in every draw, right in most
-    draws.
+class Accuracy(BaseModel):
+    """Accuracy of one set of judged draws.
+
+    Attributes:
+        mean: mean share of right draws.
+        all_draws: share of images right in every draw.
+        majority: share of images right in more than half of their draws.
+        macro_f1: mean over classes of the F1 score.
+        draws: how many draws an image was judged on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,7 +45,7 @@ class Metrics(BaseModel):
     Attributes:
         clean: the null attack.
         adversarial: under attack, fresh draws.
-        replayed: under attack, on the attack's own tapes; None where it had none.
+        replayed: under attack, under the attack's own fixed noise; None where it had none.
         constant_accuracy: accuracy of the best constant predictor.
         balanced_accuracy: of the clean predictions.
         largest_predicted_share: share of the most predicted class, clean.
@@ -49,9 +55,9 @@ class Metrics(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     n: int
-    clean: Judged
-    adversarial: Judged
-    replayed: Judged | None
+    clean: Accuracy
+    adversarial: Accuracy
+    replayed: Accuracy | None
     constant_accuracy: float
     balanced_accuracy: Estimate
     largest_predicted_share: float
@@ -64,9 +70,9 @@ class Cost(BaseModel):
 
     Attributes:
         attack_forwards, attack_backwards: of the attack, exact, mean per image; `max_` for the
-            dearest image.
+            most expensive image.
         judge_forwards: of judging clean and attacked images, per image.
-        seconds: wall time of attack and judging, summed over parts.
+        seconds: wall time of attack and judging, summed over shards.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,34 +124,38 @@ class Scale(TypedDict):
 
 
 class Record(BaseModel):
-    """The result of one cell. `identity` is what was hashed into `cell`; nothing in it depends on
-    where or how fast it ran.
+    """The result of one evaluation.
 
     Attributes:
         schema_version: version of this format.
-        cell: first 16 hex digits of the identity's SHA-256.
+        id: first 16 hex digits of the SHA-256 of `identity`.
         title: canonical specs to read: defense, attack, gradient, randomness, dataset, classifier,
             threat.
-        sources: dataset and classifier specs as given, with which the objects can be rebuilt.
-        identity: everything that can change the outcome.
+        sources: dataset and classifier specs as given, from which both can be loaded again.
+        identity: everything that can change the outcome; not where or how fast it ran.
         given: parameters that the user wrote, by plugin; all others took their defaults.
         access: the data that the defense declared.
         stochastic: whether the defended classifier draws random numbers.
         replay_level: `exact`, `process` or `none`; see `bench.engine.preflight.replay_level`.
-        base: cell id of the undefended base under the same attack; empty for the base itself.
+        base: id of the undefended base under the same attack; empty for the base itself.
         scale: how many images of how many.
-        transductive, pool: whether the defense adapted on test images, and on how many of which
-            kind.
-        inference: cost of a prediction and RobustBench's conditions; None in records of before they
-            were measured.
+        pool: on how many test images of which kind the defense adapted; None where it did not.
+        inference: cost of a prediction and RobustBench's conditions; None where neither was measured.
+        outcomes: what the defense answered, image by image.
         stages: which stage of the attack broke each image; None for an attack without stages.
-        scores: what the views that the defense wants scored said; None where it names none.
+        views: what the views that the defense wants scored said; None where it names none.
+        metrics: everything that follows from the outcomes.
+        findings: what a reader of the number must know.
+        cost: passes and seconds.
+        points: the file of adversarial points; None where they were not kept.
+        environment: versions, commit, device, threads, and the hash of the built weights.
+        finished: date and time in UTC.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA
-    evaluation: str
+    schema_version: Literal[2] = SCHEMA
+    id: str
     title: Title
     sources: Sources
     identity: dict[str, Any]
@@ -155,12 +165,11 @@ class Record(BaseModel):
     replay_level: Literal["exact", "process", "none"]
     base: str
     scale: Scale
-    transductive: bool = False
     pool: PoolUse | None = None
     inference: Inference | None = None
     outcomes: Outcomes
     stages: Stages | None = None
-    scores: Scores | None = None
+    views: ViewScores | None = None
     metrics: Metrics
     findings: list[Finding]
     cost: Cost
@@ -170,8 +179,8 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _is_named_by_its_identity(self) -> Record:
-        if self.evaluation != identity_hash(self.identity):
-            raise ValueError("the cell id is not the hash of the identity")
+        if self.id != identity_hash(self.identity):
+            raise ValueError("the id is not the hash of the identity")
         if self.stages and len(self.stages.broken_by) != self.scale["n"]:
             raise ValueError("stages and images differ in number")
         return self
@@ -179,15 +188,15 @@ class Record(BaseModel):
     @property
     def stem(self) -> str:
         """File name without its ending: readable words, then the cell id."""
-        return file_stem(self.title, self.evaluation)
+        return file_stem(self.title, self.id)
 
 
 class Failure(BaseModel):
-    """A cell that crashed: an error on the board, never a number."""
+    """An evaluation that crashed: an error on the board, never a number."""
 
     model_config = ConfigDict(frozen=True)
 
-    evaluation: str
+    id: str
     title: Title
     error: str
     traceback: str
@@ -201,8 +210,8 @@ def without_folders(spec: str) -> str:
     return re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", spec)
 
 
-def file_stem(title: Title, evaluation: str) -> str:
-    """A file name from readable words and a cell id."""
+def file_stem(title: Title, identity: str) -> str:
+    """A file name from readable words and the id."""
     words = [title["dataset"], title["defense"], title["attack"]]
     cleaned = [re.sub(r"[^A-Za-z0-9.+=-]+", "_", without_folders(word))[:40] for word in words]
-    return "--".join([*cleaned, evaluation])
+    return "--".join([*cleaned, identity])

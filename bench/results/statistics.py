@@ -402,7 +402,7 @@ def _chosen(choose: list[Floats], report: list[Floats]) -> Floats:
 
 
 @dataclass(frozen=True)
-class Judged:
+class DrawAccuracies:
     """Accuracy under three laws of judging the same draws, each with its Wilson interval over
     images.
 
@@ -417,13 +417,13 @@ class Judged:
     majority: Estimate
 
 
-def judge(correct: Bools) -> Judged:
+def judge(correct: Bools) -> DrawAccuracies:
     """Judge bool verdicts (n, draws), both at least 1."""
     if correct.ndim != 2 or correct.size == 0:
         raise ValueError(f"verdicts of shape {correct.shape} must be (n, draws), not empty")
     n, draws = correct.shape
     right = correct.sum(axis=1)
-    return Judged(
+    return DrawAccuracies(
         mean=wilson(float(right.sum() / draws), n),
         all_draws=wilson(int((right == draws).sum()), n),
         majority=wilson(int((2 * right > draws).sum()), n),

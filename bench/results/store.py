@@ -49,13 +49,13 @@ class Store:
         """Write a record and drop an earlier failure of the same cell."""
         path = self.folder / f"{record.stem}.json"
         write_whole(path, to_json(record))
-        for failure in self.folder.glob(f"*--{record.evaluation}.error.json"):
+        for failure in self.folder.glob(f"*--{record.id}.error.json"):
             failure.unlink(missing_ok=True)
         return path
 
     def save_failure(self, failure: Failure) -> Path:
         """Write what went wrong."""
-        path = self.folder / f"{file_stem(failure.title, failure.evaluation)}.error.json"
+        path = self.folder / f"{file_stem(failure.title, failure.id)}.error.json"
         write_whole(path, to_json(failure))
         return path
 

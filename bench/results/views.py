@@ -21,7 +21,7 @@ DETECTOR = "detector"
 _PAIR = ("clean", "adversarial")
 
 
-class Scores(BaseModel):
+class ViewScores(BaseModel):
     """What the views said of each image, clean and attacked.
 
     Attributes:
@@ -63,7 +63,9 @@ class Detection(BaseModel):
     auroc: float | None
 
 
-def scores(arrays: Mapping[str, npt.NDArray[np.generic]], num_classes: int) -> Scores | None:
+def view_scores(
+    arrays: Mapping[str, npt.NDArray[np.generic]], num_classes: int
+) -> ViewScores | None:
     """From arrays named `score/VIEW/clean` and `score/VIEW/adversarial` (n,) and `moved` (n,); None
     where there are none.
     """
@@ -71,7 +73,7 @@ def scores(arrays: Mapping[str, npt.NDArray[np.generic]], num_classes: int) -> S
     if not views:
         return None
     columns = {view: {which: arrays[f"score/{view}/{which}"] for which in _PAIR} for view in views}
-    return Scores(
+    return ViewScores(
         answers={
             view: {
                 which: encode(column.astype(np.int64), num_classes)
@@ -88,7 +90,7 @@ def scores(arrays: Mapping[str, npt.NDArray[np.generic]], num_classes: int) -> S
     )
 
 
-def detection(found: Scores) -> Detection | None:
+def detection(found: ViewScores) -> Detection | None:
     """The detector's rates; None without one."""
     if not found.detector:
         return None
@@ -110,13 +112,13 @@ def auroc(positive: Floats, negative: Floats) -> float:
     return float(below.mean() / 2 / len(negative))
 
 
-def right(found: Scores, outcomes: Outcomes, view: str, which: str) -> Bools:
+def right(found: ViewScores, outcomes: Outcomes, view: str, which: str) -> Bools:
     """Whether a view is right on each image, (n,)."""
     labels: Labels = outcomes.true_labels()
     return np.asarray(decode(found.answers[view][which], outcomes.num_classes) == labels)
 
 
-def any_right(found: Scores, outcomes: Outcomes) -> Bools:
+def any_right(found: ViewScores, outcomes: Outcomes) -> Bools:
     """Whether some scored view is right on an image both without and under attack, (n,).
 
     No choice among these views, whatever detector makes it, can be right on more of these points.

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from bench.report.compare import Attacked, by_build, comparison, percent
+from bench.report.compare import BuildScores, by_build, comparison, percent
 from bench.spec import Specs
 from bench.studies import plots
 from bench.studies.builds import BuildsParams, BuildsStudy
@@ -56,7 +56,7 @@ class Ablation(BuildsStudy[AblationParams]):
         """The defenses."""
         return self.params.defenses
 
-    def answer(self, found: list[Attacked], scale: str) -> StudyResult:
+    def answer(self, found: list[BuildScores], scale: str) -> StudyResult:
         """One row a defense."""
         table = comparison(found)
         return StudyResult(
@@ -78,7 +78,7 @@ def sentence(table: pd.DataFrame) -> str:
     )
 
 
-def ablation_figure(table: pd.DataFrame, found: list[Attacked]) -> Figure:
+def ablation_figure(table: pd.DataFrame, found: list[BuildScores]) -> Figure:
     """Accuracies with their intervals, a dot a build; and the differences to the first defense."""
     figure, (left, right) = plots.panels(
         "Accuracy of each variant (95 % intervals over builds and images; dots: builds)",

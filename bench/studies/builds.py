@@ -20,7 +20,7 @@ from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import compute_outcomes
 from bench.plugins.create import DEFENSES, create, create_attack
-from bench.report.compare import Attacked, gathered
+from bench.report.compare import BuildScores, gathered
 from bench.results.metrics import measure
 from bench.results.outcomes import Outcomes
 from bench.spec import Params, parse, unnest
@@ -82,7 +82,7 @@ class BuildsStudy(Study[P]):
         )
 
     @abstractmethod
-    def answer(self, found: list[Attacked], scale: str) -> StudyResult:
+    def answer(self, found: list[BuildScores], scale: str) -> StudyResult:
         """Tables, figures and the sentence of what was found; `scale` says how much was
         computed.
         """
@@ -107,7 +107,7 @@ def planned(
 
 def attacked(
     setting: StudySetting, specs: Sequence[str], params: BuildsParams
-) -> Iterator[Attacked]:
+) -> Iterator[BuildScores]:
     """Build, attack and judge each defense under each build seed, in the order of `specs`."""
     execution = Execution(setting.device, setting.batch_size)
     by_build = [planned(setting, specs, params.attack, build) for build in range(params.builds)]
@@ -119,7 +119,7 @@ def attacked(
         yield _gathered(evaluations[0], outcomes)
 
 
-def _gathered(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> Attacked:
+def _gathered(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> BuildScores:
     by_gradient = not evaluation.attack.plugin.card.control
     collapsed = [measure(one, by_gradient=by_gradient).collapsed for one in outcomes]
     builds = {build: [one] for build, one in enumerate(outcomes)}

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field, field_validator
 
-from bench.report.compare import Attacked, by_build, comparison, percent
+from bench.report.compare import BuildScores, by_build, comparison, percent
 from bench.spec import Numbers, Spec, parse, show_number
 from bench.studies import plots
 from bench.studies.builds import BuildsParams, BuildsStudy, SpecText
@@ -58,7 +58,7 @@ class Quantity(BuildsStudy[QuantityParams]):
             for value in params.values
         )
 
-    def answer(self, found: list[Attacked], scale: str) -> StudyResult:
+    def answer(self, found: list[BuildScores], scale: str) -> StudyResult:
         """One row a value."""
         field, table = self.params.field, comparison(found)
         table.insert(0, field, self.params.values)
@@ -80,7 +80,7 @@ def sentence(table: pd.DataFrame, field: str) -> str:
     )
 
 
-def quantity_figure(table: pd.DataFrame, field: str, found: list[Attacked]) -> Figure:
+def quantity_figure(table: pd.DataFrame, field: str, found: list[BuildScores]) -> Figure:
     """Clean and robust accuracy against the value, a dot a build."""
     figure, axes = plots.axes(
         f"Accuracy by {field} (95 % intervals over builds and images; dots: builds)",

@@ -36,7 +36,7 @@ from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -50,7 +50,7 @@ class StudyRecord(BaseModel):
         study: canonical spec.
         identity: everything that can change the outcome.
         given: parameters that the user wrote; all others took their defaults.
-        subject: what was studied, to read; empty for a study without images.
+        setup: what was studied, to read; empty for a study without images.
         sentence, held, scale: as the study returned them.
         tables, figures: SHA-256 of each file beside this one; the first table is the main one.
         environment: versions, commit, device.
@@ -59,7 +59,7 @@ class StudyRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     id: str
     study: str
     identity: dict[str, Any]
@@ -172,7 +172,7 @@ def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, An
         "seeds": {"root": setting.seed},
     }
     if named.plugin.uses & IMAGES:
-        identity["subject"] = _setup_identity(setting)
+        identity["setup"] = _setup_identity(setting)
     sources = named.plugin.sources(setting)
     return {**identity, "sources": sources} if sources else identity
 
