@@ -4,7 +4,8 @@ test-time, data-free.
     import bench
     print(bench.evaluate(model, dataset="mnist5k", attacks=["pgd", "pgd+replay"], eps=0.1))
 
-Importing `bench` is cheap; torch is loaded on first use.
+Everything that a user or the author of a plugin needs is imported from here. Importing `bench` is
+cheap; torch is loaded on first use.
 """
 
 from __future__ import annotations
@@ -16,25 +17,41 @@ from bench.errors import BadInput
 from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
 
 if TYPE_CHECKING:
-    from bench.api import Report, evaluate
-    from bench.attack import Attack
+    from bench.api import (
+        Report,
+        evaluate,
+        leaderboard,
+        load_classifier,
+        load_dataset,
+        read_record,
+        read_records,
+    )
+    from bench.attack import Attack, AttackOutput, Setting
+    from bench.data.dataset import Dataset, ImageSet
     from bench.defense import (
         Card,
         DataAccess,
         DefendedClassifier,
         Defense,
+        Forward,
         InputTransform,
         Need,
         Wrapper,
         straight_through,
     )
+    from bench.engine.request import Request
+    from bench.losses import cross_entropy, dlr, kl, margin
     from bench.maximise import ascend
+    from bench.models.classifier import Classifier
     from bench.noise import Noise, Stream
-    from bench.randomness import Query
+    from bench.randomness import Query, RandomnessModel
+    from bench.results.estimate import Estimate
+    from bench.results.findings import Finding
+    from bench.results.record import Failure, Record
     from bench.spec import Number, Numbers, Params
+    from bench.testing import AttackContract, DefenseContract
     from bench.threat import ThreatModel
     from bench.victim import Victim
-
 
 __all__ = [
     "ATTACKS",
@@ -42,14 +59,21 @@ __all__ = [
     "DATASETS",
     "DEFENSES",
     "BadInput",
-    "Report",
-    "evaluate",
-    # What the author of a plugin needs.
     "Attack",
+    "AttackContract",
+    "AttackOutput",
     "Card",
+    "Classifier",
     "DataAccess",
+    "Dataset",
     "DefendedClassifier",
     "Defense",
+    "DefenseContract",
+    "Estimate",
+    "Failure",
+    "Finding",
+    "Forward",
+    "ImageSet",
     "InputTransform",
     "Need",
     "Noise",
@@ -57,31 +81,91 @@ __all__ = [
     "Numbers",
     "Params",
     "Query",
+    "RandomnessModel",
+    "Record",
+    "Report",
+    "Request",
+    "Setting",
     "Stream",
     "ThreatModel",
     "Victim",
     "Wrapper",
     "ascend",
+    "cross_entropy",
+    "dlr",
+    "evaluate",
+    "kl",
+    "leaderboard",
+    "load_classifier",
+    "load_dataset",
+    "margin",
+    "read_record",
+    "read_records",
     "straight_through",
 ]
 
-
 _HOMES = {
-    "bench.api": ("Report", "evaluate"),
-    "bench.attack": ("Attack",),
+    "bench.api": (
+        "Report",
+        "evaluate",
+        "leaderboard",
+        "load_classifier",
+        "load_dataset",
+        "read_record",
+        "read_records",
+    ),
+    "bench.attack": (
+        "Attack",
+        "AttackOutput",
+        "Setting",
+    ),
+    "bench.data.dataset": (
+        "Dataset",
+        "ImageSet",
+    ),
     "bench.defense": (
         "Card",
         "DataAccess",
         "DefendedClassifier",
         "Defense",
+        "Forward",
         "InputTransform",
         "Need",
         "Wrapper",
         "straight_through",
     ),
+    "bench.engine.request": ("Request",),
+    "bench.losses": (
+        "cross_entropy",
+        "dlr",
+        "kl",
+        "margin",
+    ),
     "bench.maximise": ("ascend",),
-    "bench.noise": ("Noise", "Query", "Stream"),
-    "bench.spec": ("Number", "Numbers", "Params"),
+    "bench.models.classifier": ("Classifier",),
+    "bench.noise": (
+        "Noise",
+        "Stream",
+    ),
+    "bench.randomness": (
+        "Query",
+        "RandomnessModel",
+    ),
+    "bench.results.estimate": ("Estimate",),
+    "bench.results.findings": ("Finding",),
+    "bench.results.record": (
+        "Failure",
+        "Record",
+    ),
+    "bench.spec": (
+        "Number",
+        "Numbers",
+        "Params",
+    ),
+    "bench.testing": (
+        "AttackContract",
+        "DefenseContract",
+    ),
     "bench.threat": ("ThreatModel",),
     "bench.victim": ("Victim",),
 }
@@ -92,3 +176,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

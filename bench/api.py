@@ -1,4 +1,4 @@
-"""The Python interface: `bench.evaluate`."""
+"""The Python interface: evaluate, load data and classifiers, read records back."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.data.dataset import Dataset
+from bench.defense import DefendedClassifier
 from bench.engine.execution import Progress, read_execution
 from bench.engine.plan import plan
-from bench.engine.request import read_request
+from bench.engine.request import Request, read_request
 from bench.engine.run import run_evaluations
 from bench.engine.setup import load_setup
 from bench.errors import BadInput
-from bench.report.leaderboard import rows_table
+from bench.plugins.create import DATASETS, create
+from bench.report.leaderboard import boards, load, rows_table, table
+from bench.results import store
 from bench.results.record import Failure, Record
-from bench.results.store import Store
+from bench.spec import parse
 from bench.storage.download import rooted
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -125,12 +133,71 @@ def evaluate(
     execution = read_execution(device, batch_size, progress)
     with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
         evaluations = plan(request, load_setup(request, model), note=warnings.warn)
-        store = Store(Path(out) if out is not None else Path(scratch))
-        store.check_writable()
-        results = list(run_evaluations(evaluations, store, execution))
+        folder = store.Store(Path(out) if out is not None else Path(scratch))
+        folder.check_writable()
+        results = list(run_evaluations(evaluations, folder, execution))
     for result in results:
         if result.rejected:
             raise result.rejected
     return Report(
         [r.record for r in results if r.record], [r.failure for r in results if r.failure]
     )
+
+
+def load_dataset(spec: str, data_root: str | Path | None = None) -> Dataset[Any]:
+    """A data set by its spec, such as `mnist5k` or `npz:FILE`.
+
+    Its methods `test()` and `train()` return an `ImageSet`: images (n, C, H, W), labels (n,) and
+    ids (n,), the test images in evaluation order.
+
+    Args:
+        spec: as on the command line.
+        data_root: folder of published data; BENCH_DATA_ROOT or ~/.cache/bench by default.
+
+    Raises:
+        BadInput: where there is no such data set; its files are read when asked for images.
+    """
+    with rooted(data_root):
+        return create(DATASETS, parse(spec)).plugin
+
+
+def load_classifier(
+    spec: str | None = None, dataset: str = "mnist5k", data_root: str | Path | None = None
+) -> DefendedClassifier:
+    """A classifier by its spec, on the CPU and in evaluation mode.
+
+    It is called as `classifier(images, noise)`: images (n, C, H, W) in [0, 1] to logits (n, K). A
+    deterministic one ignores `noise`.
+
+    Args:
+        spec: as on the command line; the data set's own by default.
+        dataset: spec of the data set whose images it takes.
+        data_root: folder of published data and weights; BENCH_DATA_ROOT or ~/.cache/bench by
+            default.
+
+    Raises:
+        BadInput: where there is no such classifier, or it does not run on these images.
+    """
+    with rooted(data_root):
+        return load_setup(Request(dataset=dataset, classifier=spec, n=1)).classifier
+
+
+def read_record(path: str | Path) -> Record:
+    """The record in a JSON file. Raises `BadInput` where it is none."""
+    return store.read_record(Path(path))
+
+
+def read_records(*places: str | Path) -> list[Record]:
+    """The records in these files and below these folders, each evaluation once.
+
+    Failures are left out.
+
+    Raises:
+        BadInput: where there is no such file or folder, or a file in it is no record.
+    """
+    return load([Path(place) for place in places])[0]
+
+
+def leaderboard(records: Sequence[Record]) -> pandas.DataFrame:
+    """The board of these records: one row a defense, shares in [0, 1]."""
+    return table(boards(records))

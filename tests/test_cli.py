@@ -146,7 +146,7 @@ def test_leaderboard_formats(capsys, tmp_path):
     code, stdout, _ = call(capsys, "leaderboard", str(tmp_path / "r"), "--format", "csv")
     assert (
         code == 0
-        and stdout.splitlines()[0].startswith("subject,defense")
+        and stdout.splitlines()[0].startswith("setup,defense")
         and len(stdout.splitlines()) == 3
     )
     code, stdout, _ = call(

@@ -98,13 +98,13 @@ def test_a_mean_has_its_bootstrap_interval():
     values = np.random.default_rng(0).normal(3, 2, 400)
     found = bootstrap_mean(np.array([*values, np.nan]))
     half = 1.96 * values.std() / 20
-    assert found.value == pytest.approx(values.mean()) and found.n == 400
+    assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(
         values.mean() - half, abs=0.03
     ) and found.high == pytest.approx(values.mean() + half, abs=0.03)
     assert found == bootstrap_mean(values)
     nothing = bootstrap_mean(np.array([np.nan]))
-    assert math.isnan(nothing.value) and nothing.n == 0
+    assert math.isnan(nothing.value)
     one = bootstrap_mean(np.array([0.5]))
     assert columns("x", one) == {"x": 0.5, "x_low": 0.5, "x_high": 0.5}
 

@@ -27,8 +27,17 @@ from tests.test_cli import call, refused
 
 RECORDS = Path(__file__).parents[1] / "leaderboards" / "records" / "mnist5k"
 FRESH, EOT, REPLAY = (
-    next(RECORDS.glob(f"*random-resize--pgd--{evaluation}*.json"))
-    for evaluation in ("50be5a3e", "4f1a7f7c", "f17c02a7")
+    next(
+        path
+        for path in sorted(RECORDS.glob("*random-resize--pgd--*.json"))
+        if read_record(path).title["randomness"] == randomness
+    )
+    for randomness in ("fresh", "eot:k=20", "replay")
+)
+BIT_DEPTH = next(
+    path
+    for path in sorted(RECORDS.glob("*bit-depth--pgd--*.json"))
+    if read_record(path).title["gradient"] == "full"
 )
 UNDEFENDED = next(RECORDS.glob("*undefended--pgd--*.json"))
 Bools = npt.NDArray[np.bool_]
@@ -445,7 +454,7 @@ def test_show_one_deterministic_record_says_nothing_of_draws(capsys):
 def test_show_stages_findings_and_scale(capsys, tmp_path):
     _, text, _ = call(capsys, "show", str(next(RECORDS.glob("*bit-depth--autoattack*.json"))))
     assert "clean 97.9, apgd-ce 0.0" in text
-    _, text, _ = call(capsys, "show", str(next(RECORDS.glob("*bit-depth--pgd--18b7f35d*.json"))))
+    _, text, _ = call(capsys, "show", str(BIT_DEPTH))
     assert "- warn zero-gradient: " in text
     _, text, _ = call(capsys, "show", *stored(tmp_path, made(HALF)))
     assert "100 of 1000 images (reduced)" in text

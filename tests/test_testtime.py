@@ -43,7 +43,7 @@ from bench.report.leaderboard import boards
 from bench.report.show import render, show
 from bench.results.outcomes import Outcomes
 from bench.results.store import Store, read_record
-from bench.results.views import any_right, auroc, detection, scores
+from bench.results.views import any_right, auroc, detection, view_scores
 from bench.spec import parse
 from bench.testing import AttackContract, DefenseContract
 from bench.threat import ThreatModel
@@ -616,7 +616,7 @@ def test_auroc_and_rates_by_hand():
         "score/corrected/adversarial": np.array([0, 0, 0]),
         "moved": np.array([True, False, True]),
     }
-    found = scores(arrays, 2)
+    found = view_scores(arrays, 2)
     rates = detection(found)
     assert (rates.n, rates.true_positive_rate, rates.false_positive_rate) == (
         2,
@@ -627,7 +627,7 @@ def test_auroc_and_rates_by_hand():
     column = np.zeros((3, 1), dtype=np.int64)
     outcomes = Outcomes.of(2, np.arange(3), np.array([0, 1, 1]), column, column, column[:, :0])
     assert any_right(found, outcomes).tolist() == [True, True, False]
-    assert scores({"points": np.zeros(3)}, 2) is None
+    assert view_scores({"points": np.zeros(3)}, 2) is None
 
 
 class Optimising(DefendedClassifier):

@@ -131,14 +131,14 @@ def rows(params: TheoremParams = SMALL, seed: int = 0) -> pd.DataFrame:
 
 
 def broken_laws(found: pd.DataFrame) -> set[str]:
-    return set(found[~found["held"]]["law"])
+    return set(found[~found["held"]]["randomness"])
 
 
 def test_simulation_and_formulas_agree():
     found = rows()
     assert broken_laws(found) == set()
     assert found["z"].abs().max() < 4 and found["z"].notna().sum() > 15
-    assert found[found["law"] == "replay"]["simulated"].eq(1).all()
+    assert found[found["randomness"] == "replay"]["simulated"].eq(1).all()
     assert not np.array_equal(found["simulated"], rows(seed=1)["simulated"])
 
 
@@ -277,7 +277,7 @@ def test_the_study_end_to_end():
     told = []
     result = Theorem(params).run(StudySetting(progress=told.append))
     points = result.tables["points"]
-    assert list(result.tables) == ["success", "laws", "points"] and set(result.figures) == {
+    assert list(result.tables) == ["success", "models", "points"] and set(result.figures) == {
         "success",
         "phase",
         "budget",
@@ -295,7 +295,7 @@ def test_the_study_end_to_end():
         "replay",
         "replay-set, k=3",
     ]
-    assert result.tables["laws"]["points"].sum() == len(points)
+    assert result.tables["models"]["points"].sum() == len(points)
     bars = points["standard_error"]
     assert bars.to_numpy() == pytest.approx(
         np.sqrt(points["formula"] * (1 - points["formula"]) / points["trials"])

@@ -523,6 +523,13 @@ def _what(failure: Failure) -> str:
     )
 
 
-def csv(found: Sequence[Board]) -> str:
+def table(made: Sequence[Board]) -> pd.DataFrame:
+    """All boards as one table with plain numbers."""
+    return (
+        pd.concat([board.numbers for board in made], ignore_index=True) if made else pd.DataFrame()
+    )
+
+
+def csv(made: Sequence[Board]) -> str:
     """All boards as one CSV table with plain numbers."""
-    return str(pd.concat([board.numbers for board in found]).to_csv(index=False)) if found else ""
+    return str(table(made).to_csv(index=False)) if made else ""

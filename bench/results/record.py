@@ -140,7 +140,7 @@ class Record(BaseModel):
         base: id of the undefended base under the same attack; empty for the base itself.
         scale: how many images of how many.
         pool: on how many test images of which kind the defense adapted; None where it did not.
-        inference: cost of a prediction and RobustBench's conditions; None where neither was measured.
+        inference: cost of a prediction and RobustBench's conditions; None where not measured.
         outcomes: what the defense answered, image by image.
         stages: which stage of the attack broke each image; None for an attack without stages.
         views: what the views that the defense wants scored said; None where it names none.

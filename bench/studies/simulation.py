@@ -81,7 +81,7 @@ class Point:
         simulated, error = successes / trials, math.sqrt(self.formula * (1 - self.formula) / trials)
         normal = trials * min(self.formula, 1 - self.formula) >= 5
         return {
-            "law": self.randomness,
+            "randomness": self.randomness,
             "n": self.n,
             "k": self.k,
             **self.facts,

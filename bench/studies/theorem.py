@@ -23,7 +23,7 @@ from bench.studies.study import Study, StudyResult, StudySetting
 _SINGLE = ("fresh", "eot", "ideal eot", "replay", "replay-set")
 _SUCCESS = "success: formula (line), simulation (± 2 s.e.)"
 _COLUMNS = (
-    "law",
+    "randomness",
     "n",
     "k",
     *simulation.FACTS,
@@ -73,7 +73,11 @@ class Theorem(Study[TheoremParams]):
         """Simulate all points."""
         points = pd.DataFrame(list(self._rows(setting)), columns=list(_COLUMNS))
         return StudyResult(
-            tables={"success": success_table(points), "laws": law_table(points), "points": points},
+            tables={
+                "success": success_table(points),
+                "models": law_table(points),
+                "points": points,
+            },
             figures={
                 "success": success_figure(points, self.params),
                 "phase": phase_figure(points),
@@ -116,14 +120,15 @@ def success_table(points: pd.DataFrame) -> pd.DataFrame:
     """Simulated success of one try by dimension (rows) and law (columns), on the ball of fixed
     radius.
     """
-    here = points[points["law"].isin(_SINGLE) & points["rho"].isna()]
+    here = points[points["randomness"].isin(_SINGLE) & points["rho"].isna()]
     here = here.assign(
         randomness=[
-            _name(randomness, k) for randomness, k in zip(here["law"], here["k"], strict=True)
+            _name(randomness, k)
+            for randomness, k in zip(here["randomness"], here["k"], strict=True)
         ]
     )
     return (
-        here.pivot_table(index="n", columns="law", values="simulated", sort=False)
+        here.pivot_table(index="n", columns="randomness", values="simulated", sort=False)
         .reset_index()
         .rename_axis(columns=None)
     )
@@ -138,7 +143,7 @@ def law_table(points: pd.DataFrame) -> pd.DataFrame:
     off = points.assign(
         z=points["z"].abs(), difference=(points["simulated"] - points["formula"]).abs()
     )
-    grouped = off.groupby("law", sort=False)
+    grouped = off.groupby("randomness", sort=False)
     return grouped.agg(
         points=("held", "size"),
         held=("held", "sum"),
@@ -183,7 +188,9 @@ def success_figure(points: pd.DataFrame, params: TheoremParams) -> Figure:
         )
         _dots(
             axes,
-            points[(points["law"] == randomness) & (points["k"] == k) & points["rho"].isna()],
+            points[
+                (points["randomness"] == randomness) & (points["k"] == k) & points["rho"].isna()
+            ],
             "n",
             colour,
         )
@@ -268,7 +275,7 @@ def _budget_panel(axes: Axes, points: pd.DataFrame, n: int, sigma: float) -> Non
     grid = np.linspace(0, max(simulation.BUDGETS), 121)
     for (randomness, (label, formula)), colour in zip(laws.items(), plots.COLOURS, strict=False):
         axes.plot(grid, [formula(*place, float(eps)) for eps in grid], color=colour, label=label)
-        _dots(axes, points[points["law"] == randomness], "eps", colour)
+        _dots(axes, points[points["randomness"] == randomness], "eps", colour)
     axes.axhline(theory.clean(*place), color=plots.COLOURS[-1], linestyle=":", label="no attack")
     axes.set_ylim(-0.03, 1.03)
 

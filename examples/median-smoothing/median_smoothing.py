@@ -1,5 +1,6 @@
-"""`median-smoothing`, a defense for bench: it smooths images by a median. Put your own method in
-its place.
+"""`median-smoothing`, a defense for bench: it smooths images by a median.
+
+Put your own method in its place.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ class MedianSmoothingParams(Params):
 class MedianSmoothingTransform(InputTransform):
     """What is deployed: the transform, then the classifier."""
 
-    # Attacks may choose: the transform's own gradient, or that of `surrogate` behind the same
-    # forward pass.
+    # Attacks may choose the gradient: the transform's own, or that of `surrogate`.
     gradients = ("full", "bpda")
 
     def __init__(self, classifier: DefendedClassifier, radius: int) -> None:
@@ -29,8 +29,9 @@ class MedianSmoothingTransform(InputTransform):
         self.radius = radius
 
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
-        """The median of each pixel's window, images (n, C, H, W); random numbers would come from
-        `noise`.
+        """The median of each pixel's window; images (n, C, H, W) in [0, 1] to the same shape.
+
+        Random numbers would come from `noise`.
         """
         side = 2 * self.radius + 1
         windows = self._padded(images).unfold(2, side, 1).unfold(3, side, 1)
@@ -50,9 +51,8 @@ class MedianSmoothing(Defense[MedianSmoothingParams]):
     Params = MedianSmoothingParams
     gradients = ("full", "bpda")
     card = Card(
-        paper="Xu et al., NDSS 2018, arXiv 1704.01155; broken by He et al., WOOT 2017, arXiv "
-        "1706.04701",
-        note="adaptive attacks break it, alone and beside bit-depth reduction",
+        paper="Xu et al., NDSS 2018, arXiv 1704.01155",
+        note="adaptive attacks break it (He et al., WOOT 2017, arXiv 1706.04701)",
         attacks=("pgd", "bpda"),
     )
 
