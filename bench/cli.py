@@ -522,10 +522,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130
     interrupted.
     """
-    sys.exit(_main(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 
 
-def _main(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
+    """Run a command line in this process and return its exit code; `BadInput` is printed, not raised."""
     try:
         code = app(args=arguments, prog_name="bench", standalone_mode=False)
         if code == _INTERRUPTED:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.cli import _main
+from bench.cli import execute
 from tests import toy_plugins  # noqa: F401
 from tests.toys import linear_problem
 
@@ -24,7 +24,7 @@ TOY = ["--dataset", "toy:n=20", "--classifier", MODEL, "--device", "cpu"]
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = _main(list(arguments))
+    code = execute(list(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -559,7 +559,7 @@ def test_an_unwritable_folder(capsys, tmp_path):
 
 def test_a_damaged_record_is_named(capsys, tmp_path):
     (tmp_path / "a--b.json").write_text("{")
-    assert _main(["leaderboard", str(tmp_path)]) == 2
+    assert execute(["leaderboard", str(tmp_path)]) == 2
     assert "a--b.json is no record" in capsys.readouterr().err
 
 
@@ -567,7 +567,7 @@ def test_help_and_list_do_not_import_torch():
     for arguments in (["--help"], ["run", "--help"], ["list"]):
         unwanted = {"torch", "matplotlib", "pandas"}
         code = (
-            f"import sys\nfrom bench.cli import _main\n_main({arguments!r})\nassert not "
+            f"import sys\nfrom bench.cli import execute\n_main({arguments!r})\nassert not "
             f"{unwanted} & set(sys.modules)"
         )
         began = time.perf_counter()
@@ -607,6 +607,6 @@ def test_the_main_job_on_the_embedded_data(capsys, tmp_path):
 
 
 def test_without_a_command_the_help_is_shown(capsys):
-    assert _main([]) == 2
+    assert execute([]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Usage: bench") and "\n  gallery " in shown

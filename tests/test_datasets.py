@@ -747,7 +747,7 @@ def test_imagenet_view_is_torchvisions(tmp_path, pillow, size):
 
 
 def test_run_gets_to_the_classifier(real_data, tmp_path, capsys):
-    from bench.cli import _main
+    from bench.cli import execute
 
     arguments = [
         "run",
@@ -761,9 +761,9 @@ def test_run_gets_to_the_classifier(real_data, tmp_path, capsys):
         str(tmp_path / "r"),
     ]
     where = ["--data-root", str(real_data / "data")]
-    assert _main([*arguments, *where, "--classifier", "file:missing.safetensors"]) == 2
+    assert execute([*arguments, *where, "--classifier", "file:missing.safetensors"]) == 2
     assert "no such file: missing.safetensors" in capsys.readouterr().err
-    assert _main([*arguments, "--classifier", "file:missing.safetensors"]) == 2, (
+    assert execute([*arguments, "--classifier", "file:missing.safetensors"]) == 2, (
         "the data root of one command is not the next one's"
     )
     assert f"is not in {tmp_path}" in capsys.readouterr().err
@@ -785,9 +785,9 @@ def test_evaluate_takes_a_data_root(tmp_path):
 
 
 def test_info_shows_what_a_data_set_is(capsys):
-    from bench.cli import _main
+    from bench.cli import execute
 
-    assert _main(["info", "dermamnist"]) == 0
+    assert execute(["info", "dermamnist"]) == 0
     text = capsys.readouterr().out
     for line in (
         "image shape: 3 x 28 x 28",

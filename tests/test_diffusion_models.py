@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
-from bench.cli import _main
+from bench.cli import execute
 from bench.commands import train_diffusion
 from bench.data.mnist5k import Mnist5k
 from bench.diffusion import guided as guided_module
@@ -849,6 +849,6 @@ def test_fewer_steps_keep_what_lies_before(small, tmp_path):
 
 
 def test_the_command(small, tmp_path, capsys):
-    assert _main(["train-diffusion", "mnist5k", "--out", str(tmp_path / "m"), "--steps", "1"]) == 0
+    assert execute(["train-diffusion", "mnist5k", "--out", str(tmp_path / "m"), "--steps", "1"]) == 0
     assert "error of the predicted noise on 40 test images" in capsys.readouterr().out
-    assert _main(["train-diffusion", "mnist5k", "--out", str(tmp_path / "m")]) == 2
+    assert execute(["train-diffusion", "mnist5k", "--out", str(tmp_path / "m")]) == 2

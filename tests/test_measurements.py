@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.cli import _main
+from bench.cli import execute
 from bench.contract.check import built_in_setup, setup_in_memory
 from bench.data.dataset import ImageSet
 from bench.diffusion.model import linear_alpha_bar
@@ -595,13 +595,13 @@ def test_a_defense_without_a_diffusion_model_has_no_evaluations():
 def test_the_command_runs_them(capsys, tmp_path, spec):
     pure = "defenses=(diffpure:t=20,steps=2,model=gaussian)+(revpure:t=20,steps=2,model=gaussian)"
     arguments = ["study", f"{spec},{pure}", "--n", "3", "--out", str(tmp_path)]
-    assert _main(arguments) == 0
+    assert execute(arguments) == 0
     out = capsys.readouterr().out
     (folder,) = tmp_path.iterdir()
     names = {path.suffix for path in folder.iterdir()}
     assert names == {".csv", ".png", ".json"} and "revpure" in out and "nan" not in out
     assert '"sources"' in (folder / "study.json").read_text()
-    assert _main(arguments) == 0 and "already stored" in capsys.readouterr().err
+    assert execute(arguments) == 0 and "already stored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["direction", "projection", "quality", "gradients", "overhead"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench.cli import _main
+from bench.cli import execute
 from bench.engine.execution import Execution
 from bench.engine.memory import limited
 from bench.engine.plan import plan
@@ -28,7 +28,7 @@ def bench(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = _main(list(arguments))
+        code = execute(list(arguments))
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import _main
+from bench.cli import execute
 from bench.report.reference import BADGES, Reference, read_references, render, select
 from tests.toys import message
 
@@ -160,13 +160,13 @@ def test_selection_is_by_words():
 
 def test_the_command_prints_tables_and_json(capsys, monkeypatch):
     monkeypatch.chdir(FOLDER.parents[1])
-    assert _main(["reference", "--dataset", "MNIST", "--defense", "Madry"]) == 0
+    assert execute(["reference", "--dataset", "MNIST", "--defense", "Madry"]) == 0
     assert "| AutoAttack | linf 0.3 | robust accuracy | 88.5 %" in " ".join(
         capsys.readouterr().out.split()
     )
-    assert _main(["reference", str(FOLDER / "testtime.csv"), "--json"]) == 0
+    assert execute(["reference", str(FOLDER / "testtime.csv"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     with (FOLDER / "testtime.csv").open(newline="") as stream:
         assert {row["note"] for row in printed} == {row["note"] for row in csv.DictReader(stream)}
-    assert _main(["reference", "/no/such/place"]) == 2
+    assert execute(["reference", "/no/such/place"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench.cli import _main
+from bench.cli import execute
 from bench.commands.scaffold import class_name
 from bench.noise import isolated
 from bench.plugins.create import ATTACKS
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def call(capsys, *arguments):
-    code = _main(list(arguments))
+    code = execute(list(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -96,7 +96,7 @@ def run_here(line: str, folder: Path, monkeypatch) -> int:
     """
     command, *arguments = shlex.split(line)
     if command == "bench":
-        return _main(arguments)
+        return execute(arguments)
     if command == "python":
         arguments = arguments[2:]
         return pytest.main(

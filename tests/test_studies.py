@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.cli import _main
+from bench.cli import execute
 from bench.plugins.create import DEFENSES, STUDIES, create
 from bench.spec import Params, parse
 from bench.studies import plots, store, study
@@ -78,7 +78,7 @@ class ToyImages(Study[Params]):
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = _main(["study", *arguments])
+    code = execute(["study", *arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -158,9 +158,9 @@ def test_exit_code_tells_what_held(capsys, tmp_path, held, code):
 
 def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
     with pytest.raises(ArithmeticError):
-        _main(["study", "toy-powers:fail=true", "--out", str(tmp_path)])
+        execute(["study", "toy-powers:fail=true", "--out", str(tmp_path)])
     with pytest.raises(RuntimeError, match="small letters"):
-        _main(["study", "toy-powers:name=../Out", "--out", str(tmp_path)])
+        execute(["study", "toy-powers:name=../Out", "--out", str(tmp_path)])
 
     def full(path, data):
         if path.name == "growth.png":
@@ -170,7 +170,7 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "write_whole", full)
     with pytest.raises(OSError, match="No space"):
-        _main(["study", "toy-powers", "--out", str(tmp_path)])
+        execute(["study", "toy-powers", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
@@ -262,16 +262,16 @@ def test_a_study_from_a_file(capsys, tmp_path):
     code, stdout, _ = call(capsys, f"{file}@Mine", "--out", str(tmp_path / "out"))
     assert code == 0 and stdout.startswith("One.")
     assert [path.name.split("--")[0] for path in (tmp_path / "out").iterdir()] == ["mine.py_Mine"]
-    assert _main(["info", f"{file}@Mine"]) == 0 and "(studies)" in capsys.readouterr().out
+    assert execute(["info", f"{file}@Mine"]) == 0 and "(studies)" in capsys.readouterr().out
     assert "does not use --seed" in refused(
         capsys, tmp_path / "none", f"{file}@Mine", "--seed", "1"
     )
 
 
 def test_list_and_info(capsys):
-    assert _main(["list", "studies"]) == 0
+    assert execute(["list", "studies"]) == 0
     assert "theorem            Success of fresh, EOT and replay" in capsys.readouterr().out
-    assert _main(["info", "theorem"]) == 0
+    assert execute(["info", "theorem"]) == 0
     shown = capsys.readouterr().out
     assert "options: --seed" in shown and "dimensions" in shown and "(studies)" in shown
 

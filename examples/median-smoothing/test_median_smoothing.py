@@ -7,7 +7,7 @@ from median_smoothing import MedianSmoothing
 
 
 class TestMedianSmoothing(DefenseContract):
-    """Every check of the contract; `bench check median_smoothing.py@MedianSmoothing` runs the same ones."""
+    """Every check of the contract, each a test of its own; `bench check` runs the same ones."""
 
     defense = MedianSmoothing
 
