@@ -567,7 +567,7 @@ def test_help_and_list_do_not_import_torch():
     for arguments in (["--help"], ["run", "--help"], ["list"]):
         unwanted = {"torch", "matplotlib", "pandas"}
         code = (
-            f"import sys\nfrom bench.cli import execute\n_main({arguments!r})\nassert not "
+            f"import sys\nfrom bench.cli import execute\nexecute({arguments!r})\nassert not "
             f"{unwanted} & set(sys.modules)"
         )
         began = time.perf_counter()

@@ -20,8 +20,9 @@ _CPU = torch.device("cpu")
 
 
 def data_access(evaluation: Evaluation, device: torch.device = _CPU) -> DataAccess:
-    """The door to the data that a cell's defense declared; what must be computed for it is computed
-    on `device`.
+    """The accessor to the data that the defense declared.
+
+    Attacked images of an unlabelled pool are computed on `device`.
     """
     shape = tuple(evaluation.setup.images.images.shape[1:])
     return DataAccess(
@@ -36,16 +37,23 @@ def data_access(evaluation: Evaluation, device: torch.device = _CPU) -> DataAcce
 def build(
     evaluation: Evaluation, device: torch.device, access: DataAccess | None = None
 ) -> DefendedClassifier:
-    """Build a cell's defended classifier: on `device`, in evaluation mode, the global generators as
-    found.
+    """Build the defended classifier: on `device`, in evaluation mode.
 
-    `access` stands in for the cell's own door to its data.
+    Global generators are seeded by the build seed meanwhile, and are left as they were.
+
+    Args:
+        evaluation: names defense, classifier and build seed.
+        device: where the result lies.
+        access: another accessor than `data_access(evaluation)`.
+
+    Raises:
+        BadInput: where the defense cannot be built, or is not what it declared.
     """
     setup, defense = evaluation.setup, evaluation.defense.plugin
     noise = Noise.of(evaluation.build_seed, Stream.BUILD, [0])
     access = access or data_access(evaluation, device)
     classifier = _copy(setup.classifier).to(device).requires_grad_(True)
-    random = [] if classifier.training else [part for part in classifier.modules() if part.training]
+    random = [] if classifier.training else [m for m in classifier.modules() if m.training]
     with isolated(evaluation.build_seed):
         defended = defense.build(classifier, access, noise)
     if not isinstance(defended, DefendedClassifier):
@@ -56,28 +64,26 @@ def build(
     _check_declared(evaluation, defended)
     if defended.training:
         defended.eval()
-        # Parts of a classifier in evaluation mode that are in training mode on purpose: dropout at
-        # test time.
-        for part in random:
-            part.training = True
+        # Modules of a classifier in evaluation mode that train on purpose: dropout at test time.
+        for module in random:
+            module.training = True
     return defended.to(device)
 
 
 def _copy(classifier: DefendedClassifier) -> DefendedClassifier:
-    """A copy of the classifier, so that a defense that trains it in place spoils no other cell."""
+    """A copy of the classifier, so that a defense that trains it in place spoils no other."""
     try:
         return copy.deepcopy(classifier)
     except Exception as error:
         name = type(getattr(classifier, "network", classifier)).__name__
         raise BadInput(
-            f"{name} cannot be copied ({error}), and each cell needs its own: mend its __deepcopy__"
+            f"{name} cannot be copied ({error}), and each evaluation needs its own: "
+            "fix its __deepcopy__"
         ) from error
 
 
 def _check_declared(evaluation: Evaluation, defended: DefendedClassifier) -> None:
-    """The class decided which attacks make sense before anything was built; what it built must
-    agree.
-    """
+    """Raise where the built module differs from what the class declared before it was built."""
     name = evaluation.defense.name
     if defended.stochastic != evaluation.stochastic:
         raise BadInput(

@@ -28,14 +28,14 @@ def _report(execution: Execution, evaluation: Evaluation, images: int, right: fl
 
 @dataclass(frozen=True)
 class ShardComputer:
-    """Attacks and judges one shard of a cell."""
+    """Attacks and judges one shard of an evaluation."""
 
     evaluation: Evaluation
     defended: DefendedClassifier
     execution: Execution
 
     def report(self, shard: Shard, arrays: Arrays) -> None:
-        """Tell the progress callback of a finished shard."""
+        """Report a finished shard to the progress callback."""
         labels = self.evaluation.setup.images.at(np.arange(*shard)).labels.numpy()[:, None]
         right = float(((arrays["adversarial"] == labels) & (arrays["clean"] == labels)).mean())
         _report(self.execution, self.evaluation, shard[1] - shard[0], right)
@@ -54,54 +54,50 @@ class ShardComputer:
         labels = subset.labels.to(self.execution.device)
         clean = self._judge(images, subset.ids)
         fixed = self._fixed(images, subset.ids, clean)
-        # Where the attacked function is fixed and wrong on the clean image, the image is broken
-        # already.
-        chosen = (
-            torch.ones(len(images), dtype=torch.bool) if fixed is None else fixed == subset.labels
-        )
+        # An image on which the attacked function is fixed and wrong is broken without an attack.
+        everything = torch.ones(len(images), dtype=torch.bool)
+        unbroken = everything if fixed is None else fixed == subset.labels
         arrays = self._untouched(images, fixed)
-        for block in torch.arange(len(subset)).split(
-            self.evaluation.attack.plugin.unit(self.evaluation.stochastic) or len(subset)
-        ):
-            here = block[chosen[block]]
-            if len(here):
-                self._attack_block(images, labels, subset.ids, here, arrays)
-        answers = arrays.pop("answers")
+        unit = self.evaluation.attack.plugin.unit(self.evaluation.stochastic) or len(subset)
+        for block in torch.arange(len(subset)).split(unit):
+            positions = block[unbroken[block]]
+            if len(positions):
+                self._attack_block(images, labels, subset.ids, positions, arrays)
+        attacked = arrays.pop("attacked")
         stochastic = self.defended.stochastic
         points = torch.from_numpy(arrays["points"])
         return {
             **arrays,
             **self._scores(images, points, subset.ids),
             "clean": clean.numpy(),
-            "adversarial": self._judge(points, subset.ids).numpy() if stochastic else answers,
-            "replayed": answers if stochastic else answers[:, :0],
+            "adversarial": self._judge(points, subset.ids).numpy() if stochastic else attacked,
+            "replayed": attacked if stochastic else attacked[:, :0],
         }
 
     def _scores(self, images: Tensor, points: Tensor, ids: Any) -> dict[str, Any]:
         """What the scored views say of clean images and of points, under the judge's first draw."""
         if not self.defended.scored:
             return {}
-        observer = self._observer(ids)
+        observer = _observer(self.defended, ids, self.evaluation, self.execution, draws=1)
         rows = torch.arange(len(images), device=images.device)
-        found: dict[str, Any] = {"moved": (points != images.cpu()).flatten(1).any(1).numpy()}
+        scores: dict[str, Any] = {"moved": (points != images.cpu()).flatten(1).any(1).numpy()}
         for view in self.defended.scored:
             for which, pixels in (("clean", images), ("adversarial", points.to(images.device))):
                 output = observer.logits(pixels, rows, Query(), view)[:, 0]
                 value = output[:, 1] - output[:, 0] if view == DETECTOR else predict(output)
-                found[f"score/{view}/{which}"] = value.cpu().numpy()
-        return found
+                scores[f"score/{view}/{which}"] = value.cpu().numpy()
+        return scores
 
     def _untouched(self, images: Tensor, fixed: Tensor | None) -> dict[str, Any]:
         """What is known of a shard before any of its images is attacked; images along the first
         axis.
         """
         n = len(images)
-        fixed_draws = _fixed_draws(self.evaluation.randomness) if self.defended.stochastic else 0
+        draws = _fixed_draws(self.evaluation.randomness) if self.defended.stochastic else 0
+        unknown = np.zeros((n, draws), dtype=np.int64)
         return {
             "points": images.cpu().numpy().copy(),
-            "answers": np.zeros((n, fixed_draws), dtype=np.int64)
-            if fixed is None
-            else fixed.numpy()[:, None].copy(),
+            "attacked": unknown if fixed is None else fixed.numpy()[:, None].copy(),
             "stages": np.full(n, WRONG_BEFORE, dtype=np.int64),
             "forwards": np.zeros(n, dtype=np.int64),
             "backwards": np.zeros(n, dtype=np.int64),
@@ -111,26 +107,25 @@ class ShardComputer:
         }
 
     def _attack_block(
-        self, images: Tensor, labels: Tensor, ids: Any, here: Tensor, arrays: dict[str, Any]
+        self, images: Tensor, labels: Tensor, ids: Any, positions: Tensor, arrays: dict[str, Any]
     ) -> None:
-        """Attack the images at positions `here` in one call and enter what came of it."""
-        victim = self._victim(ids[here.numpy()])
-        there = here.to(images.device)
-        attacked = self.evaluation.attack.plugin(
-            victim, images[there], labels[there], self.evaluation.setup.threat
-        )
-        found = {
-            "points": attacked.points,
-            "answers": attacked.predictions,
-            "stages": attacked.stages,
+        """Attack the images at these positions in one call and enter the result into `arrays`."""
+        victim = self._victim(ids[positions.numpy()])
+        rows = positions.to(images.device)
+        threat = self.evaluation.setup.threat
+        result = self.evaluation.attack.plugin(victim, images[rows], labels[rows], threat)
+        by_image = {
+            "points": result.points,
+            "attacked": result.predictions,
+            "stages": result.stages,
             "forwards": victim.forwards,
             "backwards": victim.backwards,
         }
-        for name, tensor in found.items():
-            arrays[name][here.numpy()] = tensor.cpu().numpy()
-        arrays["reprojected"] += attacked.reprojected
+        for name, tensor in by_image.items():
+            arrays[name][positions.numpy()] = tensor.cpu().numpy()
+        arrays["reprojected"] += result.reprojected
         arrays["blocked"] += victim.gradient_blocked
-        texts = [finding.model_dump_json() for finding in attacked.findings]
+        texts = [finding.model_dump_json() for finding in result.findings]
         arrays["findings"] = np.unique(np.array([*arrays["findings"], *texts], dtype=np.str_))
 
     def _fixed(self, images: Tensor, ids: Any, clean: Tensor) -> Tensor | None:
@@ -139,11 +134,9 @@ class ShardComputer:
         """
         if not self.defended.stochastic:
             return clean[:, 0]
-        return (
-            self._victim(ids).verify(images)[:, 0].cpu()
-            if self.evaluation.randomness.deterministic
-            else None
-        )
+        if not self.evaluation.randomness.deterministic:
+            return None
+        return self._victim(ids).verify(images)[:, 0].cpu()
 
     def _victim(self, ids: Any) -> Victim:
         return Victim(
@@ -154,17 +147,6 @@ class ShardComputer:
             root=self.evaluation.seed,
             batch_size=self.execution.batch_size,
             device=self.execution.device,
-        )
-
-    def _observer(self, ids: Any) -> Victim:
-        size, device = self.execution.batch_size, self.execution.device
-        return Victim(
-            self.defended,
-            ids,
-            randomness=judging(1),
-            root=self.evaluation.seed,
-            batch_size=size,
-            device=device,
         )
 
     def _judge(self, images: Tensor, ids: Any) -> Tensor:
@@ -185,22 +167,36 @@ def judge(
     evaluation: Evaluation,
     execution: Execution,
 ) -> Tensor:
-    """Predictions of the deployed defense on fresh draws of the evaluation stream: int64 (n,
-    draws), on the CPU.
+    """Predictions of the deployed defense on fresh draws: int64 (n, draws), on the CPU.
+
+    The draws are those of the evaluation stream, which no attack has seen.
     """
     images = images.to(execution.device)
-    observer = Victim(
-        defended,
-        ids,
-        randomness=judging(evaluation.judged_draws),
-        root=evaluation.seed,
-        batch_size=execution.batch_size,
-        device=execution.device,
-    )
+    observer = _observer(defended, ids, evaluation, execution, draws=evaluation.judged_draws)
     rows = torch.arange(len(images), device=execution.device)
     return predict(observer.logits(images, rows, Query())).cpu()
 
 
+def _observer(
+    defended: DefendedClassifier,
+    ids: Any,
+    evaluation: Evaluation,
+    execution: Execution,
+    *,
+    draws: int,
+) -> Victim:
+    """The defense as the judge asks it, with this many draws an image."""
+    return Victim(
+        defended,
+        ids,
+        randomness=judging(draws),
+        root=evaluation.seed,
+        batch_size=execution.batch_size,
+        device=execution.device,
+    )
+
+
 def merged(shards: dict[Shard, Arrays]) -> Arrays:
+    """The arrays of all shards joined along the images, in evaluation order."""
     ordered = [shards[shard] for shard in sorted(shards)]
     return {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}

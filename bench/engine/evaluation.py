@@ -31,7 +31,7 @@ PROTOCOL = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row to be: a defense under an attack on a subject."""
+    """A defense under an attack on a setup, before it is run."""
 
     setup: Setup
     defense: Named[Defense[Any]]
@@ -118,8 +118,8 @@ class Evaluation:
         return public
 
     def generator(self) -> DiffusionModel:
-        """The diffusion model that the defense asks for, one for all cells. Raises `BadInput` where
-        there is none.
+        """The diffusion model that the defense asks for, one for all evaluations. Raises `BadInput`
+        where there is none.
         """
         spec = (
             self.defense.plugin.asks.get(Need.GENERATOR)
@@ -135,7 +135,7 @@ class Evaluation:
 
     @cached_property
     def id(self) -> str:
-        """The cell's name by content."""
+        """Hash of the identity."""
         return identity_hash(self.identity)
 
     @cached_property
@@ -171,12 +171,15 @@ class Evaluation:
 
 
 def settled(evaluation: Evaluation) -> Evaluation:
-    """Settings that cannot matter, set to their plain value, so that equal work has one name.
+    """The evaluation with settings that cannot matter set to their plain value.
 
-    Where the native backward is exact there is nothing for BPDA to replace; where nothing is
-    random, no law to choose; where all stages are frozen, the whole tape is; where none of the
-    frozen stages is there (the base of a random classifier), no tape is; where nothing is drawn in
-    the construction, no build seed is.
+    So equal work has one identity:
+
+    - a gradient that nobody offers becomes `full`, as there is nothing to replace;
+    - where nothing is random, the randomness model is the plain one;
+    - where all stages are frozen, all of the noise is fixed;
+    - where none of the frozen stages exists (the base of a stochastic classifier), no noise is;
+    - where nothing is drawn in the construction, the build seed is 0.
     """
     gradient = (
         evaluation.gradient

@@ -25,7 +25,7 @@ class Execution:
     Attributes:
         device: where to compute.
         batch_size: most rows in one forward pass.
-        progress: told of each cell's beginning and of each finished part.
+        progress: called at the beginning of each evaluation and for each finished shard.
     """
 
     device: torch.device = torch.device("cpu")

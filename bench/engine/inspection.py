@@ -23,7 +23,14 @@ PREFLIGHT_IMAGES = 8
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a defended classifier before it is attacked."""
+    """What is known of a defended classifier before it is attacked.
+
+    Attributes:
+        findings: of the checks, of its training data, and its own notes.
+        level: how well a draw can be repeated; see `preflight.replay_level`.
+        inference: cost of a prediction, and RobustBench's conditions.
+        pool: the test images on which it adapted; None where it did not.
+    """
 
     findings: list[Finding]
     level: str
@@ -34,6 +41,7 @@ class Inspection:
 def inspect_defended(
     evaluation: Evaluation, defended: DefendedClassifier, access: DataAccess, device: torch.device
 ) -> Inspection:
+    """Check a defended classifier on the first few images of its evaluation."""
     sample = evaluation.setup.images.first(min(PREFLIGHT_IMAGES, len(evaluation.setup.images)))
     pixels, labels = sample.pixels().to(device), sample.labels.to(device)
     with frozen(defended):

@@ -22,8 +22,8 @@ _FORM = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([KMG]?)i?B?", re.IGNORECASE)
 
 def read_size(text: str) -> int:
     """Bytes in `500M`, `4G` or `4GiB` (powers of 1024). Raises `BadInput` for anything else."""
-    found = _FORM.fullmatch(text.strip())
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    match = _FORM.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size < 1:
         raise BadInput(f"memory is {text!r}: write a size such as 500M or 4G")
     return size
@@ -49,9 +49,9 @@ def _free_on_gpu(device: torch.device) -> int:
 def _free_bytes() -> int:
     # Linux counts its file cache, which it gives back on demand, as taken in SC_AVPHYS_PAGES.
     if _MEMINFO.is_file():
-        found = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
-        if found:
-            return int(found[1]) * 1024
+        available = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
+        if available:
+            return int(available[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -21,11 +21,15 @@ def _ignore(_: str) -> None:
 def plan(
     request: Request, setup: Setup | None = None, note: Callable[[str], None] = _ignore
 ) -> list[Evaluation]:
-    """All cells of a request, each base before the first row that needs it, without duplicates.
+    """All evaluations of a request, each base before the first row that needs it, none twice.
 
-    `note` is told where a requested gradient is not offered and the native one takes its place.
+    Args:
+        request: a matrix of defenses, attacks and seeds.
+        setup: images, classifier and threat model; loaded from the request by default.
+        note: called where a requested gradient is not offered and the native one takes its place.
 
-    Raises `BadInput` for anything that cannot work, before anything is computed.
+    Raises:
+        BadInput: for anything that cannot work, before anything is computed.
     """
     if not request.defenses or not request.attacks:
         raise BadInput(

@@ -92,7 +92,8 @@ def _check_output(classifier: DefendedClassifier, images: Tensor) -> None:
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if got != expected:
         raise BadInput(
-            f"the classifier returned {got} where logits {expected} were due: return one row of K "
+            f"the classifier returned {got} where logits {expected} were expected: return one row "
+            "of K "
             "logits an image"
         )
     # A class that is ruled out may have the logit -inf: the log of a mean of softmaxes.
@@ -184,9 +185,10 @@ def _check_gradient(
         )
     if not transfer and not torch.equal(output.detach(), _logits(classifier, images)):
         yield Finding(
-            name="twin",
+            name="forward-pass",
             verdict="fail",
-            message=f"the {gradient} twin's logits differ from the defense's: attacks would aim at "
+            message=f"the {gradient} forward pass has other logits than the defense: attacks would "
+            "aim at "
             "another function",
         )
     slope = None

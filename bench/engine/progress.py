@@ -22,7 +22,9 @@ LOG_SECONDS = 30.0
 
 
 class Reporter:
-    """A live bar on a terminal; elsewhere a line at each tenth of a cell or every half minute."""
+    """A live bar on a terminal; elsewhere a line at each tenth of an evaluation or every
+    half minute.
+    """
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -54,8 +56,8 @@ class Reporter:
         self._bars.stop()
 
     def __call__(self, evaluation: Evaluation, images: int, total: int, right: float) -> None:
-        """Take note of a cell's beginning (no images) or of a finished part and the share of it
-        still right.
+        """Take note that an evaluation began (no images), or of a finished shard and the share of
+        it still right.
         """
         if evaluation.id not in self._tasks:
             self._start(evaluation, total)
@@ -63,20 +65,20 @@ class Reporter:
         self._right[evaluation.id] += right * images
         count = self._done[evaluation.id]
         if not images:
-            # Parts found on disk cost no time and must not enter the estimate.
+            # Shards that were on disk cost no time and must not enter the estimate.
             self._fresh.setdefault(evaluation.id, (count, time.monotonic()))
             return
         robust = f"{100 * self._right[evaluation.id] / count:.1f} %"
         self._bars.update(self._tasks[evaluation.id], completed=count, robust=robust)
-        if not self._live and self._due(evaluation, count, total):
+        if not self._live and self._is_reported(evaluation, count, total):
             print(
                 f"{evaluation}: {count}/{total} images, robust {robust}, ETA "
-                f"{self._left(evaluation, count, total)}",
+                f"{self._time_left(evaluation, count, total)}",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def _left(self, evaluation: Evaluation, count: int, total: int) -> str:
+    def _time_left(self, evaluation: Evaluation, count: int, total: int) -> str:
         done_before, since = self._fresh.get(evaluation.id, (count, 0.0))
         if count <= done_before:
             return "unknown"
@@ -87,7 +89,7 @@ class Reporter:
         self._logged[evaluation.id] = (0, time.monotonic())
         self._tasks[evaluation.id] = self._bars.add_task(str(evaluation), total=total, robust="...")
 
-    def _due(self, evaluation: Evaluation, count: int, total: int) -> bool:
+    def _is_reported(self, evaluation: Evaluation, count: int, total: int) -> bool:
         last, when = self._logged[evaluation.id]
         now = time.monotonic()
         if count < total and 10 * (count - last) < total and now - when < LOG_SECONDS:
@@ -97,12 +99,12 @@ class Reporter:
 
 
 class Steps:
-    """Steps of something long that is no cell: a live bar on a terminal, elsewhere a line every
-    half minute.
+    """Steps of something long that is no evaluation: a live bar on a terminal, elsewhere a line
+    every half minute.
 
     Args:
         what: a few words.
-        total, done: how many steps there are, and how many were found done.
+        total, done: how many steps there are, and how many were done before.
     """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:

@@ -29,6 +29,15 @@ def make_record(
     store: Store,
     made_with: dict[str, object],
 ) -> Record:
+    """The record of an evaluation; its points are written beside it.
+
+    Args:
+        evaluation: what was evaluated.
+        arrays: as `compute.ShardComputer` describes them, of all shards.
+        inspection: what was known before the attack.
+        store: where record and points go.
+        made_with: versions, device and hash of the weights.
+    """
     setup = evaluation.setup
     outcomes, cost = outcomes_of(evaluation, arrays), _cost(evaluation, arrays)
     base = evaluation.base()
@@ -143,4 +152,5 @@ def _save_points(store: Store, stem: str, arrays: Arrays) -> Points:
 
 
 def now() -> str:
+    """Date and time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -25,8 +25,14 @@ from bench.victim import frozen
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one cell: a record, a failure, or bad input that only building it could show
-    (which leaves no file).
+    """What became of one evaluation.
+
+    Attributes:
+        record: the result, where there is one.
+        failure: what crashed.
+        rejected: bad input that only building the defense could show; it leaves no file.
+        path: the file of the record or failure.
+        computed: whether it was computed now, and not stored before.
     """
 
     evaluation: Evaluation
@@ -40,7 +46,7 @@ class Result:
 def run_evaluations(
     evaluations: Sequence[Evaluation], store: Store, execution: Execution
 ) -> Iterator[Result]:
-    """Run cells one after the other. A stored cell is not computed again; one that crashes becomes
+    """Run evaluations one after the other. A stored one is not computed again; a crash becomes
     a `Failure`.
     """
     for evaluation in evaluations:
@@ -83,10 +89,10 @@ def run_evaluation(
     execution: Execution,
     shards: Sequence[Shard] | None = None,
 ) -> Record:
-    """Compute one cell together with any other process that works on it, and store its record.
+    """Compute an evaluation together with any other process at work on it; store its record.
 
     Args:
-        shards: the order in which to take parts; ascending by default.
+        shards: the order in which to take them; ascending by default.
     """
     order = list(shards) if shards is not None else _shards(evaluation, execution)
     with exact_float32(execution.device):
@@ -103,12 +109,10 @@ def run_evaluation(
                 work, order, compute, lambda: store.find(evaluation.id) is not None, compute.report
             )
     if done is None:
-        found = store.find(evaluation.id)
-        if found is None:
-            raise RuntimeError(
-                f"the record of cell {evaluation.id} vanished while it was being finished"
-            )
-        return found
+        finished = store.find(evaluation.id)
+        if finished is None:
+            raise RuntimeError(f"the record {evaluation.id} vanished while it was being finished")
+        return finished
     made_with = {**environment(execution.device), "weights": weights}
     record = make_record(evaluation, merged(done), inspection, store, made_with)
     store.save(record)
@@ -117,7 +121,7 @@ def run_evaluation(
 
 
 def compute_outcomes(evaluation: Evaluation, execution: Execution) -> Outcomes:
-    """Compute one cell's outcomes here and now, keeping nothing."""
+    """Compute the outcomes of one evaluation here and now, keeping nothing."""
     with exact_float32(execution.device):
         defended = build(evaluation, execution.device)
         with frozen(defended):

@@ -28,7 +28,7 @@ DEFAULT_N = 1000
 
 @dataclass(frozen=True)
 class Setup:
-    """Images and the classifier that every cell of a request shares.
+    """Images, classifier and threat model that the evaluations of a request share.
 
     Attributes:
         images: the evaluated images, in evaluation order.

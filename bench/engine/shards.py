@@ -35,7 +35,7 @@ def shards_of(n: int, batch_size: int, unit: int | None = None) -> list[Shard]:
 
 
 class Workspace:
-    """The folder of one cell's unfinished work."""
+    """The folder of the unfinished work of one evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Workspace:
         write_whole(self._file(shard), buffer.getvalue())
 
     def remove(self) -> None:
-        """Drop the folder once the record stands."""
+        """Drop the folder once the record is stored."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
@@ -76,14 +76,14 @@ def complete(
     finished: Callable[[], bool],
     report: Callable[[Shard, Arrays], None],
 ) -> dict[Shard, Arrays] | None:
-    """All shards, computed here or by others; None if another process finished the cell meanwhile.
+    """All shards, computed here or by others; None if another process finished meanwhile.
 
     Args:
         work: the shared folder.
         shards: what to complete, in the order of preference.
         compute: makes one shard.
-        finished: whether the cell's record already stands.
-        report: told of each shard that is there, whoever made it.
+        finished: whether the record is already stored.
+        report: called for each shard that is there, whoever made it.
     """
     results: dict[Shard, Arrays] = {}
     while len(results) < len(shards):
@@ -104,9 +104,7 @@ def complete(
 def _obtain(
     work: Workspace, shard: Shard, compute: Callable[[Shard], Arrays], finished: Callable[[], bool]
 ) -> Arrays | None:
-    """A shard, loaded or computed; None while another process has it, or when the cell is
-    finished.
-    """
+    """A shard, loaded or computed; None while another process has it, or when all is done."""
     arrays = work.load(shard)
     if arrays is not None:
         return arrays
