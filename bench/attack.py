@@ -26,7 +26,7 @@ class Setting:
 
     Attributes:
         stochastic: whether the defended classifier draws random numbers.
-        law: how queries draw them.
+        randomness: how queries draw them.
         num_classes: number of classes K.
     """
 
@@ -59,7 +59,8 @@ class AttackResult:
     Attributes:
         points: float32 (n, C, H, W), inside ball and box.
         predictions: predicted labels of the points re-evaluated in float32 on the native forward
-            pass; int64 (n, draws). One column for a deterministic defense, one a tape under replay,
+            pass; int64 (n, draws). One column for a deterministic defense, one for each
+            fixed noise under replay,
             none under fresh randomness, where the judge decides.
         reprojected: how many points the attack had left outside ball or box.
         stages, findings: as the attack returned them; see `Found`.
@@ -98,7 +99,8 @@ class Attack(ABC, Generic[P]):
     def unit(self, stochastic: bool) -> int | None:
         """How many images, counted along the evaluation order, are attacked in one call.
 
-        None where an image's points do not depend on who stands beside it; the engine then chooses.
+        None where an image's points do not depend on the others in its call; the engine then
+        chooses.
         """
         return None
 
@@ -108,7 +110,7 @@ class Attack(ABC, Generic[P]):
         """
 
     def review(self, left: dict[str, float]) -> list[Finding]:
-        """Findings on a whole cell from the share of images that each stage left standing, in the
+        """Findings on a whole evaluation from the share of images that survived each stage, in the
         order of the stages.
         """
         return []
@@ -126,10 +128,10 @@ class Attack(ABC, Generic[P]):
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
     ) -> AttackResult:
         """Run the attack, put its points into ball and box, and re-evaluate them."""
-        found = self.run(victim, images, labels, threat)
-        if isinstance(found, Tensor):
-            found = AttackOutput(found)
-        points = found.points.detach().float()
+        output = self.run(victim, images, labels, threat)
+        if isinstance(output, Tensor):
+            output = AttackOutput(output)
+        points = output.points.detach().float()
         if points.shape != images.shape or not bool(torch.isfinite(points).all()):
             raise RuntimeError(
                 f"{type(self).__name__} returned points of shape {tuple(points.shape)} or not "
@@ -140,8 +142,8 @@ class Attack(ABC, Generic[P]):
             points = points.clone()
             points[outside] = threat.project(points[outside], images[outside])
         stages = (
-            torch.full((len(points),), NO_STAGE) if found.stages is None else found.stages.cpu()
+            torch.full((len(points),), NO_STAGE) if output.stages is None else output.stages.cpu()
         )
         return AttackResult(
-            points, victim.verify(points), int(outside.sum()), stages, found.findings
+            points, victim.verify(points), int(outside.sum()), stages, output.findings
         )

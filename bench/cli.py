@@ -526,7 +526,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def execute(arguments: list[str]) -> int:
-    """Run a command line in this process and return its exit code; `BadInput` is printed, not raised."""
+    """Run a command line in this process and return its exit code; `BadInput` is printed,
+    not raised.
+    """
     try:
         code = app(args=arguments, prog_name="bench", standalone_mode=False)
         if code == _INTERRUPTED:

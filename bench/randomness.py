@@ -11,7 +11,7 @@ can choose.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -26,6 +26,13 @@ class Query:
 
     restart: int = 0
     iteration: int = 0
+
+
+class Draws(NamedTuple):
+    """The draws of one query: a stream, and the draw numbers in it."""
+
+    stream: Stream
+    numbers: list[int]
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,14 @@ class RandomnessModel:
         """Whether the attacked function of one image is fixed, so that a success stays one."""
         return self.fixed and self.k == 1
 
-    def draws(self, query: Query) -> tuple[Stream, list[int]]:
-        """Stream and draw numbers of one query."""
+    def draws(self, query: Query) -> Draws:
+        """The draws of one query."""
         if self.name == _JUDGE:
-            return Stream.EVAL, list(range(self.k))
+            return Draws(Stream.EVAL, list(range(self.k)))
         if self.fixed:
-            return Stream.FIXED, list(range(self.k))
-        return Stream.ATTACK, [pack_draw(query.restart, query.iteration, j) for j in range(self.k)]
+            return Draws(Stream.FIXED, list(range(self.k)))
+        numbers = [pack_draw(query.restart, query.iteration, j) for j in range(self.k)]
+        return Draws(Stream.ATTACK, numbers)
 
     def __str__(self) -> str:
         options = [f"average={self.average}"] if self.average != "loss" else []

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -21,7 +23,7 @@ from bench.defense import DefendedClassifier, Forward, gradient_name
 from bench.losses import Loss, misclassified
 from bench.maximise import Objective, Reading
 from bench.noise import Noise, Stream, pack_draw
-from bench.randomness import Query, RandomnessModel
+from bench.randomness import Draws, Query, RandomnessModel
 
 # Scoring draws live in a restart of their own, so that they never meet the draws of a search.
 _SCORING_RESTART = 2**16 - 1
@@ -29,8 +31,22 @@ _SCORING_RESTART = 2**16 - 1
 # breaks the answer ranks above those that do not.
 _RANK = 1e4
 VERDICT_DRAWS = 20
-"""Draws of the stages that a law leaves fresh, when the frozen ones are replayed for the verdict.
-"""
+"""Draws of the stages that are not frozen, when the frozen ones are replayed for the verdict."""
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What a search maximises.
+
+    Attributes:
+        labels: true labels of all the victim's images, int64 (n,).
+        losses: a loss for each view; their sum is maximised.
+        until_all_err: whether a success needs an error of every view, not of the answer alone.
+    """
+
+    labels: Tensor
+    losses: Mapping[str, Loss]
+    until_all_err: bool
 
 
 class Victim:
@@ -39,7 +55,7 @@ class Victim:
     Args:
         classifier: the defended classifier, on `device`, frozen (see `frozen`).
         ids: image id of each row, (n,).
-        law: how queries draw the defense's randomness.
+        randomness: how queries draw the randomness of the defense.
         gradient: which backward pass attacks get: `full`, or another one that the classifier
             offers.
         root: root seed of the attack.
@@ -94,11 +110,12 @@ class Victim:
 
     def random(self, rows: Tensor, restart: int = 0) -> Noise:
         """Random numbers for the attack's own use, apart from all that the defense draws."""
-        return self._noise(rows, Stream.ATTACK, [pack_draw(restart, 0)]).at("attacker")
+        return self._noise(rows, Draws(Stream.ATTACK, [pack_draw(restart, 0)])).at("attacker")
 
     def logits(self, x: Tensor, rows: Tensor, query: Query, view: str = "logits") -> Tensor:
-        """Outputs for the draws of one query, without gradient: (n, draws, ...). Of the twin, where
-        that is another function.
+        """Outputs for the draws of one query, without gradient: (n, draws, ...).
+
+        Where the gradient belongs to another function (`transfers`), they are that function's.
 
         Args:
             x: images (n, C, H, W).
@@ -106,7 +123,7 @@ class Victim:
             query: names the draws.
             view: which output; one of `views`.
         """
-        return self._outputs(x, rows, *self._draws(query), view)
+        return self._outputs(x, rows, self._draws(query), view)
 
     def objective(
         self,
@@ -117,10 +134,10 @@ class Victim:
         restart: int = 0,
         view: str = "logits",
     ) -> Objective:
-        """The mean over the law's draws of `loss(output, labels)`, to be maximised by `ascend`.
+        """The mean of `loss(output, labels)` over a query's draws, to be maximised by `ascend`.
 
         Under `average=logits` the loss of the mean output instead. A success is final only where
-        the function is deterministic given its key; elsewhere a lucky draw is none.
+        the function is deterministic given its key; elsewhere one draw proves nothing.
 
         Args:
             labels: true labels of all the victim's images, int64 (n,).
@@ -150,47 +167,43 @@ class Victim:
                 all where the answer is right. The views must be logits.
         """
         chosen = torch.arange(len(self._ids), device=self._device) if rows is None else rows
+        aim = _Aim(labels, aims, until_all_err)
 
         def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
-            here = chosen[rows]
-            stream, draws = self._draws(Query(restart, iteration))
-            per_chunk = max(1, self._batch_size // len(draws))
-            parts = [
-                self._read(
-                    x_part,
-                    here_part,
-                    labels[here_part],
-                    stream,
-                    draws,
-                    aims,
-                    until_all_err,
-                    gradient,
-                )
-                for x_part, here_part in zip(x.split(per_chunk), here.split(per_chunk), strict=True)
+            draws = self._draws(Query(restart, iteration))
+            size = self._chunk(draws)
+            readings = [
+                self._read(x_chunk, row_chunk, draws, aim, gradient)
+                for x_chunk, row_chunk in zip(x.split(size), chosen[rows].split(size), strict=True)
             ]
-            return parts[0] if len(parts) == 1 else _join(parts)
+            return readings[0] if len(readings) == 1 else _join(readings)
 
         return read
+
+    def _chunk(self, draws: Draws) -> int:
+        """Images in one forward pass, each under all draws of a query."""
+        return max(1, self._batch_size // len(draws.numbers))
 
     def score(self, x: Tensor, rows: Tensor, labels: Tensor, loss: Loss, draws: int) -> Tensor:
         """Mean loss over `draws` fresh draws, the same for every candidate; (n,).
 
         To choose between candidates under fresh randomness, where the losses seen during a search
-        flatter the lucky ones.
+        favour chance hits.
         """
         numbers = [pack_draw(_SCORING_RESTART, 0, j) for j in range(draws)]
-        outputs = self._outputs(x, rows, Stream.ATTACK, numbers, "logits")
+        outputs = self._outputs(x, rows, Draws(Stream.ATTACK, numbers), "logits")
         flat = loss(outputs.flatten(0, 1), labels[rows].repeat_interleave(draws))
         return flat.reshape(len(x), draws).mean(1)
 
     def verify(self, points: Tensor) -> Tensor:
-        """Predicted labels of the final points on the native forward pass, where the law fixes the
-        draws: (n, draws).
+        """Predicted labels of the final points on the native forward pass, int64 (n, draws).
+
+        Under fresh randomness there is nothing to repeat: the result is of shape (n, 0).
         """
         if self.stochastic and not self.randomness.has_fixed_noise:
             return torch.empty(len(points), 0, dtype=torch.int64, device=points.device)
         rows = torch.arange(len(points), device=self._device)
-        return predict(self._outputs(points, rows, *self._verdict_draws(), "logits", native=True))
+        return predict(self._outputs(points, rows, self._verdict_draws(), "logits", native=True))
 
     def as_function(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """The victim as a plain differentiable function, (m, C, H, W) to logits (m, K), for attacks
@@ -210,10 +223,11 @@ class Victim:
 
         def function(x: Tensor) -> Tensor:
             rows = _nearest(x, images)
-            stream, draws = self._draws(Query(0, next(calls)))
-            metered: Tensor = _Meter.apply(x, lambda: self._count_backward(rows, len(draws)))
+            draws = self._draws(Query(0, next(calls)))
+            count_backward = partial(self._count_backward, rows, len(draws.numbers))
+            metered: Tensor = _Meter.apply(x, count_backward)
             forward = self._classifier.forward_pass(self._gradient, "logits")
-            output = self._forward(forward, metered, rows, stream, draws).mean(1)
+            output = self._forward(forward, metered, rows, draws).mean(1)
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return output
             self.gradient_blocked |= not output.requires_grad
@@ -226,135 +240,104 @@ class Victim:
     def _count_backward(self, rows: Tensor, draws: int) -> None:
         self.backwards.index_add_(0, rows, torch.full_like(rows, draws))
 
-    def _draws(self, query: Query) -> tuple[Stream, list[int]]:
-        return self.randomness.draws(query) if self.stochastic else (Stream.ATTACK, [0])
+    def _draws(self, query: Query) -> Draws:
+        return self.randomness.draws(query) if self.stochastic else Draws(Stream.ATTACK, [0])
 
-    def _verdict_draws(self) -> tuple[Stream, list[int]]:
-        """The tapes; where the law leaves some stages fresh, draws of those that no search has
-        seen.
-        """
+    def _verdict_draws(self) -> Draws:
+        """The fixed noise; for stages that are not frozen, draws that no search has seen."""
         if self.stochastic and self.randomness.freeze:
-            return Stream.ATTACK, [pack_draw(_SCORING_RESTART, 1, j) for j in range(VERDICT_DRAWS)]
+            numbers = [pack_draw(_SCORING_RESTART, 1, j) for j in range(VERDICT_DRAWS)]
+            return Draws(Stream.ATTACK, numbers)
         return self._draws(Query())
 
-    def _noise(self, rows: Tensor, stream: Stream, draws: list[int]) -> Noise:
-        ids = np.repeat(self._ids[rows.cpu().numpy()], len(draws))
-        if self.randomness.name == "common" and stream is Stream.FIXED:
+    def _noise(self, rows: Tensor, draws: Draws) -> Noise:
+        """One row for each image under each draw."""
+        ids = np.repeat(self._ids[rows.cpu().numpy()], len(draws.numbers))
+        if self.randomness.name == "common" and draws.stream is Stream.FIXED:
             ids = np.zeros_like(ids)
-        numbers = np.tile(np.asarray(draws, dtype=np.uint64), len(rows))
-        noise = Noise.of(self._root, stream, ids, numbers, self._device)
-        if self.randomness.freeze and stream is Stream.ATTACK:
-            noise = noise.freeze(
-                self.randomness.freeze, Noise.of(self._root, Stream.FIXED, ids, 0, self._device)
-            )
+        numbers = np.tile(np.asarray(draws.numbers, dtype=np.uint64), len(rows))
+        noise = Noise.of(self._root, draws.stream, ids, numbers, self._device)
+        if self.randomness.freeze and draws.stream is Stream.ATTACK:
+            fixed = Noise.of(self._root, Stream.FIXED, ids, 0, self._device)
+            noise = noise.freeze(self.randomness.freeze, fixed)
         return noise.at("forward")
 
     def _outputs(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        stream: Stream,
-        draws: list[int],
-        view: str,
-        *,
-        native: bool = False,
+        self, x: Tensor, rows: Tensor, draws: Draws, view: str, *, native: bool = False
     ) -> Tensor:
-        per_chunk = max(1, self._batch_size // len(draws))
-        forward = self._classifier.forward_pass(
-            self._gradient if self._transfer and not native else "full", view
-        )
+        """Outputs without gradient, (n, draws, ...)."""
+        gradient = self._gradient if self._transfer and not native else "full"
+        forward, size = self._classifier.forward_pass(gradient, view), self._chunk(draws)
         with torch.no_grad():
-            parts = [
-                self._forward(forward, x_part, rows_part, stream, draws)
-                for x_part, rows_part in zip(x.split(per_chunk), rows.split(per_chunk), strict=True)
+            outputs = [
+                self._forward(forward, x_chunk, row_chunk, draws)
+                for x_chunk, row_chunk in zip(x.split(size), rows.split(size), strict=True)
             ]
-        return torch.cat(parts)
+        return torch.cat(outputs)
 
-    def _forward(
-        self, forward: Forward, x: Tensor, rows: Tensor, stream: Stream, draws: list[int]
-    ) -> Tensor:
+    def _forward(self, forward: Forward, x: Tensor, rows: Tensor, draws: Draws) -> Tensor:
         """One counted forward pass of every image under every draw: (n, draws, ...)."""
-        k = len(draws)
-        output = forward(
-            x.repeat_interleave(k, 0) if k > 1 else x, self._noise(rows, stream, draws)
-        ).float()
+        k = len(draws.numbers)
+        repeated = x.repeat_interleave(k, 0) if k > 1 else x
+        output = forward(repeated, self._noise(rows, draws)).float()
         self.forwards.index_add_(0, rows, torch.full_like(rows, k))
         return output.reshape(len(x), k, *output.shape[1:])
 
-    def _read(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        labels: Tensor,
-        stream: Stream,
-        draws: list[int],
-        aims: Mapping[str, Loss],
-        until_all_err: bool,
-        gradient: bool,
-    ) -> Reading:
-        leaf = x.detach().requires_grad_(gradient)
+    def _read(self, x: Tensor, rows: Tensor, draws: Draws, aim: _Aim, gradient: bool) -> Reading:
+        """Value, gradient and success at `x`; `rows` are places among all the victim's images."""
+        leaf, labels = x.detach().requires_grad_(gradient), aim.labels[rows]
         with torch.set_grad_enabled(gradient):
-            passes_by_view = {
-                view: self._classifier.forward_pass(self._gradient, view) for view in aims
-            }
-            outputs = {
-                view: self._forward(forward_pass, leaf, rows, stream, draws)
-                for view, forward_pass in passes_by_view.items()
-            }
-            values = torch.stack(
-                [self._average(outputs[view], labels, loss) for view, loss in aims.items()]
-            ).sum(0)
-        success, rank = self._successes(x, rows, labels, stream, draws, outputs, until_all_err)
-        slope = (
-            self._differentiate(values, leaf, rows, len(draws) * len(aims), success)
-            if gradient
-            else None
-        )
+            passes = {v: self._classifier.forward_pass(self._gradient, v) for v in aim.losses}
+            outputs = {v: self._forward(p, leaf, rows, draws) for v, p in passes.items()}
+            losses = [self._mean_loss(outputs[v], labels, loss) for v, loss in aim.losses.items()]
+            values = torch.stack(losses).sum(0)
+        success, rank = self._successes(x, rows, draws, aim, outputs)
+        slope = None
+        if gradient:
+            slope = self._differentiate(values, leaf, success)
+            if slope is None:
+                slope = torch.zeros_like(leaf)
+            else:
+                self._count_backward(rows, len(draws.numbers) * len(aim.losses))
         return Reading(values.detach() + rank, slope, success)
 
     def _successes(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        labels: Tensor,
-        stream: Stream,
-        draws: list[int],
-        outputs: Mapping[str, Tensor],
-        until_all_err: bool,
+        self, x: Tensor, rows: Tensor, draws: Draws, aim: _Aim, outputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Which images need no further step (n,), and what a point gains in rank by a success that
-        is not yet one of all views.
+        """Which images need no further step (n,), and what a point gains in rank (n,).
+
+        A point gains rank by an error of the answer that is not yet one of all views.
         """
         none = torch.zeros(len(x), device=x.device)
         if not self.deterministic:
             return none.bool(), none
-        logits = (
-            outputs["logits"]
-            if "logits" in outputs
-            else self._outputs(x, rows, stream, draws, "logits")
-        )
+        logits = outputs.get("logits")
+        if logits is None:
+            logits = self._outputs(x, rows, draws, "logits")
+        labels = aim.labels[rows]
         wrong = misclassified(logits.detach()[:, 0], labels)
-        if not until_all_err:
+        if not aim.until_all_err:
             return wrong, none
         views = [misclassified(output.detach()[:, 0], labels) for output in outputs.values()]
         return torch.stack([wrong, *views]).all(0), _RANK * wrong
 
-    def _average(self, outputs: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    def _mean_loss(self, outputs: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """The loss of outputs (n, k, ...) averaged over k draws, or of the averaged output:
+        (n,).
+        """
         n, k = outputs.shape[:2]
         if self.randomness.average == "logits":
             return loss(outputs.mean(1), labels)
         return loss(outputs.flatten(0, 1), labels.repeat_interleave(k)).reshape(n, k).mean(1)
 
-    def _differentiate(
-        self, values: Tensor, leaf: Tensor, rows: Tensor, k: int, success: Tensor
-    ) -> Tensor:
+    def _differentiate(self, values: Tensor, leaf: Tensor, success: Tensor) -> Tensor | None:
+        """The gradient of the values to the images; None where no backward pass was run."""
         if bool(success.all()):
-            return torch.zeros_like(leaf)
+            return None
         if not values.requires_grad:
             self.gradient_blocked = True
-            return torch.zeros_like(leaf)
+            return None
         (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-        self._count_backward(rows, k)
         if slope is None:
             self.gradient_blocked = True
             return torch.zeros_like(leaf)
@@ -383,12 +366,12 @@ def _nearest(x: Tensor, images: Tensor) -> Tensor:
         return torch.cdist(x.detach().flatten(1), images.flatten(1)).argmin(1)
 
 
-def _join(parts: list[Reading]) -> Reading:
-    slopes = [part.gradient for part in parts if part.gradient is not None]
+def _join(readings: list[Reading]) -> Reading:
+    slopes = [one.gradient for one in readings if one.gradient is not None]
     return Reading(
-        torch.cat([part.value for part in parts]),
+        torch.cat([one.value for one in readings]),
         torch.cat(slopes) if slopes else None,
-        torch.cat([part.success for part in parts]),
+        torch.cat([one.success for one in readings]),
     )
 
 

@@ -65,7 +65,7 @@ P = TypeVar("P", bound=LibraryParams)
 class LibraryAttack(Attack[P]):
     """A cascade of the library's attacks: each stage attacks what the earlier ones left.
 
-    An image's points depend on who stands beside it in the call, so the images that go into one are
+    An image's points depend on the others in its call, so the images that go into one are
     part of the result's identity: `chunk` images along the evaluation order. With chunk=1, which is
     the rule for stochastic defenses, each image has its own call and its own seed.
     """
@@ -123,13 +123,15 @@ class LibraryAttack(Attack[P]):
         gain = left[names[names.index("square") - 1]] - left["square"]
         if gain <= SQUARE_GAIN:
             return []
-        told = (
+        message = (
             f"Square broke another {gain:.1%} of the images after the gradient-based stages: "
             "their gradients may mislead"
         )
         return [
             Finding(
-                name="square-gains", verdict="warn", message=f"{told}; try bpda or a fitting attack"
+                name="square-gains",
+                verdict="warn",
+                message=f"{message}; try bpda or a fitting attack",
             )
         ]
 
@@ -181,7 +183,7 @@ class AutoAttack(LibraryAttack[AutoAttackParams]):
     Params = AutoAttackParams
     card = Card(
         paper="Croce and Hein, ICML 2020, arXiv 2003.01690; pyautoattack",
-        note="at most min(9, K-1) targets; 7,857 forwards and 1,910 backwards for what stands "
+        note="at most min(9, K-1) targets; 7,857 forwards and 1,910 backwards for what survives "
         "(K >= 10), 7 more to check",
     )
 
@@ -405,10 +407,10 @@ def _cascade(suite: Suite, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
         rows = (stages == NO_STAGE).nonzero().squeeze(1)
         if not len(rows):
             break
-        found = _perturb(suite, name, images[rows], labels[rows])
-        logits = suite.model(found)
+        candidates = _perturb(suite, name, images[rows], labels[rows])
+        logits = suite.model(candidates)
         fooled = logits.argmax(1) != labels[rows]
-        points[rows[fooled]] = found[fooled]
+        points[rows[fooled]] = candidates[fooled]
         stages[rows[misclassified(logits, labels[rows])]] = index
     return points, stages
 
@@ -428,8 +430,8 @@ def _perturb(suite: Suite, name: str, images: Tensor, labels: Tensor) -> Tensor:
         attack.targeted = name == "fab-t"
     if name == "fab-t":
         attack.n_restarts = 1
-    found: Tensor = attack.perturb(images.clone(), labels.clone())
-    return found.detach()
+    points: Tensor = attack.perturb(images.clone(), labels.clone())
+    return points.detach()
 
 
 @contextmanager
@@ -453,7 +455,10 @@ def _listening(heard: list[str]) -> Iterator[None]:
 # What the library's warnings say, by a word that tells them apart.
 _WARNINGS = {
     "randomized": ("library-randomised", "the library saw a randomised defense"),
-    "probability": ("library-probabilities", "the library saw probabilities where logits were due"),
+    "probability": (
+        "library-probabilities",
+        "the library saw probabilities where logits were expected",
+    ),
     "zero gradient": (
         "library-zero-gradient",
         "the library met points with zero gradient; use bpda or a fitting attack",

@@ -1,4 +1,4 @@
-"""Controls: attacks that use no gradient and stand beside the real ones."""
+"""Controls: attacks that use no gradient, to compare the real ones with."""
 
 from __future__ import annotations
 

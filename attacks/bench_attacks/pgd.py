@@ -43,7 +43,7 @@ StepSize = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_che
 
 
 def step_length(text: str, eps: float, steps: int) -> float:
-    """The number that a `StepSize` stands for."""
+    """The step length that a `StepSize` means, in pixel units."""
     if text == "auto":
         return 2.5 * eps / max(steps, 1)
     relative = _STEP.match(text)
@@ -69,7 +69,13 @@ P = TypeVar("P", bound=SearchParams)
 
 
 class Search(Attack[P]):
-    """Projected gradient ascent on an objective that subclasses name."""
+    """Projected gradient ascent on an objective that subclasses name.
+
+    for each restart:
+        x = a random point of the ball around the image (or the image)
+        repeat `steps` times: x = project(x + step * direction(gradient of the objective))
+        keep the first x that breaks the image, else the x of largest objective
+    """
 
     @property
     def loss(self) -> Loss:
@@ -88,16 +94,16 @@ class Search(Attack[P]):
         for restart in range(self.params.restarts):
             if not len(rows):
                 break
-            found = self._climb(victim, images[rows], labels, rows, threat, restart)
-            candidates, values = found.points, found.values
+            ascent = self._search(victim, images[rows], labels, rows, threat, restart)
+            candidates, values = ascent.points, ascent.values
             if not victim.fixed:
-                candidates, values = _best_by_fresh_draws(victim, found, rows, labels, self.loss)
-            better = found.success | (values > best[rows])
+                candidates, values = _best_by_fresh_draws(victim, ascent, rows, labels, self.loss)
+            better = ascent.success | (values > best[rows])
             points[rows[better]], best[rows[better]] = candidates[better], values[better]
-            rows = rows[~found.success]
+            rows = rows[~ascent.success]
         return points
 
-    def _climb(
+    def _search(
         self,
         victim: Victim,
         images: Tensor,
@@ -144,24 +150,22 @@ def random_point(
 
 
 SCORING_DRAWS = 10
+"""Fresh draws on which PGD compares its two candidates."""
 
 
 def _best_by_fresh_draws(
-    victim: Victim, found: Ascent, rows: Tensor, labels: Tensor, loss: Loss
+    victim: Victim, ascent: Ascent, rows: Tensor, labels: Tensor, loss: Loss
 ) -> tuple[Tensor, Tensor]:
-    """The better of the point with the largest loss seen and the last iterate, by mean loss over
-    draws of their own.
+    """The better of two points, by their mean loss over draws of their own, and that loss (n,).
 
-    Under fresh randomness the largest loss seen during the search belongs to a lucky draw as often
-    as to a good point.
+    The two are the point with the largest loss seen during the search, and the last iterate. Under
+    fresh randomness the largest loss is a chance hit as often as it is a good point.
     """
-    seen = victim.score(found.points, rows, labels, loss, SCORING_DRAWS)
-    last = victim.score(found.last, rows, labels, loss, SCORING_DRAWS)
-    take_last = last > seen
-    shape = (-1, *[1] * (found.points.dim() - 1))
-    return torch.where(take_last.reshape(shape), found.last, found.points), torch.maximum(
-        seen, last
-    )
+    largest = victim.score(ascent.points, rows, labels, loss, SCORING_DRAWS)
+    last = victim.score(ascent.last, rows, labels, loss, SCORING_DRAWS)
+    take_last = (last > largest).reshape(-1, *[1] * (ascent.points.dim() - 1))
+    points = torch.where(take_last, ascent.last, ascent.points)
+    return points, torch.maximum(largest, last)
 
 
 BPDA = Alias("pgd:gradient=bpda")

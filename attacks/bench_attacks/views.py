@@ -33,7 +33,7 @@ class ViewsParams(SearchParams):
     """Parameters of `views`."""
 
     at: Names = Field(
-        description="views to break together; NAME stands for all views NAME:..., too", min_length=1
+        description="views to break together; NAME means all views NAME:..., too", min_length=1
     )
 
 
@@ -47,7 +47,7 @@ class Views(Search[ViewsParams]):
     card = Card(
         paper="the loss of Carlini and Wagner 2017, arXiv 1608.04644, f6; several objectives in "
         "one: Tramer et al. 2020, arXiv 2002.08347",
-        note="an answer that is one of the views falls whatever chooses among them; where a "
+        note="an answer that is one of the views is broken whatever chooses among them; where a "
         "defense has no such view, `logits`",
     )
 
@@ -98,20 +98,21 @@ class Evade(Search[EvadeParams]):
 
 
 def named(offered: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The views that these names stand for; `logits` for a defense that offers none but its answer.
+    """The views that these names mean; `logits` for a defense that offers none but its answer.
 
-    Raises `BadInput` for a name that stands for none.
+    Raises:
+        BadInput: for a name that means none.
     """
     if not any(":" in view or view == "base" for view in offered):
         return ["logits"]
-    found = {
+    by_name = {
         name: [view for view in offered if view == name or view.startswith(f"{name}:")]
         for name in names
     }
-    for name, views in found.items():
+    for name, views in by_name.items():
         if not views:
             raise BadInput(f"this defense offers no view {name!r}: use {', '.join(offered)}")
-    return list(dict.fromkeys(view for views in found.values() for view in views))
+    return list(dict.fromkeys(view for views in by_name.values() for view in views))
 
 
 def capped_margin(logits: Tensor, labels: Tensor) -> Tensor:
