@@ -107,7 +107,7 @@ def complete(run: DiffusionRun, checkpoint: Path, report: Callable[[Stand], obje
     """
     if checkpoint.exists():
         run.restore(checkpoint)
-    while run.done < run.recipe.steps:
+    while not run.finished:
         report(run.advance())
         if run.done % STORE_EVERY == 0 or run.done == run.recipe.steps:
             run.store(checkpoint)

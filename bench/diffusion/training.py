@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.unet import build_unet
 from bench.errors import BadInput
 from bench.noise import Noise, Stream
-from bench.storage.checkpoint import read_checkpoint, write_checkpoint
+from bench.storage.training_state import ResumableRun, Stateful
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ REPORT_EVERY = 50
 STORE_EVERY = 500
 
 
-class DiffusionRun:
+class DiffusionRun(ResumableRun[Stand]):
     """A training run, `advance`d in stretches of `REPORT_EVERY` steps.
 
     On one CPU thread, the same images, recipe and seed give the same bits, whether or not the run
@@ -148,6 +148,14 @@ class DiffusionRun:
         }
         self.kept = Weights()
         self.done = 0
+        self.identity = json.dumps(
+            [asdict(recipe), seed, tuple(images.shape), float(self.images.cpu().double().sum())]
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.done >= self.recipe.steps
 
     @property
     def network(self) -> nn.Module:
@@ -192,43 +200,22 @@ class DiffusionRun:
             for name, value in self.network.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
 
-    def identity(self) -> str:
-        """What decides the run's bits, but for device and threads."""
-        return json.dumps(
-            [
-                asdict(self.recipe),
-                self.seed,
-                tuple(self.images.shape),
-                float(self.images.cpu().double().sum()),
-            ]
-        )
+    def parts(self) -> Mapping[str, Stateful]:
+        """Network and optimiser."""
+        return {"network": self.network, "optimiser": self.optimiser}
 
-    def store(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
-        content = {
-            "identity": self.identity(),
+    def counters(self) -> dict[str, Any]:
+        """Steps so far, the moving average, and the kept weights."""
+        return {
             "done": self.done,
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
             "average": self.average,
             "kept": [self.kept.raw, self.kept.average],
         }
-        write_checkpoint(path, content)
 
-    def restore(self, path: Path) -> None:
-        """Go on where `store` was called. Raises `BadInput` where the file is of another run."""
-        with read_checkpoint(path, self.device) as content:
-            same = content["identity"] == self.identity()
-        if not same:
-            raise BadInput(
-                f"{path} is of a run with another recipe, seed or data: remove it or give another "
-                "--out"
-            )
-        self.done = content["done"]
-        self.network.load_state_dict(content["network"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.average = content["average"]
-        self.kept = Weights(*content["kept"])
+    def take_up(self, counters: dict[str, Any]) -> None:
+        """Go on from these."""
+        self.done, self.average = counters["done"], counters["average"]
+        self.kept = Weights(*counters["kept"])
 
 
 def denoising_loss(model: DiffusionModel, z: Tensor, times: Tensor, noise: Tensor) -> Tensor:

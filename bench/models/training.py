@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,8 +25,8 @@ from bench.models.nets import build
 from bench.models.recipes import Recipe
 from bench.noise import Noise, Stream
 from bench.results import statistics
-from bench.storage.checkpoint import read_checkpoint, write_checkpoint
 from bench.storage.files import write_whole
+from bench.storage.training_state import ResumableRun, Stateful
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,8 @@ def train(
             "choose the last"
         )
     run = _Run(dataset, arch, recipe, trained_on, seed, torch.device(device))
-    if checkpoint is not None and checkpoint.exists():
-        run.restore(checkpoint)
-    while run.done < recipe.epochs:
-        epoch = run.advance(held_out)
-        if checkpoint is not None:
-            run.store(checkpoint)
-        if progress is not None:
-            progress(epoch)
+    run.held_out = held_out
+    run.finish(checkpoint, progress)
     return run.trained()
 
 
@@ -194,8 +188,10 @@ class _Descent:
         return loss.detach()
 
 
-class _Run:
-    """A training run between two epochs. `kept` are the weights that would be returned now, with
+class _Run(ResumableRun[Epoch]):
+    """A training run, an epoch at a time.
+
+    `held_out` is scored after each epoch; `kept` are the weights that would be returned now, with
     their epoch.
     """
 
@@ -218,6 +214,7 @@ class _Run:
         self.descent = _Descent(
             self.classifier, images.to(device), data.labels.to(device), recipe, seed
         )
+        self.held_out: ImageSet | None = None
         self.kept: tuple[Epoch, dict[str, Tensor]] | None = None
 
     @property
@@ -225,9 +222,15 @@ class _Run:
         """Epochs so far."""
         return self.descent.done
 
-    def advance(self, held_out: ImageSet | None) -> Epoch:
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.done >= self.recipe.epochs
+
+    def advance(self) -> Epoch:
         """Train one epoch and score it."""
         loss = self.descent.epoch()
+        held_out = self.held_out
         validation = None if held_out is None else score(self.classifier.eval(), held_out)
         epoch = Epoch(self.done, self.recipe.epochs, loss, validation)
         if self._is_kept(epoch):
@@ -251,32 +254,23 @@ class _Run:
             or epoch.validation.accuracy >= before.accuracy
         )
 
-    def store(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
+    def parts(self) -> Mapping[str, Stateful]:
+        """Network and optimiser."""
+        return {"network": self.classifier.network, "optimiser": self.descent.optimiser}
+
+    def counters(self) -> dict[str, Any]:
+        """Epochs so far, and the kept weights where they are not the present ones."""
         assert self.kept is not None
         epoch, state = self.kept
-        content = {
-            "identity": self.identity,
+        return {
             "done": self.done,
-            "network": self.classifier.network.state_dict(),
-            "optimiser": self.descent.optimiser.state_dict(),
             "kept": (asdict(epoch), {} if epoch.done == self.done else state),
         }
-        write_checkpoint(path, content)
 
-    def restore(self, path: Path) -> None:
-        """Go on where `store` was called. Raises `BadInput` where the file is of another run."""
-        with read_checkpoint(path, self.device) as content:
-            same = content["identity"] == self.identity
-        if not same:
-            raise BadInput(
-                f"{path} is of a run with another recipe, architecture, seed or data: remove it or "
-                "give another --out"
-            )
-        self.descent.done = content["done"]
-        self.classifier.network.load_state_dict(content["network"])
-        self.descent.optimiser.load_state_dict(content["optimiser"])
-        about, state = content["kept"]
+    def take_up(self, counters: dict[str, Any]) -> None:
+        """Go on from these."""
+        self.descent.done = counters["done"]
+        about, state = counters["kept"]
         validation = about.pop("validation")
         epoch = Epoch(**about, validation=None if validation is None else Score(**validation))
         self.kept = epoch, state or copy.deepcopy(self.classifier.network.state_dict())
