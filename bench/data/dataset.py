@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import BadInput
-from bench.spec import Params
+from bench.plugins.plugin import P, Plugin
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,11 @@ class ImageSet:
         return digest.hexdigest()
 
 
-P = TypeVar("P", bound=Params)
-
-
-class Dataset(ABC, Generic[P]):
-    """A source of images. Subclasses set the class attributes and write `load`.
+class Dataset(Plugin[P]):
+    """A source of images. Subclasses set the class attributes and write `num_classes`, `test` and
+    `train`.
 
     Attributes:
-        Params: the parameter model.
-        positional: the parameter that a spec's item without key fills.
-        version: raise it when images or their order may change.
         default_classifier: classifier spec used where none is given; empty where there is none.
         default_generator: diffusion model spec used where a defense asks for none in particular;
             empty where there is none.
@@ -78,9 +73,6 @@ class Dataset(ABC, Generic[P]):
         licence, source: the images' licence and where they come from.
     """
 
-    Params: ClassVar[type[Params]] = Params
-    positional: ClassVar[str | None] = None
-    version: ClassVar[int] = 1
     default_classifier: ClassVar[str] = ""
     default_generator: ClassVar[str] = ""
     default_norm: ClassVar[str] = "linf"
@@ -90,9 +82,6 @@ class Dataset(ABC, Generic[P]):
     splits: ClassVar[dict[str, int]] = {}
     licence: ClassVar[str] = ""
     source: ClassVar[str] = ""
-
-    def __init__(self, params: P) -> None:
-        self.params = params
 
     @property
     def drawn_from(self) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bench.data.dataset import P
 from bench.data.npz import Archive
 from bench.data.official import Bytes, Official
 from bench.data.order import Integers
 from bench.errors import BadInput
+from bench.plugins.plugin import P
 from bench.spec import Params
 from bench.storage.download import data_root, digest_of, fetch
 

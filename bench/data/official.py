@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.data.dataset import Dataset, ImageSet, P
+from bench.data.dataset import Dataset, ImageSet
 from bench.data.order import Integers, evaluation_order
 from bench.errors import BadInput
+from bench.plugins.plugin import P
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -1,4 +1,4 @@
-"""The study `ablation`: what does each part of a defense do for it?"""
+"""The study `ablation`: what does each component of a defense do for it?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CHANGES = (
 
 
 class AblationParams(BuildsParams):
-    """Which defenses."""
+    """Parameters of `ablation`."""
 
     defenses: Specs = Field(
         tuple(f"datafreeshield:{_BASE},{change}" for change in _CHANGES),
@@ -42,8 +42,8 @@ class AblationParams(BuildsParams):
 
 
 class Ablation(BuildsStudy[AblationParams]):
-    """What does each part of a defense do for it? Variants against the first one, over builds, on
-    the same images.
+    """What does each component of a defense do for it? Variants against the first one, over builds,
+    on the same images.
 
     Means over builds and images with intervals that count both, and the paired difference of robust
     accuracy to the first defense; by build the images lost and won, and McNemar's exact p. A build
@@ -53,15 +53,14 @@ class Ablation(BuildsStudy[AblationParams]):
     Params = AblationParams
 
     def specs(self) -> tuple[str, ...]:
-        """The defenses."""
         return self.params.defenses
 
-    def answer(self, found: list[BuildScores], scale: str) -> StudyResult:
+    def answer(self, scores: list[BuildScores], scale: str) -> StudyResult:
         """One row a defense."""
-        table = comparison(found)
+        table = comparison(scores)
         return StudyResult(
-            tables={"ablation": table, "builds": by_build(found)},
-            figures={"ablation": ablation_figure(table, found)},
+            tables={"ablation": table, "builds": by_build(scores)},
+            figures={"ablation": ablation_figure(table, scores)},
             sentence=sentence(table),
             scale=scale,
         )
@@ -71,14 +70,14 @@ def sentence(table: pd.DataFrame) -> str:
     """Robust accuracy of the first, and what the others add or take."""
     names = short_names(list(table["defense"]))
     first, *others = table.to_dict("records")
-    parts = [f"{names[row['defense']]}: {percent(row, 'difference')}" for row in others]
+    differences = [f"{names[row['defense']]}: {percent(row, 'difference')}" for row in others]
     return (
         f"{names[first['defense']]} has {percent(first, 'robust')} % robust accuracy; "
-        f"differences to it in points: {'; '.join(parts)}."
+        f"differences to it in points: {'; '.join(differences)}."
     )
 
 
-def ablation_figure(table: pd.DataFrame, found: list[BuildScores]) -> Figure:
+def ablation_figure(table: pd.DataFrame, builds: list[BuildScores]) -> Figure:
     """Accuracies with their intervals, a dot a build; and the differences to the first defense."""
     figure, (left, right) = plots.panels(
         "Accuracy of each variant (95 % intervals over builds and images; dots: builds)",
@@ -88,7 +87,7 @@ def ablation_figure(table: pd.DataFrame, found: list[BuildScores]) -> Figure:
         ],
     )
     rows, names = table.to_dict("records"), short_names(list(table["defense"]))
-    for place, (row, one) in enumerate(zip(rows, found, strict=True)):
+    for place, (row, one) in enumerate(zip(rows, builds, strict=True)):
         for name, scores, colour in (
             ("clean", one.clean, plots.COLOURS[1]),
             ("robust", one.robust, plots.COLOURS[0]),

@@ -24,6 +24,7 @@ from bench.report.compare import BuildScores, gathered
 from bench.results.metrics import measure
 from bench.results.outcomes import Outcomes
 from bench.spec import Params, parse, unnest
+from bench.studies.deployed import defense_identities
 from bench.studies.study import Study, StudyResult, StudySetting
 
 SEEDS_APART = 1_000
@@ -58,11 +59,8 @@ class BuildsStudy(Study[P]):
 
     def plugins(self) -> dict[str, Any]:
         """The defenses by spec, and the attack."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.specs()]
-        return {
-            "attack": create_attack(self.params.attack).attack.identity,
-            **{one.spec: one.identity for one in named},
-        }
+        attack = create_attack(self.params.attack).attack
+        return {"attack": attack.identity, **defense_identities(self.specs())}
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """Hashes of the data that the defenses declare."""
@@ -75,23 +73,23 @@ class BuildsStudy(Study[P]):
 
     def run(self, setting: StudySetting) -> StudyResult:
         """Attack all builds, and compare."""
-        found = list(attacked(setting, self.specs(), self.params))
-        builds, n = found[0].robust.shape
+        scores = list(attacked(setting, self.specs(), self.params))
+        builds, n = scores[0].robust.shape
         return self.answer(
-            found, f"{builds} builds of {len(found)} defenses, {n} images, {self.params.attack}"
+            scores, f"{builds} builds of {len(scores)} defenses, {n} images, {self.params.attack}"
         )
 
     @abstractmethod
-    def answer(self, found: list[BuildScores], scale: str) -> StudyResult:
-        """Tables, figures and the sentence of what was found; `scale` says how much was
-        computed.
-        """
+    def answer(self, scores: list[BuildScores], scale: str) -> StudyResult:
+        """Tables, figures and the sentence; `scale` says how much was computed."""
 
 
 def planned(
     setting: StudySetting, specs: Sequence[str], attack: str, build: int
 ) -> list[Evaluation]:
-    """The cells of one build, a defense each. Raises `BadInput` for anything that cannot work."""
+    """The evaluations of one build, a defense each. Raises `BadInput` for anything that cannot
+    work.
+    """
     request = Request(
         defenses=tuple(specs),
         attacks=(attack,),
@@ -116,10 +114,11 @@ def attacked(
         for build, evaluation in enumerate(evaluations):
             setting.progress(f"{evaluation.defense.spec}: build {build + 1} of {params.builds}")
             outcomes.append(compute_outcomes(evaluation, execution))
-        yield _gathered(evaluations[0], outcomes)
+        yield scored(evaluations[0], outcomes)
 
 
-def _gathered(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> BuildScores:
+def scored(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> BuildScores:
+    """The scores of a defense from the outcomes of its builds, in their order."""
     by_gradient = not evaluation.attack.plugin.card.control
     collapsed = [measure(one, by_gradient=by_gradient).collapsed for one in outcomes]
     builds = {build: [one] for build, one in enumerate(outcomes)}

@@ -4,18 +4,19 @@ intervals in tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from bench.attack import Attack
-from bench.defense import DefendedClassifier, Need
+from bench.defense import DefendedClassifier, Forward, Need
 from bench.diffusion.model import DiffusionModel
 from bench.engine.build import build
 from bench.engine.evaluation import Evaluation
@@ -29,13 +30,13 @@ from bench.plugins.create import DEFENSES, Named, create
 from bench.randomness import RandomnessModel
 from bench.results.estimate import Estimate
 from bench.spec import Params, Specs, parse
-from bench.studies.study import Study, StudySetting
+from bench.studies.study import IMAGES, Study, StudySetting
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
 
 class DefensesParams(Params):
-    """Which defenses are studied."""
+    """Parameters of a study that compares defenses."""
 
     defenses: Specs = Field(
         ("diffpure", "revpure"),
@@ -45,15 +46,15 @@ class DefensesParams(Params):
     )
 
 
-class SearchParams(Params):
-    """Parameters of `Climb`."""
+class GradientSearchParams(Params):
+    """Parameters of `GradientSearch`."""
 
     steps: int = Field(ge=1, le=10_000, description="gradient steps of the attack")
 
 
-class Search(Attack[SearchParams]):
-    """Projected ascent of the cross-entropy from the image itself (Madry et al. 2018), step length
-    2.5 eps / steps.
+class GradientSearch(Attack[GradientSearchParams]):
+    """PGD without a random start (Madry et al. 2018, arXiv 1706.06083, equation 2): ascent of the
+    cross-entropy from the image itself, projected on the ball, with steps of 2.5 eps / steps.
     """
 
     def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
@@ -67,12 +68,12 @@ class Search(Attack[SearchParams]):
 
 @dataclass(frozen=True)
 class Deployed:
-    """A defense in front of the subject's classifier.
+    """A defense in front of the evaluation setup's classifier.
 
     Attributes:
-        cell: what it was built from.
+        evaluation: what it was built from.
         classifier: on the setting's device.
-        images, labels: the subject's, (n, C, H, W) in [0, 1] and (n,), on the device.
+        images, labels: the setup's, (n, C, H, W) in [0, 1] and (n,), on the device.
     """
 
     setting: StudySetting
@@ -83,12 +84,10 @@ class Deployed:
 
     @property
     def spec(self) -> str:
-        """The defense's canonical spec."""
         return self.evaluation.defense.spec
 
     @property
     def setup(self) -> Setup:
-        """Images, classifier and ball."""
         return self.evaluation.setup
 
     @property
@@ -97,7 +96,9 @@ class Deployed:
         return torch.arange(len(self.images), device=self.images.device)
 
     def victim(self, randomness: str = "fresh", k: int = 1, gradient: str = "full") -> Victim:
-        """The defense as attacks see it, under a law; the study's seed is the root of its draws."""
+        """The defense as attacks see it, under a randomness model; the study's seed is the root of
+        its draws.
+        """
         setting = self.setting
         return Victim(
             self.classifier,
@@ -111,12 +112,14 @@ class Deployed:
 
 
 def evaluation_of(setting: StudySetting, spec: str) -> Evaluation:
-    """The cell of a defense; its attack is never run."""
-    attack: Named[Attack[Any]] = Named("climb", "climb", Search(SearchParams(steps=1)), ())
+    """The evaluation that builds a defense under the study's setup; its attack is never run."""
+    never_run: Named[Attack[Any]] = Named(
+        "gradient-search", "gradient-search", GradientSearch(GradientSearchParams(steps=1)), ()
+    )
     return Evaluation(
         setting.setup,
         create(DEFENSES, parse(spec)),
-        attack,
+        never_run,
         "full",
         RandomnessModel(),
         seed=setting.seed,
@@ -130,19 +133,16 @@ def deploy(
     """Build the defenses. Raises `BadInput` where one cannot be built, or does not offer a view
     that the study needs.
     """
-    setup = setting.setup
-    images, labels = (
-        setup.images.pixels().to(setting.device),
-        setup.images.labels.to(setting.device),
-    )
+    images = setting.setup.images.pixels().to(setting.device)
+    labels = setting.setup.images.labels.to(setting.device)
     evaluations = [evaluation_of(setting, spec) for spec in specs]
-    found = [
+    deployed = [
         Deployed(setting, evaluation, build(evaluation, setting.device), images, labels)
         for evaluation in evaluations
     ]
-    for one in found:
+    for one in deployed:
         _check_views(one, views)
-    return found
+    return deployed
 
 
 def _check_views(one: Deployed, views: Sequence[str]) -> None:
@@ -161,16 +161,16 @@ def diffusion_models(classifier: nn.Module) -> list[DiffusionModel]:
 
 def diffusion_model(one: Deployed) -> DiffusionModel:
     """The first diffusion model of a defense. Raises `BadInput` where it has none."""
-    found = diffusion_models(one.classifier)
-    if not found:
+    models = diffusion_models(one.classifier)
+    if not models:
         raise BadInput(
             f"defense {one.spec!r} has no diffusion model, which this study looks at: leave it out"
         )
-    return found[0]
+    return models[0]
 
 
 def features(setting: StudySetting, images: Tensor) -> npt.NDArray[np.float64]:
-    """Features (n, d) before the last layer of the subject's classifier. Raises `BadInput` where it
+    """Features (n, d) before the last layer of the setup's classifier. Raises `BadInput` where it
     does not offer them.
     """
     setup = setting.setup
@@ -180,14 +180,18 @@ def features(setting: StudySetting, images: Tensor) -> npt.NDArray[np.float64]:
             "classifier of the zoo"
         )
     forward = setup.classifier.forward_pass("full", "features")
-    noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(images))).at("features")
-    size = setting.batch_size
+    return in_batches(setting, forward, images, "features").double().numpy()
+
+
+def in_batches(setting: StudySetting, forward: Forward, images: Tensor, site: str) -> Tensor:
+    """A classifier's outputs on images (n, C, H, W), without gradient; `site` names its noise."""
+    noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(images))).at(site)
+    batches = [
+        slice(start, start + setting.batch_size)
+        for start in range(0, len(images), setting.batch_size)
+    ]
     with torch.no_grad():
-        parts = [
-            forward(images[rows], noise.rows(rows))
-            for rows in (slice(at, at + size) for at in range(0, len(images), size))
-        ]
-    return torch.cat(parts).double().numpy()
+        return torch.cat([forward(images[rows], noise.rows(rows)) for rows in batches])
 
 
 def check_linf(setting: StudySetting) -> float:
@@ -204,18 +208,26 @@ def check_linf(setting: StudySetting) -> float:
 P = TypeVar("P", bound=DefensesParams)
 
 
+def defense_identities(specs: Sequence[str]) -> dict[str, Any]:
+    """What each defense is, by its canonical spec. Raises `BadInput` for a spec that cannot be
+    read.
+    """
+    named = [create(DEFENSES, parse(spec)) for spec in specs]
+    return {defense.spec: defense.identity for defense in named}
+
+
 class DefenseStudy(Study[P]):
     """Base of the studies that compare defenses; the identity holds the defenses and what they are
     built from.
     """
 
     def plugins(self) -> dict[str, Any]:
-        """The defenses, by spec."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
-        return {one.spec: one.identity for one in named}
+        return defense_identities(self.params.defenses)
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """The diffusion models, by the defense that they are for."""
+        if not self.uses & IMAGES:
+            return {}
         evaluations = [evaluation_of(setting, spec) for spec in self.params.defenses]
         return {
             evaluation.defense.spec: fingerprint(evaluation.generator())
@@ -225,5 +237,10 @@ class DefenseStudy(Study[P]):
 
 
 def columns(name: str, estimate: Estimate) -> dict[str, float]:
-    """Three columns of a table: the mean, and where its 95 % interval begins and ends."""
+    """Three columns of a table: the value, and where its 95 % interval begins and ends."""
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def shown(row: Mapping[Any, Any] | pd.Series, name: str) -> str:
+    """What `columns` wrote, as text: `0.266 [0.253, 0.279]`."""
+    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).scaled(1, 3)

@@ -1,5 +1,8 @@
 """The study `direction`: does purification change an image in one direction, or in another one with
 each draw?
+
+Liu and Wei 2025, arXiv 2505.22839, report the correlation of changes under one noise and across
+draws.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from torch import Tensor
 
 from bench.errors import BadInput
 from bench.randomness import Query
-from bench.results.estimate import Estimate
 from bench.results.statistics import bootstrap_mean
 from bench.studies import plots
 from bench.studies.deployed import (
@@ -25,20 +27,19 @@ from bench.studies.deployed import (
     check_linf,
     columns,
     deploy,
+    shown,
 )
 from bench.studies.study import StudyResult, StudySetting
 from bench.victim import Victim, frozen
 
-SAME, ACROSS, CONTROL = "one tape", "other tapes", "perturbations"
-"""What varies within an image's set of changes: the perturbation, on one tape; the tape; and the
-perturbations themselves.
+SAME, ACROSS, CONTROL = "fixed noise", "other draws", "perturbations"
+"""Changes of one image that are compared: of other perturbations under one fixed noise, of no
+perturbation under other draws, and, as a control, the perturbations themselves.
 """
-
-_MEASURES = ("pearson", "cosine")
 
 
 class DirectionParams(DefensesParams):
-    """What is compared."""
+    """Parameters of `direction`."""
 
     points: int = Field(
         100,
@@ -49,20 +50,20 @@ class DirectionParams(DefensesParams):
 
 
 class Direction(DefenseStudy[DirectionParams]):
-    """Do the changes that a purifying defense makes to an image agree in direction, on one tape and
-    across tapes?
+    """Do the changes that a purifying defense makes to an image agree in direction, under one fixed
+    noise and across draws?
 
-    A change is P(x + d) - x, P(x) the purified and x the clean image. On one tape, d is uniform in
-    the Linf ball of radius eps, not clipped to [0, 1]; across tapes, d is 0 and each change has a
-    tape of its own. The value of an image is the mean of Pearson's correlation, or of the cosine,
-    over all pairs of changes (Liu and Wei 2025, arXiv 2505.22839). As a control, that of the d.
+    A change is P(x + d) - x, P(x) the purified and x the clean image. Under fixed noise, d is
+    uniform in the Linf ball of radius eps, not clipped to [0, 1]; across draws, d is 0 and each
+    change has noise of its own. The value of an image is the mean of Pearson's correlation, or of
+    the cosine, over all pairs of changes (Liu and Wei 2025, arXiv 2505.22839). As a control, that
+    of the d.
     """
 
     Params = DirectionParams
     default_n = 50
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """Correlations of each image, by defense."""
         eps = check_linf(setting)
         images = pd.DataFrame(
             [
@@ -81,30 +82,28 @@ class Direction(DefenseStudy[DirectionParams]):
 
 
 def _random(setting: StudySetting, params: DirectionParams) -> list[Deployed]:
-    found = deploy(setting, params.defenses, ["purified"])
-    for one in found:
+    deployed = deploy(setting, params.defenses, ["purified"])
+    for one in deployed:
         if not one.classifier.stochastic:
             raise BadInput(
-                f"defense {one.spec!r} draws no random numbers, so there are no other tapes to "
+                f"defense {one.spec!r} draws no random numbers, so there are no other draws to "
                 "compare: leave it out"
             )
-    return found
+    return deployed
 
 
 def _rows(one: Deployed, eps: float, points: int) -> Iterator[dict[str, object]]:
     one.setting.progress(f"{one.spec}: {len(one.images)} images, {2 * points} purifications each")
-    fixed_noise, fixed_draws = one.victim("replay"), one.victim("replay-set", points)
+    one_noise, many_noises = one.victim("replay"), one.victim("replay-set", points)
     with frozen(one.classifier):
         for row, image in zip(one.rows, one.images, strict=True):
-            moves = _moves(fixed_noise, row, image, points, eps)
-            changes = {
-                SAME: _on_one_fixed_noise(fixed_noise, row, image + moves),
-                ACROSS: _across(fixed_draws, row, image),
-            }
-            for kind, vectors in {
-                **{k: v - image for k, v in changes.items()},
+            moves = perturbations(one_noise, row, image, points, eps)
+            compared = {
+                SAME: under_fixed_noise(one_noise, row, image + moves) - image,
+                ACROSS: across_draws(many_noises, row, image) - image,
                 CONTROL: moves,
-            }.items():
+            }
+            for kind, vectors in compared.items():
                 yield {
                     "defense": one.spec,
                     "image": _id(one, row),
@@ -117,17 +116,20 @@ def _id(one: Deployed, row: Tensor) -> int:
     return int(one.setup.images.ids[int(row)])
 
 
-def _moves(victim: Victim, row: Tensor, image: Tensor, points: int, eps: float) -> Tensor:
+def perturbations(victim: Victim, row: Tensor, image: Tensor, points: int, eps: float) -> Tensor:
+    """Points (points, C, H, W), uniform in the Linf ball around 0; `row` is the image's number."""
     uniform = victim.random(row.reshape(1)).uniform("direction", (points, *image.shape))[0]
     return eps * (2 * uniform - 1)
 
 
-def _on_one_fixed_noise(fixed_noise: Victim, row: Tensor, x: Tensor) -> Tensor:
-    return fixed_noise.logits(x, row.expand(len(x)), Query(), "purified")[:, 0]
+def under_fixed_noise(victim: Victim, row: Tensor, x: Tensor) -> Tensor:
+    """Variants x (m, C, H, W) of one image, purified under the noise that replay gives it."""
+    return victim.logits(x, row.expand(len(x)), Query(), "purified")[:, 0]
 
 
-def _across(fixed_draws: Victim, row: Tensor, image: Tensor) -> Tensor:
-    return fixed_draws.logits(image[None], row.reshape(1), Query(), "purified")[0]
+def across_draws(victim: Victim, row: Tensor, image: Tensor) -> Tensor:
+    """One image (C, H, W), purified under each noise of a replay set, (draws, C, H, W)."""
+    return victim.logits(image[None], row.reshape(1), Query(), "purified")[0]
 
 
 def agreement(vectors: npt.NDArray[np.floating]) -> dict[str, float]:
@@ -143,7 +145,7 @@ def agreement(vectors: npt.NDArray[np.floating]) -> dict[str, float]:
 def _mean_cosine(rows: npt.NDArray[np.float64]) -> float:
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     m = len(rows)
-    # The squared length of the sum holds each pair twice, and m ones.
+    # |sum of units|^2 = m + 2 * sum over pairs of their cosine.
     return float((np.square(units.sum(0)).sum() - m) / (m * (m - 1)))
 
 
@@ -151,36 +153,35 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
     """Means over images with 95 % intervals, by defense and by what was compared."""
     rows = []
     for (defense, kind), group in images.groupby(["defense", "compared"], sort=False):
-        found = {name: bootstrap_mean(group[name].to_numpy()) for name in _MEASURES}
-        about = {
+        row: dict[str, object] = {
             "defense": defense,
             "compared": kind,
             "images": int(group["pearson"].notna().sum()),
         }
-        rows.append(
-            about | columns("pearson", found["pearson"]) | columns("cosine", found["cosine"])
-        )
+        for measure in ("pearson", "cosine"):
+            row |= columns(measure, bootstrap_mean(group[measure].to_numpy()))
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def sentence(table: pd.DataFrame) -> str:
     """The correlations of each defense, and the control's."""
-    parts = [
-        f" that {defense} makes to an image correlate {_of(table, defense, ACROSS)} across tapes, "
-        f"{_of(table, defense, SAME)} on one tape"
+    correlations = [
+        f" that {defense} makes to an image correlate {_of(table, defense, ACROSS)} across draws, "
+        f"{_of(table, defense, SAME)} under fixed noise"
         for defense in table["defense"].unique()
     ]
     control = table[table["compared"] == CONTROL]["pearson"].abs().max()
     return (
         "The changes"
-        + "; the changes".join(parts)
+        + "; the changes".join(correlations)
         + f"; the perturbations themselves {control:.3f} at most (Pearson, mean over images)."
     )
 
 
 def _of(table: pd.DataFrame, defense: str, kind: str) -> str:
     (row,) = table[(table["defense"] == defense) & (table["compared"] == kind)].to_dict("records")
-    return Estimate(row["pearson"], row["pearson_low"], row["pearson_high"]).scaled(1, 3)
+    return shown(row, "pearson")
 
 
 def directions_figure(images: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -223,7 +224,7 @@ def directions_figure(images: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 _LABELS = {
-    SAME: "other perturbation,\none tape",
-    ACROSS: "no perturbation,\nother tape",
+    SAME: "other perturbation,\nfixed noise",
+    ACROSS: "no perturbation,\nother draw",
     CONTROL: "the perturbations\nthemselves",
 }

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from bench.plugins.create import DEFENSES, create
 from bench.results.statistics import wilson
-from bench.spec import parse
 from bench.studies import plots, sets
+from bench.studies.deployed import columns, shown
 from bench.studies.sets import Floats
-from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
+from bench.studies.study import StudyResult, StudySetting
 from bench.studies.synthetic import (
     ComparedParams,
+    ComparedStudy,
     Embedding,
     embedded,
     make,
@@ -27,11 +25,11 @@ from bench.studies.synthetic import (
 
 _TEST = "test images"
 _SHOWN = 600
-"""Points of a set in the picture."""
+"""Points of a set that the figure draws."""
 
 
 class DiversityParams(ComparedParams):
-    """Whose images, in which space, and the metrics' own numbers."""
+    """Parameters of `diversity`."""
 
     embedding: Embedding = Field(
         "features", description="the classifier's features before its last layer, or pixels"
@@ -44,38 +42,29 @@ class DiversityParams(ComparedParams):
     )
 
 
-class Diversity(Study[DiversityParams]):
+class Diversity(ComparedStudy[DiversityParams]):
     """How much of the training images' variety do the images have that a defense makes itself?
 
     Coverage and recall over k-NN balls, NDB and JSD over k-means bins of the training images, and
     how much each set varies by itself: the residual of k-means with one centre a class, and the
-    variance within a mixture of as many normal laws. Test images are the row to compare with. Real
-    images are looked at here only, and choose nothing.
+    variance within a mixture of as many normal distributions. Test images are the row to compare
+    with. Real images are looked at here only, and choose nothing.
     """
 
     Params = DiversityParams
-    uses = IMAGES | {"seed", "device", "batch_size"}
-
-    def plugins(self) -> dict[str, Any]:
-        """The defenses, by spec."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
-        return {one.spec: one.identity for one in named}
-
-    def sources(self, setting: StudySetting) -> dict[str, str]:
-        """The training images."""
-        return {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """One row a set of images."""
         params, setup = self.params, setting.setup
         real, _ = training_points(setting, params.n_real, params.embedding)
-        found = {one.defense: (one.images, one.labels) for one in make(setting, params.defenses)}
-        found[_TEST] = (setup.images.pixels(), setup.images.labels)
+        available = {
+            made.defense: (made.images, made.labels) for made in make(setting, params.defenses)
+        }
+        available[_TEST] = (setup.images.pixels(), setup.images.labels)
         # More points cover more, so each set has as many.
-        size = min(len(images) for images, _ in found.values())
+        size = min(len(images) for images, _ in available.values())
         chosen = {
             name: (images[_spread(images, size)], labels[_spread(labels, size)])
-            for name, (images, labels) in found.items()
+            for name, (images, labels) in available.items()
         }
         points = {
             name: embedded(setting, images, params.embedding)
@@ -110,14 +99,14 @@ def _spread(rows: Tensor, size: int) -> Tensor:
 def measures(
     real: Floats, made: Floats, params: DiversityParams, classes: int, seed: int
 ) -> dict[str, float]:
-    """All metrics of a set of points (m, d) against training points (n, d)."""
+    """All metrics of a set of points (m, d), compared with training points (n, d)."""
     covered, recalled = sets.coverage(real, made, params.k), sets.recall(real, made, params.k)
     centres = sets.k_means(real, min(params.bins, len(real)), seed)
     bins = sets.compare_bins(sets.binned(real, centres), sets.binned(made, centres), len(centres))
     return {
         "n": len(made),
-        **_shares("coverage", covered),
-        **_shares("recall", recalled),
+        **columns("coverage", wilson(int(covered.sum()), len(covered))),
+        **columns("recall", wilson(int(recalled.sum()), len(recalled))),
         "ndb": bins.different,
         "jsd": bins.divergence,
         "residual": sets.residual(made, min(classes, len(made)), seed),
@@ -125,18 +114,11 @@ def measures(
     }
 
 
-def _shares(name: str, hits: Any) -> dict[str, float]:
-    interval = wilson(int(hits.sum()), len(hits))
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
 def sentence(table: pd.DataFrame, params: DiversityParams) -> str:
     """Coverage and recall of each set."""
     names = _names(list(table["images"]))
     rows = [
-        f"{names[row['images']]} cover {row['coverage']:.3f} [{row['coverage_low']:.3f}, "
-        f"{row['coverage_high']:.3f}] and recall "
-        f"{row['recall']:.3f} [{row['recall_low']:.3f}, {row['recall_high']:.3f}]"
+        f"{names[row['images']]} cover {shown(row, 'coverage')} and recall {shown(row, 'recall')}"
         for row in table.to_dict("records")
     ]
     return f"Of the training images ({params.embedding}, k = {params.k}), {'; '.join(rows)}."

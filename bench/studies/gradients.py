@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.losses import cross_entropy
-from bench.results.estimate import Estimate
 from bench.results.statistics import bootstrap_mean
 from bench.spec import Integers
 from bench.studies import plots
@@ -27,6 +26,7 @@ from bench.studies.deployed import (
     check_linf,
     columns,
     deploy,
+    shown,
 )
 from bench.studies.study import StudyResult, StudySetting
 from bench.victim import frozen
@@ -34,14 +34,15 @@ from bench.victim import frozen
 ENOUGH = 0.9
 """The agreement of two averages from which on more draws are not needed."""
 
-FIXED = "one tape"
-EOT = "independent draws"
+FIXED, EOT = "fixed noise", "independent draws"
+"""What is compared: two backward passes under one fixed noise; two averages over draws."""
 
 _COMPARED = 4
+"""Draws on which each backward pass is compared with the exact one."""
 
 
 class GradientsParams(DefensesParams):
-    """How many draws are averaged."""
+    """Parameters of `gradients`."""
 
     draws: Integers = Field(
         (1, 2, 4, 8, 16), min_length=1, description="draws k that an attack averages, joined by +"
@@ -53,9 +54,9 @@ class Pair:
     """Two gradients of each image, compared.
 
     Attributes:
-        kind: `TAPE` (one draw, two backward passes) or `EOT` (the native one, two averages of
-            independent draws).
-        gradient: the backward pass that is held against `full`.
+        kind: `FIXED` (one draw, two backward passes) or `EOT` (the exact backward pass, two
+            averages of independent draws).
+        gradient: the backward pass that is compared with `full`.
         k: draws that each average has.
         cosine, signs: of each image: the cosine, NaN where a gradient is zero, and the share of
             pixels whose signs agree.
@@ -71,12 +72,12 @@ class Pair:
 
 
 class Gradients(DefenseStudy[GradientsParams]):
-    """How far do a purifying defense's gradients agree: with those of its stand-ins, from draw to
+    """How far do a purifying defense's gradients agree: with those of its surrogates, from draw to
     draw, and averaged over k draws?
 
     Cosines of the input gradients of the true label's cross-entropy at x +- eps / 2, signs at
-    random, clipped to [0, 1]. On one tape each backward pass that the defense offers is held
-    against the exact one, `full`; and over k draws the mean of k gradients against the mean of k
+    random, clipped to [0, 1]. Under fixed noise each backward pass that the defense offers is
+    compared with the exact one, `full`; over draws the mean of k gradients with the mean of k
     others, rho_EOT(k). A small rho_EOT(1) says that the noise masks single gradients; an attack on
     fresh draws needs the k with which it reaches 0.9.
     """
@@ -85,7 +86,6 @@ class Gradients(DefenseStudy[GradientsParams]):
     default_n = 50
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """Cosines of each image, by defense and pair of gradients."""
         eps = check_linf(setting)
         deployed = deploy(setting, self.params.defenses)
         images = pd.concat(
@@ -102,19 +102,19 @@ class Gradients(DefenseStudy[GradientsParams]):
 
 
 def compare(one: Deployed, eps: float, draws: tuple[int, ...]) -> Iterator[Pair]:
-    """All pairs of a defense."""
+    """All pairs of a defense: each backward pass under fixed noise, then each number of draws."""
     x = random_signs(one, eps)
     most = max(draws) if one.classifier.stochastic else 1
     one.setting.progress(f"{one.spec}: {2 * most} gradients of {len(x)} images")
     with frozen(one.classifier):
-        full = torch.stack([slope(one, x, "full", draw) for draw in range(2 * most)])
+        full = torch.stack([input_gradient(one, x, "full", draw) for draw in range(2 * most)])
         for gradient in (name for name in one.classifier.gradients if name != "full"):
             others = torch.stack(
-                [slope(one, x, gradient, draw) for draw in range(min(_COMPARED, 2 * most))]
+                [input_gradient(one, x, gradient, draw) for draw in range(min(_COMPARED, 2 * most))]
             )
-            yield _pair(FIXED, gradient, 1, others, full[: len(others)])
+            yield pair_of(FIXED, gradient, 1, others, full[: len(others)])
     for k in sorted({k for k in draws if k <= most}):
-        yield _pair(EOT, "full", k, averages(full[:most], k), averages(full[most:], k))
+        yield pair_of(EOT, "full", k, averages(full[:most], k), averages(full[most:], k))
 
 
 def random_signs(one: Deployed, eps: float) -> Tensor:
@@ -124,7 +124,7 @@ def random_signs(one: Deployed, eps: float) -> Tensor:
     return (one.images + eps / 2 * signs).clamp(0, 1)
 
 
-def slope(one: Deployed, x: Tensor, gradient: str, draw: int) -> Tensor:
+def input_gradient(one: Deployed, x: Tensor, gradient: str, draw: int) -> Tensor:
     """The gradient of the true label's cross-entropy on one draw, the same one for every
     `gradient`; (n, C, H, W).
     """
@@ -135,15 +135,15 @@ def slope(one: Deployed, x: Tensor, gradient: str, draw: int) -> Tensor:
     return reading.gradient
 
 
-def averages(slopes: Tensor, k: int) -> Tensor:
+def averages(gradients: Tensor, k: int) -> Tensor:
     """Means over blocks of k draws, as many as there are whole ones: (draws, n, ...) to (draws //
     k, n, ...).
     """
-    blocks = len(slopes) // k
-    return slopes[: blocks * k].reshape(blocks, k, *slopes.shape[1:]).mean(1)
+    blocks = len(gradients) // k
+    return gradients[: blocks * k].reshape(blocks, k, *gradients.shape[1:]).mean(1)
 
 
-def _pair(kind: str, gradient: str, k: int, first: Tensor, second: Tensor) -> Pair:
+def pair_of(kind: str, gradient: str, k: int, first: Tensor, second: Tensor) -> Pair:
     """Compare gradients (draws, n, C, H, W) draw by draw; the mean over draws is each image's
     value.
     """
@@ -209,7 +209,7 @@ def sentence(table: pd.DataFrame) -> str:
 def _about(table: pd.DataFrame, defense: str) -> str:
     rows = table[table["defense"] == defense]
     averaged = rows[rows["compared"] == EOT]
-    fixed_draws = ", ".join(
+    fixed_noise = ", ".join(
         f"{row.gradient} {row.cosine:.2f}" for row in rows[rows["compared"] == FIXED].itertuples()
     )
     most, k = averaged.iloc[-1], enough(table, defense)
@@ -220,22 +220,18 @@ def _about(table: pd.DataFrame, defense: str) -> str:
     )
     return (
         f"gradients of {defense} agree from draw to draw by a cosine of "
-        f"{_estimate(averaged.iloc[0])} ({need}), "
-        f"on one tape with {fixed_draws or 'no other'}"
+        f"{shown(averaged.iloc[0], 'cosine')} ({need}), "
+        f"under fixed noise with {fixed_noise or 'no other'}"
     )
 
 
-def _estimate(row: pd.Series) -> str:
-    return Estimate(row["cosine"], row["cosine_low"], row["cosine_high"]).scaled(1, 3)
-
-
 def gradients_figure(table: pd.DataFrame) -> Figure:
-    """Cosines on one tape as bars, and over k draws as curves."""
+    """Cosines under fixed noise as bars, and over k draws as curves."""
     figure, (left, right) = plots.panels(
-        "What a defense's gradients have in common: with their stand-ins on one tape, and with "
-        "themselves on other draws",
+        "What a defense's gradients have in common: with their surrogates under fixed noise, and "
+        "with themselves on other draws",
         [
-            ("backward pass", "cosine to the exact gradient", "one tape"),
+            ("backward pass", "cosine to the exact gradient", "fixed noise"),
             ("draws k in each average", "cosine of two averages", "other draws"),
         ],
     )

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch.nn import functional as F
 
 from bench.data.dataset import ImageSet
-from bench.noise import Noise, Stream
-from bench.plugins.create import DEFENSES, create
 from bench.results.statistics import wilson
-from bench.spec import parse
 from bench.studies import plots, sets
+from bench.studies.deployed import in_batches
 from bench.studies.sets import Floats
-from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
-from bench.studies.synthetic import ComparedParams, Embedding, embedded, make, short_names
+from bench.studies.study import StudyResult, StudySetting
+from bench.studies.synthetic import (
+    ComparedParams,
+    ComparedStudy,
+    Embedding,
+    embedded,
+    make,
+    short_names,
+)
 
 _CLASSIFIER = "the classifier's loss"
 
 
 class LeakageParams(ComparedParams):
-    """Whose images, and in which space."""
+    """Parameters of `leakage`."""
 
     embedding: Embedding = Field(
         "pixels", description="pixels, or the classifier's features before its last layer"
     )
 
 
-class Leakage(Study[LeakageParams]):
+class Leakage(ComparedStudy[LeakageParams]):
     """Do images that a defense makes out of a classifier lie nearer to its training images than to
     test images?
 
@@ -45,40 +47,26 @@ class Leakage(Study[LeakageParams]):
     """
 
     Params = LeakageParams
-    uses = IMAGES | {"seed", "device", "batch_size"}
-
-    def plugins(self) -> dict[str, Any]:
-        """The defenses, by spec."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
-        return {one.spec: one.identity for one in named}
-
-    def sources(self, setting: StudySetting) -> dict[str, str]:
-        """The training images."""
-        return {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """Distances and membership of each set of images."""
-        params, images, train = (
-            self.params,
-            setting.setup.images,
-            setting.setup.dataset.plugin.train(),
-        )
-        count = min(len(images), len(train), params.n_real)
-        members, others = train.at(np.arange(count)), images.at(np.arange(count))
+        params, test = self.params, setting.setup.images
+        train = setting.setup.dataset.plugin.train()
+        count = min(len(test), len(train), params.n_real)
+        members, others = train.first(count), test.first(count)
         inside, outside = (
-            embedded(setting, part.pixels(), params.embedding) for part in (members, others)
+            embedded(setting, real.pixels(), params.embedding) for real in (members, others)
         )
-        made = {
-            one.defense: embedded(setting, one.images, params.embedding)
-            for one in make(setting, params.defenses)
+        synthetic = {
+            made.defense: embedded(setting, made.images, params.embedding)
+            for made in make(setting, params.defenses)
         }
         ratios = {
             name: sets.nearest(points, inside) / sets.nearest(points, outside).clip(1e-12)
-            for name, points in made.items()
+            for name, points in synthetic.items()
         }
         scores = {
             name: (-sets.nearest(inside, points), -sets.nearest(outside, points))
-            for name, points in made.items()
+            for name, points in synthetic.items()
         }
         scores[_CLASSIFIER] = _confidence(setting, members), _confidence(setting, others)
         table = pd.DataFrame([distance_row(name, ratio) for name, ratio in ratios.items()])
@@ -93,17 +81,11 @@ class Leakage(Study[LeakageParams]):
         )
 
 
-def _confidence(setting: StudySetting, part: ImageSet) -> Floats:
+def _confidence(setting: StudySetting, images: ImageSet) -> Floats:
     """Minus the classifier's cross-entropy on each image."""
-    images, labels = part.pixels(), part.labels
-    noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(images))).at("confidence")
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(images), setting.batch_size):
-            rows = slice(start, start + setting.batch_size)
-            logits = setting.setup.classifier(images[rows], noise.rows(rows))
-            found.append(-F.cross_entropy(logits.double(), labels[rows], reduction="none"))
-    return torch.cat(found).numpy()
+    logits = in_batches(setting, setting.setup.classifier, images.pixels(), "confidence")
+    losses: Floats = F.cross_entropy(logits.double(), images.labels, reduction="none").numpy()
+    return -losses
 
 
 def distance_row(name: str, ratios: Floats) -> dict[str, object]:
@@ -158,7 +140,7 @@ def ratio_figure(ratios: dict[str, Floats]) -> Figure:
     )
     names = short_names(list(ratios))
     axes.axhline(1, color=plots.COLOURS[-1], linewidth=1)
-    for (name, found), colour in zip(ratios.items(), plots.COLOURS, strict=False):
-        axes.plot(np.linspace(0, 1, len(found)), np.sort(found), color=colour, label=names[name])
+    for (name, values), colour in zip(ratios.items(), plots.COLOURS, strict=False):
+        axes.plot(np.linspace(0, 1, len(values)), np.sort(values), color=colour, label=names[name])
     plots.legend(axes, loc="upper left")
     return figure

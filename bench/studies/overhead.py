@@ -42,7 +42,7 @@ _PLENTY, _NONE = "1000000G", "1"
 
 
 class OverheadParams(DefensesParams):
-    """How often is timed."""
+    """Parameters of `overhead`."""
 
     repeats: int = Field(
         5, ge=1, le=1000, description="timings of each figure; their median counts"
@@ -72,7 +72,6 @@ class Overhead(DefenseStudy[OverheadParams]):
     default_n = 32
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """Counts and seconds, by defense."""
         deployed = deploy(setting, self.params.defenses, ["purified", "times"])
         schedules = [diffusion_model(one).steps for one in deployed]
         classify = _classifier_seconds(deployed[0], self.params.repeats)
@@ -138,7 +137,7 @@ def inference(one: Deployed, steps: int, classify: float, repeats: int) -> dict[
 
 
 def _reversed(times: Tensor) -> int:
-    """How many steps of the schedule are reversed: by so much the time index falls."""
+    """How many steps of the schedule are reversed: the sum of all drops of the time index."""
     return int((times[:-1] - times[1:]).clamp(min=0).sum())
 
 
@@ -165,7 +164,7 @@ def _count(one: Deployed, objective: Objective, memory: str) -> dict[str, int]:
         objective(one.images[:1], one.rows[:1], 0, True)
 
     with limited(memory):
-        # The first pass finds out what a step keeps, which is no part of the gradient's cost.
+        # The first pass measures what a step keeps, which is no cost of the gradient.
         gradient()
         with counted(one.classifier) as calls:
             gradient()
@@ -196,15 +195,13 @@ class Passed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, report: Callable[[], None]) -> Tensor:
-        """The same values."""
         ctx.report = report
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        """The same gradient."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         ctx.report()
-        return slope, None
+        return gradient, None
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
-"""Told apart by readers who do not tell red from green (Okabe and Ito 2008), with a grey for what
-is only context.
+"""Distinct for readers who confuse red and green (Okabe and Ito 2008), with a grey for what is only
+context.
 """
 
 _SMALL, _TEXT, _TITLE = 12, 13, 14
@@ -27,7 +27,7 @@ def axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """An empty figure with one pair of axes.
 
     Args:
-        title: the finding.
+        title: what the figure shows.
         xlabel, ylabel: quantity and unit.
     """
     figure, (only,) = panels(title, [(xlabel, ylabel, "")])
@@ -41,10 +41,10 @@ def panels(title: str, labels: Sequence[tuple[str, str, str]]) -> tuple[Figure, 
     figure = Figure(figsize=(9, 5.4), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, _LINE), fontsize=_TITLE, x=0.01, ha="left")
-    made = list(figure.subplots(1, len(labels), squeeze=False)[0])
-    for one, label in zip(made, labels, strict=True):
+    axes = list(figure.subplots(1, len(labels), squeeze=False)[0])
+    for one, label in zip(axes, labels, strict=True):
         _dress(one, *label)
-    return figure, made
+    return figure, axes
 
 
 def _dress(one: Axes, xlabel: str, ylabel: str, name: str) -> None:

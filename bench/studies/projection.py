@@ -22,17 +22,17 @@ from bench.data.similarity import ssim
 from bench.defense import Need
 from bench.errors import BadInput
 from bench.randomness import Query
-from bench.results.estimate import Estimate
 from bench.results.statistics import bootstrap_mean
 from bench.studies import plots
 from bench.studies.deployed import (
     DefensesParams,
     DefenseStudy,
     Deployed,
-    Search,
-    SearchParams,
+    GradientSearch,
+    GradientSearchParams,
     columns,
     deploy,
+    shown,
 )
 from bench.studies.study import StudyResult, StudySetting
 from bench.victim import frozen
@@ -47,19 +47,19 @@ before.
 
 
 class ProjectionParams(DefensesParams):
-    """The attack and the defenses."""
+    """Parameters of `projection`."""
 
     gradient: str = Field(
         "full",
-        description="gradient of the attack on the defense's tape; blind: the attack sees the "
-        "classifier alone",
+        description="gradient of the attack, under the defense's fixed noise; blind: the attack "
+        "sees the classifier alone",
     )
     steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the attack")
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Two runs of a chain on one tape, from the clean and from the attacked image.
+    """Two runs of a chain under one fixed noise, from the clean and from the attacked image.
 
     Attributes:
         stage: the stage that led to each state, (states,).
@@ -82,27 +82,26 @@ class Projection(DefenseStudy[ProjectionParams]):
     """How much of an adversarial perturbation is left at each state of a purifying chain, and in
     which direction it points.
 
-    a = z' - z is the perturbation in diffusion space, of PGD on the defense's own tape. Both images
-    run through the chain on it; pi(s) = <z'_s - z_s, a> / |a|^2 and kappa(s) = |z'_s - z_s| / |a|
-    at every state s, cosine = pi / kappa (Liu and Wei 2025, arXiv 2505.22839). Noising must
-    multiply both by sqrt(abar) exactly; exit code 1 where it does not.
+    a = z' - z is the perturbation in diffusion space, of PGD under the defense's own fixed noise.
+    Both images run through the chain under it; pi(s) = <z'_s - z_s, a> / |a|^2 and kappa(s) =
+    |z'_s - z_s| / |a| at every state s, cosine = pi / kappa (Liu and Wei 2025, arXiv 2505.22839).
+    Noising must multiply both by sqrt(abar) exactly; exit code 1 where it does not.
     """
 
     Params = ProjectionParams
     default_n = 100
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """pi and kappa of each image, by defense and state."""
         deployed = deploy(setting, self.params.defenses, ["purified", "states", "times"])
-        found = {one.spec: follow(one, self.params) for one in deployed}
-        states = state_table(found)
-        distances = distance_table(found)
-        checks = [noising_is_exact(paths) for paths in found.values() if NOISING in paths.stage]
+        paths_of = {one.spec: follow(one, self.params) for one in deployed}
+        states = state_table(paths_of)
+        distances = distance_table(paths_of)
+        checks = [noising_is_exact(paths) for paths in paths_of.values() if NOISING in paths.stage]
         return StudyResult(
             tables={
                 "projection": states,
                 "distances": distances,
-                "images": image_table(found, deployed),
+                "images": image_table(paths_of, deployed),
             },
             figures={"projection": projection_figure(states)},
             sentence=sentence(states, distances),
@@ -113,11 +112,11 @@ class Projection(DefenseStudy[ProjectionParams]):
 
 
 def follow(one: Deployed, params: ProjectionParams) -> Paths:
-    """Attack the defense on its tape, and follow both images through the chain."""
+    """Attack the defense under its fixed noise, and follow both images through the chain."""
     one.setting.progress(f"{one.spec}: {params.steps} steps on {len(one.images)} images")
     victim, chain = one.victim("replay", gradient=params.gradient), one.victim("replay")
     with frozen(one.classifier):
-        points = Search(SearchParams(steps=params.steps))(
+        points = GradientSearch(GradientSearchParams(steps=params.steps))(
             victim, one.images, one.labels, one.setup.threat
         ).points
         clean, attacked = (
@@ -128,13 +127,14 @@ def follow(one: Deployed, params: ProjectionParams) -> Paths:
         purified = [
             chain.logits(x, one.rows, Query(), "purified")[:, 0] for x in (one.images, points)
         ]
-    move = 2 * (points.double() - one.images.double())
-    if clean.shape[2:] != move.shape[1:]:
+    # z = 2 x - 1, so a pixel's perturbation is twice as large in diffusion space.
+    perturbation = 2 * (points.double() - one.images.double())
+    if clean.shape[2:] != perturbation.shape[1:]:
         raise BadInput(
-            f"defense {one.spec!r} resizes its images, so a state cannot be held against a "
+            f"defense {one.spec!r} resizes its images, so a state cannot be compared with a "
             "perturbation: leave it out"
         )
-    pi, kappa = along(attacked - clean, move)
+    pi, kappa = along(attacked - clean, perturbation)
     time = times.cpu().numpy()
     level = np.array([_level(one, int(index)) for index in time])
     return Paths(_stages(time), time, level, pi, kappa, distances(one.images, points, *purified))
@@ -150,11 +150,14 @@ def _stages(time: npt.NDArray[np.int64]) -> list[str]:
     return [INPUT, *(NOISING if after > before else REVERSE for before, after in pairwise(time))]
 
 
-def along(gaps: Tensor, move: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def along(
+    gaps: Tensor, perturbation: Tensor
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """pi and kappa, (n, states) each, of differences (n, states, C, H, W) and perturbations (n, C,
     H, W), float64.
     """
-    flat, a = gaps.flatten(2), move.flatten(1)
+    flat, a = gaps.flatten(2), perturbation.flatten(1)
+    # pi(s) = <z'_s - z_s, a> / |a|^2 and kappa(s) = |z'_s - z_s| / |a|.
     squared = a.square().sum(1, keepdim=True)
     pi, kappa = (flat * a[:, None]).sum(2) / squared, flat.norm(dim=2) / squared.sqrt()
     return tuple(torch.where(squared > 0, x, math.nan).cpu().numpy() for x in (pi, kappa))  # type: ignore[return-value]
@@ -177,9 +180,13 @@ def distances(x: Tensor, points: Tensor, purified: Tensor, purified_points: Tens
     """L2, Linf and structural similarity to x of x', P(x) and P(x') (n, C, H, W), in pixels of [0,
     1]: one row an image.
     """
-    found = {"attacked": points, "purified clean": purified, "purified attacked": purified_points}
+    compared = {
+        "attacked": points,
+        "purified clean": purified,
+        "purified attacked": purified_points,
+    }
     columns: dict[tuple[str, str], Tensor] = {}
-    for name, images in found.items():
+    for name, images in compared.items():
         gap = (images - x).flatten(1)
         likeness = ssim(images, x) if min(x.shape[2:]) >= 7 else torch.full((len(x),), math.nan)
         columns |= {
@@ -193,9 +200,11 @@ def distances(x: Tensor, points: Tensor, purified: Tensor, purified_points: Tens
 # What is shown ------------------------------------------------------------------------------------
 
 
-def state_table(found: dict[str, Paths]) -> pd.DataFrame:
+def state_table(paths_of: dict[str, Paths]) -> pd.DataFrame:
     """Means over images with 95 % intervals, by defense and state."""
-    return pd.DataFrame([row for spec, paths in found.items() for row in _state_rows(spec, paths)])
+    return pd.DataFrame(
+        [row for spec, paths in paths_of.items() for row in _state_rows(spec, paths)]
+    )
 
 
 def _state_rows(spec: str, paths: Paths) -> Iterator[dict[str, object]]:
@@ -222,12 +231,12 @@ def _state_rows(spec: str, paths: Paths) -> Iterator[dict[str, object]]:
         )
 
 
-def distance_table(found: dict[str, Paths]) -> pd.DataFrame:
+def distance_table(paths_of: dict[str, Paths]) -> pd.DataFrame:
     """Mean distances from the clean image with 95 % intervals, by defense and by what is compared
     with it.
     """
     rows = []
-    for spec, paths in found.items():
+    for spec, paths in paths_of.items():
         for what in paths.distances.columns.unique(level=0):
             means = {
                 name: bootstrap_mean(paths.distances[what, name].to_numpy())
@@ -240,11 +249,11 @@ def distance_table(found: dict[str, Paths]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def image_table(found: dict[str, Paths], deployed: list[Deployed]) -> pd.DataFrame:
+def image_table(paths_of: dict[str, Paths], deployed: list[Deployed]) -> pd.DataFrame:
     """pi and kappa of each image at each state."""
     tables = []
     for one in deployed:
-        paths = found[one.spec]
+        paths = paths_of[one.spec]
         n, states = paths.pi.shape
         ids = np.repeat(one.setup.images.ids, states)
         values = {"pi": paths.pi.ravel(), "kappa": paths.kappa.ravel()}
@@ -277,15 +286,11 @@ def _about(defense: str, states: pd.DataFrame, distance: pd.Series) -> str:
     if not end["images"]:
         return f"behind {defense} the attack moved no image, since all were wrong without it"
     return (
-        f"behind {defense} the difference that the attack makes keeps {_shown(end, 'kappa')} of "
-        f"its length, and {_shown(end, 'pi')} along the perturbation (where the chain starts "
+        f"behind {defense} the difference that the attack makes keeps {shown(end, 'kappa')} of "
+        f"its length, and {shown(end, 'pi')} along the perturbation (where the chain starts "
         f"{start['pi']:.3f}); the purified attacked image lies {distance['purified attacked']:.2f} "
         f"in L2 from the clean one, unpurified {distance['attacked']:.2f}"
     )
-
-
-def _shown(row: pd.Series, name: str) -> str:
-    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).scaled(1, 3)
 
 
 def projection_figure(states: pd.DataFrame) -> Figure:

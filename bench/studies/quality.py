@@ -25,7 +25,15 @@ from bench.plugins.create import DEFENSES, create
 from bench.results.statistics import wilson
 from bench.spec import Params, Spec, parse, unnest
 from bench.studies import plots
-from bench.studies.deployed import Deployed, Search, SearchParams, deploy, diffusion_model, features
+from bench.studies.deployed import (
+    Deployed,
+    GradientSearch,
+    GradientSearchParams,
+    columns,
+    deploy,
+    diffusion_model,
+    features,
+)
 from bench.studies.study import Study, StudyResult, StudySetting
 from bench.victim import frozen
 
@@ -41,7 +49,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class QualityParams(Params):
-    """The model, the defense and the scale."""
+    """Parameters of `quality`."""
 
     model: str = Field(
         "mnist5k-ddpm", description="shipped diffusion model whose earlier weights are kept"
@@ -51,7 +59,7 @@ class QualityParams(Params):
         description="defense spec with a parameter `model`, which the study sets",
     )
     steps: int = Field(
-        10, ge=1, le=10_000, description="gradient steps of the attack on the defense's tape"
+        10, ge=1, le=10_000, description="gradient steps of the attack under fixed noise"
     )
     samples: int = Field(
         2_000, ge=FEWEST_SAMPLES, le=1_000_000, description="generated images a checkpoint"
@@ -84,7 +92,7 @@ class Quality(Study[QualityParams]):
     For each checkpoint of a shipped model, moving averages and raw weights: the Fréchet distance FD
     of DDIM samples to the training images, on the features before the last layer of the suite's own
     classifier (so it is no FID, and comparable only here); clean accuracy behind the defense, and
-    robust accuracy under PGD on the defense's tape, both judged on that tape. Spearman's rank
+    robust accuracy of PGD under fixed noise, both judged under that noise. Spearman's rank
     correlation of FD and robust accuracy has a bootstrap interval over stages of training, both
     weights of a stage together.
     """
@@ -94,18 +102,16 @@ class Quality(Study[QualityParams]):
     default_n = 100
 
     def plugins(self) -> dict[str, Any]:
-        """The defense."""
         return {"defense": create(DEFENSES, parse(unnest(self.params.defense))).identity}
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """The checkpoints' weights, and the training images."""
-        found = {
+        weights = {
             one.spec: fingerprint(load_model(one.spec)) for one in checkpoints(self.params.model)
         }
-        return found | {"training images": setting.setup.dataset.plugin.train().sha256}
+        return weights | {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """FD, clean and robust accuracy of each checkpoint."""
         params = self.params
         chosen = checkpoints(params.model)
         deployed = deploy(setting, [with_model(params.defense, one.spec) for one in chosen])
@@ -170,22 +176,18 @@ def _rows(
 
 
 def accuracies(one: Deployed, steps: int) -> dict[str, float]:
-    """Clean and robust accuracy on the defense's tape with 95 % intervals; robust: right on the
-    clean and on the attacked image.
+    """Clean and robust accuracy under fixed noise with 95 % intervals; robust: right on the clean
+    and on the attacked image.
     """
     victim = one.victim("replay")
     right = victim.verify(one.images)[:, 0] == one.labels
-    stands = (
-        Search(SearchParams(steps=steps))(
-            victim, one.images, one.labels, one.setup.threat
-        ).predictions[:, 0]
-        == one.labels
-    )
-    found: dict[str, float] = {}
-    for name, correct in (("clean", right), ("robust", right & stands)):
-        interval = wilson(int(correct.sum()), len(correct))
-        found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return found
+    search = GradientSearch(GradientSearchParams(steps=steps))
+    attacked = search(victim, one.images, one.labels, one.setup.threat)
+    survives = attacked.predictions[:, 0] == one.labels
+    accuracy: dict[str, float] = {}
+    for name, correct in (("clean", right), ("robust", right & survives)):
+        accuracy |= columns(name, wilson(int(correct.sum()), len(correct)))
+    return accuracy
 
 
 def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) -> Tensor:
@@ -201,7 +203,7 @@ def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) ->
             "no images: give another"
         )
     ids = np.arange(params.samples)
-    parts = []
+    batches = []
     for start in range(0, params.samples, setting.batch_size):
         noise = Noise.of(
             setting.seed,
@@ -209,13 +211,13 @@ def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) ->
             ids[start : start + setting.batch_size],
             device=setting.device,
         ).at("samples")
-        parts.append(sample(model, Sampler("ddim"), params.sampling_steps, noise).cpu())
-    return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
+        batches.append(sample(model, Sampler("ddim"), params.sampling_steps, noise).cpu())
+    return ((torch.cat(batches) + 1) / 2).clamp(0, 1)
 
 
 def frechet(a: Floats, b: Floats) -> float:
-    """Fréchet distance of the normal laws with the means and covariances of two sets of features
-    (n, d) and (m, d).
+    """Fréchet distance of the normal distributions with the means and covariances of two sets of
+    features (n, d) and (m, d).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982); the trace of the root is
     the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2), which are those
@@ -228,6 +230,7 @@ def frechet(a: Floats, b: Floats) -> float:
         np.cov(a, rowvar=False).reshape(len(gap), -1),
         np.cov(b, rowvar=False).reshape(len(gap), -1),
     )
+    # Dowson and Landau 1982: tr (S1 S2)^(1/2) by way of S1^(1/2) S2 S1^(1/2).
     values, vectors = eigh(first)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     middle = root @ second @ root
@@ -261,10 +264,10 @@ def _rank_correlations(x: Floats, y: Floats) -> Floats:
     first, second = (rankdata(values.reshape(len(values), -1), axis=1) for values in (x, y))
     first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
     with np.errstate(invalid="ignore"):
-        found: Floats = (first * second).sum(1) / np.sqrt(
+        correlations: Floats = (first * second).sum(1) / np.sqrt(
             np.square(first).sum(1) * np.square(second).sum(1)
         )
-    return found
+    return correlations
 
 
 def rank_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -280,12 +283,11 @@ def rank_table(table: pd.DataFrame) -> pd.DataFrame:
         ("step", "clean"),
     ):
         x, y = (table[name].to_numpy(float).reshape(-1, len(_WEIGHTS)) for name in (first, second))
-        found = spearman(x, y)
         rows.append(
             {
                 "of": first,
                 "and": second,
-                **found,
+                **spearman(x, y),
                 "checkpoints": len(table),
                 "stages": table["step"].nunique(),
             }
@@ -297,20 +299,20 @@ def sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     """The rank correlation, and what the last and the first checkpoints have."""
     rank = ranks.iloc[0]
     last = table[table["step"] == table["step"].max()].set_index("weights")
-    parts = [
+    ends = [
         f"{weights} FD {row['fd']:.3g}, clean {row['clean']:.2f}, robust {row['robust']:.2f}"
         for weights, row in last.iterrows()
     ]
     return (
         f"Over {len(table)} checkpoints FD and robust accuracy under replay have Spearman's rho "
         f"{rank['rho']:.2f} [{rank['low']:.2f}, {rank['high']:.2f}] (a smaller FD says better "
-        f"samples); after {last['step'].max()} steps: {'; '.join(parts)}."
+        f"samples); after {last['step'].max()} steps: {'; '.join(ends)}."
     )
 
 
 def quality_figure(table: pd.DataFrame, name: str) -> Figure:
-    """`robust` or `clean` accuracy against FD, moving averages and raw weights told apart, each
-    labelled by its training step.
+    """`robust` or `clean` accuracy against FD, moving averages and raw weights in two colours, each
+    point labelled by its training step.
     """
     figure, axes = plots.axes(
         "Samples and purifier, checkpoint by checkpoint (number: steps of training)",

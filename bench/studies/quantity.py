@@ -19,7 +19,7 @@ from bench.studies.study import StudyResult
 
 
 class QuantityParams(BuildsParams):
-    """Which number of which defense."""
+    """Parameters of `quantity`."""
 
     defense: SpecText = Field(
         "datafreeshield:iterations=150,synthesis_batch=50,epochs=10,batch=50,group=2",
@@ -58,13 +58,13 @@ class Quantity(BuildsStudy[QuantityParams]):
             for value in params.values
         )
 
-    def answer(self, found: list[BuildScores], scale: str) -> StudyResult:
+    def answer(self, scores: list[BuildScores], scale: str) -> StudyResult:
         """One row a value."""
-        field, table = self.params.field, comparison(found)
+        field, table = self.params.field, comparison(scores)
         table.insert(0, field, self.params.values)
         return StudyResult(
-            tables={"quantity": table.drop(columns="defense"), "builds": by_build(found)},
-            figures={"quantity": quantity_figure(table, field, found)},
+            tables={"quantity": table.drop(columns="defense"), "builds": by_build(scores)},
+            figures={"quantity": quantity_figure(table, field, scores)},
             sentence=sentence(table, field),
             scale=scale,
         )
@@ -73,14 +73,14 @@ class Quantity(BuildsStudy[QuantityParams]):
 def sentence(table: pd.DataFrame, field: str) -> str:
     """Robust accuracy at each value, and what the last adds to the first."""
     rows = table.to_dict("records")
-    parts = ", ".join(f"{percent(row, 'robust')} at {show_number(row[field])}" for row in rows)
+    accuracies = ", ".join(f"{percent(row, 'robust')} at {show_number(row[field])}" for row in rows)
     return (
-        f"Robust accuracy in percent by {field}: {parts}; the last minus the first "
+        f"Robust accuracy in percent by {field}: {accuracies}; the last minus the first "
         f"{percent(rows[-1], 'difference')} points."
     )
 
 
-def quantity_figure(table: pd.DataFrame, field: str, found: list[BuildScores]) -> Figure:
+def quantity_figure(table: pd.DataFrame, field: str, builds: list[BuildScores]) -> Figure:
     """Clean and robust accuracy against the value, a dot a build."""
     figure, axes = plots.axes(
         f"Accuracy by {field} (95 % intervals over builds and images; dots: builds)",
@@ -102,7 +102,7 @@ def quantity_figure(table: pd.DataFrame, field: str, found: list[BuildScores]) -
             capsize=3,
             label=label,
         )
-        for x, one in zip(at, found, strict=True):
+        for x, one in zip(at, builds, strict=True):
             dots = getattr(one, name).mean(axis=1)
             axes.plot([x] * len(dots), dots, ".", color=colour, alpha=0.4)
     if at.min() > 0:

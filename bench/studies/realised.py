@@ -50,6 +50,7 @@ class Ball(DefendedClassifier):
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """Logits (m, 2) of images (m, 1, 1, n)."""
         flat = images.flatten(1)
+        # u - c = (x - 0.5) / unit + sigma r, in the units of the theory.
         state = (flat - 0.5) / self.unit + self.sigma * noise.normal("ball", (flat.shape[1],))
         inside = self.radius**2 - state.square().sum(1)
         return torch.stack([torch.zeros_like(inside), inside], 1)
@@ -57,8 +58,8 @@ class Ball(DefendedClassifier):
 
 @dataclass(frozen=True)
 class PlainSteps(ThreatModel):
-    """Steps along the gradient itself, neither its sign nor its direction, as the stationary law
-    assumes.
+    """Steps along the gradient itself, neither its sign nor its direction, as the stationary
+    distribution of `bench.studies.theory.descent` assumes.
     """
 
     def ascend(self, x: Tensor, gradient: Tensor, size: float, origin: Tensor) -> Tensor:
@@ -72,12 +73,12 @@ def attack(
     """Attack `trials` images in n dimensions with a constant step, and judge each once: which are
     broken, bool (trials,).
 
-    Under replay the judge repeats the attack's tape, else it draws from the stream of evaluation.
-    The start is two standard deviations from the centre, and there are so many steps that a
-    thousandth of it is left.
+    Under replay the judge repeats the attack's fixed noise, else it draws from the stream of
+    evaluation. The start is two standard deviations from the centre, and there are so many steps
+    that a thousandth of it is left.
 
     Args:
-        law: how the attack's queries draw the noise.
+        randomness: how the attack's queries draw the noise.
         step: eta of `bench.studies.theory.descent`, 0 < eta < 1.
         root: root seed.
     """
@@ -86,7 +87,7 @@ def attack(
     victim = Victim(ball, ids, randomness=randomness, root=root, batch_size=_BATCH)
     size, whole = step * ball.unit**2, PlainSteps("linf", 0.5)
     points = ascend(
-        victim.objective(labels, margin), start, start, whole, steps=_steps(step), size=size
+        victim.objective(labels, margin), start, start, whole, steps=steps_needed(step), size=size
     ).last
     judge = (
         victim
@@ -96,6 +97,9 @@ def attack(
     return predict(judge.logits(points, torch.arange(trials), Query()))[:, 0] != labels
 
 
-def _steps(step: float) -> int:
+def steps_needed(step: float) -> int:
+    """Steps until a thousandth of the start's distance is left, which each step eta shrinks by
+    |1 - 2 eta|.
+    """
     shrink = abs(1 - 2 * step)
     return math.ceil(math.log(_REST) / math.log(shrink)) if shrink > _REST else 1

@@ -18,31 +18,32 @@ _SMALLEST_VARIANCE = 1e-6
 
 def distances(a: Floats, b: Floats) -> Floats:
     """Euclidean distances (n, m) of points (n, d) and (m, d)."""
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 <a, b>
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
-    found: Floats = np.sqrt(squares.clip(min=0))
-    return found
+    lengths: Floats = np.sqrt(squares.clip(min=0))
+    return lengths
 
 
 def nearest(a: Floats, b: Floats) -> Floats:
     """Distance of each point of `a` to the nearest one of `b`, (n,)."""
-    found: Floats = distances(a, b).min(1)
-    return found
+    shortest: Floats = distances(a, b).min(1)
+    return shortest
 
 
 def radii(points: Floats, k: int) -> Floats:
     """Distance of each point to its k-th nearest neighbour among the others, (n,)."""
     apart = distances(points, points)
     np.fill_diagonal(apart, np.inf)
-    found: Floats = np.partition(apart, k - 1, axis=1)[:, k - 1]
-    return found
+    kth: Floats = np.partition(apart, k - 1, axis=1)[:, k - 1]
+    return kth
 
 
 def coverage(real: Floats, made: Floats, k: int = 5) -> npt.NDArray[np.bool_]:
     """Which real points have a made one within the distance of their k-th nearest real neighbour
     (Naeem et al. 2020, eq. 6).
     """
-    found: npt.NDArray[np.bool_] = nearest(real, made) <= radii(real, k)
-    return found
+    covered: npt.NDArray[np.bool_] = nearest(real, made) <= radii(real, k)
+    return covered
 
 
 def recall(real: Floats, made: Floats, k: int = 5) -> npt.NDArray[np.bool_]:
@@ -51,8 +52,8 @@ def recall(real: Floats, made: Floats, k: int = 5) -> npt.NDArray[np.bool_]:
 
     Kynkäänniemi et al. 2019, eq. 2, on the classifier's features or pixels instead of VGG's.
     """
-    found: npt.NDArray[np.bool_] = np.any(distances(real, made) <= radii(made, k)[None], axis=1)
-    return found
+    within: npt.NDArray[np.bool_] = np.any(distances(real, made) <= radii(made, k)[None], axis=1)
+    return within
 
 
 def k_means(points: Floats, k: int, seed: int = 0) -> Floats:
@@ -75,8 +76,8 @@ def k_means(points: Floats, k: int, seed: int = 0) -> Floats:
 
 def binned(points: Floats, centres: Floats) -> Ints:
     """The number of each point's nearest centre, (n,)."""
-    found: Ints = distances(points, centres).argmin(1)
-    return found
+    numbers: Ints = distances(points, centres).argmin(1)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Bins:
 
     Attributes:
         different: share of the bins whose two proportions differ at the 5 % level: NDB/K
-            (Richardson and Weiss 2018); equal laws give about 0.05.
+            (Richardson and Weiss 2018); equal distributions give about 0.05.
         divergence: Jensen and Shannon's, in bits: 0 for equal histograms, 1 for disjoint ones.
     """
 
@@ -97,6 +98,7 @@ def compare_bins(real: Ints, made: Ints, k: int) -> Bins:
     """Compare the bins (n,) and (m,) of two sets; the test is the two-proportion z-test."""
     p, q = (np.bincount(bins, minlength=k) / len(bins) for bins in (real, made))
     pooled = (p * len(real) + q * len(made)) / (len(real) + len(made))
+    # The two-proportion z-test with the pooled standard error.
     error = np.sqrt(pooled * (1 - pooled) * (1 / len(real) + 1 / len(made)))
     z = np.abs(p - q) / np.where(error > 0, error, 1)
     middle = (p + q) / 2
@@ -118,8 +120,8 @@ def residual(points: Floats, k: int, seed: int = 0) -> float:
 
 
 def mixture_variance(points: Floats, k: int, seed: int = 0) -> float:
-    """Trace of the covariance within a mixture of k normal laws with diagonal covariances, the mean
-    over its components by weight.
+    """Trace of the covariance within a mixture of k normal distributions with diagonal covariances,
+    the mean over its components by weight.
 
     Fitted by expectation maximisation from k-means; variances are kept above 1e-6.
     """
@@ -148,8 +150,8 @@ def _expected(points: Floats, weights: Floats, means: Floats, variances: Floats)
     )
     logs = np.log(weights) - (squares + np.log(variances).sum(1)) / 2
     powers = np.exp(logs - logs.max(1, keepdims=True))
-    found: Floats = powers / powers.sum(1, keepdims=True)
-    return found
+    shares: Floats = powers / powers.sum(1, keepdims=True)
+    return shares
 
 
 def principal(points: Floats) -> tuple[Floats, Floats]:
@@ -167,6 +169,7 @@ def area_under_curve(members: Floats, others: Floats) -> float:
     """How often a member scores higher than another one, ties counted half."""
     from scipy.stats import rankdata
 
+    # The Mann-Whitney U statistic, (sum of ranks - m (m + 1) / 2) / (m n).
     ranks = rankdata(np.concatenate([members, others]))[: len(members)]
     return float(
         (ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others))
@@ -178,11 +181,11 @@ def area_interval(
 ) -> tuple[float, float]:
     """The percentile 95 % bootstrap of `area_under_curve`; members and others are drawn apart."""
     generator = np.random.Generator(np.random.Philox(seed))
-    found = [
+    areas = [
         area_under_curve(_redrawn(members, generator), _redrawn(others, generator))
         for _ in range(resamples)
     ]
-    low, high = np.quantile(found, (0.025, 0.975))
+    low, high = np.quantile(areas, (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -1,4 +1,4 @@
-"""Simulates the laws of `bench.studies.theory`: each point's formula beside the attack whose
+"""Simulates the attacks of `bench.studies.theory`: each point's formula beside the attack whose
 success rate it should be.
 """
 
@@ -19,28 +19,26 @@ from bench.studies import theory
 from bench.studies.realised import Ball, attack
 
 TRIES = 10
-"""Fresh draws against which one point is held in the law `worst of 10`."""
+"""Fresh draws that judge one point in `worst of 10`."""
 
 SLACK = 1e-3
-"""What a simulated probability may be off beside four standard errors."""
+"""By how much a simulated probability may be off beyond four standard errors."""
 
 WORST = f"worst of {TRIES}"
 
 FACTS = ("judged", "radius", "distance", "eps", "rho", "step")
-"""What a point has beside law, n and k, where it applies: draws of the judge, lengths, rho of
-`theory.phase`, step of ascent.
+"""What a point has besides randomness model, n and k, where it applies: draws of the judge,
+lengths, rho of `theory.phase`, step of ascent.
 """
 
 BUDGETS, BUDGET_DIMENSIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (16, 64)
 BUDGET_RADIUS, BUDGET_DISTANCE = 5.0, 6.0
-RHOS, PHASE_DIMENSIONS, PHASE_DRAWS = (
-    (0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3),
-    (64, 3072),
-    (1, 2, 5),
-)
+RHOS = (0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3)
+PHASE_DIMENSIONS, PHASE_DRAWS = (64, 3072), (1, 2, 5)
 _HALF_DISTANCE, _HALF_EPS = 2.0, 1.0
 _ASCENT_DIMENSION, _ASCENTS = 8, ((1, 0.1), (1, 0.5), (5, 0.1), (5, 0.5))
-_BLOCK_NUMBERS = 1_000_000
+BLOCK_NUMBERS = 1_000_000
+"""Random numbers of each kind that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Draws:
 
     Attributes:
         seen: what the attack draws for itself, (m, k, n).
-        tape: what attack and judge share under replay, (m, k, n).
+        fixed_noise: what attack and judge share under replay, (m, k, n).
         fresh: what only the judge draws, (m, tries, n).
     """
 
@@ -60,9 +58,11 @@ class Draws:
 
 @dataclass(frozen=True)
 class Point:
-    """One law at one place, with its formula.
+    """An attack in one place, with the formula of its success.
 
     Attributes:
+        randomness: the attack's randomness model, with the adversarial set or the budget where it
+            is another than the ball without one, such as `half-space, fresh`.
         k: draws that the attack averages; inf for the expectation, 0 for no attack.
         formula: the probability of success.
         facts: other numbers that belong to the point, of `FACTS`.
@@ -75,8 +75,8 @@ class Point:
     facts: dict[str, float]
 
     def row(self, successes: int, trials: int) -> dict[str, object]:
-        """The simulated share beside the formula. z is left out where the binomial law is far from
-        a normal one.
+        """The simulated share beside the formula. z is left out where the binomial distribution is
+        far from a normal one.
         """
         simulated, error = successes / trials, math.sqrt(self.formula * (1 - self.formula) / trials)
         normal = trials * min(self.formula, 1 - self.formula) >= 5
@@ -141,13 +141,14 @@ def _tried(radius: float, sigma: float, k: float, tries: int, draws: Draws) -> T
     """Centre the mean of k draws (at k = inf their expectation, 0); broken where one of the judge's
     draws lands in the ball.
     """
+    # delta = c - x - sigma * mean(seen), so u - c = sigma (r' - mean(seen)).
     mean = torch.zeros(()) if math.isinf(k) else draws.seen[:, : int(k)].mean(1, keepdim=True)
     return _inside(sigma * (draws.fresh[:, :tries] - mean), radius).any(1)
 
 
 def _replayed(radius: float, sigma: float, k: int, draws: Draws) -> Tensor:
-    """Centre the mean of k tapes, judged on the first of them: they are exchangeable, and a trial
-    stays a yes or no.
+    """Centre the mean of k fixed noises, judged on the first of them: they are exchangeable, and a
+    trial stays a yes or no.
     """
     return _inside(sigma * (draws.fixed_noise[:, 0] - draws.fixed_noise[:, :k].mean(1)), radius)
 
@@ -163,34 +164,34 @@ def budget_cases(n: int, sigma: float) -> list[Case]:
     place = BUDGET_RADIUS, sigma, BUDGET_DISTANCE
     facts = {"judged": 1.0, "radius": BUDGET_RADIUS, "distance": BUDGET_DISTANCE}
     cases = [
-        Case(Point("clean", n, 0, theory.clean(n, *place), facts), partial(_moved, *place, 0.0))
+        Case(Point("clean", n, 0, theory.clean(n, *place), facts), partial(moved, *place, 0.0))
     ]
     for eps in BUDGETS:
         ideal, replay = theory.budget_eot(n, *place, eps), theory.budget_replay(n, *place, eps)
         about = {**facts, "eps": eps}
         cases += [
             Case(
-                Point("ideal eot, budget", n, math.inf, ideal, about), partial(_moved, *place, eps)
+                Point("ideal eot, budget", n, math.inf, ideal, about), partial(moved, *place, eps)
             ),
             Case(
                 Point("replay, budget", n, 1, replay, about),
-                partial(_moved_on_fixed_noise, *place, eps),
+                partial(moved_under_fixed_noise, *place, eps),
             ),
         ]
     return cases
 
 
-def _moved(radius: float, sigma: float, distance: float, eps: float, draws: Draws) -> Tensor:
+def moved(radius: float, sigma: float, distance: float, eps: float, draws: Draws) -> Tensor:
     """Go `eps` towards the centre, no further than it, and meet a fresh draw."""
     state = sigma * draws.fresh[:, 0]
     return _inside(state + max(distance - eps, 0) * _axis(state), radius)
 
 
-def _moved_on_fixed_noise(
+def moved_under_fixed_noise(
     radius: float, sigma: float, distance: float, eps: float, draws: Draws
 ) -> Tensor:
-    """Go `eps` towards the centre from where the tape puts the state, no further than it, and meet
-    the same tape.
+    """Go `eps` towards the centre from where the noise puts the state, no further than it, and meet
+    the same noise.
     """
     state = sigma * draws.fixed_noise[:, 0]
     state = state + distance * _axis(state)
@@ -205,7 +206,7 @@ def _axis(like: Tensor) -> Tensor:
 
 
 def half_space_cases(n: int, sigma: float) -> list[Case]:
-    """A half-space: eps along its normal is the best move on every tape."""
+    """A half-space: eps along its normal is the best move under every noise."""
     formula = theory.half_space(sigma, _HALF_DISTANCE, _HALF_EPS)
     short = _HALF_DISTANCE - _HALF_EPS
     facts = {"judged": 1.0, "distance": _HALF_DISTANCE, "eps": _HALF_EPS}
@@ -241,16 +242,18 @@ def simulate(cases: Sequence[Case], trials: int, k: int, seed: int) -> list[dict
     """
     n = cases[0].point.n
     successes = np.zeros(len(cases), dtype=np.int64)
-    block = max(1, _BLOCK_NUMBERS // (k * n))
+    block = max(1, BLOCK_NUMBERS // (k * n))
     for first in range(0, trials, block):
-        draws = _draws(range(first, min(first + block, trials)), k, n, seed)
+        draws = draw(range(first, min(first + block, trials)), k, n, seed)
         successes += [int(case.broken(draws).sum()) for case in cases]
     return [
         case.point.row(int(count), trials) for case, count in zip(cases, successes, strict=True)
     ]
 
 
-def _draws(trials: range, k: int, n: int, seed: int) -> Draws:
+def draw(trials: range, k: int, n: int, seed: int) -> Draws:
+    """The numbers of these trials: attack, fixed noise and judge draw from streams of their own."""
+
     def normal(stream: Stream, count: int) -> Tensor:
         return Noise.of(seed, stream, trials).normal(f"theorem/{n}", (count, n))
 
@@ -258,27 +261,19 @@ def _draws(trials: range, k: int, n: int, seed: int) -> Draws:
 
 
 def ascents(ball: Ball, trials: int, seed: int) -> Iterator[dict[str, object]]:
-    """Rows for constant-step ascent by the suite's own loop, on fresh draws and on a tape."""
+    """Rows for constant-step ascent by the suite's own loop, on fresh draws and under fixed
+    noise.
+    """
     n = _ASCENT_DIMENSION
+
+    def row(
+        name: str, randomness: RandomnessModel, step: float, formula: float
+    ) -> dict[str, object]:
+        facts = {"judged": 1.0, "radius": ball.radius, "step": step}
+        successes = int(attack(ball, n, randomness, step, trials, seed).sum())
+        return Point(name, n, randomness.k, formula, facts).row(successes, trials)
+
     for k, step in _ASCENTS:
         formula = theory.descent(n, ball.radius, ball.sigma, k, step)
-        yield _ascent("ascent", ball, n, RandomnessModel("eot", k), step, formula, trials, seed)
-    yield _ascent(
-        "ascent, replay", ball, n, RandomnessModel("replay"), _ASCENTS[0][1], 1.0, trials, seed
-    )
-
-
-def _ascent(
-    name: str,
-    ball: Ball,
-    n: int,
-    randomness: RandomnessModel,
-    step: float,
-    formula: float,
-    trials: int,
-    seed: int,
-) -> dict[str, object]:
-    point = Point(
-        name, n, randomness.k, formula, {"judged": 1, "radius": ball.radius, "step": step}
-    )
-    return point.row(int(attack(ball, n, randomness, step, trials, seed).sum()), trials)
+        yield row("ascent", RandomnessModel("eot", k), step, formula)
+    yield row("ascent, replay", RandomnessModel("replay"), _ASCENTS[0][1], 1.0)

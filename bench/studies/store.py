@@ -87,7 +87,7 @@ class Stored:
 
     Attributes:
         folder: where its files are.
-        computed: whether it was computed now, and not found.
+        computed: whether it was computed now, and not read from an earlier run.
     """
 
     record: StudyRecord
@@ -96,10 +96,10 @@ class Stored:
 
     def render(self) -> str:
         """The sentence above the main table."""
-        parts = [self.record.sentence]
+        paragraphs = [self.record.sentence]
         for name in list(self.record.tables)[:1]:
-            parts.append(_text(_read_table(self.folder / name)))
-        return "\n\n".join(parts)
+            paragraphs.append(_text(_read_table(self.folder / name)))
+        return "\n\n".join(paragraphs)
 
 
 def run_study(
@@ -111,13 +111,13 @@ def run_study(
     batch_size: int | None = None,
     progress: Callable[[str], None] = print,
 ) -> Stored:
-    """Run a study, or find its result below `out`.
+    """Run a study, or read its result where it lies below `out`.
 
     Args:
         text: the study's spec.
         request: dataset, classifier, norm, eps, n and seed as far as they were given.
         device, batch_size: None where not given.
-        progress: told of each step.
+        progress: called with a few words at each step.
 
     Raises `BadInput` where the study does not exist or does not use what was given; nothing is
     written then.
@@ -125,9 +125,9 @@ def run_study(
     named: Named[Study[Any]] = create(STUDIES, parse(text))
     setting = _setting(named, request, device, batch_size, progress)
     identity = identity_of(named, setting)
-    found = find(out, identity_hash(identity))
-    if found is not None:
-        return found
+    stored = find(out, identity_hash(identity))
+    if stored is not None:
+        return stored
     Store(out).check_writable()
     began = time.monotonic()
     with exact_float32(setting.device):
@@ -162,8 +162,8 @@ def _setting(
 
 
 def identity_of(named: Named[Study[Any]], setting: StudySetting) -> dict[str, Any]:
-    """Everything that can change the outcome, and nothing else; loads the subject of a study that
-    has one.
+    """Everything that can change the outcome, and nothing else; loads the evaluation setup of a
+    study that has one.
     """
     identity: dict[str, Any] = {
         "protocol": PROTOCOL,
@@ -266,9 +266,7 @@ def _checked(named: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """All files appear at once under the folder's name. What stood there was no whole result, and
-    goes.
-    """
+    """All files appear at once under the folder's name. An incomplete result there is replaced."""
     temporary = folder.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         for name, data in files.items():

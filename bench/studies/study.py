@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from bench.defense import NoParams
 from bench.engine.request import Request
 from bench.engine.setup import Setup, load_setup
-from bench.spec import Params
+from bench.plugins.plugin import P, Plugin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +37,7 @@ class StudySetting:
         default_n: how many of the images that `bench run` takes where n is not given; None: all.
         device: where to compute.
         batch_size: most rows in one forward pass.
-        progress: told of each step in a few words.
+        progress: called with a few words at each step.
     """
 
     request: Request = Request()
@@ -82,32 +81,20 @@ class StudyResult:
     scale: str = ""
 
 
-P = TypeVar("P", bound=Params)
-
-
-class Study(ABC, Generic[P]):
+class Study(Plugin[P]):
     """Subclasses set the class attributes and write `run`; the first line of their docstring is the
     summary in `bench list`.
 
     Attributes:
-        Params: the parameter model; `name:key=value` fills it.
-        positional: the parameter that a spec's item without key fills.
-        version: raise it when the numbers may change; it enters the identity of every result.
         uses: the options of the command that mean something to it, of `EVERYTHING`; others are
-            refused. One that uses an option of `IMAGES` has a subject, which then is part of the
-            identity.
+            refused. One that uses an option of `IMAGES` has an evaluation setup, which then is part
+            of the identity.
         default_n: how many images it takes where the user does not say; None: as many as `bench
             run`.
     """
 
-    Params: ClassVar[type[Params]] = NoParams
-    positional: ClassVar[str | None] = None
-    version: ClassVar[int] = 1
     uses: ClassVar[frozenset[str]] = EVERYTHING
     default_n: ClassVar[int | None] = None
-
-    def __init__(self, params: P) -> None:
-        self.params = params
 
     def plugins(self) -> dict[str, Any]:
         """`Named.identity` of every defense and attack that it uses, by role: their versions can

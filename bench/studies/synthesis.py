@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.noise import Noise, Stream
-from bench.plugins.create import DEFENSES, create
-from bench.spec import parse
 from bench.studies import plots
-from bench.studies.study import Study, StudyResult, StudySetting
+from bench.studies.deployed import DefenseStudy, in_batches
+from bench.studies.study import StudyResult, StudySetting
 from bench.studies.synthetic import Made, MadeParams, make, short_names
 
 _COLUMNS, _MOST_CLASSES = 10, 12
 
 
-class Synthesis(Study[MadeParams]):
+class Synthesis(DefenseStudy[MadeParams]):
     """What do the images look like that a defense makes itself, and does the classifier see in them
     what they aim at?
 
@@ -33,57 +30,45 @@ class Synthesis(Study[MadeParams]):
     Params = MadeParams
     uses = frozenset({"dataset", "classifier", "seed", "device", "batch_size"})
 
-    def plugins(self) -> dict[str, Any]:
-        """The defenses, by spec."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
-        return {one.spec: one.identity for one in named}
-
     def run(self, setting: StudySetting) -> StudyResult:
-        """One row a defense."""
-        found = list(make(setting, self.params.defenses))
-        table = pd.DataFrame([row(setting, one) for one in found])
-        names = short_names([one.defense for one in found])
-        parts = [
+        sets = list(make(setting, self.params.defenses))
+        table = pd.DataFrame([row(setting, made) for made in sets])
+        names = short_names([made.defense for made in sets])
+        shares = [
             f"{100 * one['as_meant']:.1f} % of {one['n']} ({names[one['defense']]})"
             for one in table.to_dict("records")
         ]
         return StudyResult(
             tables={"synthesis": table},
-            figures={"sheet": sheet_figure(found, names)},
-            sentence=f"The classifier gives the class aimed at on {', '.join(parts)}.",
+            figures={"sheet": sheet_figure(sets, names)},
+            sentence=f"The classifier gives the class aimed at on {', '.join(shares)}.",
         )
 
 
 def row(setting: StudySetting, made: Made) -> dict[str, object]:
     """What the classifier says of a set of images."""
-    noise = Noise.of(setting.seed, Stream.EVAL, np.arange(len(made.images))).at("synthesis")
-    size = setting.batch_size
-    with torch.no_grad():
-        parts = [
-            setting.setup.classifier(made.images[rows], noise.rows(rows))
-            for rows in (slice(at, at + size) for at in range(0, len(made.images), size))
-        ]
-    shares = torch.cat(parts).softmax(1)
+    logits = in_batches(setting, setting.setup.classifier, made.images, "synthesis")
+    probabilities = logits.softmax(1)
     return {
         "defense": made.defense,
         "n": len(made.images),
-        "as_meant": float((shares.argmax(1) == made.labels).float().mean()),
-        "probability": float(shares.gather(1, made.labels[:, None]).mean()),
+        "as_meant": float((probabilities.argmax(1) == made.labels).float().mean()),
+        "probability": float(probabilities.gather(1, made.labels[:, None]).mean()),
         "extreme_pixels": float(((made.images == 0) | (made.images == 1)).float().mean()),
     }
 
 
-def sheet_figure(found: list[Made], names: dict[str, str]) -> Figure:
+def sheet_figure(sets: list[Made], names: dict[str, str]) -> Figure:
     """One panel a defense, one row a class."""
     figure, axes = plots.panels(
         "Images out of the classifier, one row a class",
-        [("", "", names[one.defense]) for one in found],
+        [("", "", names[made.defense]) for made in sets],
     )
-    for one, made in zip(axes, found, strict=True):
-        one.imshow(
+    for panel, made in zip(axes, sets, strict=True):
+        panel.imshow(
             mosaic(made.images, made.labels), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
         )
-        one.set_axis_off()
+        panel.set_axis_off()
     return figure
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -19,10 +18,10 @@ from bench.engine.build import data_access
 from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput
 from bench.noise import Noise, Stream, isolated
-from bench.spec import Params, Specs, parse
-from bench.studies.deployed import evaluation_of, features
+from bench.spec import Specs, parse
+from bench.studies.deployed import DefensesParams, DefenseStudy, evaluation_of, features
 from bench.studies.sets import Floats
-from bench.studies.study import StudySetting
+from bench.studies.study import IMAGES, StudySetting
 
 
 @runtime_checkable
@@ -37,8 +36,8 @@ class ImageMaker(Protocol):
         """
 
 
-class MadeParams(Params):
-    """Whose images are studied."""
+class MadeParams(DefensesParams):
+    """Parameters of a study of images that defenses make themselves."""
 
     defenses: Specs = Field(
         (
@@ -51,10 +50,25 @@ class MadeParams(Params):
     )
 
 
+Embedding = Literal["features", "pixels"]
+
+
 class ComparedParams(MadeParams):
-    """With which real images they are compared."""
+    """Parameters of a study that compares such images with real ones."""
 
     n_real: int = Field(2_000, ge=10, le=100_000, description="training images, the first ones")
+
+
+P = TypeVar("P", bound=ComparedParams)
+
+
+class ComparedStudy(DefenseStudy[P]):
+    """Base of the studies that compare synthetic images with training images."""
+
+    uses: ClassVar[frozenset[str]] = IMAGES | {"seed", "device", "batch_size"}
+
+    def sources(self, setting: StudySetting) -> dict[str, str]:
+        return {"training images": setting.setup.dataset.plugin.train().sha256}
 
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:
@@ -64,8 +78,8 @@ def short_names(specs: Sequence[str]) -> dict[str, str]:
     items = {spec: _items(spec) for spec in specs}
     shared = set.intersection(*map(set, items.values())) if len(items) > 1 else set()
     return {
-        spec: ", ".join(item for item in found if item not in shared) or found[0]
-        for spec, found in items.items()
+        spec: ", ".join(item for item in own if item not in shared) or own[0]
+        for spec, own in items.items()
     }
 
 
@@ -77,9 +91,6 @@ def _items(text: str) -> list[str]:
         *([spec.positional] if spec.positional else []),
         *(f"{key}={value}" for key, value in spec.options.items()),
     ]
-
-
-Embedding = Literal["features", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def check_maker(plugin: object, spec: str) -> ImageMaker:
 
 
 def images_of(evaluation: Evaluation, device: torch.device) -> Made:
-    """The images of a cell's defense."""
+    """The images of an evaluation's defense."""
     classifier = copy.deepcopy(evaluation.setup.classifier).to(device)
     noise = Noise.of(evaluation.build_seed, Stream.BUILD, [0])
     with isolated(evaluation.build_seed):
@@ -134,5 +145,5 @@ def embedded(setting: StudySetting, images: Tensor, embedding: Embedding) -> Flo
 def training_points(setting: StudySetting, n: int, embedding: Embedding) -> tuple[Floats, Tensor]:
     """Points and labels of the first n training images in the evaluation's order of images."""
     train = setting.setup.dataset.plugin.train()
-    part = train.at(np.arange(min(n, len(train))))
-    return embedded(setting, part.pixels(), embedding), part.labels
+    chosen = train.first(min(n, len(train)))
+    return embedded(setting, chosen.pixels(), embedding), chosen.labels

@@ -37,7 +37,7 @@ _COLUMNS = (
 
 
 class TheoremParams(Params):
-    """What is simulated."""
+    """Parameters of `theorem`."""
 
     trials: int = Field(
         20_000,
@@ -60,7 +60,7 @@ class Theorem(Study[TheoremParams]):
     formulas.
 
     An attack moves a state into a ball or a half-space through Gaussian noise;
-    `bench.studies.theory` says how often it succeeds. Each law is simulated with the suite's own
+    `bench.studies.theory` says how often it succeeds. Each attack is simulated with the suite's own
     noise, and constant-step ascent by the suite's own loop on a Victim. A point holds where
     simulation and formula differ by at most four standard errors and 0.001. Exit code 1 where one
     does not.
@@ -70,12 +70,11 @@ class Theorem(Study[TheoremParams]):
     uses = frozenset({"seed"})
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """Simulate all points."""
         points = pd.DataFrame(list(self._rows(setting)), columns=list(_COLUMNS))
         return StudyResult(
             tables={
                 "success": success_table(points),
-                "models": law_table(points),
+                "models": randomness_table(points),
                 "points": points,
             },
             figures={
@@ -117,8 +116,8 @@ class Theorem(Study[TheoremParams]):
 
 
 def success_table(points: pd.DataFrame) -> pd.DataFrame:
-    """Simulated success of one try by dimension (rows) and law (columns), on the ball of fixed
-    radius.
+    """Simulated success of one try by dimension (rows) and randomness model (columns), on the ball
+    of fixed radius.
     """
     here = points[points["randomness"].isin(_SINGLE) & points["rho"].isna()]
     here = here.assign(
@@ -138,8 +137,10 @@ def _name(randomness: str, k: float) -> str:
     return randomness if randomness in ("ideal eot", "replay") else f"{randomness}, k={k:g}"
 
 
-def law_table(points: pd.DataFrame) -> pd.DataFrame:
-    """By law: how many points, how many held, largest |z|, largest |simulated - formula|."""
+def randomness_table(points: pd.DataFrame) -> pd.DataFrame:
+    """By randomness model: how many points, how many held, largest |z|, largest |simulated -
+    formula|.
+    """
     off = points.assign(
         z=points["z"].abs(), difference=(points["simulated"] - points["formula"]).abs()
     )
@@ -206,7 +207,7 @@ Formula = Callable[[int, float, float], float]
 
 
 def _curves(params: TheoremParams) -> Iterator[tuple[str, str, float, Formula]]:
-    """(label, law, k, formula) of each curve, from the top down."""
+    """(label, randomness model, k, formula) of each curve, from the top down."""
     most = max(params.draws)
     yield "replay", "replay", 1, partial(theory.replay_set, k=1)
     yield (
@@ -268,12 +269,12 @@ def budget_figure(points: pd.DataFrame, sigma: float) -> Figure:
 
 def _budget_panel(axes: Axes, points: pd.DataFrame, n: int, sigma: float) -> None:
     place = n, simulation.BUDGET_RADIUS, sigma, simulation.BUDGET_DISTANCE
-    laws = {
+    curves = {
         "replay, budget": ("replay", theory.budget_replay),
         "ideal eot, budget": ("ideal EOT, the bound", theory.budget_eot),
     }
     grid = np.linspace(0, max(simulation.BUDGETS), 121)
-    for (randomness, (label, formula)), colour in zip(laws.items(), plots.COLOURS, strict=False):
+    for (randomness, (label, formula)), colour in zip(curves.items(), plots.COLOURS, strict=False):
         axes.plot(grid, [formula(*place, float(eps)) for eps in grid], color=colour, label=label)
         _dots(axes, points[points["randomness"] == randomness], "eps", colour)
     axes.axhline(theory.clean(*place), color=plots.COLOURS[-1], linestyle=":", label="no attack")

@@ -1,11 +1,11 @@
 """Success probabilities of attacks on a classifier behind Gaussian noise, in closed form.
 
 The classifier sees u = x + delta + sigma r in n dimensions, with r standard normal: the defense's
-randomness, its *tape*. The attack chooses delta, of any length or of at most `eps`, and succeeds
-where u falls into an adversarial set: a ball of radius R, or a half-space. It is judged on a draw
-r' that it did not see (fresh randomness) or on the tape that it did see (replay). F_n is the
-distribution function of the chi-squared law with n degrees of freedom, F_n(q; c) that of the
-noncentral one with noncentrality c.
+randomness. The attack chooses delta, of any length or of at most `eps`, and succeeds where u lies
+in an adversarial set: a ball of radius R, or a half-space. It is judged on a draw r' that it did
+not see (fresh noise) or on the fixed noise that it did see (replay). F_n is the distribution
+function of the chi-squared distribution with n degrees of freedom, F_n(q; c) that of the noncentral
+one with noncentrality c.
 
 The attack on the ball centres the mean of the states that it sees: delta = c - x - sigma (r_1 + ...
 + r_k)/k, c the ball's centre. That is where gradient ascent on the mean margin R^2 - |u - c|^2 of k
@@ -34,7 +34,7 @@ def eot(n: int, radius: float, sigma: float, k: float = math.inf) -> float:
     u - c = sigma (r' - mean of r_1..r_k) has variance sigma^2 (1 + 1/k) in each direction: the
     judge's noise and what is left of the attack's. k = 1 is an attack without EOT.
     """
-    return _central(n, radius, sigma, 1 + 1 / k)
+    return centred_mass(n, radius, sigma, 1 + 1 / k)
 
 
 def ideal(n: int, radius: float, sigma: float) -> float:
@@ -48,10 +48,12 @@ def ideal(n: int, radius: float, sigma: float) -> float:
 
 
 def replay_set(n: int, radius: float, sigma: float, k: int) -> float:
-    """Centring the mean of k tapes, judged on one of the same tapes: F_n(R^2 / (sigma^2 (1 -
+    """Centring the mean of k fixed noises, judged on one of the same: F_n(R^2 / (sigma^2 (1 -
     1/k))); 1 for k = 1, plain replay.
+
+    u - c = sigma (r_1 - mean of r_1..r_k) has variance sigma^2 (1 - 1/k) in each direction.
     """
-    return _central(n, radius, sigma, 1 - 1 / k) if k > 1 else 1.0
+    return centred_mass(n, radius, sigma, 1 - 1 / k) if k > 1 else 1.0
 
 
 def worst_of(n: int, radius: float, sigma: float, tries: int, k: float = math.inf) -> float:
@@ -63,7 +65,8 @@ def worst_of(n: int, radius: float, sigma: float, tries: int, k: float = math.in
     F_n(R^2/sigma^2))^tries. The expectation is a Gauss-Legendre sum over the quantiles of q.
     """
     quantiles, weights = _legendre()
-    errors = chi2.ppf(quantiles, n) / k
+    errors = chi2.ppf(quantiles, n) / k  # q, distributed like chi-squared_n / k
+    # 1 - E[(1 - p(q))^tries], with p(q) = F_n(R^2 / sigma^2; q).
     return float(np.sum(weights * (1 - (1 - _shifted(n, radius / sigma, errors)) ** tries)))
 
 
@@ -76,7 +79,8 @@ def descent(n: int, radius: float, sigma: float, k: int, step: float) -> float:
     k)))), 0 < eta < 1. At eta = 1/2 this is `eot`; smaller steps average over past draws, and reach
     the ideal for eta -> 0 with a single draw a step.
     """
-    return _central(n, radius, sigma, 1 + step / ((1 - step) * k))
+    # Variance v of the error: v = (1 - 2 eta)^2 v + 4 eta^2 sigma^2 / k.
+    return centred_mass(n, radius, sigma, 1 + step / ((1 - step) * k))
 
 
 def clean(n: int, radius: float, sigma: float, distance: float) -> float:
@@ -92,7 +96,7 @@ def budget_eot(n: int, radius: float, sigma: float, distance: float, eps: float)
 
 
 def budget_replay(n: int, radius: float, sigma: float, distance: float, eps: float) -> float:
-    """The tape known and |delta| <= eps: F_n((R + eps)^2/sigma^2; d^2/sigma^2), for u reaches the
+    """The noise known and |delta| <= eps: F_n((R + eps)^2/sigma^2; d^2/sigma^2), for u reaches the
     ball from R + eps away.
 
     With R, eps and d fixed this too tends to 0 as n grows.
@@ -104,8 +108,8 @@ def half_space(sigma: float, distance: float, eps: float) -> float:
     """A half-space at `distance` d under |delta| <= eps, Phi((eps - d)/sigma): fresh, EOT and
     replay alike.
 
-    The best delta is eps along the normal, whatever the tape. A gap needs a best delta that depends
-    on the tape.
+    The best delta is eps along the normal, whatever the noise. A gap needs a best delta that
+    depends on the noise.
     """
     return float(norm.cdf((eps - distance) / sigma))
 
@@ -119,13 +123,17 @@ def phase(n: int, rho: float, k: float = math.inf) -> float:
     return eot(n, math.sqrt(rho * n), 1.0, k)
 
 
-def _central(n: int, radius: float, sigma: float, variance: float) -> float:
-    """Mass of a centred ball under a normal law of variance sigma^2 * variance a direction."""
+def centred_mass(n: int, radius: float, sigma: float, variance: float) -> float:
+    """Mass of a ball around the mean of a normal distribution, whose variance is sigma^2 * variance
+    in each direction: F_n(R^2 / (sigma^2 variance)).
+    """
     return float(chi2.cdf(radius**2 / (sigma**2 * variance), n))
 
 
 def _shifted(n: int, ratio: float, noncentrality: Floats | float) -> Floats:
-    """Mass of the ball of radius `ratio` standard deviations around a point off the mean."""
+    """Mass of the ball of radius `ratio` standard deviations around a point off the mean:
+    F_n(ratio^2; noncentrality).
+    """
     values: Floats = np.asarray(ncx2.cdf(ratio**2, n, noncentrality))
     return values
 

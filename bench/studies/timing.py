@@ -15,12 +15,11 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from bench.engine.build import build
 from bench.errors import BadInput
-from bench.plugins.create import DEFENSES, create
-from bench.spec import Specs, parse
+from bench.spec import Specs
 from bench.storage.artifacts import empty_cache
-from bench.studies.deployed import evaluation_of
+from bench.studies.deployed import DefenseStudy, evaluation_of
 from bench.studies.overhead import Passed
-from bench.studies.study import EVERYTHING, Study, StudyResult, StudySetting
+from bench.studies.study import EVERYTHING, StudyResult, StudySetting
 from bench.studies.synthetic import MadeParams, check_maker, images_of, short_names
 
 TEN_THOUSAND = 10_000
@@ -32,13 +31,13 @@ class Claims(Protocol):
     """A defense that says what its method costs."""
 
     def claimed_passes(self) -> Mapping[str, Mapping[str, int]]:
-        """For `synthesis` and `training`: `visits` of each image, and the forwards, input_backwards
-        and weight_backwards of one.
+        """For `synthesis` and `training`: how many `iterations` use each image, and the forwards,
+        input_backwards and weight_backwards of one.
         """
 
 
 class TimingParams(MadeParams):
-    """Which defenses."""
+    """Parameters of `time`."""
 
     defenses: Specs = Field(
         ("datafreeshield:images=200,iterations=150,synthesis_batch=50,epochs=5,batch=50,group=2",),
@@ -60,25 +59,19 @@ class Passes:
     seconds: float = 0.0
 
 
-class Timing(Study[TimingParams]):
+class Timing(DefenseStudy[TimingParams]):
     """What does it take to build a defense that trains on images of its own making: passes through
     the network, and seconds?
 
-    Passes are counted, for each image and visit (an iteration of the synthesis, an epoch of the
-    training), beside those that the method claims. Seconds are wall time for 10,000 images, on this
+    Passes are counted, for each image and iteration (of the synthesis; of the training an epoch),
+    beside those that the method claims. Seconds are wall time for 10,000 images, on this
     machine and under its load. Nothing comes from the cache.
     """
 
     Params = TimingParams
     uses = EVERYTHING - {"n"}
 
-    def plugins(self) -> dict[str, Any]:
-        """The defenses, by spec."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
-        return {one.spec: one.identity for one in named}
-
     def run(self, setting: StudySetting) -> StudyResult:
-        """Two rows a defense."""
         for spec in self.params.defenses:
             check_claims(evaluation_of(setting, spec).defense.plugin, spec)
         table = pd.DataFrame(
@@ -114,21 +107,22 @@ def stages(setting: StudySetting, spec: str) -> Iterator[dict[str, object]]:
         setting.progress(f"{evaluation.defense.spec}: training")
         with counted(kind) as training:
             build(evaluation, setting.device)
-    for stage, found in (("synthesis", synthesis), ("training", training)):
+    for stage, passes in (("synthesis", synthesis), ("training", training)):
         yield {
             "defense": evaluation.defense.spec,
             "stage": stage,
             "images": count,
-            **_row(found, count, claims[stage]),
+            **_row(passes, count, claims[stage]),
         }
 
 
-def _row(found: Passes, images: int, claimed: Mapping[str, int]) -> dict[str, float]:
-    visits = claimed["visits"]
-    row: dict[str, float] = {"visits": visits}
+def _row(passes: Passes, images: int, claimed: Mapping[str, int]) -> dict[str, float]:
+    iterations = claimed["iterations"]
+    row: dict[str, float] = {"iterations": iterations}
     for name in _PASSES:
-        row |= {name: getattr(found, name) / images / visits, f"{name}_claimed": claimed[name]}
-    return {**row, "seconds": found.seconds * TEN_THOUSAND / images}
+        measured = getattr(passes, name) / images / iterations
+        row |= {name: measured, f"{name}_claimed": claimed[name]}
+    return {**row, "seconds": passes.seconds * TEN_THOUSAND / images}
 
 
 @contextmanager
@@ -164,11 +158,11 @@ def counted(kind: type[nn.Module]) -> Iterator[Passes]:
 def sentence(table: pd.DataFrame) -> str:
     """Passes and seconds of each stage."""
     names = short_names(list(table["defense"].unique()))
-    parts = [
+    stages = [
         f"{row['stage']} of {names[row['defense']]}: {_about(row)}"
         for row in table.to_dict("records")
     ]
-    return f"Passes an image and visit, measured (claimed): {'; '.join(parts)}."
+    return f"Passes an image and iteration, measured (claimed): {'; '.join(stages)}."
 
 
 def _about(row: dict[Any, Any]) -> str:
@@ -179,6 +173,6 @@ def _about(row: dict[Any, Any]) -> str:
         if row[key]
     ]
     return (
-        f"{', '.join(counts)}, {row['seconds']:.0f} s for 10000 images and {row['visits']} "
-        "visits each"
+        f"{', '.join(counts)}, {row['seconds']:.0f} s for 10000 images and "
+        f"{row['iterations']} iterations each"
     )

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +21,12 @@ from bench.models.recipes import Recipe
 from bench.models.training import fit
 from bench.noise import Noise, Stream, isolated
 from bench.plugins.create import DEFENSES, create
-from bench.spec import Params, Specs, parse
+from bench.spec import Specs, parse
 from bench.studies import plots, sets
+from bench.studies.deployed import DefenseStudy
 from bench.studies.sets import Floats
-from bench.studies.study import Study, StudyResult, StudySetting
-from bench.studies.synthetic import check_maker, short_names
+from bench.studies.study import StudyResult, StudySetting
+from bench.studies.synthetic import MadeParams, check_maker, short_names
 from bench.threat import ThreatModel
 
 REAL = 2_000
@@ -40,8 +40,8 @@ _SAME = (
 )
 
 
-class ToyParams(Params):
-    """Whose points."""
+class ToyParams(MadeParams):
+    """Parameters of `toy`."""
 
     defenses: Specs = Field(
         (f"datafreeshield:{_SAME},coefficients=fixed", f"datafreeshield:{_SAME},coefficients=dss"),
@@ -54,7 +54,7 @@ class ToyParams(Params):
     )
 
 
-class Toy(Study[ToyParams]):
+class Toy(DefenseStudy[ToyParams]):
     """Two moons: do drawn coefficients spread synthetic points further than fixed ones?
 
     A small network with BatchNorm learns two moons; a point is an image of one pixel with two
@@ -66,13 +66,7 @@ class Toy(Study[ToyParams]):
     Params = ToyParams
     uses = frozenset({"seed"})
 
-    def plugins(self) -> dict[str, Any]:
-        """The defenses, by spec."""
-        named = [create(DEFENSES, parse(spec)) for spec in self.params.defenses]
-        return {one.spec: one.identity for one in named}
-
     def run(self, setting: StudySetting) -> StudyResult:
-        """All defenses on each data set."""
         scenes = []
         for repeat in range(self.params.repeats):
             setting.progress(f"data set {repeat + 1} of {self.params.repeats}")
@@ -129,7 +123,7 @@ def scenes_of(params: ToyParams, seed: int, repeat: int) -> list[Scene]:
     real, labels = moons(noise)
     classifier = learned(real, labels, noise)
     flat = real.flatten(1).double().numpy()
-    found = []
+    scenes = []
     for spec in params.defenses:
         named = create(DEFENSES, parse(spec))
         access = DataAccess(
@@ -140,7 +134,7 @@ def scenes_of(params: ToyParams, seed: int, repeat: int) -> list[Scene]:
             classifier, access, root
         )
         answers = answers_of(classifier, images)
-        found.append(
+        scenes.append(
             Scene(
                 named.spec,
                 repeat,
@@ -151,7 +145,7 @@ def scenes_of(params: ToyParams, seed: int, repeat: int) -> list[Scene]:
                 classifier,
             )
         )
-    return found
+    return scenes
 
 
 def moons(noise: Noise) -> tuple[Tensor, Tensor]:
@@ -175,9 +169,9 @@ def learned(real: Tensor, labels: Tensor, noise: Noise) -> Classifier:
     """A network 2-64-64-2 with BatchNorm, trained on the points."""
     with isolated(noise.seed("network")):
         hidden = [
-            part
+            layer
             for width in (2, 64)
-            for part in (nn.Linear(width, 64), nn.BatchNorm1d(64), nn.ReLU())
+            for layer in (nn.Linear(width, 64), nn.BatchNorm1d(64), nn.ReLU())
         ]
         network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 2))
     mean, std = real.mean((0, 2, 3)).tolist(), real.std((0, 2, 3)).tolist()
@@ -199,13 +193,13 @@ def answers_of(classifier: Classifier, points: Tensor) -> Tensor:
 def sentence(means: pd.DataFrame, repeats: int) -> str:
     """Means over the data sets."""
     names = short_names(list(means["defense"]))
-    parts = [
+    counts = [
         f"{names[row['defense']]}: {row['wrong_0']:.0f} and {row['wrong_1']:.0f} of "
         f"{row['of']:.0f} points a class in the wrong region, coverage {row['coverage']:.3f}, real "
         f"points {row['distance']:.2f} from the nearest"
         for row in means.to_dict("records")
     ]
-    return f"Means over {repeats} data sets: {'; '.join(parts)}."
+    return f"Means over {repeats} data sets: {'; '.join(counts)}."
 
 
 def points_figure(scenes: list[Scene]) -> Figure:

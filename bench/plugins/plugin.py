@@ -1,0 +1,27 @@
+"""What all kinds of plugins share."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import ClassVar, Generic, TypeVar
+
+from bench.spec import Params
+
+P = TypeVar("P", bound=Params)
+
+
+class Plugin(ABC, Generic[P]):
+    """A class that a spec names: `name:key=value` fills its parameters.
+
+    Attributes:
+        Params: the parameter model.
+        positional: the parameter that a spec's item without key fills.
+        version: raise it when the same spec may give other results; it enters their identity.
+    """
+
+    Params: ClassVar[type[Params]] = Params
+    positional: ClassVar[str | None] = None
+    version: ClassVar[int] = 1
+
+    def __init__(self, params: P) -> None:
+        self.params = params
