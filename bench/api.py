@@ -95,10 +95,10 @@ def evaluate(
             default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
-        progress: told of each cell's beginning and of each finished part.
+        progress: called at the beginning of each evaluation and for each finished shard.
 
     Returns:
-        A report with one record a cell, the undefended base's included.
+        A report with one record an evaluation, the undefended base's included.
 
     Raises:
         BadInput: for anything that cannot work, before anything is computed.

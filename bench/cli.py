@@ -25,13 +25,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _INTERRUPTED = 130
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"bench {version('adversarial-bench')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="bench",
-    help="Measure adversarial robustness of defenses, and say how far the number can be believed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def bench(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    """Measure adversarial robustness of defenses, and say how far the number can be believed."""
 
 
 @app.command()
@@ -112,7 +132,7 @@ def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> 
             f"n={len(evaluation.setup.images)}, seed {evaluation.seed}]"
         )
     missing = sum(not row["stored"] for row in rows)
-    print(f"{len(rows)} cells, {missing} to run")
+    print(f"{len(rows)} evaluations, {missing} to run")
 
 
 def _print_results(results: Sequence[Result], as_json: bool) -> None:
@@ -121,7 +141,7 @@ def _print_results(results: Sequence[Result], as_json: bool) -> None:
     records = [result.record for result in results if result.record]
     failures = [result.failure for result in results if result.failure]
     if as_json:
-        _print_json([found.model_dump(mode="json") for found in (*records, *failures)])
+        _print_json([one.model_dump(mode="json") for one in (*records, *failures)])
     elif records or failures:
         print(rows_table(records, failures))
     for result in results:
@@ -304,19 +324,19 @@ def check(
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that a defense or an attack keeps its contract, and say what to mend. Exit code 1 where
+    """Check that a defense or an attack keeps its contract, and say what to fix. Exit code 1 where
     it does not.
     """
     from bench.commands.check import check_plugin
 
-    found = check_plugin(plugin, _registries(), dataset, classifier)
+    checked = check_plugin(plugin, _registries(), dataset, classifier)
     if as_json:
         _print_json(
-            {"verdicts": [vars(verdict) for verdict in found.verdicts], "next": found.advice}
+            {"verdicts": [vars(verdict) for verdict in checked.verdicts], "next": checked.advice}
         )
     else:
-        print(found)
-    if found.broken:
+        print(checked)
+    if checked.broken:
         raise typer.Exit(1)
 
 
@@ -409,19 +429,19 @@ def show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a record under every law of judging; of several attacks on one defense, what replay
+    """Show a record under every aggregation rule; of several attacks on one defense, what replay
     gains over fresh draws.
     """
     from bench.report import show as report
 
-    found = report.read(records)
-    comparison = report.compare(found) if len(found) > 1 else None
+    shown = report.read(records)
+    comparison = report.compare(shown) if len(shown) > 1 else None
     if as_json:
-        _print_json(report.as_json([report.show(record) for record in found], comparison))
+        _print_json(report.as_json([report.show(record) for record in shown], comparison))
     elif comparison:
-        print(report.render_comparison(found, comparison))
+        print(report.render_comparison(shown, comparison))
     else:
-        print(report.render(report.show(found[0])))
+        print(report.render(report.show(shown[0])))
 
 
 @app.command()
@@ -441,10 +461,10 @@ def compare(
     from bench.report import compare as report
     from bench.report.leaderboard import load
 
-    found, _ = load(records)
-    if not found:
-        raise BadInput(f"no records in {', '.join(map(str, records))}: run some cells first")
-    compared = report.compare(found, to)
+    loaded, _ = load(records)
+    if not loaded:
+        raise BadInput(f"no records in {', '.join(map(str, records))}: run something first")
+    compared = report.compare(loaded, to)
     if as_json:
         _print_json(report.as_json(compared))
     else:
@@ -469,9 +489,9 @@ def leaderboard(
     places = folders or [Path("results")]
     records, failures = load(places)
     if not records and not failures:
-        raise BadInput(f"no records in {', '.join(map(str, places))}: run some cells first")
-    found = boards(records)
-    text = markdown(found, failures) if form == "md" else csv(found)
+        raise BadInput(f"no records in {', '.join(map(str, places))}: run something first")
+    made = boards(records)
+    text = markdown(made, failures) if form == "md" else csv(made)
     if out is None:
         print(text, end="")
         return
@@ -497,11 +517,11 @@ def reference(
     """
     from bench.report.reference import read_references, render, select
 
-    found = select(read_references(path), dataset, defense)
+    references = select(read_references(path), dataset, defense)
     if as_json:
-        _print_json([row.model_dump(mode="json") for row in found])
+        _print_json([row.model_dump(mode="json") for row in references])
     else:
-        print(render(found))
+        print(render(references))
 
 
 @app.command()
@@ -509,17 +529,17 @@ def doctor(as_json: AsJson = False) -> None:
     """Show versions, devices and plugins that cannot be loaded."""
     from bench.commands.doctor import examine, render
 
-    found = examine(_registries())
+    report = examine(_registries())
     if as_json:
-        _print_json(found)
+        _print_json(report)
     else:
-        print(render(found))
-    if found["broken"]:
+        print(render(report))
+    if report["broken"]:
         raise typer.Exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130
+    """Entry point of the command. Exit codes: 0 done, 1 an evaluation failed, 2 bad input, 130
     interrupted.
     """
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))

@@ -48,8 +48,9 @@ class PoolUse(BaseModel):
 
 
 class DataAccess:
-    """The only door through which a defense gets data. Asking for what was not declared raises
-    `AccessDenied`.
+    """The accessor through which a defense gets data, and the only one.
+
+    Asking for what was not declared raises `AccessDenied`.
 
     Args:
         needs: what the defense declared.
@@ -136,12 +137,11 @@ class DefendedClassifier(nn.Module):
     Attributes:
         num_classes: number of classes K.
         stochastic: whether the logits depend on `noise`.
-        gradients: the names that `twin` accepts; behind a name may stand parameters, as in
-            `surrogate:steps=5`.
-        transfers: those of `gradients` whose twin computes another function, so that an attack on
-            it is a transfer attack: it never sees the defense itself, and a success on the twin is
-                none.
-        tunable: those of `gradients` that take parameters.
+        gradients: the names that `forward_pass` accepts.
+        transfers: those of `gradients` whose forward pass computes another function. An attack on
+            it is a transfer attack: it never sees the defense itself, and a success on the other
+            function proves nothing.
+        tunable: those of `gradients` that take parameters, as in `surrogate:steps=5`.
         notes: what a reader of its numbers must know of how it was built, one line each; they
             become findings of the record and lines below every table with its rows.
         optimises: whether its forward pass runs an optimisation loop that takes no gradient from
@@ -170,11 +170,15 @@ class DefendedClassifier(nn.Module):
         return ("logits",)
 
     def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """A forward pass to `view` whose backward is the one named `gradient`; `full` is the native
-        backward.
+        """A forward pass to `view` with the gradient of this name; `full` is the native one.
 
-        Twins of one view have bit-equal outputs, but for `transfers`. A defense with parts that
-        block gradients overrides this.
+            classifier.forward_pass("bpda", "logits")(images, noise)
+
+        The passes to one view have bit-equal outputs, but for `transfers`; only their backward
+        passes differ. A defense with parts that block gradients overrides this.
+
+        Raises:
+            BadInput: for a gradient or a view that is not offered.
         """
         if gradient != "full":
             raise BadInput(f"this defense offers no gradient {gradient!r}: use --gradient full")
@@ -200,8 +204,7 @@ def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
 
 
 class Wrapper(DefendedClassifier):
-    """A defense around a classifier. Subclasses write `twin`, and get what it stands on from
-    `inner`.
+    """A defense around a classifier. Subclasses write `forward_pass`, on top of `inner`.
 
     A gradient is offered where the class or the classifier offers it.
     """
@@ -224,8 +227,10 @@ class Wrapper(DefendedClassifier):
         return self.classifier.views()
 
     def inner(self, gradient: str, view: str) -> Forward:
-        """The classifier's twin, its native one where it does not offer this gradient. Raises
-        `BadInput` where nobody does.
+        """The classifier's forward pass, its native one where it does not offer this gradient.
+
+        Raises:
+            BadInput: where neither the wrapper nor the classifier offers it.
         """
         self.check_gradient(gradient)
         return self.classifier.forward_pass(
@@ -266,15 +271,11 @@ class InputTransform(Wrapper):
         return images
 
     def views(self) -> tuple[str, ...]:
-        """`transformed` (the image that the classifier sees) and the classifier's own views
-        of it.
-        """
+        """`transformed`, the image that the classifier sees, and the classifier's own views."""
         return ("transformed", *self.classifier.views())
 
     def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """The gradients in `gradients`, for each view; a gradient that the classifier offers too
-        reaches through to it.
-        """
+        """As `DefendedClassifier.forward_pass`; the classifier's own gradients work as well."""
         self.check_gradient(gradient)
         replaced = gradient == "bpda" and "bpda" in type(self).gradients
         front = self._transform_bpda if replaced else self.transform
@@ -298,12 +299,12 @@ class Card:
         note: one sentence on what it is or hides.
         truth: its documented true robustness with the source; empty where none is known (defenses
             only).
-        expected: what it falls to under the first of `attacks`: `base`, the undefended classifier's
-            number under the same attack; `share`, a constant class's share; `unknown`, where it is
-            known to be broken but not to what it falls here. Empty for a defense that is no known
-            answer (defenses only).
-        surrogate: what stands in for its parts without gradient in the backward pass `bpda`
-            (defenses only).
+        expected: what accuracy the first of `attacks` leaves: `base`, the undefended classifier's
+            under the same attack; `share`, a constant class's share; `unknown`, where it is known
+            to be broken but not how far here. Empty for a defense without a known answer (defenses
+            only).
+        surrogate: what replaces its parts without gradient in the backward pass `bpda` (defenses
+            only).
         attacks: specs of the attacks that fit it, the one that breaks it first (defenses only).
         control: whether an attack is a control that is not meant to succeed (attacks only).
     """
@@ -333,9 +334,9 @@ class Defense(ABC, Generic[P]):
         seeded: whether `build` draws anything. Otherwise the build seed is no part of a row's
             identity.
         needs: the data that `build` may ask for.
-        gradients: the names that the result's `twin` accepts, beside those of the classifier given
-            to it. `("full",)` says that nothing in it blocks gradients. Checked against what
-            `build` returns, as is `stochastic`.
+        gradients: the names that the result's `forward_pass` accepts, beside those of the
+            classifier given to it. `("full",)` says that nothing in it blocks gradients. Checked
+            against what `build` returns, as is `stochastic`.
         card: paper, note, fitting attacks.
     """
 
@@ -358,8 +359,9 @@ class Defense(ABC, Generic[P]):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages of its randomness that a law may freeze alone (see `Noise.stage`);
-        together they are all of it.
+        """Names of the stages of its randomness; `replay:freeze=NAME` fixes one alone.
+
+        Together they are all of it; see `Noise.stage`.
         """
         return ()
 
@@ -380,6 +382,6 @@ class Defense(ABC, Generic[P]):
             classifier: the undefended one, in evaluation mode; a copy of its own, which it may
                 change or train (its weights take gradients). As a function it takes noise with one
                 row an image; a deterministic one ignores it.
-            access: the door to the declared data.
+            access: the accessor to the declared data.
             noise: one row of the construction stream.
         """

@@ -66,8 +66,8 @@ class Noise:
         draws: draw number of each row, uint64 (n,).
         device: where tensors are delivered; their values do not depend on it.
         site: the name path inside the forward pass that prefixes every request.
-        tape, taped: numbers of these stages come from another noise with the same rows; see
-            `stage`.
+        fixed_noise, fixed_stages: numbers of these stages come from another noise with the same
+            rows; see `stage`.
     """
 
     root: int
@@ -214,7 +214,7 @@ def _key(root: int, stream: Stream, site: str, kind: str) -> Words:
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python inside the block, and leave them as
-    found.
+    they were.
 
     The only place of the suite that touches them: for module construction, third-party attack
     libraries and opaque models.

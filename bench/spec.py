@@ -1,4 +1,5 @@
-"""Specs: the one grammar that names defenses, attacks, data sets, classifiers and randomness laws.
+"""Specs: the one grammar that names defenses, attacks, data sets, classifiers and randomness
+models.
 
     NAME[:POSITIONAL][,key=value...]
 

@@ -29,7 +29,7 @@ CLASSIFIERS: Registry[ClassifierSource[Any]] = Registry(
 DIFFUSION_MODELS: Registry[DiffusionSource[Any]] = Registry(
     "diffusion model", "bench.diffusion_models", "bench.diffusion.source:DiffusionSource"
 )
-# Studies stand above the plan, which imports this module: their type is not named here.
+# Studies are built on the engine, which imports this module: their type is not named here.
 STUDIES: Registry[Any] = Registry("study", "bench.studies", "bench.studies.study:Study")
 
 BASE = "undefended"
@@ -70,7 +70,7 @@ class Named(Generic[T]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What enters a cell's hash: name, version and every parameter, defaults included.
+        """What enters an identity: name, version and every parameter, defaults included.
 
         A plugin from a file is its file: an edit makes another plugin, whatever its version says.
         """
@@ -109,7 +109,7 @@ def create(registry: Registry[T], spec: Spec) -> Named[T]:
         raise
     except Exception as error:
         raise BadInput(
-            f"{registry.kind} {spec.name!r} cannot be made ({one_line(error)}): mend its __init__"
+            f"{registry.kind} {spec.name!r} cannot be made ({one_line(error)}): fix its __init__"
         ) from error
     return Named(spec.name, canonical(spec.name, params, positional), plugin, given)
 

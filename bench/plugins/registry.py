@@ -1,8 +1,9 @@
 """One lazy registry for every kind of plugin.
 
-A plugin is found in one of three ways: an entry point of an installed distribution (ours use the
-same door), the decorator `registry.register(name)`, or `path/to/file.py@name`. Listing reads entry
-points and source text only; the plugin's module, and with it torch, is imported on first use.
+A plugin is found in one of three ways: an entry point of an installed distribution (ours are
+found in the same way), the decorator `registry.register(name)`, or `path/to/file.py@name`. Listing
+reads entry points and source text only; the plugin's module, and with it torch, is imported on
+first use.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Alias:
-    """A name that stands for another spec; it is expanded before anything is hashed."""
+    """A name for another spec; it is expanded before anything is hashed."""
 
     spec: str
 
@@ -94,10 +95,10 @@ class Registry(Generic[T]):
     def entries(self) -> list[Entry]:
         """All known plugins with their one-line descriptions, without importing them."""
         points = self._entry_points()
-        found = [
+        entries = [
             Entry(n, _summary_of_point(p), p.dist.name if p.dist else "") for n, p in points.items()
         ]
-        found += [
+        entries += [
             Entry(
                 n,
                 f"alias of {p.spec}" if isinstance(p, Alias) else _first_line(p.__doc__),
@@ -105,7 +106,7 @@ class Registry(Generic[T]):
             )
             for n, p in self._local.items()
         ]
-        return sorted(found, key=lambda entry: entry.name)
+        return sorted(entries, key=lambda entry: entry.name)
 
     def get(self, name: str) -> type[T] | Alias:
         """The plugin class (or alias) of this name. Raises `BadInput` with near misses for an
@@ -149,8 +150,8 @@ class Registry(Generic[T]):
                 f"{path} defines no {self.kind} "
                 f"{attribute!r}.{nearest(attribute, _defined_in(module))}"
             )
-        found: type[T] = plugin
-        return found
+        kind: type[T] = plugin
+        return kind
 
 
 def _defined_in(module: ModuleType) -> list[str]:
@@ -173,11 +174,11 @@ def existing_file(path: str, what: str) -> Path:
     """
     file = Path(path).expanduser()
     try:
-        found = file.is_file()
+        exists = file.is_file()
     except (OSError, ValueError):
-        found = False
-    if not found:
-        problem = "a folder where a file is due" if os.path.isdir(file) else "no such file"
+        exists = False
+    if not exists:
+        problem = "a folder where a file is expected" if os.path.isdir(file) else "no such file"
         raise BadInput(f"{problem}: {path[:200]} (for {what[:60]}): check the path")
     return file
 
@@ -202,7 +203,7 @@ def load_file(path: str, what: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise BadInput(f"{path} fails on import with {one_line(error)}: mend it") from error
+        raise BadInput(f"{path} fails on import with {one_line(error)}: correct it") from error
     finally:
         sys.path.remove(folder)
     return module
@@ -217,10 +218,10 @@ def _summary_of_point(point: EntryPoint) -> str:
     importing it.
     """
     try:
-        found = importlib.util.find_spec(point.module)
-        if found is None or found.origin is None:
+        module = importlib.util.find_spec(point.module)
+        if module is None or module.origin is None:
             return ""
-        tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(module.origin).read_text(encoding="utf-8"))
     except (ImportError, OSError, SyntaxError):
         return "(cannot be read)"
     for node in tree.body:
