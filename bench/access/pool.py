@@ -42,7 +42,7 @@ def fill(
     n: int,
     adversarial: float,
 ) -> Tensor:
-    """The first `n` of the free test images, some of them attacked, in an order that does not tell
+    """The first `n` of the free test images, some of them attacked, in an order that does not show
     which: (n, C, H, W).
 
     The attacked ones are other images than the clean ones. They are attacked on the undefended
@@ -106,7 +106,7 @@ def attack(
     """
     place = device_of(classifier)
     with frozen(classifier):
-        parts = [
+        batches = [
             _attack(
                 classifier,
                 images[i : i + _BATCH].to(place),
@@ -117,7 +117,7 @@ def attack(
             )
             for i in range(0, len(images), _BATCH)
         ]
-    return torch.cat([images[:0], *(part.to(images.device) for part in parts)])
+    return torch.cat([images[:0], *(points.to(images.device) for points in batches)])
 
 
 def _attack(
@@ -133,20 +133,19 @@ def _attack(
             labels = predict(classifier(images, noise))
     shape = tuple(images.shape[1:])
     start = threat.random(images, noise.uniform("start", shape), noise.normal("start", shape))
-    found = ascend(
+    return ascend(
         _away_from(classifier, labels, noise),
         start,
         images,
         threat,
         steps=steps,
         size=2.5 * threat.eps / steps,
-    )
-    return found.points
+    ).points
 
 
 def _away_from(classifier: DefendedClassifier, labels: Tensor, noise: Noise) -> Objective:
     """The cross-entropy of these labels. No success ends the search: a point just across the
-    boundary would be easy to tell.
+    boundary would be easy to recognise.
     """
 
     def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
@@ -156,9 +155,9 @@ def _away_from(classifier: DefendedClassifier, labels: Tensor, noise: Noise) -> 
             values = cross_entropy(
                 classifier(leaf, noise.rows(index).at(f"step/{iteration}")), labels[rows]
             )
-        slope = torch.autograd.grad(values.sum(), leaf)[0] if gradient else None
+        slopes = torch.autograd.grad(values.sum(), leaf)[0] if gradient else None
         return Reading(
-            values.detach(), slope, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            values.detach(), slopes, torch.zeros(len(x), dtype=torch.bool, device=x.device)
         )
 
     return read

@@ -14,7 +14,7 @@ from bench.engine.environment import commit
 from bench.engine.execution import read_device
 from bench.errors import BadInput
 from bench.models.recipes import recipe_for
-from bench.models.training import Epoch, Score, save, score, train
+from bench.models.training import Epoch, Score, TrainingRun, save, score
 from bench.plugins.create import DATASETS, create
 from bench.spec import parse
 
@@ -54,16 +54,11 @@ def train_and_save(
         recipe, **cast(Any, {key: value for key, value in given.items() if value is not None})
     )
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    done = train(
-        source,
-        arch,
-        recipe,
-        trained_on=f"{name}/train",
-        seed=seed,
-        device=read_device(device),
-        checkpoint=checkpoint,
-        progress=_reporter(),
+    run = TrainingRun(
+        source, arch, recipe, trained_on=f"{name}/train", seed=seed, device=read_device(device)
     )
+    run.finish(checkpoint, _reporter())
+    done = run.trained()
     measured = score(done.classifier, source.test())
     about = {
         "arch": arch,

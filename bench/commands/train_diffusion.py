@@ -26,7 +26,7 @@ from bench.diffusion.training import (
     STORE_EVERY,
     DiffusionRecipe,
     DiffusionRun,
-    Stand,
+    Progress,
     denoising_loss,
     recipe_for,
 )
@@ -43,7 +43,7 @@ from bench.storage.files import write_whole
 MEASURED_AT = (20, 50, 100, 200, 300, 500, 800)
 """Time indices at which the denoising error on the test images is measured."""
 
-_MEASURED_IMAGES = 1000
+MEASURED_IMAGES = 1000
 
 
 def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, device: str) -> str:
@@ -101,7 +101,7 @@ def shortened(recipe: DiffusionRecipe, steps: int | None) -> DiffusionRecipe:
     return replace(recipe, steps=steps, kept=tuple(step for step in recipe.kept if step < steps))
 
 
-def complete(run: DiffusionRun, checkpoint: Path, report: Callable[[Stand], object]) -> None:
+def complete(run: DiffusionRun, checkpoint: Path, report: Callable[[Progress], object]) -> None:
     """Take all steps that are left, from the checkpoint on where there is one; it is written every
     `STORE_EVERY` steps.
     """
@@ -165,7 +165,7 @@ def measured(run: DiffusionRun, images: ImageSet) -> dict[str, Any]:
     """Mean squared error of each predicted noise value on images that were not trained on, by
     weights and time index.
     """
-    images = images.first(min(_MEASURED_IMAGES, len(images)))
+    images = images.first(min(MEASURED_IMAGES, len(images)))
     last = {"ema": run.kept.average[run.done], "raw": run.kept.raw[run.done]}
     errors: dict[str, dict[str, float]] = {}
     for weights, state in last.items():
@@ -204,26 +204,27 @@ def _shown(error: dict[str, Any]) -> str:
     return f"error of the predicted noise on {error['n']} test images {numbers}"
 
 
-def _reporter() -> Callable[[Stand], None]:
+def _reporter() -> Callable[[Progress], None]:
     """Prints a line at each tenth of the run or every half minute; the estimate rests on the steps
     of this process.
     """
     start = shown = time.monotonic()
     reports = last = 0
 
-    def report(stand: Stand) -> None:
+    def report(progress: Progress) -> None:
         nonlocal reports, last, shown
         reports, now = reports + 1, time.monotonic()
         if (
-            stand.done < stand.total
-            and 10 * (stand.done - last) < stand.total
+            progress.done < progress.total
+            and 10 * (progress.done - last) < progress.total
             and now - shown < LOG_SECONDS
         ):
             return
-        last, shown = stand.done, now
-        left = (now - start) / reports * (stand.total - stand.done) / REPORT_EVERY
+        last, shown = progress.done, now
+        left = (now - start) / reports * (progress.total - progress.done) / REPORT_EVERY
         print(
-            f"step {stand.done}/{stand.total}, mean loss {stand.loss:.4f}, ETA {left:.0f} s",
+            f"step {progress.done}/{progress.total}, mean loss {progress.loss:.4f}, "
+            f"ETA {left:.0f} s",
             file=sys.stderr,
             flush=True,
         )

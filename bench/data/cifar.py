@@ -54,7 +54,6 @@ class Cifar(Official[Params]):
     label_bytes: ClassVar[int]
 
     def read(self, split: str) -> tuple[Bytes, Integers]:
-        """A split's images (n, 3, 32, 32) and labels (n,)."""
         records = np.concatenate(
             [self._records(content, file) for file, content in self._contents(split)]
         )
@@ -86,8 +85,8 @@ def _members(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
     """Contents of regular files in a .tar.gz, by name; nothing is unpacked to disk."""
     try:
         with tarfile.open(path, "r:gz") as archive:
-            found = [(name, archive.extractfile(name)) for name in names]
-            return [(name, file.read() if file else b"") for name, file in found]
+            files = [(name, archive.extractfile(name)) for name in names]
+            return [(name, file.read() if file else b"") for name, file in files]
     except _UNREADABLE as error:
         raise BadInput(
             f"{path} cannot be read ({one_line(error)}): it is damaged; remove it to download it "

@@ -6,15 +6,17 @@ import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bench.errors import BadInput
 from bench.plugins.plugin import P, Plugin
+from bench.spec import Params
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,27 @@ class Dataset(Plugin[P]):
         raise BadInput(
             f"{type(self).__name__} has no official validation images: hold some of train() back"
         )
+
+
+class OwnParams(Params):
+    """Parameters of images of the user's own."""
+
+    path: str
+    drawn_from: str = Field(
+        "",
+        description="the image set that the evaluated images belong to, such as mnist/train, if "
+        "known",
+    )
+
+
+Own = TypeVar("Own", bound=OwnParams)
+
+
+class OwnImages(Dataset[Own]):
+    """Images of the user's own, of which nothing is known but what the parameters say."""
+
+    positional: ClassVar[str | None] = "path"
+
+    @property
+    def drawn_from(self) -> tuple[str, ...]:
+        return (self.params.drawn_from,) if self.params.drawn_from else ()

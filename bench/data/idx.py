@@ -24,7 +24,7 @@ _PREFIXES = {"test": "t10k", "train": "train"}
 class Idx(Official[Params]):
     """A data set of four IDX files in the folder `name` below the data root, each plain or as .gz.
 
-    What counts is the content: a file that somebody packed again is as good.
+    Only the content is checked: a file that somebody packed again is accepted.
 
     Attributes:
         mirrors: addresses of folders that have the .gz files.
@@ -39,7 +39,6 @@ class Idx(Official[Params]):
     content: ClassVar[dict[str, str]]
 
     def read(self, split: str) -> tuple[Bytes, Integers]:
-        """A split's images (n, 1, 28, 28) and labels (n,)."""
         prefix = _PREFIXES[split]
         images = self._array(f"{prefix}-images-idx3-ubyte", 3)
         return images[:, None], self._array(f"{prefix}-labels-idx1-ubyte", 1).astype(np.int64)
@@ -55,10 +54,10 @@ class Idx(Official[Params]):
                 self.packed[file],
             )
         content = _content(path)
-        found = hashlib.sha256(content).hexdigest()
-        if found != self.content[file]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.content[file]:
             raise BadInput(
-                f"{path} holds SHA-256 {found}, not {self.content[file]}: it is another file; "
+                f"{path} holds SHA-256 {digest}, not {self.content[file]}: it is another file; "
                 "remove or replace it"
             )
         return parse(content, axes, str(path))
@@ -84,11 +83,11 @@ def parse(content: bytes, axes: int, what: str) -> Bytes:
             f"{what} is no IDX file of unsigned bytes with {axes} axes: get the published file"
         )
     shape = tuple(map(int, np.frombuffer(content, ">u4", axes, 4)))
-    due = start + int(np.prod(shape, dtype=np.float64))
-    if len(content) != due:
+    length = start + int(np.prod(shape, dtype=np.float64))
+    if len(content) != length:
         raise BadInput(
-            f"{what} has {len(content)} bytes where its header announces {due}: get the published "
-            "file"
+            f"{what} has {len(content)} bytes where its header announces {length}: get the "
+            "published file"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 

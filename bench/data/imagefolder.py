@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import ImageSet, OwnImages, OwnParams
 from bench.data.pictures import View, in_order, pictures_in, subfolders
 from bench.errors import BadInput
 from bench.spec import Params
@@ -16,7 +16,7 @@ from bench.spec import Params
 _SPLITS = ("test", "train", "val")
 
 
-class ImageFolderParams(Params):
+class ImageFolderParams(OwnParams):
     """Parameters of `imagefolder`."""
 
     path: str = Field(
@@ -29,13 +29,9 @@ class ImageFolderParams(Params):
         description="resize the shorter side to this and cut out the middle square; 0: as they are",
     )
     grey: bool = Field(False, description="one channel instead of three")
-    drawn_from: str = Field(
-        "",
-        description="the image set that the test pictures belong to, such as mnist/train, if known",
-    )
 
 
-class ImageFolder(Dataset[ImageFolderParams]):
+class ImageFolder(OwnImages[ImageFolderParams]):
     """Pictures (PNG, JPEG and the like) in one folder a class.
 
     Classes are the folder names, sorted. ids are indices in a split, sorted by class and file name;
@@ -44,12 +40,6 @@ class ImageFolder(Dataset[ImageFolderParams]):
     """
 
     Params: ClassVar[type[Params]] = ImageFolderParams
-    positional: ClassVar[str | None] = "path"
-
-    @property
-    def drawn_from(self) -> tuple[str, ...]:
-        """What the parameter says; empty where it says nothing."""
-        return (self.params.drawn_from,) if self.params.drawn_from else ()
 
     @property
     def num_classes(self) -> int:
@@ -88,18 +78,18 @@ class ImageFolder(Dataset[ImageFolderParams]):
                 f"{self.params.path} has no {split} pictures: put them into "
                 f"{self.params.path}/{split}/CLASS"
             )
-        found = [
+        pictures = [
             (path, label)
             for label, name in enumerate(self._classes())
             for path in _pictures(folder / name)
         ]
-        if not found:
+        if not pictures:
             raise BadInput(
                 f"{folder} has no pictures in class folders: put them into {folder}/CLASS"
             )
-        labels = np.array([label for _, label in found], dtype=np.int64)
+        labels = np.array([label for _, label in pictures], dtype=np.int64)
         view = View(self.params.grey, self.params.size, self.params.size)
-        return in_order([path for path, _ in found], labels, np.arange(len(found)), view)
+        return in_order([path for path, _ in pictures], labels, np.arange(len(pictures)), view)
 
 
 def _pictures(folder: Path) -> list[Path]:

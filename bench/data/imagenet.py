@@ -76,7 +76,6 @@ class ImageNet(Dataset[ImageNetParams]):
 
     @property
     def num_classes(self) -> int:
-        """1,000 synsets."""
         return self.synsets
 
     def test(self) -> ImageSet:
@@ -100,9 +99,7 @@ class ImageNet(Dataset[ImageNetParams]):
 
     def train(self) -> ImageSet:
         """Raises `BadInput`: the training images do not fit into memory."""
-        raise BadInput(
-            "imagenet offers no training images: use imagefolder:PATH for a part of them"
-        )
+        raise BadInput("imagenet offers no training images: use imagefolder:PATH for some of them")
 
     def _known(self) -> dict[int, tuple[Path, int]]:
         """File and label by the number in the file name."""
@@ -113,8 +110,8 @@ class ImageNet(Dataset[ImageNetParams]):
             return {_number(path): (path, self._label(labels, path)) for path in pictures_in(root)}
         if len(names) != self.synsets:
             raise BadInput(
-                f"{root} has {len(names)} folders where {self.synsets} synsets are due: give the "
-                "complete validation folder"
+                f"{root} has {len(names)} folders where {self.synsets} synsets are expected: give "
+                "the complete validation folder"
             )
         return {
             _number(path): (path, label)
@@ -137,15 +134,13 @@ class ImageNet(Dataset[ImageNetParams]):
                 f"{self.params.path} has no folder a synset: add labels=FILE, a synset or a "
                 "picture's name and class a line"
             )
-        lines = _lines(self.params.labels, "labels")
+        lines = read_lines(self.params.labels, "labels")
         labels = _classes(lines, self.params.labels)
         if len(set(labels)) != self.synsets or max(labels) >= self.synsets:
-            found = (
-                f"{len(set(labels))} classes up to {max(labels)} where {self.synsets} from 0 "
-                "are due"
-            )
+            counts = f"{len(set(labels))} classes up to {max(labels)}"
             raise BadInput(
-                f"{self.params.labels} has {found}: give the labels of all validation images"
+                f"{self.params.labels} has {counts} where {self.synsets} from 0 are expected: give "
+                "the labels of all validation images"
             )
         return {
             _numbered(line, place): label
@@ -155,20 +150,20 @@ class ImageNet(Dataset[ImageNetParams]):
     def _listed(self) -> list[int]:
         """Numbers of the pictures to evaluate, in the list's order."""
         text = self.params.list
-        lines = _lines(str(robustbench_list()) if text == _ROBUSTBENCH else text, "list")
-        numbers = [int(found.group(1)) for found in map(_FILE.search, lines) if found]
+        lines = read_lines(str(robustbench_list()) if text == _ROBUSTBENCH else text, "list")
+        numbers = [int(named.group(1)) for named in map(_FILE.search, lines) if named]
         if len(numbers) != len(lines) or len(set(numbers)) != len(numbers):
             raise BadInput(
-                f"{text} does not name another ILSVRC2012_val_*.JPEG on each line: mend it"
+                f"{text} does not name another ILSVRC2012_val_*.JPEG on each line: correct it"
             )
         return numbers
 
 
 def robustbench_list() -> Path:
     """The list of 5,000 validation pictures that the installed package robustbench evaluates on."""
-    found = importlib.util.find_spec(_ROBUSTBENCH)
+    package = importlib.util.find_spec(_ROBUSTBENCH)
     path = (
-        Path(found.origin if found and found.origin else "").parent
+        Path(package.origin if package and package.origin else "").parent
         / "helper_files"
         / "imagenet_test_image_ids.txt"
     )
@@ -186,7 +181,11 @@ def robustbench_list() -> Path:
     return path
 
 
-def _lines(path: str, what: str) -> list[str]:
+def read_lines(path: str, what: str) -> list[str]:
+    """The lines of a text file, without blank ones at its end; `what` names the parameter.
+
+    Raises `BadInput` where the file is missing, no text, empty, or has a blank line inside.
+    """
     try:
         lines = existing_file(path, f"{what}={path}").read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -208,14 +207,14 @@ def _classes(lines: list[str], path: str) -> list[int]:
     """The class on each line: a synset's place among all, else the number behind a
     picture's name.
     """
-    synsets = [found.group() for found in map(_SYNSET.search, lines) if found]
+    synsets = [synset.group() for synset in map(_SYNSET.search, lines) if synset]
     if len(synsets) == len(lines):
         places = {synset: place for place, synset in enumerate(sorted(set(synsets)))}
         return [places[synset] for synset in synsets]
     numbers = [
-        int(found.group(1))
+        int(label.group(1))
         for line in lines
-        if _FILE.search(line) and (found := _CLASS.search(line))
+        if _FILE.search(line) and (label := _CLASS.search(line))
     ]
     if len(numbers) != len(lines):
         # Numbers alone could be ILSVRC's own ids, which are in another order.
@@ -227,15 +226,15 @@ def _classes(lines: list[str], path: str) -> list[int]:
 
 
 def _number(path: Path) -> int:
-    found = _FILE.match(path.name)
-    if found is None:
+    named = _FILE.match(path.name)
+    if named is None:
         raise BadInput(
             f"{path} is not named ILSVRC2012_val_*.JPEG: remove it, or use imagefolder:PATH"
         )
-    return int(found.group(1))
+    return int(named.group(1))
 
 
 def _numbered(line: str, place: int) -> int:
     """The number of the picture that a line is about: the one it names, else the line's own."""
-    found = _FILE.search(line)
-    return int(found.group(1)) if found else place
+    named = _FILE.search(line)
+    return int(named.group(1)) if named else place

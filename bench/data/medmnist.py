@@ -1,4 +1,4 @@
-"""MedMNIST at 28 x 28: the official .npz files, told apart by release."""
+"""MedMNIST at 28 x 28: the official .npz files, by release."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ class MedMnist(Official[P]):
     others: ClassVar[dict[str, str]] = {}
 
     def read(self, split: str) -> tuple[Bytes, Integers]:
-        """A split's images (n, C, 28, 28) and labels (n,)."""
         file, record, md5 = self.published()
-        self._tell_apart(file, md5)
+        self._check_release(file, md5)
         url = f"{_ZENODO}/{record}/files/{self.name}.npz?download=1"
         with Archive(str(fetch(file, [url], f"md5:{md5}"))) as archive:
             return archive.images(split).numpy(), archive.labels(split)
@@ -45,15 +44,15 @@ class MedMnist(Official[P]):
         """File name, Zenodo record and MD5."""
         return f"{self.name}.npz", _LATEST, self.md5
 
-    def _tell_apart(self, file: str, md5: str) -> None:
+    def _check_release(self, file: str, md5: str) -> None:
         path = data_root() / file
         if not path.is_file():
             return
-        found = digest_of(path, "md5").removeprefix("md5:")
-        if found != md5:
-            what = self.others.get(found, "of no version known here, or damaged")
+        digest = digest_of(path, "md5").removeprefix("md5:")
+        if digest != md5:
+            what = self.others.get(digest, "of no version known here, or damaged")
             raise BadInput(
-                f"{path} has MD5 {found}, not {md5}: it is {what}; replace it or remove it to "
+                f"{path} has MD5 {digest}, not {md5}: it is {what}; replace it or remove it to "
                 "download the right one"
             )
 

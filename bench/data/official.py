@@ -43,7 +43,6 @@ class Official(Dataset[P]):
 
     @property
     def num_classes(self) -> int:
-        """As many as there are names."""
         return len(self.class_names)
 
     def test(self) -> ImageSet:
@@ -81,19 +80,21 @@ class Official(Dataset[P]):
         return self._read[split]
 
     def _check(self, split: str, images: npt.NDArray[Any], labels: Integers) -> None:
-        what, due = f"{self.name}'s {split} images", (self.size(split), *(self.image_shape or ()))
-        if images.shape != due or images.dtype != np.uint8:
+        what = f"{self.name}'s {split} images"
+        expected = (self.size(split), *(self.image_shape or ()))
+        if images.shape != expected or images.dtype != np.uint8:
             raise BadInput(
-                f"{what} are {images.dtype} {images.shape} where uint8 {due} is due: get the "
-                "published file"
+                f"{what} are {images.dtype} {images.shape} where uint8 {expected} is expected: get "
+                "the published file"
             )
-        if labels.shape != due[:1]:
+        if labels.shape != expected[:1]:
             raise BadInput(
-                f"{what} have labels {labels.shape} where {due[:1]} is due: get the published file"
+                f"{what} have labels {labels.shape} where {expected[:1]} is expected: get the "
+                "published file"
             )
         if labels.min() < 0 or labels.max() >= self.num_classes:
             top = self.num_classes - 1
             raise BadInput(
-                f"{what} have labels {labels.min()} to {labels.max()} where 0 to {top} is due: get "
-                "the published file"
+                f"{what} have labels {labels.min()} to {labels.max()} where 0 to {top} is "
+                "expected: get the published file"
             )

@@ -73,11 +73,11 @@ class View:
 
 
 class Pictures(ImageSet):
-    """An image set whose images are in files: `first` and `at` decode what they return, `images`
+    """An image set whose images are in `files`: `first` and `at` decode what they return, `images`
     decodes all.
     """
 
-    _files: Sequence[Path]
+    files: Sequence[Path]
     _view: Callable[[Path], Tensor]
 
     def __init__(
@@ -86,7 +86,7 @@ class Pictures(ImageSet):
         for name, value in (
             ("labels", torch.from_numpy(labels)),
             ("ids", ids),
-            ("_files", files),
+            ("files", files),
             ("_view", view),
         ):
             object.__setattr__(self, name, value)
@@ -100,7 +100,7 @@ class Pictures(ImageSet):
         """The images at these positions, decoded. Raises `BadInput` where one cannot be, or has
         another size.
         """
-        files = [self._files[i] for i in positions]
+        files = [self.files[i] for i in positions]
         return ImageSet(
             _decoded(files, self._view),
             self.labels[torch.from_numpy(positions)],
@@ -135,7 +135,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files in a folder, told by their suffix, sorted by name; hidden ones do not
+    """The picture files in a folder, recognised by their suffix, sorted by name; hidden ones do not
     count. Raises like `subfolders`.
     """
     return sorted(

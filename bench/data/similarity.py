@@ -48,6 +48,7 @@ def _map(
     mean_a, mean_b = smooth(a), smooth(b)
     var_a, var_b = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2
     both = smooth(a * b) - mean_a * mean_b
+    # (2 m_a m_b + c1) (2 cov + c2) / ((m_a^2 + m_b^2 + c1) (var_a + var_b + c2))
     top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
     below = (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
     return top / below

@@ -36,7 +36,6 @@ class Svhn(Official[Params]):
     }
 
     def read(self, split: str) -> tuple[Bytes, Integers]:
-        """A split's images (n, 3, 32, 32) and labels (n,)."""
         file = f"{split}_32x32.mat"
         path = str(fetch(f"svhn/{file}", [f"{_SITE}/{file}"], self.checksums[split]))
         images, labels = _variables(path)
@@ -54,8 +53,8 @@ def _variables(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     from scipy.io import loadmat
 
     try:
-        found = loadmat(path, variable_names=["X", "y"])
-        return found["X"], found["y"]
+        variables = loadmat(path, variable_names=["X", "y"])
+        return variables["X"], variables["y"]
     except Exception as error:
         raise BadInput(
             f"{path} cannot be read ({one_line(error)}): it is damaged; remove it to download it "

@@ -41,32 +41,34 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         origin, *states = ctx.saved_tensors
+        # dL/dz_s = (dz_{s+1}/dz_s)^T dL/dz_{s+1}, from the last state to the first; where steps
+        # read the image that the chain began with, its gradients add up.
         total: Tensor | None = None
         for step, before, after in zip(
             reversed(ctx.steps), reversed(states[:-1]), reversed(states[1:]), strict=True
         ):
-            slope, extra = _through(step, before, after, origin, slope)
+            gradient, extra = _through(step, before, after, origin, gradient)
             if extra is not None:
                 total = extra if total is None else total + extra
-        return slope, total, None
+        return gradient, total, None
 
 
 def _through(
-    step: Link, before: Tensor, after: Tensor, origin: Tensor, slope: Tensor
+    step: Link, before: Tensor, after: Tensor, origin: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient at a step's input, and at the chain's image where the step reads it."""
     with torch.enable_grad():
         z, start = before.detach().requires_grad_(), origin.detach().requires_grad_()
         again = step(z, start)
     _check_same(again.detach(), after)
-    found, extra = torch.autograd.grad(again, (z, start), slope, allow_unused=True)
-    return torch.zeros_like(z) if found is None else found, extra
+    earlier, extra = torch.autograd.grad(again, (z, start), gradient, allow_unused=True)
+    return torch.zeros_like(z) if earlier is None else earlier, extra
 
 
 def _check_same(again: Tensor, before: Tensor) -> None:
-    # A GPU may choose another kernel; fresh numbers would differ by far more.
+    # A GPU may choose another kernel; fresh random numbers would differ by far more.
     tolerance = 0.0 if again.device.type == "cpu" else _TOLERANCE
     if not torch.allclose(again, before, rtol=0.0, atol=tolerance, equal_nan=True):
         gap = float((again - before).abs().max())

@@ -54,8 +54,8 @@ class Sampler:
 
 
 def indices(t: int, steps: int) -> list[int]:
-    """The time indices that a chain of `steps` steps from t visits, falling: (j + 1) t / steps - 1;
-    t-1 .. 0 for steps = t.
+    """The time indices of a chain of `steps` steps from t, descending: (j + 1) t / steps - 1; t-1
+    .. 0 for steps = t.
     """
     return [(j + 1) * t // steps - 1 for j in reversed(range(steps))]
 
@@ -65,6 +65,7 @@ def noised(model: DiffusionModel, z: Tensor, index: int, noise: Noise) -> Tensor
     at `index`.
     """
     level = model.level(index)
+    # Ho et al. 2020, equation 4: z_i = sqrt(abar_i) z + sqrt(1 - abar_i) e.
     state: Tensor = math.sqrt(level) * z + math.sqrt(1 - level) * _normal(noise, "noise", z)
     return state
 
@@ -89,12 +90,15 @@ def reverse_step(
     """
     level, before = model.level(index), model.level(previous)
     predicted: Prediction = model(z, index)
+    # Song et al. 2021, equation 12, "predicted x_0": (z_i - sqrt(1 - abar_i) e) / sqrt(abar_i).
     clean: Tensor = (z - math.sqrt(1 - level) * predicted.epsilon) / math.sqrt(level)
     if sampler.clip:
         clean = clean.clamp(-1, 1)
     if previous < 0 and push is None:
         return clean
     if sampler.kind == "ddim":
+        # Song et al. 2021, equation 12: sqrt(abar_p) z_0 + sqrt(1 - abar_p - sigma^2) e + sigma w,
+        # with sigma = eta sqrt((1 - abar_p) / (1 - abar_i)) sqrt(1 - abar_i / abar_p).
         spread = sampler.eta * math.sqrt((1 - before) / (1 - level) * (1 - level / before))
         mean = (
             math.sqrt(before) * clean
@@ -112,7 +116,7 @@ def reverse_step(
 
 
 def _posterior_mean(z: Tensor, clean: Tensor, level: float, before: float) -> Tensor:
-    """Ho et al. 2020, equation 7, for a step that may skip indices."""
+    """Ho et al. 2020, equation 7, for a step that may skip indices: alpha is abar_i / abar_p."""
     kept = level / before
     return (
         math.sqrt(before) * (1 - kept) / (1 - level) * clean
@@ -122,8 +126,7 @@ def _posterior_mean(z: Tensor, clean: Tensor, level: float, before: float) -> Te
 
 def _variance(kind: str, level: float, before: float, learned: Tensor | None) -> float | Tensor:
     large = 1 - level / before
-    # At the last step the posterior's variance is 0, whose logarithm would not do for an
-    # interpolation.
+    # Ho et al. 2020, equation 7.
     small = large * (1 - before) / (1 - level)
     if kind == "large":
         return large
@@ -132,6 +135,8 @@ def _variance(kind: str, level: float, before: float, learned: Tensor | None) ->
     if learned is None:
         raise ValueError("this model has not learned its variance")
     share = (learned + 1) / 2
+    # Nichol and Dhariwal 2021, equation 15: exp(v log b + (1 - v) log b_small). At the last step
+    # the small variance is 0, whose logarithm would not do.
     return (share * math.log(large) + (1 - share) * math.log(max(small, 1e-20))).exp()
 
 
@@ -150,11 +155,11 @@ def links(
     noise: Noise,
     guide: Guide | None = None,
 ) -> list[Link]:
-    """The steps of a chain over the falling indices `visited`; only a guide makes them read the
-    image that the chain began with.
+    """The steps of a chain over `visited`, the time indices in descending order; only a guide makes
+    them read the image that the chain began with.
 
     A step's numbers are keyed by its index: chains with fewer steps share those of the indices that
-    they visit.
+    they have.
     """
     return [
         _link(model, index, previous, sampler, noise.at(f"step{index}"), guide)

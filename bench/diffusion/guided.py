@@ -133,7 +133,7 @@ def converted(
 
     Raises `BadInput` for queries, keys and values that do not split into heads.
     """
-    names = dict(_names(asked))
+    names = dict(layer_names(asked))
     for key, value in state.items():
         module, _, leaf = key.rpartition(".")
         name = names.get(module, module)
@@ -155,12 +155,12 @@ def _split(
             f"{what} has shape {tuple(value.shape)}, which {head} channels a head do not divide: "
             "check head="
         )
-    parts = value.reshape(-1, 3, head, *value.shape[1:2]).unbind(1)
-    for letter, part in zip("qkv", parts, strict=True):
-        yield f"{home}to_{letter}.{leaf}", part.flatten(0, 1)
+    queries_keys_values = value.reshape(-1, 3, head, *value.shape[1:2]).unbind(1)
+    for letter, weights in zip("qkv", queries_keys_values, strict=True):
+        yield f"{home}to_{letter}.{leaf}", weights.flatten(0, 1)
 
 
-def _names(asked: GuidedParams) -> Iterator[tuple[str, str]]:
+def layer_names(asked: GuidedParams) -> Iterator[tuple[str, str]]:
     """Pairs of names of layers, theirs and ours."""
     yield from _ENDS.items()
     for theirs, ours in [*_middle(), *_downwards(asked), *_upwards(asked)]:

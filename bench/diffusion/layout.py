@@ -1,11 +1,11 @@
 """The folder of a diffusion model: the layout of the package diffusers, with a card of ours in it.
 
-config.json                              the network; may lie in unet/
-diffusion_pytorch_model.safetensors      its weights, beside it (or .bin): the moving average where
-there is one scheduler_config.json                    the schedule; may lie in scheduler/
-bench.json                               the card: what the model was trained on, checksums
-(optional) raw.safetensors                          the last weights themselves (optional)
-steps/ema-000150.safetensors, raw-...    weights after fewer steps, in half precision (optional)
+config.json                             the network; may lie in unet/
+diffusion_pytorch_model.safetensors     its weights, beside it (or .bin); the moving average, if any
+scheduler_config.json                   the schedule; may lie in scheduler/
+bench.json                              the card, optional: what it was trained on, checksums
+raw.safetensors                         optional: the last weights themselves
+steps/ema-000150.safetensors, raw-...   optional: weights after fewer steps, in half precision
 """
 
 from __future__ import annotations
@@ -175,11 +175,11 @@ def _image_shape(config: Any, path: Path) -> tuple[int, int, int]:
         raise BadInput(
             f"{path} is not the configuration of a network: save the model again with diffusers"
         )
-    for key, due in _PLAIN.items():
-        if config.get(key, due) != due:
+    for key, supported in _PLAIN.items():
+        if config.get(key, supported) != supported:
             raise BadInput(
                 f"{path} says {key}={config[key]!r}, which is not supported: give a model with "
-                f"{key}={due!r}"
+                f"{key}={supported!r}"
             )
     size = config.get("sample_size")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
@@ -194,9 +194,9 @@ def _image_shape(config: Any, path: Path) -> tuple[int, int, int]:
 
 def _check_outputs(config: Mapping[str, Any], schedule: Schedule, path: Path) -> None:
     given, images = config.get("out_channels", 3), config.get("in_channels", 3)
-    due = 2 * images if schedule.variance_type == "learned_range" else images
-    if given != due:
-        what = f"the network has {given} output channels, not {due}"
+    expected = 2 * images if schedule.variance_type == "learned_range" else images
+    if given != expected:
+        what = f"the network has {given} output channels, not {expected}"
         raise BadInput(
             f"variance_type in {path} is {schedule.variance_type}, but {what}: give the scheduler "
             "of this network"
@@ -208,6 +208,5 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     others.
     """
     return {
-        _OLD_NAME.sub(lambda found: _OLD_NAMES[found[0]], key): value
-        for key, value in state.items()
+        _OLD_NAME.sub(lambda name: _OLD_NAMES[name[0]], key): value for key, value in state.items()
     }

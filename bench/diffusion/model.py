@@ -1,4 +1,4 @@
-"""A diffusion model: a network that tells the noise in an image, and the schedule that it was
+"""A diffusion model: a network that predicts the noise in an image, and the schedule that it was
 trained on.
 
 Notation of Ho, Jain, Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ FIRST_BETA, LAST_BETA = 1e-4, 0.02
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network tells of a noisy image.
+    """What the network predicts of a noisy image.
 
     Attributes:
         epsilon: the noise in it, (n, C, H, W).
@@ -40,11 +40,13 @@ class DiffusionModel(nn.Module):
     Args:
         network: takes (z (n, C, H, W), index (n,)) and returns the noise, C channels, or 2C where
             it learned the variance.
-        alpha_bar: cumulative products of 1 - beta, float64 (T,), falling.
+        alpha_bar: cumulative products of 1 - beta, float64 (T,), descending.
         shape: (C, H, W) of its images.
         trained_steps: it was trained on the indices below this number only; T by default.
         trained_on: names of the image sets that it was trained on, such as `mnist5k/train`.
     """
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
 
     alpha_bar: Tensor
 
@@ -94,4 +96,5 @@ def linear_alpha_bar(
     """Cumulative products of 1 - beta for betas that rise linearly (Ho et al. 2020, section 4):
     float64 (steps,).
     """
+    # abar_i = prod over j <= i of (1 - beta_j), as equation 4 has it.
     return (1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0)

@@ -25,7 +25,7 @@ class Schedule(BaseModel):
             the squared cosine (Nichol and Dhariwal 2021, equation 17), or as listed in
             `trained_betas`, which goes before any other.
         beta_start, beta_end: first and last beta of the linear ones.
-        variance_type: `learned_range` where the network also tells the variance of the reverse
+        variance_type: `learned_range` where the network also predicts the variance of the reverse
             step.
     """
 
@@ -84,5 +84,6 @@ def _cosine_betas(steps: int) -> Tensor:
     0.999.
     """
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    # abar(t) = f(t) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2); f(0) cancels in the betas.
     level = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - level[1:] / level[:-1]).clamp(max=0.999)

@@ -9,7 +9,7 @@ from bench.plugins.plugin import P, Plugin
 
 
 class DiffusionSource(Plugin[P]):
-    """A source of trained diffusion models. Subclasses set the class attributes and write `load`."""
+    """A source of diffusion models. Subclasses set the class attributes and write `load`."""
 
     @abstractmethod
     def load(self) -> DiffusionModel:

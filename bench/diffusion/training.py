@@ -27,14 +27,14 @@ class DiffusionRecipe:
     Attributes:
         steps: optimiser steps.
         batch: images a step.
-        rate: peak learning rate; it rises linearly over `warmup` steps and falls to 0 along a
+        rate: peak learning rate; it rises linearly over `warmup` steps and sinks to 0 along a
             cosine.
         clip: largest norm of a gradient.
         average: decay of the moving average, reached by a ramp (1 + s) / (10 + s).
         schedule: length T of the schedule, betas linear from 1e-4 to 0.02.
         kept: steps whose weights are kept beside the last ones.
         blocks, layers, heads, groups: channels of each resolution, residual blocks each, channels
-            of an attention head, groups of a normalisation; attention stands at the lowest
+            of an attention head, groups of a normalisation; attention is at the lowest
             resolution.
     """
 
@@ -95,8 +95,8 @@ def recipe_for(dataset: str, shape: tuple[int, ...]) -> DiffusionRecipe:
 
 
 @dataclass(frozen=True)
-class Stand:
-    """Where a run stands: steps done and due, and the mean loss of the last report's steps."""
+class Progress:
+    """How far a run is: steps done, of how many, and the mean loss since the last report."""
 
     done: int
     total: int
@@ -115,7 +115,7 @@ REPORT_EVERY = 50
 STORE_EVERY = 500
 
 
-class DiffusionRun(ResumableRun[Stand]):
+class DiffusionRun(ResumableRun[Progress]):
     """A training run, `advance`d in stretches of `REPORT_EVERY` steps.
 
     On one CPU thread, the same images, recipe and seed give the same bits, whether or not the run
@@ -154,18 +154,16 @@ class DiffusionRun(ResumableRun[Stand]):
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
         return self.done >= self.recipe.steps
 
     @property
     def network(self) -> nn.Module:
-        """The network in training."""
         return self.model.network
 
-    def advance(self) -> Stand:
+    def advance(self) -> Progress:
         """Take the next steps, up to `REPORT_EVERY` of them."""
         losses = [self._step() for _ in range(min(REPORT_EVERY, self.recipe.steps - self.done))]
-        return Stand(self.done, self.recipe.steps, float(torch.stack(losses).mean()))
+        return Progress(self.done, self.recipe.steps, float(torch.stack(losses).mean()))
 
     def _step(self) -> Tensor:
         noise = Noise.of(self.seed, Stream.BUILD, [0], self.done, self.device)
@@ -201,7 +199,6 @@ class DiffusionRun(ResumableRun[Stand]):
                 self.average[name].lerp_(value, 1 - decay)
 
     def parts(self) -> Mapping[str, Stateful]:
-        """Network and optimiser."""
         return {"network": self.network, "optimiser": self.optimiser}
 
     def counters(self) -> dict[str, Any]:
@@ -213,7 +210,6 @@ class DiffusionRun(ResumableRun[Stand]):
         }
 
     def take_up(self, counters: dict[str, Any]) -> None:
-        """Go on from these."""
         self.done, self.average = counters["done"], counters["average"]
         self.kept = Weights(*counters["kept"])
 
@@ -227,6 +223,7 @@ def denoising_loss(model: DiffusionModel, z: Tensor, times: Tensor, noise: Tenso
         noise: standard normal, (n, C, H, W).
     """
     level = model.alpha_bar.float()[times].reshape(-1, 1, 1, 1)
+    # Ho et al. 2020, equation 4: z_i = sqrt(abar_i) z + sqrt(1 - abar_i) e.
     noisy = level.sqrt() * z + (1 - level).sqrt() * noise
     output = model.network(noisy, times)
     return F.mse_loss(output if isinstance(output, Tensor) else output.sample, noise)

@@ -13,7 +13,7 @@ from bench.diffusion.source import DiffusionSource
 from bench.errors import BadInput
 from bench.spec import Params, nearest
 
-_WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 class ZooParams(Which):
@@ -24,7 +24,7 @@ class ZooParams(Which):
 
 class Zoo(DiffusionSource[ZooParams]):
     """A diffusion model that comes with the suite, trained by `bench train-diffusion`; its card
-    tells recipe and error.
+    has recipe and error.
     """
 
     Params: ClassVar[type[Params]] = ZooParams
@@ -39,7 +39,7 @@ class Zoo(DiffusionSource[ZooParams]):
 
 def names() -> list[str]:
     """Names of the shipped diffusion models, sorted."""
-    return sorted(path.parent.name for path in _WEIGHTS.glob(f"*/{CARD}"))
+    return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CARD}"))
 
 
 def steps_of(name: str) -> tuple[int, ...]:
@@ -54,4 +54,4 @@ def steps_of(name: str) -> tuple[int, ...]:
 def _place(name: str) -> Place:
     if name not in names():
         raise BadInput(f"unknown zoo diffusion model {name!r}.{nearest(name, names())}")
-    return in_folder(_WEIGHTS / name)
+    return in_folder(WEIGHTS / name)

@@ -81,15 +81,15 @@ class File(ClassifierSource[FileParams]):
         return read_classifier(path, self._description(path), num_classes, channels)
 
     def _description(self, path: Path) -> Description:
-        found = describe(path)
+        described = describe(path)
         given = [key for key in ("arch", "mean", "std") if getattr(self.params, key)]
-        if found is not None and given:
+        if described is not None and given:
             raise BadInput(
                 f"a JSON file beside {path} describes it, but {given[0]}= was given: drop one of "
                 "them"
             )
-        if found is not None:
-            return found
+        if described is not None:
+            return described
         if not self.params.arch:
             raise BadInput(
                 f"nothing says the architecture of {path}: add arch=NAME or {path.name}.json "
@@ -192,8 +192,8 @@ def frozen(module: M) -> M:
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """`fill_exactly` for a classifier, with a clearer word where it was made for other channels or
-    classes.
+    """`fill_exactly` for a classifier, with a clearer message where it was made for other channels
+    or classes.
     """
     _check_ends(path, _expected(network), state)
     fill_exactly(network, state, path)
@@ -286,8 +286,8 @@ def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> No
         )
     unexpected = sorted(set(state) - set(network.state_dict()))
     if unexpected:
-        found = f"{unexpected[0]!r} ({len(unexpected)} in all)"
-        raise BadInput(f"{path} has a surplus tensor {found}: check the architecture")
+        surplus = f"{unexpected[0]!r} ({len(unexpected)} in all)"
+        raise BadInput(f"{path} has a surplus tensor {surplus}: check the architecture")
     for key, value in expected.items():
         if state[key].shape != value.shape:
             shapes = f"{tuple(state[key].shape)}, not {tuple(value.shape)}"
@@ -297,7 +297,7 @@ def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> No
 
 
 def _check_ends(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """The first and the last weight tell the channels and classes that the network was made for."""
+    """The first and the last weight show the channels and classes that the network was made for."""
     weights = [key for key, value in expected.items() if value.dim() >= 2]
     first, last = weights[0], weights[-1]
     if (

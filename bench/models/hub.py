@@ -71,7 +71,7 @@ class Timm(ClassifierSource[TimmParams]):
                 raise BadInput(
                     f"timm publishes no weights for {name!r} on the hub: give weights=PATH"
                 )
-            path = _from_hub(
+            path = from_hub(
                 about.hf_hub_id, about.hf_hub_filename or _WEIGHTS, None, "weights=PATH"
             )
         network = _build(name, num_classes, channels, {})
@@ -139,7 +139,7 @@ class Hf(ClassifierSource[HfParams]):
         folder = Path(self.params.repo).expanduser()
         if folder.is_dir():
             return existing_file(str(folder / name), "hf:FOLDER")
-        return _from_hub(
+        return from_hub(
             self.params.repo, name, self.params.revision or None, "a local folder, hf:FOLDER"
         )
 
@@ -176,8 +176,8 @@ def _published(name: str) -> Any:
     about = _timm().models.get_pretrained_cfg(name)
     if about is None:
         raise BadInput(
-            f"timm says nothing of {name!r}, not even its normalisation: choose another tag of "
-            "this model"
+            f"timm has no description of {name!r}, not even its normalisation: choose another tag "
+            "of this model"
         )
     return about
 
@@ -207,7 +207,7 @@ def _check_fit(classes: int, made_for: int, num_classes: int, channels: int) -> 
         raise BadInput(wrong_channels(made_for, channels))
 
 
-def _from_hub(repo: str, file: str, revision: str | None, instead: str) -> Path:
+def from_hub(repo: str, file: str, revision: str | None, instead: str) -> Path:
     """A file of a repository, from the hub or from its cache; nothing but the cache is asked where
     downloads are forbidden.
     """

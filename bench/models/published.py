@@ -49,7 +49,7 @@ def unzipped(name: str, url: str, checksum: str) -> Path:
 def trusted(name: str, url: str, page: str) -> Path:
     """A file below the data root that nobody published a checksum for, else what `url` sends.
 
-    The SHA-256 of what is found first is written to NAME.sha256 and holds from then on.
+    The SHA-256 of the file at its first use is written to NAME.sha256 and holds from then on.
 
     Args:
         name: file name below the data root.
@@ -62,13 +62,13 @@ def trusted(name: str, url: str, page: str) -> Path:
     if not path.exists():
         _obtain(url, path, f"get it from {page} and put it at {path}")
     note = path.with_name(f"{path.name}.sha256")
-    found = digest_of(path, "sha256:").partition(":")[2]
+    digest = digest_of(path, "sha256:").partition(":")[2]
     if not note.exists():
-        _place(note, lambda target: target.write(f"{found}\n".encode()))
+        _place(note, lambda target: target.write(f"{digest}\n".encode()))
     known = note.read_text(encoding="utf-8").strip()
-    if known != found:
+    if known != digest:
         raise BadInput(
-            f"{path} has SHA-256 {found}, but {known} when it was first used: restore it, or "
+            f"{path} has SHA-256 {digest}, but {known} when it was first used: restore it, or "
             f"remove {note} to trust it"
         )
     return path

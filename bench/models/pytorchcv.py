@@ -20,9 +20,9 @@ from bench.spec import Params, nearest
 
 _RELEASES = "https://github.com/osmr/imgclsmob/releases/download"
 
-# Facts from pytorchcv 0.0.74, model_metainfos.csv: test error in units of 0.01 %, SHA-1 of the
-# unpacked .pth, release.
-_NETWORKS = {
+# From pytorchcv 0.0.74, model_metainfos.csv: test error in units of 0.01 %, SHA-1 of the unpacked
+# .pth, release.
+NETWORKS = {
     "resnet20_cifar10": ("0597", "9b0024ac4c2f374cde2c5052e0d0344a75871cdb", "v0.0.163"),
     "resnet20_cifar100": ("2964", "a5322afed92fa96cb7b3453106f73cf38e316151", "v0.0.180"),
     "resnet20_svhn": ("0343", "8232e6e4c2c9fac1200386b68311c3bd56f483f5", "v0.0.265"),
@@ -53,7 +53,7 @@ _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^features\.init_block\.bn\.", "bn1."),
     (r"^features\.init_block\.(conv\.)?", "conv1."),
     (r"^features\.post_activ\.bn\.", "bn."),
-    (r"^features\.stage(\d)\.unit(\d+)\.", lambda found: f"layer{found[1]}.{int(found[2]) - 1}."),
+    (r"^features\.stage(\d)\.unit(\d+)\.", lambda place: f"layer{place[1]}.{int(place[2]) - 1}."),
     (r"\bbody\.conv(\d)\.(conv|bn)\.", r"\2\1."),
     (r"\bidentity_conv\.conv\.", "shortcut.0."),
     (r"\bidentity_conv\.bn\.", "shortcut.1."),
@@ -81,16 +81,17 @@ class Pytorchcv(ClassifierSource[PytorchcvParams]):
         unfit data set.
         """
         name = self.params.name
-        if name not in _NETWORKS:
-            raise BadInput(f"unknown pytorchcv network {name!r}.{nearest(name, _NETWORKS)}")
-        error, sha1, release = _NETWORKS[name]
+        if name not in NETWORKS:
+            raise BadInput(f"unknown pytorchcv network {name!r}.{nearest(name, NETWORKS)}")
+        error, sha1, release = NETWORKS[name]
         file = f"{name}-{error}-{sha1[:8]}.pth"
         path = unzipped(f"pytorchcv/{file}", f"{_RELEASES}/{release}/{file}.zip", f"sha1:{sha1}")
         state = renamed(read_state(path, path.read_bytes()))
-        return assemble(path, state, _description(name), num_classes, channels)
+        return assemble(path, state, description(name), num_classes, channels)
 
 
-def _description(name: str) -> Description:
+def description(name: str) -> Description:
+    """What must be known of the weights of a network in `NETWORKS`."""
     network, _, dataset = name.rpartition("_")
     arch = network.replace("_", "-") if network.startswith("wrn") else f"{network}-projection"
     return Description(arch=arch, mean=_MEAN, std=_STD, trained_on=(f"{dataset}/train",))

@@ -12,7 +12,7 @@ from bench.errors import BadInput
 @dataclass(frozen=True)
 class Recipe:
     """SGD with Nesterov momentum; the learning rate rises linearly over the first `warmup` share of
-    all steps and then falls linearly towards 0.
+    all steps and then sinks linearly towards 0.
 
     Attributes:
         epochs: passes over the training images.
@@ -56,8 +56,8 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     # The length of mnist5k's: on 400 training images held out, 8, 14, 30 and 60 epochs give 96.6,
     # 97.4, 98.0 and 98.6 % (mean of two seeds); 30 is what trains within a minute on one core.
     ("mnist5k", ""): Recipe(epochs=30, batch=64, rate=0.1),
-    # Shifts would teach it to overlook places, by which it is there to be told from `cnn`
-    # (docs/datafree-baselines.md).
+    # Shifts would teach it to overlook places, and seeing places is what makes it another student
+    # than `cnn` (docs/reference/data-free-baselines.md).
     ("mnist5k", "flat"): Recipe(epochs=30, batch=64, rate=0.1, shift=0),
     ("mnist", ""): _DIGITS,
     ("fashion-mnist", ""): Recipe(epochs=30, batch=128, rate=0.1, flip=True),
@@ -69,7 +69,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("organcmnist", ""): replace(_MEDICAL, flip=False),
     **{(f"{organ}mnist", ""): _MANY_MEDICAL for organ in ("path", "tissue")},
 }
-"""Recipes by registered name of the data set and architecture; an empty architecture stands for all
+"""Recipes by registered name of the data set and architecture; an empty architecture means all
 others.
 """
 

@@ -5,6 +5,7 @@ global average after them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with a shortcut (He et al. 2016, figure 2)."""
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
 
     expansion = 1
 
@@ -34,6 +37,8 @@ class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions with a shortcut (He et al. 2016, figure 5); the 3 x 3 one
     takes the stride.
     """
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
 
     expansion = 4
 
@@ -69,6 +74,8 @@ class _PaddedShortcut(nn.Module):
     section 3.3.
     """
 
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
+
     def __init__(self, pad: int) -> None:
         super().__init__()
         self.pad = pad
@@ -92,6 +99,8 @@ class CifarResNet(nn.Module):
         width: of the stem and the first stage.
         block: `BasicBlock` or `Bottleneck`.
     """
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
 
     def __init__(
         self,
@@ -138,6 +147,8 @@ class _WideBlock(nn.Module):
     changes.
     """
 
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
+
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width_in)
@@ -163,6 +174,8 @@ class WideResNet(nn.Module):
         num_classes: number of classes K.
         channels: channels of the image.
     """
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
 
     def __init__(self, depth: int, factor: int, num_classes: int, channels: int) -> None:
         super().__init__()

@@ -88,8 +88,8 @@ class Robustbench(ClassifierSource[RobustbenchParams]):
                 f"unknown robustbench model {self.params.name!r} "
                 f"({where}).{nearest(self.params.name, models)}"
             )
-        found: Mapping[str, Any] = models[self.params.name]
-        return found
+        entry: Mapping[str, Any] = models[self.params.name]
+        return entry
 
     def _weights(self, drive: object) -> Path:
         if not isinstance(drive, str):
@@ -107,27 +107,27 @@ def board(dataset: str, threat: str) -> Mapping[str, Any]:
     """RobustBench's table of one board: names to builders and addresses; empty where there is no
     such board.
     """
-    for key, boards in _zoo().items():
+    for key, boards in model_zoo().items():
         if key.value == dataset:
             return next((models for kind, models in boards.items() if kind.value == threat), {})
     return {}
 
 
 @cache
-def _zoo() -> Mapping[Any, Any]:
+def model_zoo() -> Mapping[Any, Any]:
     """`robustbench.model_zoo.model_dicts`, imported past the package's own `__init__`.
 
     That one imports the attack library under a module name that no release on PyPI provides, and
     Google Drive's client; the zoo needs neither.
     """
-    found = importlib.util.find_spec("robustbench")
-    if found is None:
+    package = importlib.util.find_spec("robustbench")
+    if package is None:
         raise BadInput(
             "robustbench: models need the package robustbench: pip install 'adversarial-bench[zoo]'"
         )
     bare = "robustbench" not in sys.modules
     if bare:
-        sys.modules["robustbench"] = importlib.util.module_from_spec(found)
+        sys.modules["robustbench"] = importlib.util.module_from_spec(package)
     try:
         with isolated(0), _quiet():
             module = importlib.import_module("robustbench.model_zoo")
@@ -194,7 +194,7 @@ def fitted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     kept = {
         key: value
         for key, value in best.items()
-        if key in own or not any(part in key for part in _LEFTOVERS)
+        if key in own or not any(leftover in key for leftover in _LEFTOVERS)
     }
     constants = {key: value for key, value in own.items() if key.rpartition(".")[2] in _CONSTANTS}
     return {**constants, **kept}

@@ -24,7 +24,7 @@ from bench.models.classifier import Classifier
 from bench.models.nets import build
 from bench.models.recipes import Recipe
 from bench.noise import Noise, Stream
-from bench.results import statistics
+from bench.results.class_scores import macro_f1, tally
 from bench.storage.files import write_whole
 from bench.storage.training_state import ResumableRun, Stateful
 
@@ -32,7 +32,7 @@ from bench.storage.training_state import ResumableRun, Stateful
 @dataclass(frozen=True)
 class Score:
     """How a classifier does on labelled images; macro-F1 is that of
-    `bench.results.statistics.macro_f1`.
+    `bench.results.class_scores.macro_f1`.
     """
 
     accuracy: float
@@ -42,17 +42,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known after an epoch: how many are done and due, the mean training loss, the score on
-    the validation split.
+    """What is known after an epoch: how many are done, of how many in total, the mean training
+    loss, and the score on the validation split where there is one.
     """
 
     done: int
     total: int
     loss: float
     validation: Score | None
-
-
-Progress = Callable[[Epoch], None]
 
 
 @dataclass(frozen=True)
@@ -73,38 +70,13 @@ def train(
     trained_on: str,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[Epoch], None] | None = None,
 ) -> Trained:
-    """Train on the data set's training images.
-
-    Args:
-        dataset: its test images are not touched; its official validation split, where it has one,
-            is scored after each epoch.
-        arch: a name in `bench.models.nets.ARCHITECTURES`.
-        recipe: everything else.
-        trained_on: name of the training images, such as `mnist/train`.
-        seed: decides initialisation, order and augmentation; on one CPU thread, the same seed gives
-            the same bits, whether or not the run was interrupted.
-        device: where to train.
-        checkpoint: file in which the state is kept after each epoch and from which a run goes on;
-            the caller removes it.
-        progress: called after each epoch.
-
-    Raises `BadInput` for an unknown architecture, epochs below 1, weights to be chosen on a
-    validation split that is not there, or a checkpoint of another run.
+    """Train on the data set's training images in one go: a `TrainingRun`, whose arguments these
+    are. `progress` is called after each epoch.
     """
-    if recipe.epochs < 1:
-        raise BadInput(f"epochs={recipe.epochs} trains nothing: give at least 1")
-    held_out = _validation(dataset)
-    if recipe.choose == "best" and held_out is None:
-        raise BadInput(
-            "the recipe chooses the best epoch on a validation split, but the data set has none: "
-            "choose the last"
-        )
-    run = _Run(dataset, arch, recipe, trained_on, seed, torch.device(device))
-    run.held_out = held_out
-    run.finish(checkpoint, progress)
+    run = TrainingRun(dataset, arch, recipe, trained_on=trained_on, seed=seed, device=device)
+    run.finish(report=progress)
     return run.trained()
 
 
@@ -138,13 +110,8 @@ class _Descent:
     def __init__(
         self, model: DefendedClassifier, images: Tensor, labels: Tensor, recipe: Recipe, seed: int
     ) -> None:
-        self.model, self.images, self.labels, self.recipe, self.seed = (
-            model,
-            images,
-            labels,
-            recipe,
-            seed,
-        )
+        self.model, self.images, self.labels = model, images, labels
+        self.recipe, self.seed = recipe, seed
         self.optimiser = torch.optim.SGD(
             model.parameters(),
             lr=recipe.rate,
@@ -164,12 +131,12 @@ class _Descent:
         offsets = (
             (noise.uniform("shift", (count, 2))[0] * (2 * self.recipe.shift + 1)).long().to(device)
         )
-        mirrored = (noise.uniform("flip", (count,))[0] < 0.5 * self.recipe.flip).to(device)
+        flips = (noise.uniform("flip", (count,))[0] < 0.5 * self.recipe.flip).to(device)
         losses = []
         for place, start in enumerate(range(0, count - self.size + 1, self.size)):
             batch = order[start : start + self.size]
-            changed = _mirrored(
-                _shifted(self.images[batch], offsets[batch], self.recipe.shift), mirrored[batch]
+            changed = mirrored(
+                shifted(self.images[batch], offsets[batch], self.recipe.shift), flips[batch]
             )
             losses.append(self._step(changed, self.labels[batch], noise, place))
         self.done += 1
@@ -188,11 +155,21 @@ class _Descent:
         return loss.detach()
 
 
-class _Run(ResumableRun[Epoch]):
-    """A training run, an epoch at a time.
+class TrainingRun(ResumableRun[Epoch]):
+    """A training on the data set's training images, an epoch at a time; `finish` takes all of them.
 
-    `held_out` is scored after each epoch; `kept` are the weights that would be returned now, with
-    their epoch.
+    Args:
+        dataset: its test images are not touched; its official validation split, where it has one,
+            is scored after each epoch.
+        arch: a name in `bench.models.nets.ARCHITECTURES`.
+        recipe: everything else.
+        trained_on: name of the training images, such as `mnist/train`.
+        seed: decides initialisation, order and augmentation; on one CPU thread, the same seed gives
+            the same bits, whether or not the run was interrupted.
+        device: where to train.
+
+    Raises `BadInput` for an unknown architecture, epochs below 1, or weights to be chosen on a
+    validation split that is not there.
     """
 
     def __init__(
@@ -200,21 +177,30 @@ class _Run(ResumableRun[Epoch]):
         dataset: Dataset[Any],
         arch: str,
         recipe: Recipe,
+        *,
         trained_on: str,
-        seed: int,
-        device: torch.device,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
     ) -> None:
+        if recipe.epochs < 1:
+            raise BadInput(f"epochs={recipe.epochs} trains nothing: give at least 1")
+        self.held_out = _validation(dataset)
+        if recipe.choose == "best" and self.held_out is None:
+            raise BadInput(
+                "the recipe chooses the best epoch on a validation split, but the data set has "
+                "none: choose the last"
+            )
         data = dataset.train()
-        images = data.pixels()
-        self.recipe, self.device = recipe, device
+        images, place = data.pixels(), torch.device(device)
+        self.recipe, self.device = recipe, place
         self.identity = json.dumps([asdict(recipe), arch, seed, data.sha256, dataset.num_classes])
-        self.classifier = _fresh(images, arch, dataset.num_classes, seed, trained_on).to(device)
-        if device.type == "cuda":
+        self.classifier = _fresh(images, arch, dataset.num_classes, seed, trained_on).to(place)
+        if place.type == "cuda":
             self.classifier.to(memory_format=torch.channels_last)
         self.descent = _Descent(
-            self.classifier, images.to(device), data.labels.to(device), recipe, seed
+            self.classifier, images.to(place), data.labels.to(place), recipe, seed
         )
-        self.held_out: ImageSet | None = None
+        # The weights that would be returned now, with their epoch.
         self.kept: tuple[Epoch, dict[str, Tensor]] | None = None
 
     @property
@@ -224,7 +210,6 @@ class _Run(ResumableRun[Epoch]):
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
         return self.done >= self.recipe.epochs
 
     def advance(self) -> Epoch:
@@ -238,7 +223,7 @@ class _Run(ResumableRun[Epoch]):
         return epoch
 
     def trained(self) -> Trained:
-        """What came out."""
+        """The kept weights in a classifier on the CPU, frozen, in evaluation mode."""
         assert self.kept is not None
         epoch, state = self.kept
         self.classifier.network.load_state_dict(state)
@@ -255,7 +240,6 @@ class _Run(ResumableRun[Epoch]):
         )
 
     def parts(self) -> Mapping[str, Stateful]:
-        """Network and optimiser."""
         return {"network": self.classifier.network, "optimiser": self.descent.optimiser}
 
     def counters(self) -> dict[str, Any]:
@@ -268,7 +252,6 @@ class _Run(ResumableRun[Epoch]):
         }
 
     def take_up(self, counters: dict[str, Any]) -> None:
-        """Go on from these."""
         self.descent.done = counters["done"]
         about, state = counters["kept"]
         validation = about.pop("validation")
@@ -291,7 +274,7 @@ def _fresh(images: Tensor, arch: str, num_classes: int, seed: int, trained_on: s
     return Classifier(network, num_classes, mean=mean, std=std, trained_on=(trained_on,))
 
 
-def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
+def shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
     """Images (n, C, H, W) moved by `margin` minus their offsets (n, 2), in 0..2 margin, with zeros
     coming in.
     """
@@ -303,7 +286,7 @@ def _shifted(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def _mirrored(images: Tensor, which: Tensor) -> Tensor:
+def mirrored(images: Tensor, which: Tensor) -> Tensor:
     """Images (n, C, H, W), those marked in `which` (n,) mirrored left to right."""
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
@@ -318,21 +301,20 @@ def device_of(module: nn.Module) -> torch.device:
 
 def predicted(classifier: Classifier, images: ImageSet, batch: int = 500) -> Tensor:
     """Predicted classes (n,) of a classifier in evaluation mode, on the CPU."""
-    found = []
+    classes, device = [], classifier.mean.device
     with torch.no_grad():
         for start in range(0, len(images), batch):
-            part = images.at(np.arange(start, min(start + batch, len(images))))
-            device = classifier.mean.device
-            noise = Noise.of(0, Stream.EVAL, part.ids, device=device)
-            found.append(classifier(part.pixels().to(device), noise).argmax(1).cpu())
-    return torch.cat(found)
+            rows = images.at(np.arange(start, min(start + batch, len(images))))
+            noise = Noise.of(0, Stream.EVAL, rows.ids, device=device)
+            classes.append(classifier(rows.pixels().to(device), noise).argmax(1).cpu())
+    return torch.cat(classes)
 
 
 def score(classifier: Classifier, images: ImageSet) -> Score:
     """Accuracy and macro-F1 of a classifier in evaluation mode."""
-    labels, found = images.labels.numpy(), predicted(classifier, images).numpy()
-    table = statistics.tally(labels, found, classifier.num_classes)
-    return Score(float((labels == found).mean()), float(statistics.macro_f1(table)), len(labels))
+    labels, answers = images.labels.numpy(), predicted(classifier, images).numpy()
+    table = tally(labels, answers, classifier.num_classes)
+    return Score(float((labels == answers).mean()), float(macro_f1(table)), len(labels))
 
 
 def clean_accuracy(classifier: Classifier, images: ImageSet) -> float:

@@ -13,7 +13,7 @@ from bench.models.file import describe, read_classifier
 from bench.models.source import ClassifierSource
 from bench.spec import Params, nearest
 
-_WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 class ZooParams(Params):
@@ -23,7 +23,7 @@ class ZooParams(Params):
 
 
 class Zoo(ClassifierSource[ZooParams]):
-    """A classifier that comes with the suite, trained by `bench train`; its sidecar tells recipe
+    """A classifier that comes with the suite, trained by `bench train`; its sidecar has recipe
     and accuracy.
     """
 
@@ -37,7 +37,7 @@ class Zoo(ClassifierSource[ZooParams]):
         name = self.params.name
         if name not in names():
             raise BadInput(f"unknown zoo classifier {name!r}.{nearest(name, names())}")
-        path = _WEIGHTS / f"{name}.safetensors"
+        path = WEIGHTS / f"{name}.safetensors"
         about = describe(path)
         if about is None:
             raise BadInput(f"{path} has no description beside it: reinstall the suite")
@@ -46,4 +46,4 @@ class Zoo(ClassifierSource[ZooParams]):
 
 def names() -> list[str]:
     """Names of the shipped classifiers, sorted."""
-    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))

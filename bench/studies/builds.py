@@ -3,7 +3,7 @@ the same images.
 
 A defense that is trained comes out otherwise under each build seed. A difference between two
 defenses counts only beside what two builds of one defense differ by, so builds are resampled like
-images (`bench.results.verdicts`).
+images (`bench.results.comparisons`).
 """
 
 from __future__ import annotations

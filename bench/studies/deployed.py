@@ -53,7 +53,7 @@ class GradientSearchParams(Params):
 
 
 class GradientSearch(Attack[GradientSearchParams]):
-    """PGD without a random start (Madry et al. 2018, arXiv 1706.06083, equation 2): ascent of the
+    """PGD without a random start (Madry et al. 2018): ascent of the
     cross-entropy from the image itself, projected on the ball, with steps of 2.5 eps / steps.
     """
 

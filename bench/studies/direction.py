@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.errors import BadInput
 from bench.randomness import Query
-from bench.results.statistics import bootstrap_mean
+from bench.results.intervals import bootstrap_mean
 from bench.studies import plots
 from bench.studies.deployed import (
     DefensesParams,

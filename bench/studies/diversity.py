@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from bench.results.statistics import wilson
+from bench.results.intervals import wilson
 from bench.studies import plots, sets
 from bench.studies.deployed import columns, shown
 from bench.studies.sets import Floats

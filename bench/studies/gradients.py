@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.losses import cross_entropy
-from bench.results.statistics import bootstrap_mean
+from bench.results.intervals import bootstrap_mean
 from bench.spec import Integers
 from bench.studies import plots
 from bench.studies.deployed import (

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from bench.data.dataset import ImageSet
-from bench.results.statistics import wilson
+from bench.results.intervals import wilson
 from bench.studies import plots, sets
 from bench.studies.deployed import in_batches
 from bench.studies.sets import Floats

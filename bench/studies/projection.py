@@ -22,7 +22,7 @@ from bench.data.similarity import ssim
 from bench.defense import Need
 from bench.errors import BadInput
 from bench.randomness import Query
-from bench.results.statistics import bootstrap_mean
+from bench.results.intervals import bootstrap_mean
 from bench.studies import plots
 from bench.studies.deployed import (
     DefensesParams,

@@ -22,7 +22,7 @@ from bench.engine.fingerprint import fingerprint
 from bench.errors import BadInput
 from bench.noise import Noise, Stream
 from bench.plugins.create import DEFENSES, create
-from bench.results.statistics import wilson
+from bench.results.intervals import wilson
 from bench.spec import Params, Spec, parse, unnest
 from bench.studies import plots
 from bench.studies.deployed import (
