@@ -12,7 +12,7 @@ from bench.losses import cross_entropy, dlr, margin, misclassified
 from bench.noise import Noise, isolated
 from bench.randomness import Query, read_randomness
 from bench.threat import ThreatModel
-from bench.victim import Victim, frozen, predict
+from bench.victim import VERDICT_DRAWS, Victim, frozen, predict
 from tests.toys import Linear, NoisyLinear, classifier, linear_problem
 
 LINF = ThreatModel("linf", 1e-4)
@@ -220,3 +220,55 @@ def test_the_first_success_is_returned_not_the_last_iterate():
 def test_linear_is_what_it_says():
     model = Linear(torch.eye(2, 16), torch.zeros(2))
     assert model(torch.ones(1, 1, 4, 4)).tolist() == [[1.0, 1.0]]
+
+
+class Watching(InputTransform):
+    """Gaussian input noise in two stages; keeps the draws of each stage and the rows of a pass."""
+
+    stochastic = True
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.rows, self.first, self.second = [], [], []
+
+    def transform(self, images, noise):
+        self.rows.append(len(images))
+        for stage, draws in (("first", self.first), ("second", self.second)):
+            here = noise.stage(stage)
+            draws += [
+                (str(here.stream), int(i), int(d))
+                for i, d in zip(here.ids, here.draws, strict=True)
+            ]
+        return images + 1e-6 * noise.stage("second").normal("gauss", tuple(images.shape[1:]))
+
+
+def watched(problem, randomness, batch_size):
+    model, images, labels = problem
+    defended = Watching(classifier(model, 3))
+    victim = Victim(
+        defended, np.arange(10), randomness=read_randomness(randomness), batch_size=batch_size
+    )
+    return defended, victim, images, labels
+
+
+@pytest.mark.parametrize(("randomness", "k"), [("eot:k=4", 4), ("replay-set:k=3", 3)])
+@pytest.mark.parametrize("batch_size", [2, 8, 13])
+def test_no_forward_pass_has_more_rows_than_the_batch_size(problem, randomness, k, batch_size):
+    """Rows are images times draws; one image's draws always go together."""
+    defended, victim, images, labels = watched(problem, randomness, batch_size)
+    PGD(PGDParams(steps=2))(victim, images, labels, LINF)
+    victim.logits(images, torch.arange(10), Query(5))
+    assert set(defended.rows) <= {*range(k, max(k, batch_size) + 1), 1, SCORING_DRAWS}
+    assert max(defended.rows) == max(k, batch_size // k * k, SCORING_DRAWS * (not victim.fixed))
+
+
+def test_the_replayed_verdict_rests_on_draws_that_no_search_has_seen(problem):
+    """Of the stages that are not frozen; the frozen one is the same in search and verdict."""
+    defended, victim, images, labels = watched(problem, "replay:freeze=first", 64)
+    PGD(PGDParams(steps=4, restarts=2)).run(victim, images, labels, LINF)
+    searched = set(defended.second)
+    defended.second.clear()
+    assert victim.verify(images).shape == (10, VERDICT_DRAWS)
+    assert len(set(defended.second)) == 10 * VERDICT_DRAWS
+    assert not set(defended.second) & searched
+    assert {draw[:2] for draw in defended.first} == {("tape", i) for i in range(10)}

@@ -190,3 +190,32 @@ class Mend(Attack[NoParams]):
         rows = torch.arange(len(images))
         slope = victim.objective(labels, margin)(images, rows, 0, True).gradient
         return threat.ascend(images, -slope, threat.eps, images)
+
+
+class StagedTransform(InputTransform):
+    """Gaussian input noise in two stages."""
+
+    stochastic = True
+
+    def transform(self, images, noise):
+        shape = tuple(images.shape[1:])
+        first = noise.stage("first").normal("a", shape)
+        return images + 0.01 * (first + noise.stage("second").normal("b", shape))
+
+
+@DEFENSES.register("toy-stages")
+class Staged(Defense[NoParams]):
+    """Gaussian input noise in two stages that can be frozen alone."""
+
+    gradients = ("full", "bpda")
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("first", "second")
+
+    def build(self, classifier, access, noise):
+        return StagedTransform(classifier)

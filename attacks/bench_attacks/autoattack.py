@@ -224,7 +224,7 @@ _STAGES = {
 }
 
 
-class _Alone(LibraryAttack[P]):
+class LibraryStage(LibraryAttack[P]):
     """One of the library's attacks, with a budget of its own."""
 
     stage: ClassVar[str]
@@ -260,7 +260,7 @@ class ApgdParams(LibraryParams):
     restarts: int = Field(1, ge=1, le=10_000, description="independent starts")
 
 
-class ApgdCe(_Alone[ApgdParams]):
+class ApgdCe(LibraryStage[ApgdParams]):
     """Auto-PGD on the cross-entropy, untargeted: the first stage of AutoAttack."""
 
     Params = ApgdParams
@@ -279,8 +279,8 @@ class ApgdDlr(ApgdCe):
     stage = "apgd-dlr"
 
 
-class ApgdTParams(LibraryParams):
-    """Parameters of `apgd-t`."""
+class TargetedParams(LibraryParams):
+    """Parameters of `apgd-t` and `fab-t`."""
 
     steps: int = Field(100, ge=1, le=100_000, description="gradient steps a target")
     targets: int = Field(
@@ -288,10 +288,10 @@ class ApgdTParams(LibraryParams):
     )
 
 
-class ApgdT(_Alone[ApgdTParams]):
+class ApgdT(LibraryStage[TargetedParams]):
     """Auto-PGD on the targeted difference of logits ratio: the second stage of AutoAttack."""
 
-    Params = ApgdTParams
+    Params = TargetedParams
     stage = "apgd-t"
     card = Card(paper="Croce and Hein, ICML 2020, arXiv 2003.01690, section 5")
 
@@ -301,19 +301,10 @@ class ApgdT(_Alone[ApgdTParams]):
         suite.apgd_targeted.n_target_classes = self.params.targets
 
 
-class FabTParams(LibraryParams):
-    """Parameters of `fab-t`."""
-
-    steps: int = Field(100, ge=1, le=100_000, description="iterations a target")
-    targets: int = Field(
-        9, ge=1, le=100_000, description="most likely wrong classes to aim at, at most K-1"
-    )
-
-
-class FabT(_Alone[FabTParams]):
+class FabT(LibraryStage[TargetedParams]):
     """Fast adaptive boundary attack, targeted: the third stage of AutoAttack."""
 
-    Params = FabTParams
+    Params = TargetedParams
     stage = "fab-t"
     card = Card(paper="Croce and Hein, ICML 2020, arXiv 1907.02044")
 
@@ -330,7 +321,7 @@ class SquareParams(LibraryParams):
     restarts: int = Field(1, ge=1, le=10_000, description="independent starts")
 
 
-class Square(_Alone[SquareParams]):
+class Square(LibraryStage[SquareParams]):
     """Square Attack, which uses no gradient: the last stage of AutoAttack."""
 
     Params = SquareParams

@@ -50,11 +50,11 @@ def run(model, images, labels, attack, threat, **victim):
         return attack.run(seen, images, labels, threat), seen
 
 
-def problem(classes, n, norm="linf", standing=0.5):
-    """A linear problem whose eps leaves about this share standing, and which images those are."""
+def problem(classes, n, norm="linf", surviving=0.5):
+    """A linear problem whose eps leaves about this share unbroken, and which images those are."""
     model, images, labels = linear_problem(classes, n, active_box=False)
     distance = exact_distance(model, images, labels, norm)
-    eps = float(np.quantile(distance, 1 - standing))
+    eps = float(np.quantile(distance, 1 - surviving))
     return classifier(model, classes), images, labels, ThreatModel(norm, eps), distance
 
 
@@ -89,7 +89,7 @@ def test_points_are_bit_equal_to_the_librarys_own_harness():
     [(ApgdCe, {}), (ApgdDlr, {}), (ApgdT, {}), (FabT, {}), (Square, {"queries": 40})],
 )
 def test_each_attack_alone_is_the_librarys(kind, params):
-    model, images, labels, threat, _ = problem(10, 8, standing=0.3)
+    model, images, labels, threat, _ = problem(10, 8, surviving=0.3)
     found, _ = run(model, images, labels, make(kind, **params), threat)
     seed = Victim(model, np.arange(8)).random(torch.zeros(1, dtype=torch.int64)).seed("library")
     with frozen(model), isolated(0):
@@ -114,7 +114,7 @@ class Unbreakable(nn.Module):
         return torch.cat([10 + images.flatten(1)[:, :1], images.flatten(1)[:, 1:10]], 1)
 
 
-def test_what_stands_costs_the_documented_budget():
+def test_a_survivor_costs_the_documented_budget():
     """Counted by hand from the library: 1 clean pass, 102 + 919 + 1,828 + 5,003 in the stages, one
     more after each; 7 checks.
     """
@@ -128,19 +128,28 @@ def test_what_stands_costs_the_documented_budget():
     assert found.stages.tolist() == [-1]
 
 
+@pytest.mark.parametrize(("kind", "passes"), [(ApgdCe, 102), (ApgdT, 919), (FabT, 1828)])
+def test_each_stage_alone_costs_what_it_costs_in_the_whole(kind, passes):
+    """One start each: the library's default for its own class of FAB is five."""
+    model, images = classifier(Unbreakable(), 10), torch.full((1, 1, 4, 4), 0.5)
+    labels = torch.zeros(1, dtype=torch.int64)
+    _, victim = run(model, images, labels, make(kind), ThreatModel("linf", 0.1))
+    assert victim.forwards.tolist() == [1 + passes + 1 + 7]
+
+
 def test_passes_are_counted_for_the_right_images():
-    """Two images fall to APGD-CE, one stands: each pays its own passes although they share
+    """APGD-CE breaks two images, one survives: each pays its own passes although they share
     calls.
     """
-    model, images, labels, threat, distance = problem(10, 3, standing=1 / 3)
+    model, images, labels, threat, distance = problem(10, 3, surviving=1 / 3)
     _, victim = run(model, images, labels, make(ApgdCe), threat)
     assert victim.forwards.tolist() == [1 + 102 + 1 + 7] * 3
     _, victim = run(model, images, labels, make(Short), threat)
-    dearest = int(np.argmax(distance))
-    assert victim.backwards.argmax() == dearest and victim.forwards.argmax() == dearest
-    cheap = [i for i in range(3) if i != dearest]
+    survivor = int(np.argmax(distance))
+    assert victim.backwards.argmax() == survivor and victim.forwards.argmax() == survivor
+    cheap = [i for i in range(3) if i != survivor]
     assert (victim.backwards[cheap] <= 2 * 101).all() and victim.backwards[
-        dearest
+        survivor
     ] == 101 + 909 + 900
 
 
@@ -349,7 +358,7 @@ def test_square_alone_gaining_is_a_finding():
 
 # Through the engine -------------------------------------------------------------------------------
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def evaluation_of(attack, **changes):
