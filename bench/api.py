@@ -21,7 +21,8 @@ from bench.engine.run import run_evaluations
 from bench.engine.setup import load_setup
 from bench.errors import BadInput
 from bench.plugins.create import DATASETS, create
-from bench.report.leaderboard import boards, load, rows_table, table
+from bench.report.leaderboard import boards, table
+from bench.report.rows import rows_table
 from bench.results import store
 from bench.results.record import Failure, Record
 from bench.spec import parse
@@ -195,7 +196,7 @@ def read_records(*places: str | Path) -> list[Record]:
     Raises:
         BadInput: where there is no such file or folder, or a file in it is no record.
     """
-    return load([Path(place) for place in places])[0]
+    return store.read_all([Path(place) for place in places])[0]
 
 
 def leaderboard(records: Sequence[Record]) -> pandas.DataFrame:

@@ -136,7 +136,7 @@ def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> 
 
 
 def _print_results(results: Sequence[Result], as_json: bool) -> None:
-    from bench.report.leaderboard import rows_table
+    from bench.report.rows import rows_table
 
     records = [result.record for result in results if result.record]
     failures = [result.failure for result in results if result.failure]
@@ -435,13 +435,10 @@ def show(
     from bench.report import show as report
 
     shown = report.read(records)
-    comparison = report.compare(shown) if len(shown) > 1 else None
     if as_json:
-        _print_json(report.as_json([report.show(record) for record in shown], comparison))
-    elif comparison:
-        print(report.render_comparison(shown, comparison))
+        _print_json(report.as_json(shown))
     else:
-        print(report.render(report.show(shown[0])))
+        print(report.render(shown))
 
 
 @app.command()
@@ -459,9 +456,9 @@ def compare(
     build.
     """
     from bench.report import compare as report
-    from bench.report.leaderboard import load
+    from bench.results.store import read_all
 
-    loaded, _ = load(records)
+    loaded, _ = read_all(records)
     if not loaded:
         raise BadInput(f"no records in {', '.join(map(str, records))}: run something first")
     compared = report.compare(loaded, to)
@@ -482,16 +479,17 @@ def leaderboard(
     """Make the leaderboard: worst case per image over attacks, intervals, base, data
     access, cost.
     """
-    from bench.report.leaderboard import boards, csv, load, markdown
+    from bench.report.leaderboard import boards, csv, page
+    from bench.results.store import read_all
 
     if form not in ("md", "csv"):
         raise BadInput(f"unknown format {form!r}: use md or csv")
     places = folders or [Path("results")]
-    records, failures = load(places)
+    records, failures = read_all(places)
     if not records and not failures:
         raise BadInput(f"no records in {', '.join(map(str, places))}: run something first")
     made = boards(records)
-    text = markdown(made, failures) if form == "md" else csv(made)
+    text = page(made, failures) if form == "md" else csv(made)
     if out is None:
         print(text, end="")
         return

@@ -307,6 +307,8 @@ class Card:
             only).
         attacks: specs of the attacks that fit it, the one that breaks it first (defenses only).
         control: whether an attack is a control that is not meant to succeed (attacks only).
+        stand_in: whether a defense stands in for a published one whose code or details are missing;
+            boards say so behind its name (defenses only).
     """
 
     paper: str = ""
@@ -316,6 +318,7 @@ class Card:
     surrogate: str = ""
     attacks: tuple[str, ...] = ()
     control: bool = False
+    stand_in: bool = False
 
 
 class NoParams(Params):

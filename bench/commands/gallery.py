@@ -1,8 +1,8 @@
 """`bench gallery`: do the attacks break what is known to be broken?
 
 Every registered defense whose card has a known answer is attacked twice: as a user would begin, and
-by the attack that fits it. A defense that stands where it is known to fall says that something is
-wrong with the attacks, or with the installation.
+by the attack that fits it. A defense that survives although it is known to be broken says that
+something is wrong with the attacks, or with the installation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from bench.engine.setup import Setup, load_setup
 from bench.errors import BadInput
 from bench.plugins.create import DEFENSES, create_attack
 from bench.plugins.registry import Alias
-from bench.report.leaderboard import attack_label, heading
+from bench.report.tables import percent
+from bench.report.words import attack_label, flags, heading
 from bench.results.record import Record
 from bench.spec import parse
 
@@ -29,19 +30,22 @@ TOLERANCE = 0.05
 """How far above its known answer a defense may stay."""
 
 DEFAULTS = Request(dataset="mnist5k", eps=0.2)
-"""Where no data set is given: a threat under which the shipped classifier falls to 0."""
+"""Where no data set is given: a threat under which no image of the shipped classifier survives."""
 
 DEFAULT_N = 100
+
+BROKEN = "broken"
+"""The verdict on a defense that came down to its known answer."""
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A defense with a known answer and the two cells that ask for it.
+    """A defense with a known answer and the two evaluations that ask for it.
 
     Attributes:
         defense: its spec.
         card: with `expected` and at least one attack.
-        naive, fitting: its cells; None where it cannot be planned.
+        naive, fitting: its evaluations; None where it cannot be planned.
         problem: why it cannot.
     """
 
@@ -52,7 +56,7 @@ class Exhibit:
     problem: str = ""
 
     def evaluations(self) -> list[Evaluation]:
-        """Its cells, each behind its base."""
+        """Its evaluations, each behind its base."""
         own = [evaluation for evaluation in (self.naive, self.fitting) if evaluation]
         return [evaluation for one in own for evaluation in (one.base(), one) if evaluation]
 
@@ -69,7 +73,8 @@ class Row:
         attack: the fitting attack.
         fitting, base: under the fitting attack, and the undefended classifier's.
         expected: `base`, `share` or `unknown`.
-        verdict: `falls`, `stands: ...`, why there is no number, or empty where no answer is known.
+        verdict: `broken`, `survives: ...`, why there is no number, or empty where no answer is
+            known.
     """
 
     defense: str
@@ -86,7 +91,7 @@ class Row:
     @property
     def held(self) -> bool:
         """Whether the known answer came out, or a number where none is known."""
-        return self.verdict == "falls" or (self.expected == "unknown" and not self.verdict)
+        return self.verdict == BROKEN or (self.expected == "unknown" and not self.verdict)
 
 
 def exhibits(request: Request, naive: str) -> list[Exhibit]:
@@ -100,8 +105,8 @@ def exhibits(request: Request, naive: str) -> list[Exhibit]:
     that cannot be loaded.
     """
     create_attack(naive)
-    # The default eps is one of linf; under another norm it would leave every base standing and
-    # prove nothing.
+    # The default eps is one of linf; under another norm every base would survive it, which proves
+    # nothing.
     defaults = (
         DEFAULTS if request.norm in (None, "linf") else DEFAULTS.model_copy(update={"eps": None})
     )
@@ -136,19 +141,16 @@ def _exhibit(name: str, request: Request, setup: Setup) -> Exhibit:
     return Exhibit(name, card, own[0], own[-1])
 
 
-def evaluations_of(found: Iterable[Exhibit]) -> list[Evaluation]:
-    """Every cell once, bases first where they are needed."""
-    return list(
-        {
-            evaluation.id: evaluation for exhibit in found for evaluation in exhibit.evaluations()
-        }.values()
-    )
+def evaluations_of(shown: Iterable[Exhibit]) -> list[Evaluation]:
+    """Every evaluation once, bases first where they are needed."""
+    by_id = {one.id: one for exhibit in shown for one in exhibit.evaluations()}
+    return list(by_id.values())
 
 
-def rows(found: Sequence[Exhibit], results: Iterable[Result]) -> list[Row]:
-    """One row an exhibit, from the results of its cells."""
-    by_evaluation = {result.evaluation.id: result for result in results}
-    return [_row(exhibit, by_evaluation) for exhibit in found]
+def rows(shown: Sequence[Exhibit], results: Iterable[Result]) -> list[Row]:
+    """One row an exhibit, from the results of its evaluations."""
+    by_id = {result.evaluation.id: result for result in results}
+    return [_row(exhibit, by_id) for exhibit in shown]
 
 
 def _row(exhibit: Exhibit, results: dict[str, Result]) -> Row:
@@ -163,13 +165,13 @@ def _row(exhibit: Exhibit, results: dict[str, Result]) -> Row:
     fitting, base = _records(exhibit.fitting, results)
     return Row(
         defense=exhibit.defense,
-        clean=_percent(naive.metrics.clean.mean.value),
-        naive=_percent(_robust(naive)),
-        naive_base=_percent(_robust(naive_base)),
-        audit=_audit(naive),
+        clean=percent(naive.metrics.clean.mean.value),
+        naive=percent(_robust(naive)),
+        naive_base=percent(_robust(naive_base)),
+        audit=", ".join(flags([naive], with_scale=False)),
         attack=attack_label(fitting),
-        fitting=_percent(_robust(fitting)),
-        base=_percent(_robust(base)),
+        fitting=percent(_robust(fitting)),
+        base=percent(_robust(base)),
         expected=exhibit.card.expected,
         verdict=verdict(exhibit.card, fitting, base),
     )
@@ -183,7 +185,7 @@ def _problem(results: Iterable[Result]) -> str:
 
 
 def _records(evaluation: Evaluation | None, results: dict[str, Result]) -> tuple[Record, Record]:
-    """The cell's record and its base's; both are there once `_problem` has found none."""
+    """The evaluation's record and its base's; both are there once `_problem` has found none."""
     records = [
         results[one.id].record for one in (evaluation, evaluation and evaluation.base()) if one
     ]
@@ -192,7 +194,7 @@ def _records(evaluation: Evaluation | None, results: dict[str, Result]) -> tuple
 
 
 def verdict(card: Card, fitting: Record, base: Record) -> str:
-    """`falls` where the fitting attack leaves no more than the known answer and the tolerance;
+    """`broken` where the fitting attack leaves no more than the known answer and the tolerance;
     empty where none is known.
 
     Where a check of the attacked defense failed, there is no number to believe.
@@ -206,9 +208,9 @@ def verdict(card: Card, fitting: Record, base: Record) -> str:
     above = _robust(fitting) - answers[card.expected]
     # Shares such as 0.05 and 0.1 - 0.05 differ in the last bit.
     return (
-        "falls"
+        BROKEN
         if above <= TOLERANCE + 1e-9
-        else f"stands: {100 * above:.1f} points above its {card.expected}"
+        else f"survives: {percent(above)} points above its {card.expected}"
     )
 
 
@@ -216,19 +218,8 @@ def _robust(record: Record) -> float:
     return record.metrics.adversarial.mean.value
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _audit(record: Record) -> str:
-    found = ["COLLAPSED"] * record.metrics.collapsed
-    return ", ".join(
-        [*found, *(finding.name for finding in record.findings if finding.verdict != "note")]
-    )
-
-
 def render(table: Sequence[Row], results: Iterable[Result]) -> str:
-    """The table in Markdown under the subject's heading."""
+    """The table in Markdown under the setup's heading."""
     record = next((result.record for result in results if result.record), None)
     text = tabulate(
         [vars(row) for row in table], headers=_HEADERS, tablefmt="github", disable_numparse=True

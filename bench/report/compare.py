@@ -11,23 +11,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from bench.errors import BadInput
 from bench.plugins.create import BASE
-from bench.report.leaderboard import attack_label, by_setup, heading, newest
+from bench.report.grouping import by_setup, newest
+from bench.report.tables import markdown, percent, without_empty_columns
+from bench.report.words import attack_label, heading
+from bench.results.aggregation import majority, mean_of_draws
+from bench.results.arrays import Bools, Floats
+from bench.results.comparisons import gap_over_builds, holm, mcnemar, mean_over_builds
 from bench.results.estimate import Estimate
 from bench.results.outcomes import Outcomes
 from bench.results.record import Record
-from bench.results.statistics import Bools, Floats, worst_case
-from bench.results.verdicts import (
-    gap_over_builds,
-    holm,
-    majority,
-    mcnemar,
-    mean_of_draws,
-    mean_over_builds,
-)
+from bench.results.worst_case import worst_case
 from bench.spec import nearest
 
 SIGNIFICANT = 0.05
@@ -92,13 +88,13 @@ def gathered(
 # Tables -------------------------------------------------------------------------------------------
 
 
-def comparison(found: Sequence[BuildScores]) -> pd.DataFrame:
+def comparison(defenses: Sequence[BuildScores]) -> pd.DataFrame:
     """A row a defense: means over builds and images, and the paired difference to the first one,
     with their intervals.
 
     `lower` and `higher` count the pairs of builds that McNemar's test calls so at the 5 % level.
     """
-    return pd.DataFrame([_row(one, found[0]) for one in found])
+    return pd.DataFrame([_row(one, defenses[0]) for one in defenses])
 
 
 def _row(one: BuildScores, first: BuildScores) -> dict[str, object]:
@@ -109,12 +105,12 @@ def _row(one: BuildScores, first: BuildScores) -> dict[str, object]:
         "collapsed": sum(one.collapsed),
     }
     if one is not first:
-        pairs = [pair for pair in _pairs(one, first) if pair["p"] < SIGNIFICANT]
+        significant = [test for test in _tests(one, first) if test["p"] < SIGNIFICANT]
         ours, theirs = map(list, zip(*_pairing(one, first), strict=True))
         row |= _columns("difference", gap_over_builds(one.robust[ours], first.robust[theirs]))
         row |= {
-            "lower": sum(pair["lost"] > pair["won"] for pair in pairs),
-            "higher": sum(p["won"] > p["lost"] for p in pairs),
+            "lower": sum(test["lost"] > test["won"] for test in significant),
+            "higher": sum(test["won"] > test["lost"] for test in significant),
         }
     return row
 
@@ -123,31 +119,33 @@ def _columns(name: str, value: Estimate) -> dict[str, float]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def by_build(found: Sequence[BuildScores]) -> pd.DataFrame:
+def by_build(defenses: Sequence[BuildScores]) -> pd.DataFrame:
     """A row a build: accuracies, and against the first defense the images lost and won, McNemar's
     p, and p by Holm's method.
     """
-    rows = [row for one in found for row in _by_build(one, found[0])]
+    rows = [row for one in defenses for row in _by_build(one, defenses[0])]
     tested = [row["p"] for row in rows if "p" in row]
     adjusted = iter(holm(tested))
     return pd.DataFrame([{**row, "p_holm": next(adjusted)} if "p" in row else row for row in rows])
 
 
 def _by_build(one: BuildScores, first: BuildScores) -> Iterator[dict[str, Any]]:
-    pairs = [{} for _ in one.seeds] if one is first else _pairs(one, first)
-    places = range(len(one.seeds)) if one is first else [ours for ours, _ in _pairing(one, first)]
-    for place, pair in zip(places, pairs, strict=True):
-        accuracies = {
-            "clean": one.clean[place].mean(),
-            "robust": one.robust[place].mean(),
-            "collapsed": one.collapsed[place],
+    tests = [{} for _ in one.seeds] if one is first else _tests(one, first)
+    builds = range(len(one.seeds)) if one is first else [ours for ours, _ in _pairing(one, first)]
+    for build, test in zip(builds, tests, strict=True):
+        yield {
+            "defense": one.defense,
+            "build": one.seeds[build],
+            "clean": one.clean[build].mean(),
+            "robust": one.robust[build].mean(),
+            "collapsed": one.collapsed[build],
+            **test,
         }
-        yield {"defense": one.defense, "build": one.seeds[place], **accuracies, **pair}
 
 
 def _pairing(one: BuildScores, first: BuildScores) -> list[tuple[int, int]]:
-    """Which builds stand against each other: those of one seed; a defense of one build stands
-    against every build of the other.
+    """Which builds are compared, as places in `one.seeds` and `first.seeds`: those of one seed; a
+    defense of one build with every build of the other.
     """
     if len(first.seeds) == 1 or len(one.seeds) == 1:
         return [
@@ -166,54 +164,50 @@ def _pairing(one: BuildScores, first: BuildScores) -> list[tuple[int, int]]:
     return pairs
 
 
-def _pairs(one: BuildScores, first: BuildScores) -> list[dict[str, float]]:
-    found = [(one.right[ours], first.right[theirs]) for ours, theirs in _pairing(one, first)]
+def _tests(one: BuildScores, first: BuildScores) -> list[dict[str, float]]:
+    """McNemar's test of each pair of builds."""
+    pairs = [(one.right[ours], first.right[theirs]) for ours, theirs in _pairing(one, first)]
     return [
         {"lost": int((b & ~a).sum()), "won": int((a & ~b).sum()), "p": mcnemar(a, b)}
-        for a, b in found
+        for a, b in pairs
     ]
 
 
-def percent(row: dict[Any, Any], name: str) -> str:
+def with_interval(row: dict[Any, Any], name: str) -> str:
     """`41.3 [38.0, 44.9]`: a value of a row with its interval, times 100."""
-    value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return str(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]))
 
 
 # Records ------------------------------------------------------------------------------------------
 
 
 def compare(records: Sequence[Record], first: str | None = None) -> dict[str, list[BuildScores]]:
-    """For each subject in the records, in words, its defenses; `first`, or the undefended
-    classifier, or the first by name, leads.
+    """For each setup in the records, in words, its defenses; `first`, or the undefended classifier,
+    or the first by name, leads.
 
-    Raises `BadInput` where no subject has two defenses, or `first` is not there.
+    Raises `BadInput` where no setup has two defenses, or `first` is not there.
     """
-    found = {
+    by_heading = {
         heading(group[0]): _led(_defenses(group), first)
         for group in by_setup(records)
-        if len(_names(group)) > 1
+        if len({record.title["defense"] for record in group}) > 1
     }
-    if not found:
+    if not by_heading:
         raise BadInput(
             "no two of these records are of different defenses on the same images, classifier and "
             "threat: give such records"
         )
-    return found
-
-
-def _names(records: Iterable[Record]) -> set[str]:
-    return {record.title["defense"] for record in records}
+    return by_heading
 
 
 def _defenses(records: Sequence[Record]) -> list[BuildScores]:
     by_name: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in newest(records):
         by_name[record.title["defense"]][record.identity["seeds"]["build"]].append(record)
-    return [_attacked(name, builds) for name, builds in sorted(by_name.items())]
+    return [_build_scores(name, builds) for name, builds in sorted(by_name.items())]
 
 
-def _attacked(name: str, builds: dict[int, list[Record]]) -> BuildScores:
+def _build_scores(name: str, builds: dict[int, list[Record]]) -> BuildScores:
     several = {str(record.identity["defense"]) for records in builds.values() for record in records}
     if len(several) > 1:
         raise BadInput(
@@ -237,17 +231,17 @@ def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:
     return sorted(defenses, key=lambda one: one.defense != lead)
 
 
-def as_json(found: dict[str, list[BuildScores]]) -> list[dict[str, Any]]:
-    """Both tables of each subject with plain numbers; shares in [0, 1], None where nothing is
+def as_json(compared: dict[str, list[BuildScores]]) -> list[dict[str, Any]]:
+    """Both tables of each setup with plain numbers; shares in [0, 1], None where nothing is
     compared.
     """
-    tables = {
-        setup: {"means": comparison(defenses), "builds": by_build(defenses)}
-        for setup, defenses in found.items()
-    }
     return [
-        {"setup": setup, **{name: _plain(table) for name, table in both.items()}}
-        for setup, both in tables.items()
+        {
+            "setup": setup,
+            "means": _plain(comparison(defenses)),
+            "builds": _plain(by_build(defenses)),
+        }
+        for setup, defenses in compared.items()
     ]
 
 
@@ -263,36 +257,36 @@ def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def render(found: dict[str, list[BuildScores]]) -> str:
-    """Two tables a subject, as Markdown."""
+def render(compared: dict[str, list[BuildScores]]) -> str:
+    """Two tables a setup, as Markdown."""
     parts = []
-    for setup, defenses in found.items():
-        parts += [setup, _markdown(_means(defenses)), _markdown(_builds(by_build(defenses)))]
+    for setup, defenses in compared.items():
+        tables = _means(defenses), _builds(by_build(defenses))
+        parts += [setup, *(markdown(without_empty_columns(rows)) for rows in tables)]
     return "\n\n".join([*parts, _NOTE])
 
 
-def _means(defenses: Sequence[BuildScores]) -> pd.DataFrame:
-    rows = [
+def _means(defenses: Sequence[BuildScores]) -> list[dict[str, object]]:
+    return [
         {
             "defense": row["defense"],
             "attacks": ", ".join(one.attacks),
             "builds": len(one.seeds),
-            "clean": percent(row, "clean"),
-            "robust": percent(row, "robust"),
-            "difference": percent(row, "difference")
+            "clean": with_interval(row, "clean"),
+            "robust": with_interval(row, "robust"),
+            "difference": with_interval(row, "difference")
             if row["difference"] == row["difference"]
             else "",
         }
         for row, one in zip(comparison(defenses).to_dict("records"), defenses, strict=True)
     ]
-    return pd.DataFrame(rows)
 
 
-def _builds(table: pd.DataFrame) -> pd.DataFrame:
+def _builds(table: pd.DataFrame) -> list[dict[str, object]]:
     rows = []
     for row in table.to_dict("records"):
         shown = {"defense": row["defense"], "build": row["build"]}
-        shown |= {name: f"{100 * row[name]:.1f}" for name in ("clean", "robust")}
+        shown |= {name: percent(row[name]) for name in ("clean", "robust")}
         shown["collapsed"] = "yes" if row["collapsed"] else ""
         tested = row["p"] == row["p"]
         shown |= {name: f"{row[name]:.0f}" if tested else "" for name in ("lost", "won")}
@@ -301,19 +295,8 @@ def _builds(table: pd.DataFrame) -> pd.DataFrame:
             for name, label in (("p", "p"), ("p_holm", "Holm"))
         }
         rows.append(shown)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    columns = [name for name in table.columns if (table[name] != "").any()]
-    return tabulate(
-        table[columns],  # type: ignore[arg-type]
-        headers="keys",
-        tablefmt="github",
-        showindex=False,
-        disable_numparse=True,
-    )

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pandas as pd
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -19,16 +18,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from tabulate import tabulate
 
 from bench.errors import BadInput
+from bench.report.tables import markdown, without_empty_columns
 from bench.spec import nearest, read_number
 
 BADGES = {
     "approximate": "the source rounds, or gives a bound",
     "by-its-authors": "the defense's authors attacked it themselves",
     "collapsed?": "at the share of one class: a constant answer would score it",
-    "conflict": "another source gives another figure for the same cell",
+    "conflict": "another source gives another figure for the same case",
     "eps-unconfirmed": "the source does not state the size of the ball, or its code does",
     "secondary": "read where somebody else quotes it",
     "static-transfer": "attacked without the defense: an upper bound that an adaptive attack "
@@ -160,10 +159,10 @@ def read_references(path: Path) -> list[Reference]:
         raise BadInput(
             f"no CSV files in {path}: name the folder or file that holds published numbers"
         )
-    return [row for file in files for row in _read(file)]
+    return [row for file in files for row in _rows(file)]
 
 
-def _read(file: Path) -> Iterator[Reference]:
+def _rows(file: Path) -> Iterator[Reference]:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream, restkey="(beyond the last column)", strict=True)
@@ -178,10 +177,11 @@ def _read(file: Path) -> Iterator[Reference]:
 
 
 def _check_header(file: Path, columns: Sequence[str]) -> None:
-    due = list(Reference.model_fields)
-    if list(columns) != due:
+    expected = list(Reference.model_fields)
+    if list(columns) != expected:
         raise BadInput(
-            f"{file}, line 1: the columns are {', '.join(columns) or 'none'}: write {','.join(due)}"
+            f"{file}, line 1: the columns are {', '.join(columns) or 'none'}: write "
+            f"{','.join(expected)}"
         )
 
 
@@ -206,21 +206,13 @@ def select(
     Raises `BadInput` where there are none.
     """
     chosen = [r for r in references if _within(dataset, r.dataset) and _within(defense, r.defense)]
-    found = list(
-        {r.model_dump_json(exclude={"table", "note"}): r for r in reversed(chosen)}.values()
-    )[::-1]
-    if not found:
-        known = (
-            {r.dataset for r in references}
-            if not any(_within(dataset, r.dataset) for r in references)
-            else set()
-        )
-        known = known or {r.defense for r in references}
-        raise BadInput(
-            "no published number "
-            f"matches.{nearest(dataset if dataset and not defense else defense, known - {''})}"
-        )
-    return found
+    if not chosen:
+        of_dataset = any(_within(dataset, r.dataset) for r in references)
+        known = {r.defense if of_dataset else r.dataset for r in references}
+        word = dataset if dataset and not defense else defense
+        raise BadInput(f"no published number matches.{nearest(word, known - {''})}")
+    once = {r.model_dump_json(exclude={"table", "note"}): r for r in reversed(chosen)}
+    return list(once.values())[::-1]
 
 
 def _within(word: str, text: str) -> bool:
@@ -231,16 +223,9 @@ def render(references: Sequence[Reference]) -> str:
     """A Markdown table under a heading that says whose numbers they are, and the meaning of every
     badge in it.
     """
-    table = pd.DataFrame([_shown(reference) for reference in references])
-    # A bar would end the cell.
-    table = table.loc[:, (table != "").any()].replace(r"\|", r"\\|", regex=True)
-    text = tabulate(
-        table,  # type: ignore[arg-type]
-        headers="keys",
-        tablefmt="github",
-        showindex=False,
-        disable_numparse=True,
-    )
+    table = without_empty_columns([_shown(reference) for reference in references])
+    # A bar would end the table's cell.
+    text = markdown(table.replace(r"\|", r"\\|", regex=True))
     badges = sorted({badge for reference in references for badge in reference.badges})
     legend = "".join(f"\n- {badge}: {BADGES[badge]}" for badge in badges)
     return f"Published numbers, not measured here; they enter no rank.\n\n{text}\n{legend}".rstrip()

@@ -28,9 +28,9 @@ class Inference(BaseModel):
 
     def obstacles(self) -> list[str]:
         """Why RobustBench would not admit the defense; empty where it would."""
-        found = {
+        violated = {
             "zero gradient": self.zero_gradient,
             "random": self.randomised,
             "optimisation loop": self.optimises,
         }
-        return [name for name, seen in found.items() if seen]
+        return [name for name, is_violated in violated.items() if is_violated]

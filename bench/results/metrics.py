@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.results import statistics
+from bench.results.class_scores import macro_f1
+from bench.results.collapse import collapsed
+from bench.results.intervals import cluster_bootstrap, wilson
 from bench.results.outcomes import Outcomes
 from bench.results.record import Accuracy, Metrics
 
 
 def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
-    """All metrics of a cell.
+    """All metrics of an evaluation.
 
     Args:
         outcomes: predictions on clean and attacked images.
@@ -18,8 +20,8 @@ def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
             ignores any other: that a weak search breaks nothing says nothing about the classifier.
     """
     clean = outcomes.predictions("clean")
-    adversarial = _judged(outcomes, "adversarial")
-    collapse = statistics.collapsed(
+    adversarial = accuracy(outcomes, "adversarial")
+    collapse = collapsed(
         outcomes.true_labels(),
         clean,
         outcomes.num_classes,
@@ -27,9 +29,9 @@ def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
     )
     return Metrics(
         n=len(clean),
-        clean=_judged(outcomes, "clean"),
+        clean=accuracy(outcomes, "clean"),
         adversarial=adversarial,
-        replayed=_judged(outcomes, "replayed") if outcomes.replayed else None,
+        replayed=accuracy(outcomes, "replayed") if outcomes.replayed else None,
         constant_accuracy=collapse.constant_accuracy,
         balanced_accuracy=collapse.balanced_accuracy,
         largest_predicted_share=collapse.largest_predicted_share,
@@ -38,23 +40,21 @@ def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
     )
 
 
-def _judged(outcomes: Outcomes, which: str) -> Accuracy:
-    correct = outcomes.correct(which)
-    judged = statistics.judge(correct)
+def accuracy(outcomes: Outcomes, which: str) -> Accuracy:
+    """Accuracy of the draws `clean`, `adversarial` or `replayed`, of which there is at least one
+    an image.
+    """
+    correct, predictions = outcomes.correct(which), outcomes.predictions(which)
+    n, draws = correct.shape
+    right = correct.sum(axis=1)
+    labels = outcomes.true_labels()
     # A prediction on a point that counts as broken regardless (clean-wrong) is no right answer for
     # F1 either.
-    predictions = np.where(
-        correct | (outcomes.predictions(which) != outcomes.true_labels()[:, None]),
-        outcomes.predictions(which),
-        -1,
-    )
-    f1 = statistics.cluster_bootstrap(
-        outcomes.true_labels(), predictions, outcomes.num_classes, statistics.macro_f1
-    )
+    credited = np.where(correct | (predictions != labels[:, None]), predictions, -1)
     return Accuracy(
-        mean=judged.mean,
-        all_draws=judged.all_draws,
-        majority=judged.majority,
-        macro_f1=f1,
-        draws=correct.shape[1],
+        mean=wilson(float(right.sum() / draws), n),
+        all_draws=wilson(int((right == draws).sum()), n),
+        majority=wilson(int((2 * right > draws).sum()), n),
+        macro_f1=cluster_bootstrap(labels, credited, outcomes.num_classes, macro_f1),
+        draws=draws,
     )

@@ -31,8 +31,8 @@ def encode(labels: Labels, num_classes: int) -> str:
 def decode(text: str, num_classes: int) -> Labels:
     """Inverse of `encode`."""
     width = _width(num_classes)
-    parts = [text[i : i + width] for i in range(0, len(text), width)]
-    return np.array([-1 if part[0] == _WRONG else int(part, 36) for part in parts], dtype=np.int64)
+    codes = [text[i : i + width] for i in range(0, len(text), width)]
+    return np.array([-1 if code[0] == _WRONG else int(code, 36) for code in codes], dtype=np.int64)
 
 
 def _width(num_classes: int) -> int:
@@ -52,7 +52,7 @@ def encode_ids(ids: Sequence[int] | Labels) -> str:
 
 def decode_ids(text: str) -> Labels:
     """Inverse of `encode_ids`."""
-    runs = [part.split("-") for part in text.split(",") if part]
+    runs = [run.split("-") for run in text.split(",") if run]
     return np.array(
         [i for run in runs for i in range(int(run[0]), int(run[-1]) + 1)], dtype=np.int64
     )
@@ -70,8 +70,8 @@ class Outcomes(BaseModel):
             draws.
         adversarial: predictions on the attacked images, one string a judged draw, drawn after the
             attack had ended.
-        replayed: predictions on the attacked images under the attack's own tapes, one string a
-            tape; empty where it had none.
+        replayed: predictions on the attacked images under the attack's own fixed noise, one string
+            a fixed draw; empty where it had none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -137,8 +137,8 @@ class Outcomes(BaseModel):
         """Whether each prediction is right, bool (n, draws).
 
         On an attacked image it must be right on the clean image under the same draw as well: a
-        clean-wrong answer is never robust, and an attack that happens to mend one wins nothing for
-        the defense.
+        clean-wrong answer is never robust, and an attack that happens to set one right wins nothing
+        for the defense.
         """
         right = self.predictions(which) == self.true_labels()[:, None]
         if which == "adversarial":
@@ -150,7 +150,7 @@ class Stages(BaseModel):
     """Which of an attack's stages broke each image, as the attack itself saw it while it ran.
 
     A later stage attacks what the earlier ones left. Where nothing is random this is the verdict
-    taken apart; under random draws an attack may take a lucky draw for a success, and the verdict
+    taken apart; under random draws an attack may take a chance hit for a success, and the verdict
     is the judge's alone.
 
     Attributes:
@@ -173,10 +173,10 @@ class Stages(BaseModel):
         )
 
     def left(self) -> dict[str, float]:
-        """Share of the images that each stage left standing, `clean` first."""
-        n, standing = len(self.broken_by), len(self.broken_by) - self.broken_by.count(".")
-        shares = {"clean": standing / n}
+        """Share of the images that each stage left unbroken, `clean` first."""
+        n, surviving = len(self.broken_by), len(self.broken_by) - self.broken_by.count(".")
+        shares = {"clean": surviving / n}
         for index, name in enumerate(self.names):
-            standing -= self.broken_by.count(_DIGITS[index])
-            shares[name] = standing / n
+            surviving -= self.broken_by.count(_DIGITS[index])
+            shares[name] = surviving / n
         return shares

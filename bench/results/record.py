@@ -20,12 +20,13 @@ SCHEMA: Literal[2] = 2
 
 
 class Accuracy(BaseModel):
-    """Accuracy of one set of judged draws.
+    """Accuracy of one set of judged draws under three aggregation rules, with 95 % intervals over
+    images (Wilson's; of macro-F1 the bootstrap's).
 
     Attributes:
-        mean: mean share of right draws.
-        all_draws: share of images right in every draw.
-        majority: share of images right in more than half of their draws.
+        mean: the mean share of right draws; its interval is conservative.
+        all_draws: the share of images right in every draw; one wrong draw breaks an image.
+        majority: the share of images right in more than half of their draws; a tie counts as wrong.
         macro_f1: mean over classes of the F1 score.
         draws: how many draws an image was judged on.
     """
@@ -109,14 +110,14 @@ class Title(TypedDict):
 
 
 class Sources(TypedDict):
-    """Specs as given, with which data and classifier can be loaded again."""
+    """Data set and classifier specs as given, from which both can be loaded again."""
 
     dataset: str
     classifier: str
 
 
-class Scale(TypedDict):
-    """How many images of how many; `reduced` where not all were used."""
+class UsedImages(TypedDict):
+    """How many images were evaluated of how many; `reduced` where not all."""
 
     n: int
     available: int
@@ -164,7 +165,7 @@ class Record(BaseModel):
     stochastic: bool
     replay_level: Literal["exact", "process", "none"]
     base: str
-    scale: Scale
+    scale: UsedImages
     pool: PoolUse | None = None
     inference: Inference | None = None
     outcomes: Outcomes
@@ -187,7 +188,7 @@ class Record(BaseModel):
 
     @property
     def stem(self) -> str:
-        """File name without its ending: readable words, then the cell id."""
+        """File name without its ending: readable words, then the evaluation's id."""
         return file_stem(self.title, self.id)
 
 
@@ -204,8 +205,8 @@ class Failure(BaseModel):
 
 
 def without_folders(spec: str) -> str:
-    """A spec with of each path only the file's name: npz:/data/x.npz becomes npz:x.npz, but
-    step=2/255 stays.
+    """A spec without the folders of its paths: npz:/data/x.npz becomes npz:x.npz, but step=2/255
+    stays.
     """
     return re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", spec)
 

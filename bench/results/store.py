@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,8 +35,8 @@ class Store:
             ) from error
 
     def find(self, evaluation: str) -> Record | None:
-        """The record of a cell, if there is one that can be read; a damaged one is as good as none
-        and will be replaced.
+        """The record of an evaluation, by its id; None where there is none. A damaged one counts as
+        none, and will be replaced.
         """
         for path in self.folder.glob(f"*--{evaluation}.json"):
             try:
@@ -46,7 +46,7 @@ class Store:
         return None
 
     def save(self, record: Record) -> Path:
-        """Write a record and drop an earlier failure of the same cell."""
+        """Write a record and drop an earlier failure of the same evaluation."""
         path = self.folder / f"{record.stem}.json"
         write_whole(path, to_json(record))
         for failure in self.folder.glob(f"*--{record.id}.error.json"):
@@ -54,13 +54,12 @@ class Store:
         return path
 
     def save_failure(self, failure: Failure) -> Path:
-        """Write what went wrong."""
         path = self.folder / f"{file_stem(failure.title, failure.id)}.error.json"
         write_whole(path, to_json(failure))
         return path
 
     def work(self, evaluation: str) -> Path:
-        """Folder of a cell's unfinished work."""
+        """Folder of an evaluation's unfinished work."""
         return self.folder / ".work" / evaluation
 
 
@@ -70,24 +69,24 @@ def to_json(model: BaseModel) -> bytes:
 
 
 def read_record(path: Path) -> Record:
-    """Read one record. Raises `BadInput` where the file is none."""
-    return _read(path, Record)
+    """Raises `BadInput` where the file is no record."""
+    return _read_as(Record, path)
 
 
 def is_failure(path: Path) -> bool:
-    """Whether a file of the store tells of a crash, by its name."""
+    """Whether a file of the store is the report of a crash, by its name."""
     return path.name.endswith(".error.json")
 
 
 def read_failure(path: Path) -> Failure:
-    """Read what went wrong in a cell. Raises `BadInput` where the file is no failure."""
-    return _read(path, Failure)
+    """Raises `BadInput` where the file is no failure."""
+    return _read_as(Failure, path)
 
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def _read(path: Path, kind: type[M]) -> M:
+def _read_as(kind: type[M], path: Path) -> M:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -96,14 +95,14 @@ def _read(path: Path, kind: type[M]) -> M:
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise BadInput(
-            f"{path} is no record of schema {SCHEMA} ({where}: {first['msg']}): run the cell again"
+            f"{path} is no record of schema {SCHEMA} ({where}: {first['msg']}): run the evaluation "
+            "again"
         ) from None
 
 
 def read(path: Path) -> Record | Failure:
-    """The record, or the failure, in a file."""
     return read_failure(path) if is_failure(path) else read_record(path)
 
 
@@ -111,9 +110,28 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
     """All records and failures below a folder, sorted by path; hidden folders are passed over."""
     if not folder.is_dir():
         raise BadInput(
-            f"no such folder: {folder}: run some cells first, or name the folder that holds records"
+            f"no such folder: {folder}: run some evaluations first, or name the folder that holds "
+            "records"
         )
     for path in sorted(folder.rglob("*--*.json")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if any(name.startswith(".") for name in path.relative_to(folder).parts):
             continue
         yield read(path)
+
+
+def read_all(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
+    """All records and failures in these files and below these folders, each evaluation once. A
+    failure of an evaluation that also has a record is left out.
+    """
+    records: dict[str, Record] = {}
+    failures: dict[str, Failure] = {}
+    for place in places:
+        for result in [read(place)] if place.is_file() else read_folder(place):
+            if isinstance(result, Record):
+                records.setdefault(result.id, result)
+            else:
+                failures.setdefault(result.id, result)
+    done = [record.title for record in records.values()]
+    return list(records.values()), [
+        failure for failure in failures.values() if failure.title not in done
+    ]

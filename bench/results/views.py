@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from bench.results.arrays import Bools, Floats
 from bench.results.outcomes import Labels, Outcomes, decode, encode
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 DETECTOR = "detector"
 """The view that is scored as a detector: two logits, clean and adversarial."""
@@ -90,12 +88,12 @@ def view_scores(
     )
 
 
-def detection(found: ViewScores) -> Detection | None:
+def detection(scores: ViewScores) -> Detection | None:
     """The detector's rates; None without one."""
-    if not found.detector:
+    if not scores.detector:
         return None
-    clean, attacked = (np.array(found.detector[which]) for which in _PAIR)
-    attacked = attacked[found.moved()]
+    clean, attacked = (np.array(scores.detector[which]) for which in _PAIR)
+    attacked = attacked[scores.moved()]
     flagged = [float((values > 0).mean()) if len(values) else None for values in (attacked, clean)]
     return Detection(
         n=len(attacked),
@@ -112,16 +110,16 @@ def auroc(positive: Floats, negative: Floats) -> float:
     return float(below.mean() / 2 / len(negative))
 
 
-def right(found: ViewScores, outcomes: Outcomes, view: str, which: str) -> Bools:
+def right(scores: ViewScores, outcomes: Outcomes, view: str, which: str) -> Bools:
     """Whether a view is right on each image, (n,)."""
     labels: Labels = outcomes.true_labels()
-    return np.asarray(decode(found.answers[view][which], outcomes.num_classes) == labels)
+    return np.asarray(decode(scores.answers[view][which], outcomes.num_classes) == labels)
 
 
-def any_right(found: ViewScores, outcomes: Outcomes) -> Bools:
+def any_right(scores: ViewScores, outcomes: Outcomes) -> Bools:
     """Whether some scored view is right on an image both without and under attack, (n,).
 
     No choice among these views, whatever detector makes it, can be right on more of these points.
     """
-    both = [[right(found, outcomes, view, which) for view in found.answers] for which in _PAIR]
+    both = [[right(scores, outcomes, view, which) for view in scores.answers] for which in _PAIR]
     return np.asarray(np.all(np.any(both, axis=1), axis=0))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from bench.report.compare import BuildScores, by_build, comparison, percent
+from bench.report.compare import BuildScores, by_build, comparison, with_interval
 from bench.spec import Specs
 from bench.studies import plots
 from bench.studies.builds import BuildsParams, BuildsStudy
@@ -70,9 +70,9 @@ def sentence(table: pd.DataFrame) -> str:
     """Robust accuracy of the first, and what the others add or take."""
     names = short_names(list(table["defense"]))
     first, *others = table.to_dict("records")
-    differences = [f"{names[row['defense']]}: {percent(row, 'difference')}" for row in others]
+    differences = [f"{names[row['defense']]}: {with_interval(row, 'difference')}" for row in others]
     return (
-        f"{names[first['defense']]} has {percent(first, 'robust')} % robust accuracy; "
+        f"{names[first['defense']]} has {with_interval(first, 'robust')} % robust accuracy; "
         f"differences to it in points: {'; '.join(differences)}."
     )
 

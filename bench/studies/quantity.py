@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field, field_validator
 
-from bench.report.compare import BuildScores, by_build, comparison, percent
+from bench.report.compare import BuildScores, by_build, comparison, with_interval
 from bench.spec import Numbers, Spec, parse, show_number
 from bench.studies import plots
 from bench.studies.builds import BuildsParams, BuildsStudy, SpecText
@@ -73,10 +73,12 @@ class Quantity(BuildsStudy[QuantityParams]):
 def sentence(table: pd.DataFrame, field: str) -> str:
     """Robust accuracy at each value, and what the last adds to the first."""
     rows = table.to_dict("records")
-    accuracies = ", ".join(f"{percent(row, 'robust')} at {show_number(row[field])}" for row in rows)
+    accuracies = ", ".join(
+        f"{with_interval(row, 'robust')} at {show_number(row[field])}" for row in rows
+    )
     return (
         f"Robust accuracy in percent by {field}: {accuracies}; the last minus the first "
-        f"{percent(rows[-1], 'difference')} points."
+        f"{with_interval(rows[-1], 'difference')} points."
     )
 
 

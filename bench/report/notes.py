@@ -1,0 +1,41 @@
+"""What the columns of rows and boards mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.results.record import Record
+
+_SHARES = (
+    "Shares in percent with 95 % intervals (Wilson). Robust accuracy is an upper bound: a stronger "
+    "attack may lower it. Clean-wrong images count as broken. `base`: the undefended classifier "
+    "under the same attack."
+)
+_STOCHASTIC = (
+    " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts "
+    "images right in every one, clean -> attacked, so that chance hits show; `replayed` is judged "
+    "under the attack's own fixed noise. An answer counts as robust if it was right on the clean "
+    "image under the same draw."
+)
+_VIEWS = (
+    " `any view`: some scored view (see `bench show`) is right without and under attack; no choice "
+    "among them can exceed it on these points. `detector`: attacked images flagged, clean images "
+    "flagged, area under the ROC curve."
+)
+_PREDICTION = (
+    " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its "
+    "three conditions for admission "
+    "(gradients not zero, nothing random, no optimisation loop) the defense fails."
+)
+
+
+def column_notes(records: Sequence[Record]) -> str:
+    """What the columns of these records mean, without those that they leave empty."""
+    stochastic = any(record.stochastic for record in records)
+    with_views = any(record.views for record in records)
+    return _SHARES + _STOCHASTIC * stochastic + _VIEWS * with_views
+
+
+def board_notes(records: Sequence[Record]) -> str:
+    """As `column_notes`, with those columns that only boards have."""
+    return column_notes(records) + _PREDICTION * any(record.inference for record in records)

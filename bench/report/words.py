@@ -1,0 +1,124 @@
+"""A record in words: names, flags and lines that every table and page of records uses."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from bench.plugins.create import DEFENSES
+from bench.plugins.registry import Alias
+from bench.report.tables import percent
+from bench.results.record import Failure, Record, without_folders
+from bench.results.views import detection
+
+BUILT = "How these were built:"
+"""Stands over the lines of `built_lines`."""
+
+
+def heading(record: Record) -> str:
+    """Data set, classifier, threat model and number of images."""
+    title, scale = record.title, record.scale
+    names = f"{without_folders(title['dataset'])}, {without_folders(title['classifier'])}"
+    return f"{names}, {title['threat']}, {scale['n']} of {scale['available']} images"
+
+
+def defense_label(record: Record) -> str:
+    """The defense's spec; behind it `(stand-in)` where its card says that it is one."""
+    defense = record.identity["defense"]
+    # A file's plugin is not registered: its name says nothing of a card.
+    stand_in = "source" not in defense and is_stand_in(defense["name"])
+    return record.title["defense"] + (" (stand-in)" if stand_in else "")
+
+
+def is_stand_in(name: str) -> bool:
+    """Whether a defense is registered under this name whose card calls it a stand-in.
+
+    Records do not hold cards, and may have been made where other plugins were installed: what is
+    not installed here, or cannot be loaded, is no stand-in.
+    """
+    try:
+        plugin = DEFENSES.get(name)
+    except Exception:
+        return False
+    return not isinstance(plugin, Alias) and plugin.card.stand_in
+
+
+def attack_label(record: Record) -> str:
+    """Attack with the settings that differ from plain: `pgd (bpda, eot:k=20)`."""
+    title = record.title
+    extra = [title["gradient"]] * (title["gradient"] != "full")
+    extra += [title["randomness"]] * (title["randomness"] not in ("none", "fresh"))
+    return title["attack"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def failure_label(failure: Failure) -> str:
+    """What crashed, and with which error: never a number."""
+    title = failure.title
+    return (
+        f"{title['defense']} x {title['attack']} on {title['dataset']}, {title['threat']}, "
+        f"n={title['n']}: error ({failure.error})"
+    )
+
+
+def flags(records: Iterable[Record], *, with_scale: bool = True) -> list[str]:
+    """What a reader must know: collapse, reduced scale, findings that are more than a note."""
+    names: dict[str, None] = {}
+    for record in records:
+        if record.metrics.collapsed:
+            names["COLLAPSED"] = None
+        if with_scale and record.scale["reduced"]:
+            names[f"n={record.scale['n']} of {record.scale['available']}"] = None
+        for finding in record.findings:
+            if finding.verdict != "note":
+                names[finding.name] = None
+    return list(names)
+
+
+def struck_through(name: str, records: Iterable[Record]) -> str:
+    """The name, struck through where an audit of one of its records failed: shown, not hidden."""
+    failed = any(
+        record.metrics.collapsed or any(finding.verdict == "fail" for finding in record.findings)
+        for record in records
+    )
+    return f"~~{name}~~" if failed else name
+
+
+def data_access(record: Record) -> str:
+    """The data that the defense declared; `none` for weights alone."""
+    return ", ".join(record.access) or "none"
+
+
+def detector_rates(record: Record) -> str:
+    """A detector's true and false positive rate in percent, and its AUROC; empty without one."""
+    rates = detection(record.views) if record.views else None
+    if rates is None:
+        return ""
+    true = "-" if rates.true_positive_rate is None else f"{100 * rates.true_positive_rate:.0f}"
+    area = "-" if rates.auroc is None else f"{rates.auroc:.2f}"
+    return f"TPR {true} FPR {100 * rates.false_positive_rate:.0f} AUROC {area}"
+
+
+def stages_line(record: Record) -> str:
+    """What each stage of an attack left unbroken, in percent; `record.stages` must be there."""
+    assert record.stages is not None
+    left = ", ".join(f"{name} {percent(share)}" for name, share in record.stages.left().items())
+    return f"- {defense_label(record)}, {attack_label(record)}: {left}"
+
+
+def built_messages(record: Record) -> list[str]:
+    """What is to be known of how the defense was built."""
+    return [finding.message for finding in record.findings if finding.name == "built"]
+
+
+def built_lines(named: Iterable[tuple[str, Record]]) -> list[str]:
+    """What is to be known of how each row's defense was built, as a list; rows of which the same is
+    said share a line.
+    """
+    rows_of: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, record in named:
+        for message in built_messages(record):
+            rows_of[message][name] = None
+    messages_of: dict[str, list[str]] = defaultdict(list)
+    for message, names in rows_of.items():
+        messages_of[", ".join(names)].append(message)
+    return [f"- {names}: {'; '.join(messages)}" for names, messages in messages_of.items()]
