@@ -10,20 +10,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bench_defenses.adversarial import public_at, students, trainer, training_data, visits
+from bench_defenses.adversarial import public_at, students, trainer, training_data
+from bench_defenses.adversarial import training_step as training_step_module
 from bench_defenses.adversarial.gradrefine import GradRefine
 from bench_defenses.adversarial.objectives import (
     OBJECTIVES,
-    Seen,
+    StudentOutputs,
     boosted_cross_entropy,
     divergence,
     read_objective,
 )
 from bench_defenses.adversarial.params import TrainingParams
 from bench_defenses.adversarial.public_at import PublicAtParams
-from bench_defenses.adversarial.source import Source, Tag, accepted, check_tag, split
-from bench_defenses.adversarial.trainer import Schedule, train_student
-from bench_defenses.adversarial.visits import answers, climb, starting_points
+from bench_defenses.adversarial.tagged_images import Tag, TaggedImages, accepted, check_tag, split
+from bench_defenses.adversarial.trainer import (
+    HeldOutAgreement,
+    Schedule,
+    StudentTraining,
+    train_student,
+)
+from bench_defenses.adversarial.training_step import clipped, logits_of, search, starting_points
 from torch import nn
 
 from bench.contract.toys import CLASSES, SmallNet, gratings
@@ -63,26 +69,24 @@ def teacher():
 @pytest.fixture(scope="module")
 def source():
     images = gratings(48, first=500)
-    return Source(images.pixels(), images.labels, Tag.TRAINING)
+    return TaggedImages(images.pixels(), images.labels, Tag.TRAINING)
 
 
 @pytest.fixture
 def learn(teacher, source):
     """Trains a copy of the teacher."""
 
-    def train(schedule=ONCE, objective="trades", images=source, threat=THREAT, seed=0, **options):
+    def train(schedule=ONCE, objective="trades", images=source, seed=0, **options):
         student = options.pop("student", None) or copy.deepcopy(teacher)
-        options = {"needs": {Need.TRAINING_DATA}, **options}
-        return train_student(
-            student,
-            teacher,
+        training = StudentTraining(
             images,
             read_objective(objective),
             schedule,
-            threat,
-            noise(seed),
-            **options,
+            THREAT,
+            held_out=options.pop("held_out", None),
         )
+        options = {"needs": {Need.TRAINING_DATA}, **options}
+        return train_student(student, teacher, training, noise(seed), **options)
 
     return train
 
@@ -100,9 +104,9 @@ TEACHER = [[3.0, -1.0, 0.0], [-0.5, 0.8, 0.6]]
 LABELS = [0, 2]
 
 
-def seen(clean=CLEAN, attacked=ATTACKED, dtype=torch.float64):
+def outputs(clean=CLEAN, attacked=ATTACKED, dtype=torch.float64):
     logits = [torch.tensor(rows, dtype=dtype) for rows in (clean, attacked, TEACHER)]
-    return Seen(*logits, torch.tensor(LABELS))
+    return StudentOutputs(*logits, torch.tensor(LABELS))
 
 
 def p(rows, tau=1.0):
@@ -140,7 +144,7 @@ def test_kl_by_hand():
 
 def test_reductions_by_hand():
     values = by_hand(TEACHER, CLEAN, 4.0)
-    logits = seen()
+    logits = outputs()
     assert divergence(logits.teacher, logits.clean, 4.0).item() == pytest.approx(16 * values.mean())
     assert divergence(logits.teacher, logits.clean, 4.0, "element_mean").item() == pytest.approx(
         16 * values.sum() / 6
@@ -158,8 +162,8 @@ FORMULAS = {
     "mart:beta=4": lambda: (
         _boosted() + 4 * ((1 - p(CLEAN)[[0, 1], LABELS]) * by_hand(CLEAN, ATTACKED)).mean()
     ),
-    "ard:tau=3": lambda: 9 * by_hand(TEACHER, ATTACKED, 3).mean(),
-    "ard:alpha=0.7,tau=3,reduction=element_mean": lambda: (
+    "ard:temperature=3": lambda: 9 * by_hand(TEACHER, ATTACKED, 3).mean(),
+    "ard:alpha=0.7,temperature=3,reduction=element_mean": lambda: (
         0.7 * 9 * by_hand(TEACHER, ATTACKED, 3).mean() / 3 + 0.3 * nll(CLEAN).mean()
     ),
     "rslad": lambda: (
@@ -173,7 +177,7 @@ FORMULAS = {
         + 3 * by_hand(TEACHER, ATTACKED).mean()
         + 5 * by_hand(CLEAN, ATTACKED).mean()
     ),
-    "datafreeshield:tau=1,reduction=batchmean,adv_teacher=0,smooth=0": lambda: by_hand(
+    "datafreeshield:temperature=1,reduction=batchmean,adv_teacher=0,smooth=0": lambda: by_hand(
         TEACHER, CLEAN
     ).mean(),
 }
@@ -182,8 +186,8 @@ FORMULAS = {
 @pytest.mark.parametrize("text", FORMULAS)
 def test_objectives_by_hand(text):
     objective = read_objective(text)
-    assert objective.loss(seen()).item() == pytest.approx(FORMULAS[text](), rel=1e-9)
-    assert objective.loss(seen(dtype=torch.float32)).item() == pytest.approx(
+    assert objective.loss(outputs()).item() == pytest.approx(FORMULAS[text](), rel=1e-9)
+    assert objective.loss(outputs(dtype=torch.float32)).item() == pytest.approx(
         FORMULAS[text](), rel=1e-5
     )
     # Nothing is detached: the analytic gradient to both kinds of logits is the numeric one.
@@ -191,7 +195,7 @@ def test_objectives_by_hand(text):
         torch.tensor(rows, dtype=torch.float64, requires_grad=True) for rows in (CLEAN, ATTACKED)
     ]
     assert torch.autograd.gradcheck(
-        lambda clean, attacked: objective.loss(replace(seen(), clean=clean, attacked=attacked)),
+        lambda clean, attacked: objective.loss(replace(outputs(), clean=clean, attacked=attacked)),
         inputs,
     )
 
@@ -223,7 +227,9 @@ def test_the_table_of_inner_attacks():
 
 def test_the_same_student_at_the_same_point_costs_nothing():
     logits = torch.randn(5, 7, generator=rng())
-    terms = read_objective("datafreeshield").terms(Seen(logits, logits, logits, torch.zeros(5)))
+    terms = read_objective("datafreeshield").terms(
+        StudentOutputs(logits, logits, logits, torch.zeros(5))
+    )
     assert [term.item() for term in terms] == [0, 0, 0]
 
 
@@ -248,15 +254,15 @@ ROWS = torch.tensor(
 )
 
 
-def refined(rows, agreement, size=None):
-    refine = GradRefine(size or len(rows), agreement)
+def refined(rows, threshold, size=None):
+    refine = GradRefine(size or len(rows), threshold)
     for row in rows:
         refine.add([row[:2], row[2:].reshape(3, 1)])
     return torch.cat([part.flatten() for part in refine.take()])
 
 
 @pytest.mark.parametrize(
-    ("agreement", "expected"),
+    ("threshold", "expected"),
     [
         (0.5, [0.9, 0, -0.7, 0, 0]),
         (0.25, [0.9, 0, -0.7, 0.5, 0]),
@@ -265,8 +271,8 @@ def refined(rows, agreement, size=None):
         (0.0, [0.9, 0, -0.7, 0.5, 0]),
     ],
 )
-def test_gradrefine_sums_what_agrees(agreement, expected):
-    assert torch.allclose(refined(ROWS, agreement), torch.tensor(expected), atol=1e-7)
+def test_gradrefine_sums_what_agrees(threshold, expected):
+    assert torch.allclose(refined(ROWS, threshold), torch.tensor(expected), atol=1e-7)
 
 
 def test_a_remainder_is_judged_by_its_own_size():
@@ -299,7 +305,7 @@ def test_gradrefine_counts_beyond_a_byte_and_rounds_no_threshold_up():
 
 def test_a_masked_element_still_moves_by_momentum_and_decay():
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimiser = Schedule(1, 1, rate=0.1, decay=0.01).start([weight])
+    optimiser = Schedule(1, 1, rate=0.1, decay=0.01).make_optimiser([weight])
     moves = []
     for gradient in (1.0, 0.0, 0.0):
         before = weight.item()
@@ -310,7 +316,10 @@ def test_a_masked_element_still_moves_by_momentum_and_decay():
 
 
 def test_where_everything_is_masked_the_weights_still_decay(learn, teacher, monkeypatch):
-    monkeypatch.setattr(GradRefine, "take", lambda self: [torch.zeros_like(up) for up in self._up])
+    take = GradRefine.take
+    monkeypatch.setattr(
+        GradRefine, "take", lambda self: [torch.zeros_like(refined) for refined in take(self)]
+    )
     student = learn(Schedule(epochs=1, batch=48, rate=0.1, decay=0.5, steps=1)).student
     for before, after in zip(teacher.parameters(), student.parameters(), strict=True):
         # v = wd theta; the step is lr (wd theta + 0.9 v).
@@ -322,7 +331,7 @@ class Plain:
 
     full = True
 
-    def __init__(self, size, agreement):
+    def __init__(self, size, threshold):
         assert size == 1
 
     def add(self, gradients):
@@ -357,7 +366,7 @@ def test_groups_step_together_and_the_last_one_may_be_smaller(learn, monkeypatch
 
 
 def kl_slope(model, images, points):
-    anchor = answers(model, images)
+    anchor = logits_of(model, images)
     leaf = points.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(kl(anchor, model(leaf, noise())).sum(), leaf)
     return slope.abs().max().item()
@@ -372,16 +381,16 @@ def test_the_kl_attack_needs_its_noisy_start(teacher, source):
 
 @pytest.mark.parametrize("threat", [ThreatModel("linf", 0.05), ThreatModel("l2", 0.7)], ids=str)
 @pytest.mark.parametrize("begin", ["gaussian", "uniform"])
-def test_the_attack_stays_in_ball_and_box_climbs_and_changes_nothing(
+def test_the_search_stays_in_ball_and_box_raises_its_objective_and_changes_nothing(
     teacher, source, threat, begin
 ):
     images = source.images[:8].clone()
     images[0] = 0.0
     images[1] = 1.0
     student = copy.deepcopy(teacher).requires_grad_(True)
-    anchor = answers(student, images)
+    anchor = logits_of(student, images)
     start = starting_points(images, begin, threat, Noise.of(0, Stream.BUILD, range(8)))
-    points = climb(
+    points = search(
         student, lambda logits, rows: kl(anchor[rows], logits), start, images, threat, 10
     )
     assert (
@@ -389,12 +398,14 @@ def test_the_attack_stays_in_ball_and_box_climbs_and_changes_nothing(
         and threat.contains(start, images).all()
         and not points.requires_grad
     )
-    assert (kl(anchor, answers(student, points)) > kl(anchor, answers(student, start)))[2:].all()
+    assert (kl(anchor, logits_of(student, points)) > kl(anchor, logits_of(student, start)))[
+        2:
+    ].all()
     assert same(student, teacher) and all(
         one.requires_grad and one.grad is None for one in student.parameters()
     )
     with pytest.raises(RuntimeError, match="put the model into evaluation mode"):
-        climb(student.train(), lambda logits, rows: logits[:, 0], start, images, threat, 1)
+        search(student.train(), lambda logits, rows: logits[:, 0], start, images, threat, 1)
     assert torch.equal(student.network.norm.running_mean, teacher.network.norm.running_mean)
 
 
@@ -409,7 +420,7 @@ def test_the_steps_reach_from_one_end_of_the_ball_to_the_other():
     images = torch.full((2, 1, 2, 2), 0.5)
     model = Classifier(Slope(), 2).eval()
     start = images + 0.1 * weight.sign()
-    points = climb(
+    points = search(
         model, lambda logits, rows: -logits[:, 0], start, images, ThreatModel("linf", 0.1), 4
     )
     assert torch.allclose(points, images - 0.1 * weight.sign())
@@ -418,7 +429,7 @@ def test_the_steps_reach_from_one_end_of_the_ball_to_the_other():
 # The trainer --------------------------------------------------------------------------------------
 
 
-def test_tags_open_exactly_the_declared_doors(learn, source):
+def test_a_defense_may_train_on_what_it_declared_alone(learn, source):
     assert accepted(()) == {"synthetic"}
     assert accepted({Need.TRAINING_DATA}) == {"synthetic", "training"}
     assert accepted({Need.PUBLIC_IMAGES}) == {"synthetic", "public"}
@@ -427,7 +438,7 @@ def test_tags_open_exactly_the_declared_doors(learn, source):
         "generated",
         "unlabelled",
     }
-    assert Tag.TEST not in accepted(set(Need))
+    assert accepted(set(Need)) == set(Tag), "no tag is for test images"
     for needs in (set(), {Need.TRAINING_DATA}, set(Need)):
         for tag in Tag:
             if tag in accepted(needs):
@@ -438,10 +449,10 @@ def test_tags_open_exactly_the_declared_doors(learn, source):
     with pytest.raises(AccessDenied):
         learn(needs={Need.PUBLIC_IMAGES})
     with pytest.raises(AccessDenied):
-        learn(replace(ONCE, checkpoint="best"), held_out=replace(source, tag=Tag.TEST))
+        learn(replace(ONCE, checkpoint="best"), held_out=replace(source, tag=Tag.PUBLIC))
 
 
-def passes(classifier):
+def count_passes(classifier):
     """Counts rows that go through a network, by kind."""
     counts = Counter()
 
@@ -469,28 +480,20 @@ def passes(classifier):
         ("rslad:clean=0", 0, 1),
     ],
 )
-def test_passes_an_image_visit(teacher, source, objective, clean_eval, in_loss):
+def test_passes_of_a_training_step(teacher, source, objective, clean_eval, in_loss):
     labeller, student = copy.deepcopy(teacher), copy.deepcopy(teacher).requires_grad_(True)
-    asked, counts = passes(labeller), passes(student)
+    asked, counts = count_passes(labeller), count_passes(student)
     schedule = replace(ONCE, epochs=2, steps=10)
-    train_student(
-        student,
-        labeller,
-        source,
-        read_objective(objective),
-        schedule,
-        THREAT,
-        noise(),
-        needs={Need.TRAINING_DATA},
-    )
-    n, visits = len(source.images), 2 * len(source.images)
+    training = StudentTraining(source, read_objective(objective), schedule, THREAT)
+    train_student(student, labeller, training, noise(), needs={Need.TRAINING_DATA})
+    n, seen = len(source.images), 2 * len(source.images)
     assert asked == {"eval forward": n}, "the teacher answers each image once"
-    batches = visits // ONCE.batch
+    batches = seen // ONCE.batch
     assert counts == {
-        "eval forward": (10 + clean_eval) * visits,
-        "eval backward": 10 * visits,
-        "train forward": in_loss * visits,
-        "train backward": in_loss * visits,
+        "eval forward": (10 + clean_eval) * seen,
+        "eval backward": 10 * seen,
+        "train forward": in_loss * seen,
+        "train backward": in_loss * seen,
         "to weights": batches,
     }, "the ten backward passes of the attack stop at the image"
 
@@ -513,7 +516,7 @@ def test_the_same_noise_gives_the_same_student(learn):
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
 def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monkeypatch, checkpoint):
     agreements = iter([0.5, 0.9, 0.1, 0.2] * 2)
-    monkeypatch.setattr(trainer._Judge, "__call__", lambda self, student: next(agreements))
+    monkeypatch.setattr(HeldOutAgreement, "__call__", lambda self, student: next(agreements))
     schedule = replace(
         ONCE,
         epochs=4,
@@ -525,10 +528,10 @@ def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monke
         checkpoint=checkpoint,
     )
     images, held_out = split(source, 0.2, noise())
-    told = []
+    reported = []
 
     def stop(epoch):
-        told.append(epoch.done)
+        reported.append(epoch.done)
         if epoch.done < 4:
             raise KeyboardInterrupt
 
@@ -538,7 +541,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(learn, source, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             learn(schedule, folder=tmp_path, report=stop, **options)
     resumed = learn(schedule, folder=tmp_path, report=stop, **options)
-    assert told == [1, 2, 3, 4] and trainer.epochs_done(tmp_path) == 4
+    assert reported == [1, 2, 3, 4] and trainer.epochs_done(tmp_path) == 4
     assert (
         same(whole.student, resumed.student)
         and whole.history == resumed.history
@@ -551,7 +554,7 @@ def test_the_best_epoch_is_chosen_by_held_out_agreement(learn, source, monkeypat
     agreements = iter([0.5, 0.9, 0.7, 0.9, 0.1])
     schedule = replace(ONCE, epochs=5, checkpoint="best")
     four = learn(replace(ONCE, epochs=4))
-    monkeypatch.setattr(trainer._Judge, "__call__", lambda self, student: next(agreements))
+    monkeypatch.setattr(HeldOutAgreement, "__call__", lambda self, student: next(agreements))
     best = learn(schedule, held_out=source)
     assert best.kept.done == 4 and same(best.student, four.student), "the later one of equals"
     assert [epoch.agreement for epoch in best.history] == [0.5, 0.9, 0.7, 0.9, 0.1]
@@ -559,7 +562,7 @@ def test_the_best_epoch_is_chosen_by_held_out_agreement(learn, source, monkeypat
 
 def test_agreement_is_the_share_that_keeps_the_teachers_answer_under_attack(teacher, source):
     far, near = (
-        trainer._Judge(teacher, source, 10, ThreatModel("linf", eps), 0) for eps in (0.4, 1e-4)
+        HeldOutAgreement(teacher, source, 10, ThreatModel("linf", eps), 0) for eps in (0.4, 1e-4)
     )
     assert near(teacher) == 1 and far(teacher) < 0.5
 
@@ -567,9 +570,9 @@ def test_agreement_is_the_share_that_keeps_the_teachers_answer_under_attack(teac
 def test_eps_rises_over_the_warm_up(learn, monkeypatch):
     used = []
     monkeypatch.setattr(
-        visits,
-        "climb",
-        lambda model, value, start, images, threat, steps: used.append(threat.eps) or start,
+        training_step_module,
+        "search",
+        lambda model, objective, start, images, threat, steps: used.append(threat.eps) or start,
     )
     learn(replace(ONCE, epochs=2, warmup=0.5))
     assert used == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05, 0.05, 0.05])
@@ -615,20 +618,21 @@ def test_what_batchnorm_learns_from_a_batch(monkeypatch, how, expected):
     model.network.norm.running_mean.fill_(5)
     images = 0.2 + torch.tensor([0.1, -0.1]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
     monkeypatch.setattr(
-        visits, "climb", lambda model, value, start, images, threat, steps: images + 0.5
+        training_step_module,
+        "search",
+        lambda model, objective, start, images, threat, steps: images + 0.5,
     )
     student = copy.deepcopy(model)
     schedule = Schedule(epochs=1, batch=2, **how)
-    source = Source(images, None, Tag.SYNTHETIC)
-    train_student(
-        student, model, source, read_objective("trades"), schedule, THREAT, noise(), needs=[]
-    )
+    source = TaggedImages(images, None, Tag.SYNTHETIC)
+    training = StudentTraining(source, read_objective("trades"), schedule, THREAT)
+    train_student(student, model, training, noise(), needs=[])
     assert student.network.norm.running_mean.item() == pytest.approx(expected)
     assert not torch.equal(student.network.norm.weight, model.network.norm.weight)
 
 
 def test_without_labels_the_teacher_answers(learn, teacher, source):
-    labelled = replace(source, labels=answers(teacher, source.images).argmax(1))
+    labelled = replace(source, labels=logits_of(teacher, source.images).argmax(1))
     wrong = replace(source, labels=(labelled.labels + 1) % CLASSES)
     unlabelled = learn(objective="mart", images=replace(source, labels=None)).student
     assert same(unlabelled, learn(objective="mart", images=labelled).student)
@@ -637,8 +641,8 @@ def test_without_labels_the_teacher_answers(learn, teacher, source):
 
 def test_clipping_bounds_the_common_norm():
     gradients = [torch.tensor([3.0]), torch.tensor([4.0])]
-    assert [g.item() for g in visits.clipped(gradients, 1.0)] == pytest.approx([0.6, 0.8])
-    assert [g.item() for g in visits.clipped(gradients, 6.0)] == [3, 4] and visits.clipped(
+    assert [g.item() for g in clipped(gradients, 1.0)] == pytest.approx([0.6, 0.8])
+    assert [g.item() for g in clipped(gradients, 6.0)] == [3, 4] and clipped(
         gradients, 0.0
     ) is gradients
 
@@ -653,23 +657,13 @@ class Dropping(SmallNet):
 def test_dropout_repeats():
     model = Classifier(Dropping(gratings(96, first=1000)), CLASSES).eval()
     images = gratings(24)
-    source = Source(images.pixels(), images.labels, Tag.SYNTHETIC)
+    source = TaggedImages(images.pixels(), images.labels, Tag.SYNTHETIC)
     students = []
     for seed in (0, 1):
         with isolated(seed):
             student = copy.deepcopy(model)
-            students.append(
-                train_student(
-                    student,
-                    model,
-                    source,
-                    read_objective("trades"),
-                    ONCE,
-                    THREAT,
-                    noise(),
-                    needs=[],
-                ).student
-            )
+            training = StudentTraining(source, read_objective("trades"), ONCE, THREAT)
+            students.append(train_student(student, model, training, noise(), needs=[]).student)
     assert same(*students), "whatever state the global generators are in"
 
 
@@ -696,7 +690,7 @@ def test_splitting_keeps_every_image_once(source):
 
 # The defenses -------------------------------------------------------------------------------------
 
-QUICK = "profile=smoke,epochs=1,steps=2"
+QUICK = "scale=smoke,epochs=1,steps=2"
 
 
 class TestPgdAt(DefenseContract):
@@ -737,8 +731,8 @@ def evaluations(setup, *defenses):
 
 
 @pytest.fixture
-def lessons(monkeypatch):
-    """What is trained, each time."""
+def trainings(monkeypatch):
+    """(student, teacher, training, noise) of each training."""
     given = []
     real = students.train_student
     monkeypatch.setattr(
@@ -749,7 +743,7 @@ def lessons(monkeypatch):
     return given
 
 
-def test_a_student_is_trained_once(setup, lessons):
+def test_a_student_is_trained_once(setup, trainings):
     one = f"pgd-at:{QUICK},n=40,rate=0.012"
     for defense in (
         one,
@@ -761,7 +755,7 @@ def test_a_student_is_trained_once(setup, lessons):
     ):
         (evaluation,) = evaluations(setup, defense)
         build(evaluation, torch.device("cpu"))
-    threats = [args[5].eps for args in lessons]
+    threats = [args[2].threat.eps for args in trainings]
     assert threats == [0.1, 0.05, 0.1, 0.1], (
         "eps=auto is the announced one; what was trained before is loaded"
     )
@@ -769,10 +763,10 @@ def test_a_student_is_trained_once(setup, lessons):
     build(again, torch.device("cpu"))
     other = replace(again, setup=replace(setup, threat=ThreatModel("linf", 0.2)))
     build(other, torch.device("cpu"))
-    assert [args[5].eps for args in lessons[4:]] == [0.1, 0.2]
+    assert [args[2].threat.eps for args in trainings[4:]] == [0.1, 0.2]
 
 
-def test_other_images_make_another_student_and_the_evaluated_ones_none(setup, lessons, tmp_path):
+def test_other_images_make_another_student_and_the_evaluated_ones_none(setup, trainings, tmp_path):
     for name, grey in (("one", 10), ("two", 20)):
         np.savez(
             tmp_path / f"{name}.npz",
@@ -783,21 +777,21 @@ def test_other_images_make_another_student_and_the_evaluated_ones_none(setup, le
             evaluations(setup, f"public-at:images=(npz:{tmp_path}/{name}.npz),{QUICK}")[0],
             torch.device("cpu"),
         )
-    assert len(lessons) == 2
+    assert len(trainings) == 2
     assert "is the data set under evaluation" in message(
         lambda: evaluations(setup, f"public-at:images=mnist5k,{QUICK}")
     )
 
 
-def test_the_loaded_student_is_the_trained_one(setup, lessons):
+def test_the_loaded_student_is_the_trained_one(setup, trainings):
     (evaluation,) = evaluations(setup, f"mart:{QUICK},n=40,rate=0.013")
     first, second = (build(evaluation, torch.device("cpu")) for _ in range(2))
-    assert len(lessons) == 1 and same(first, second) and same(first, lessons[0][0])
+    assert len(trainings) == 1 and same(first, second) and same(first, trainings[0][0])
     assert type(first) is type(setup.classifier) and not first.training
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_student_starts_from_the_teacher_unless_told_otherwise(setup, fresh):
+def test_a_student_starts_from_the_teacher_unless_from_scratch(setup, fresh):
     (evaluation,) = evaluations(
         setup, f"pgd-at:{QUICK},n=40,rate=1e-9,decay=0,from_scratch={str(fresh).lower()}"
     )
@@ -811,16 +805,16 @@ def test_an_interrupted_build_goes_on(setup, monkeypatch):
         setup, f"pgd-at:{QUICK},n=100,epochs=3,rate=0.014".replace("epochs=1,", "")
     )
     done = []
-    real = trainer._Run.advance
+    real = trainer.StudentRun.advance
 
-    def advance(self, judge):
+    def advance(self):
         if len(done) == 2:
             done.append("stop")
             raise KeyboardInterrupt
         done.append(self.done)
-        return real(self, judge)
+        return real(self)
 
-    monkeypatch.setattr(trainer._Run, "advance", advance)
+    monkeypatch.setattr(trainer.StudentRun, "advance", advance)
     with pytest.raises(KeyboardInterrupt):
         build(evaluation, torch.device("cpu"))
     resumed = build(evaluation, torch.device("cpu"))
@@ -834,19 +828,19 @@ def test_how_many_images_a_student_sees(setup, monkeypatch, tmp_path):
     for module in (training_data, public_at):
         monkeypatch.setattr(
             module,
-            "taught",
-            lambda student, lesson, *_: counts.append(len(lesson.images.images)) or student,
+            "trained_student",
+            lambda student, training, *_: counts.append(len(training.images.images)) or student,
         )
     archive = tmp_path / "public.npz"
     np.savez(archive, x_test=np.zeros((250, 8, 8), dtype=np.uint8), y_test=np.arange(250) % 2)
     public = [
-        f"public-at:images=({text}),profile=smoke"
+        f"public-at:images=({text}),scale=smoke"
         for text in (f"npz:{archive}", f"npz:{archive},n=210")
     ]
     for defense in (
-        "pgd-at:profile=smoke",
-        "pgd-at:profile=smoke,n=300",
-        "pgd-at:profile=full",
+        "pgd-at:scale=smoke",
+        "pgd-at:scale=smoke,n=300",
+        "pgd-at:scale=full",
         *public,
     ):
         build(evaluations(setup, defense)[0], torch.device("cpu"))
@@ -854,8 +848,8 @@ def test_how_many_images_a_student_sees(setup, monkeypatch, tmp_path):
 
 
 def test_parameters():
-    params = TrainingParams(profile="medium", epochs=3, eps="8/255")
-    assert (params.course().epochs, params.course().batch) == (3, 100)
+    params = TrainingParams(scale="medium", epochs=3, eps="8/255")
+    assert (params.training_schedule().epochs, params.training_schedule().batch) == (3, 100)
     assert params.ball(ThreatModel("l2", 1.0)) == ThreatModel("l2", 8 / 255)
     assert TrainingParams().ball(THREAT) == THREAT
     for wrong in ("0", "-1", "much", "1/0"):
@@ -911,7 +905,7 @@ def test_a_row_of_public_at_says_what_it_used(tmp_path, setup):
 
 
 @pytest.mark.slow
-def test_training_on_mnist5k_keeps_most_images_standing(tmp_path):
+def test_training_on_mnist5k_keeps_most_images_right(tmp_path):
     base, trained = plan(Request(defenses=("pgd-at",), attacks=("pgd",), n=200))
     for evaluation, low, high in ((base, 0, 0.05), (trained, 0.8, 1)):
         (result,) = run_evaluations([evaluation], Store(tmp_path), Execution())

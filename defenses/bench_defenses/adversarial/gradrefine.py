@@ -18,12 +18,12 @@ class GradRefine:
 
     Args:
         size: batches in a group.
-        agreement: share of the batches by which one sign must outweigh the other, in [0, 1]; zeros
-            abstain, but count as batches.
+        threshold: tau, the share of the batches by which one sign must outweigh the other, in
+            [0, 1]; zeros abstain, but count as batches.
     """
 
-    def __init__(self, size: int, agreement: float) -> None:
-        self.size, self.agreement = size, agreement
+    def __init__(self, size: int, threshold: float) -> None:
+        self.size, self.threshold = size, threshold
         self.count = 0
         self._votes: list[Tensor] = []
         self._up: list[Tensor] = []
@@ -54,9 +54,11 @@ class GradRefine:
 
         Where the signs agree, the sum (not the mean) over the batches of that sign; elsewhere 0.
         """
-        due = self.agreement * self.count
+        # Lee et al. 2024, eq. 9: Phi(A) = 1 where |A| >= tau, A = votes / count.
+        needed = self.threshold * self.count
+        # Eq. 10: the sum over the batches whose sign is that of A.
         refined = [
-            torch.where(votes > 0, up, down) * ((votes != 0) & (votes.abs() >= due))
+            torch.where(votes > 0, up, down) * ((votes != 0) & (votes.abs() >= needed))
             for votes, up, down in zip(self._votes, self._up, self._down, strict=True)
         ]
         self.count, self._votes, self._up, self._down = 0, [], [], []

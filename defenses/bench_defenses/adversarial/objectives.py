@@ -28,7 +28,7 @@ Reduction = Literal["batchmean", "element_mean"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class StudentOutputs:
     """Logits (n, K) of a batch, and its labels (n,).
 
     Attributes:
@@ -45,7 +45,7 @@ class Seen:
 
 
 class Objective(Params):
-    """A student's objective; its parameters are its fields."""
+    """What a student minimises, and what the inner attack maximises; parameters are its fields."""
 
     @property
     def inner(self) -> Inner:
@@ -69,18 +69,18 @@ class Objective(Params):
         """Whether the loss reads S(x'); without it there is no attack."""
         return True
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """What training minimises, a scalar."""
         raise NotImplementedError
 
 
 def divergence(
-    target: Tensor, logits: Tensor, tau: float = 1.0, reduction: Reduction = "batchmean"
+    target: Tensor, logits: Tensor, temperature: float = 1.0, reduction: Reduction = "batchmean"
 ) -> Tensor:
-    """tau^2 KL(softmax(target / tau) || softmax(logits / tau)), reduced (Hinton et al. 2015, arXiv
-    1503.02531, section 2).
+    """tau^2 KL(softmax(target / tau) || softmax(logits / tau)), reduced; tau is the temperature
+    (Hinton et al. 2015, arXiv 1503.02531, section 2).
     """
-    value = tau**2 * kl(target / tau, logits / tau).mean()
+    value = temperature**2 * kl(target / temperature, logits / temperature).mean()
     return value / logits.shape[1] if reduction == "element_mean" else value
 
 
@@ -97,9 +97,10 @@ class PgdAt(Objective):
         """It never looks at clean images."""
         return False
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """CE(S(x'), y)."""
-        return F.cross_entropy(seen.attacked, seen.labels)
+        # Madry et al. 2018, eq. 2.1; the inner maximum is the attack's point x'.
+        return F.cross_entropy(outputs.attacked, outputs.labels)
 
 
 class Trades(Objective):
@@ -114,10 +115,11 @@ class Trades(Objective):
         """KL(S(x) || S(x'))."""
         return "student"
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """Natural error and boundary error."""
-        return F.cross_entropy(seen.clean, seen.labels) + self.beta * divergence(
-            seen.clean, seen.attacked
+        # Zhang et al. 2019, eq. 5.
+        return F.cross_entropy(outputs.clean, outputs.labels) + self.beta * divergence(
+            outputs.clean, outputs.attacked
         )
 
 
@@ -128,12 +130,13 @@ class Mart(Objective):
 
     beta: float = Field(5.0, ge=0, description="weight of the robust term")
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """BCE is CE(S(x'), y) - log(1.0001 - the largest wrong probability at x')."""
-        doubt = 1 - seen.clean.softmax(1).gather(1, seen.labels[:, None]).squeeze(1)
+        # Wang et al. 2020: 1 - p_y(x) weighs the divergence of each image.
+        doubt = 1 - outputs.clean.softmax(1).gather(1, outputs.labels[:, None]).squeeze(1)
         return (
-            boosted_cross_entropy(seen.attacked, seen.labels)
-            + self.beta * (doubt * kl(seen.clean, seen.attacked)).mean()
+            boosted_cross_entropy(outputs.attacked, outputs.labels)
+            + self.beta * (doubt * kl(outputs.clean, outputs.attacked)).mean()
         )
 
 
@@ -154,7 +157,7 @@ class Ard(Objective):
         le=1,
         description="weight of the teacher's term; the rest goes to clean cross-entropy",
     )
-    tau: float = Field(30.0, gt=0, description="temperature of the teacher's term")
+    temperature: float = Field(30.0, gt=0, description="temperature of the teacher's term")
     reduction: Reduction = Field(
         "batchmean",
         description="mean over the batch, or element_mean: over classes too, as published",
@@ -170,12 +173,14 @@ class Ard(Objective):
         """Only where the clean term has a weight."""
         return self.alpha < 1
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """The teacher's clean answers, softened, at the student's adversarial points."""
-        robust = divergence(seen.teacher, seen.attacked, self.tau, self.reduction)
+        robust = divergence(outputs.teacher, outputs.attacked, self.temperature, self.reduction)
         if not self.clean_pass:
             return robust
-        return self.alpha * robust + (1 - self.alpha) * F.cross_entropy(seen.clean, seen.labels)
+        return self.alpha * robust + (1 - self.alpha) * F.cross_entropy(
+            outputs.clean, outputs.labels
+        )
 
 
 class Match(Objective):
@@ -210,13 +215,13 @@ class Match(Objective):
         """m of a batch's logits (n, K), a scalar."""
         raise NotImplementedError
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """The measure at both points."""
-        loss = seen.teacher.new_zeros(())
+        loss = outputs.teacher.new_zeros(())
         if self.attacked_pass:
-            loss = loss + self.adversarial * self.match(seen.teacher, seen.attacked)
+            loss = loss + self.adversarial * self.match(outputs.teacher, outputs.attacked)
         if self.clean_pass:
-            loss = loss + self.clean * self.match(seen.teacher, seen.clean)
+            loss = loss + self.clean * self.match(outputs.teacher, outputs.clean)
         return loss
 
 
@@ -282,7 +287,7 @@ def l1_centred(teacher: Tensor, logits: Tensor) -> Tensor:
 class Ait(Match):
     """m is tau^2 KL_tau(T(x) || S), and no cross-entropy (Choi et al. 2022, arXiv 2203.17008)."""
 
-    tau: float = Field(20.0, gt=0, description="temperature")
+    temperature: float = Field(20.0, gt=0, description="of both softmaxes")
     reduction: Reduction = Field(
         "element_mean", description="mean over batch and classes, as published, or batchmean"
     )
@@ -294,7 +299,7 @@ class Ait(Match):
 
     def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
         """The teacher's softened probabilities are the target."""
-        return divergence(teacher, logits, self.tau, self.reduction)
+        return divergence(teacher, logits, self.temperature, self.reduction)
 
 
 class Dfard(Rslad):
@@ -302,11 +307,11 @@ class Dfard(Rslad):
     2303.11611), not read here.
     """
 
-    tau: float = Field(1.0, gt=0, description="temperature")
+    temperature: float = Field(1.0, gt=0, description="of both softmaxes")
 
     def match(self, teacher: Tensor, logits: Tensor) -> Tensor:
         """The teacher's softened probabilities are the target."""
-        return divergence(teacher, logits, self.tau, self.reduction)
+        return divergence(teacher, logits, self.temperature, self.reduction)
 
 
 class DataFreeShield(Objective):
@@ -318,7 +323,7 @@ class DataFreeShield(Objective):
     clean: float = Field(1.0, ge=0, description="weight of KL(T(x) || S(x))")
     adv_teacher: float = Field(1.0, ge=0, description="weight of KL(T(x) || S(x'))")
     smooth: float = Field(1.0, ge=0, description="weight of KL(S(x) || S(x'))")
-    tau: float = Field(20.0, gt=0, description="temperature of the clean term")
+    temperature: float = Field(20.0, gt=0, description="temperature of the clean term")
     reduction: Reduction = Field(
         "element_mean", description="of the clean term: over batch and classes, or batchmean"
     )
@@ -331,15 +336,17 @@ class DataFreeShield(Objective):
         """The student's own clean answer, or the label."""
         return "student" if self.attack == "kl" else "label"
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, outputs: StudentOutputs) -> Tensor:
         """The three terms, weighted."""
-        clean, robust, smooth = self.terms(seen)
+        # Lee et al. 2024, L_DFShield.
+        clean, robust, smooth = self.terms(outputs)
         return self.clean * clean + self.adv_teacher * robust + self.smooth * smooth
 
-    def terms(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, outputs: StudentOutputs) -> tuple[Tensor, Tensor, Tensor]:
         """Clean accuracy, robustness, smoothness; without their weights."""
-        clean = divergence(seen.teacher, seen.clean, self.tau, self.reduction)
-        return clean, divergence(seen.teacher, seen.attacked), divergence(seen.clean, seen.attacked)
+        clean = divergence(outputs.teacher, outputs.clean, self.temperature, self.reduction)
+        robust = divergence(outputs.teacher, outputs.attacked)
+        return clean, robust, divergence(outputs.clean, outputs.attacked)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -354,7 +361,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rslad": Rslad,
     "trades": Trades,
 }
-"""The table."""
+"""Objectives by name."""
 
 
 def read_objective(text: str) -> Objective:

@@ -11,19 +11,18 @@ from bench.noise import Noise
 from bench.spec import Params, read_number
 from bench.threat import ThreatModel
 from bench_defenses.adversarial.objectives import Objective
-from bench_defenses.adversarial.source import Source, split
-from bench_defenses.adversarial.students import Lesson
-from bench_defenses.adversarial.trainer import Schedule
+from bench_defenses.adversarial.tagged_images import TaggedImages, split
+from bench_defenses.adversarial.trainer import Schedule, StudentTraining
 
 ATTACKS = ("autoattack", "pgd:steps=100,restarts=5", "pgd")
 """What fits a trained, deterministic network; the hardest first."""
 
 HELD_OUT = 0.1
-"""Share of the images that is held out where one of them chooses the epoch."""
+"""Share of the images that is held out, or made in addition, where such images choose the epoch."""
 
 
 @dataclass(frozen=True)
-class Scale:
+class TrainingScale:
     """How much is trained on: at most so many images (0: all), so many epochs, batches of
     so many.
     """
@@ -33,15 +32,22 @@ class Scale:
     batch: int
 
 
-PROFILES = {
-    "smoke": Scale(200, 2, 50),
-    "small": Scale(4_000, 12, 100),
-    "medium": Scale(10_000, 40, 100),
-    "gpu-half": Scale(30_000, 60, 200),
-    "full": Scale(0, 200, 200),
+SCALES = {
+    "smoke": TrainingScale(200, 2, 50),
+    "quick": TrainingScale(4_000, 12, 100),
+    "medium": TrainingScale(10_000, 40, 100),
+    "gpu-half": TrainingScale(30_000, 60, 200),
+    "full": TrainingScale(0, 200, 200),
 }
+"""Adversarial training by scale.
 
-Profile = Literal["smoke", "small", "medium", "gpu-half", "full"]
+The names are those of all defenses that have scales, and mean the same effort everywhere: `smoke`
+takes seconds; `quick`, the default, minutes on two cores; `small` and `medium` hours there;
+`gpu-half` has half of the published images, for a GPU; `full` is the published scale. How many
+images and epochs that buys depends on the defense.
+"""
+
+ScaleName = Literal["smoke", "quick", "medium", "gpu-half", "full"]
 
 
 def _check_eps(text: str) -> str:
@@ -66,13 +72,13 @@ TrainingEps = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_
 class TrainingParams(Params):
     """Parameters of every adversarially trained defense."""
 
-    profile: Profile = Field(
-        "small", description="scale: how many images, epochs, and images a batch"
+    scale: ScaleName = Field(
+        "quick", description="how much is computed: images, epochs, and images a batch"
     )
     epochs: int | None = Field(
-        None, ge=1, description="passes over the images; the profile's by default"
+        None, ge=1, description="passes over the images; the scale's by default"
     )
-    batch: int | None = Field(None, ge=1, description="images a batch; the profile's by default")
+    batch: int | None = Field(None, ge=1, description="images a batch; the scale's by default")
     eps: TrainingEps = Field(
         "auto", description="radius of the training ball; auto = the announced threat's"
     )
@@ -88,7 +94,7 @@ class TrainingParams(Params):
     rate: float = Field(0.05, gt=0, description="learning rate of the first step")
     decay: float = Field(2e-4, ge=0, description="weight decay")
     schedule: Literal["const", "cosine"] = Field(
-        "cosine", description="course of the learning rate"
+        "cosine", description="schedule of the learning rate"
     )
     clip: float = Field(1.0, ge=0, description="largest gradient norm of a batch; 0 = no limit")
     group: int = Field(
@@ -97,7 +103,7 @@ class TrainingParams(Params):
         le=32_767,
         description="batches behind one step, joined by GradRefine; 1 = plain descent",
     )
-    agreement: float = Field(
+    threshold: float = Field(
         0.5,
         ge=0,
         le=1,
@@ -114,41 +120,39 @@ class TrainingParams(Params):
     )
 
     @property
-    def scale(self) -> Scale:
-        """The profile's."""
-        return PROFILES[self.profile]
+    def sizes(self) -> TrainingScale:
+        """Those of the scale."""
+        return SCALES[self.scale]
 
-    def course(self) -> Schedule:
-        """The schedule."""
-        return Schedule(
-            epochs=self.epochs or self.scale.epochs,
-            batch=self.batch or self.scale.batch,
-            optimiser=self.optimiser,
-            rate=self.rate,
-            decay=self.decay,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            clip=self.clip,
-            group=self.group,
-            agreement=self.agreement,
-            steps=self.steps,
-            bn=self.bn,
-            checkpoint=self.checkpoint,
-        )
+    def training_schedule(self) -> Schedule:
+        """The schedule, with what was given in the place of the scale's numbers."""
+        values = {
+            name: getattr(self, name)
+            for name in Schedule.__dataclass_fields__
+            if name in type(self).model_fields
+        }
+        values["epochs"] = self.epochs or self.sizes.epochs
+        values["batch"] = self.batch or self.sizes.batch
+        return Schedule(**values)
 
     def ball(self, announced: ThreatModel) -> ThreatModel:
         """The training ball, in the announced norm."""
         return training_ball(self.eps, announced)
 
-    def lesson(
-        self, images: Source, objective: Objective, announced: ThreatModel, noise: Noise
-    ) -> Lesson:
-        """What the student learns from these images; `noise` is one row of the construction
+    def student_training(
+        self, images: TaggedImages, objective: Objective, announced: ThreatModel, noise: Noise
+    ) -> StudentTraining:
+        """What the student is trained on, and how; `noise` is one row of the construction
         stream.
         """
         held_out = None
         if self.checkpoint == "best":
             images, held_out = split(images, HELD_OUT, noise)
-        return Lesson(
-            images, held_out, objective, self.course(), self.ball(announced), self.from_scratch
+        return StudentTraining(
+            images=images,
+            objective=objective,
+            schedule=self.training_schedule(),
+            threat=self.ball(announced),
+            held_out=held_out,
+            from_scratch=self.from_scratch,
         )

@@ -12,8 +12,8 @@ from bench.noise import Noise
 from bench.spec import nested, parse, unnest
 from bench_defenses.adversarial.objectives import ObjectiveSpec, read_objective
 from bench_defenses.adversarial.params import ATTACKS, TrainingParams
-from bench_defenses.adversarial.source import Source, Tag
-from bench_defenses.adversarial.students import taught
+from bench_defenses.adversarial.students import trained_student
+from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
 
 ImagesSpec = Annotated[str, Field(min_length=1), AfterValidator(nested)]
 
@@ -23,7 +23,7 @@ class PublicAtParams(TrainingParams):
 
     images: ImagesSpec = Field(
         description="the public data set, such as (fashion-mnist:n=1000); without n, as many "
-        "images as the profile says"
+        "images as the scale says"
     )
     objective: ObjectiveSpec = Field(
         "(rslad:adversarial=1,clean=0)",
@@ -53,10 +53,9 @@ class PublicAt(Defense[PublicAtParams]):
     ) -> DefendedClassifier:
         """The trained student."""
         images = access.public_images()
-        source = Source(images, None, Tag.PUBLIC)
+        tagged = TaggedImages(images, None, Tag.PUBLIC)
         if "n" not in parse(unnest(self.params.images)).options:
-            source = source.first(self.params.scale.images or len(images))
-        lesson = self.params.lesson(
-            source, read_objective(self.params.objective), access.threat, noise
-        )
-        return taught(classifier, lesson, noise, self.needs)
+            tagged = tagged.first(self.params.sizes.images or len(images))
+        objective = read_objective(self.params.objective)
+        training = self.params.student_training(tagged, objective, access.threat, noise)
+        return trained_student(classifier, training, noise, self.needs)

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
@@ -22,14 +22,13 @@ from bench.models.training import device_of
 from bench.noise import Noise, isolated
 from bench.storage.artifacts import artifact
 from bench.storage.files import write_whole
-from bench.threat import ThreatModel
-from bench_defenses.adversarial.objectives import Objective, objective_name
-from bench_defenses.adversarial.source import Source
+from bench_defenses.adversarial.objectives import objective_name
+from bench_defenses.adversarial.tagged_images import TaggedImages
 from bench_defenses.adversarial.trainer import (
     STATE,
     Epoch,
-    Schedule,
-    Trained,
+    StudentTraining,
+    TrainedStudent,
     epochs_done,
     train_student,
 )
@@ -40,50 +39,31 @@ VERSION = 1
 _WEIGHTS, _LOG = "student.safetensors", "training.json"
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a student learns.
-
-    Attributes:
-        images: what to train on.
-        held_out: images of the same source that choose the epoch under checkpoint=best; None for
-            none.
-        objective: what to minimise.
-        schedule: how.
-        threat: the ball of the inner attack.
-        from_scratch: whether the student starts from fresh weights instead of the teacher's.
-    """
-
-    images: Source
-    held_out: Source | None
-    objective: Objective
-    schedule: Schedule
-    threat: ThreatModel
-    from_scratch: bool = False
-
-
-def taught(
-    classifier: DefendedClassifier, lesson: Lesson, noise: Noise, needs: Collection[Need]
+def trained_student(
+    classifier: DefendedClassifier,
+    training: StudentTraining,
+    noise: Noise,
+    needs: Collection[Need],
 ) -> DefendedClassifier:
     """The student of `classifier`, frozen, in evaluation mode: out of the cache, or trained now.
 
     Args:
         classifier: the teacher, in evaluation mode; it is not changed.
-        lesson: what to learn.
+        training: on what, and how.
         noise: one row of the construction stream.
         needs: the data that the defense declared.
     """
 
     def make(work: Path) -> None:
-        done = _train(classifier, lesson, noise, needs, work)
+        done = _train(classifier, training, noise, needs, work)
         write_whole(work / _WEIGHTS, packed(done.student))
         log = {"kept": done.kept.done, "epochs": [asdict(epoch) for epoch in done.history]}
         write_whole(work / _LOG, json.dumps(log, indent=1).encode())
         (work / STATE).unlink(missing_ok=True)
 
-    folder = artifact("students", _identity(classifier, lesson, noise), make)
+    folder = artifact("students", _identity(classifier, training, noise), make)
     student = loaded(classifier, folder / _WEIGHTS)
-    student.notes = (_scale(lesson),)
+    student.notes = (_note_on(training),)
     return student
 
 
@@ -103,35 +83,32 @@ def loaded(classifier: DefendedClassifier, weights: Path) -> DefendedClassifier:
     return student.to(device_of(classifier)).eval().requires_grad_(False)
 
 
-def _scale(lesson: Lesson) -> str:
-    images = (
-        f"{lesson.images.tag} images: {len(lesson.images.images)}, epochs: {lesson.schedule.epochs}"
+def _note_on(training: StudentTraining) -> str:
+    images, epochs = training.images, training.schedule.epochs
+    return (
+        f"trained by {objective_name(training.objective)} inside {training.threat}; "
+        f"{images.tag} images: {len(images.images)}, epochs: {epochs}"
     )
-    return f"trained by {objective_name(lesson.objective)} inside {lesson.threat}; {images}"
 
 
 def _train(
     classifier: DefendedClassifier,
-    lesson: Lesson,
+    training: StudentTraining,
     noise: Noise,
     needs: Collection[Need],
     work: Path,
-) -> Trained:
+) -> TrainedStudent:
     student = copy.deepcopy(classifier)
-    if lesson.from_scratch:
+    if training.from_scratch:
         reset(student, noise.seed("fresh weights"))
-    what = f"training a student by {objective_name(lesson.objective)}, epochs"
-    with Steps(what, lesson.schedule.epochs, epochs_done(work)) as steps:
+    what = f"training a student by {objective_name(training.objective)}, epochs"
+    with Steps(what, training.schedule.epochs, epochs_done(work)) as steps:
         return train_student(
             student,
             classifier,
-            lesson.images,
-            lesson.objective,
-            lesson.schedule,
-            lesson.threat,
+            training,
             noise,
             needs=needs,
-            held_out=lesson.held_out,
             folder=work,
             report=lambda epoch: steps(epoch.done, _note(epoch)),
         )
@@ -152,38 +129,40 @@ def reset(student: DefendedClassifier, seed: int) -> None:
     with isolated(seed):
         for name in sorted(owners):
             module = student.get_submodule(name)
-            again = getattr(module, "reset_parameters", None)
-            if not callable(again):
+            reset_parameters = getattr(module, "reset_parameters", None)
+            if not callable(reset_parameters):
                 raise BadInput(
                     f"the layer {name or 'at the top'} has no fresh weights to start from: leave "
                     "from_scratch out"
                 )
-            again()
+            reset_parameters()
 
 
-def _identity(classifier: DefendedClassifier, lesson: Lesson, noise: Noise) -> dict[str, object]:
+def _identity(
+    classifier: DefendedClassifier, training: StudentTraining, noise: Noise
+) -> dict[str, object]:
     return {
         "version": VERSION,
         "classifier": fingerprint(classifier),
-        "images": _described(lesson.images),
-        "held_out": None if lesson.held_out is None else _described(lesson.held_out),
+        "images": _described(training.images),
+        "held_out": None if training.held_out is None else _described(training.held_out),
         "objective": {
-            "name": objective_name(lesson.objective),
-            **lesson.objective.model_dump(mode="json"),
+            "name": objective_name(training.objective),
+            **training.objective.model_dump(mode="json"),
         },
-        "schedule": asdict(lesson.schedule),
-        "threat": asdict(lesson.threat),
-        "from_scratch": lesson.from_scratch,
+        "schedule": asdict(training.schedule),
+        "threat": asdict(training.threat),
+        "from_scratch": training.from_scratch,
         "seed": noise.seed("student"),
     }
 
 
-def _described(source: Source) -> dict[str, object]:
-    labels = None if source.labels is None else _sha256(source.labels)
+def _described(images: TaggedImages) -> dict[str, object]:
+    labels = None if images.labels is None else _sha256(images.labels)
     return {
-        "tag": str(source.tag),
-        "shape": list(source.images.shape),
-        "pixels": _sha256(source.images),
+        "tag": str(images.tag),
+        "shape": list(images.images.shape),
+        "pixels": _sha256(images.images),
         "labels": labels,
     }
 

@@ -10,15 +10,15 @@ from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
 from bench.noise import Noise
 from bench_defenses.adversarial.objectives import Ard, Mart, Objective, PgdAt, Rslad, Trades
 from bench_defenses.adversarial.params import ATTACKS, TrainingParams
-from bench_defenses.adversarial.source import Source, Tag
-from bench_defenses.adversarial.students import taught
+from bench_defenses.adversarial.students import trained_student
+from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
 
 
 class OwnDataParams(TrainingParams):
     """Parameters of adversarial training on the training images."""
 
     n: int | None = Field(
-        None, ge=1, description="how many training images; the profile's number by default"
+        None, ge=1, description="how many training images; the scale's number by default"
     )
 
 
@@ -29,7 +29,7 @@ class AdversarialTraining(Defense[P]):
     """Base of the defenses that train on the training images.
 
     Attributes:
-        objective: the row of the table.
+        objective: what the student minimises.
     """
 
     needs = frozenset({Need.TRAINING_DATA})
@@ -40,18 +40,14 @@ class AdversarialTraining(Defense[P]):
     ) -> DefendedClassifier:
         """The trained student."""
         images, labels = access.training_data()
-        source = Source(images, labels, Tag.TRAINING).first(
-            self.params.n or self.params.scale.images or len(images)
+        tagged = TaggedImages(images, labels, Tag.TRAINING).first(
+            self.params.n or self.params.sizes.images or len(images)
         )
         objective = self.objective(
             **{name: getattr(self.params, name) for name in self.objective.model_fields}
         )
-        return taught(
-            classifier,
-            self.params.lesson(source, objective, access.threat, noise),
-            noise,
-            self.needs,
-        )
+        training = self.params.student_training(tagged, objective, access.threat, noise)
+        return trained_student(classifier, training, noise, self.needs)
 
 
 class PgdAtParams(OwnDataParams, PgdAt):

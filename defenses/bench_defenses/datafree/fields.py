@@ -1,14 +1,14 @@
 """Images out of a frozen classifier without gradients: random fields, drawn again and again towards
 its BatchNorm statistics.
 
-An extension, not the synthesis of DataFreeShield. The images come from a procedural law: a smooth
-Gaussian field, cut at a level or to a band, inside an elliptical window, between two random
-colours. Of all laws of images under which the inputs of the BatchNorm layers have the moments of
-the running statistics, and the answers are all classes alike, the one next to the procedural law
-(in relative entropy) weighs each image by exp(-features . multipliers) (Csiszar 1975, Annals of
-Probability 3, theorem 3.1). A population is weighted so, drawn anew by its weights and moved a
-little, several times over (population Monte Carlo, Cappe et al. 2004, Journal of Computational and
-Graphical Statistics 13).
+An extension, not the synthesis of DataFreeShield. The images come from a procedural distribution: a
+smooth Gaussian field, cut at a level or to a band, inside an elliptical window, between two random
+colours. Of all distributions of images under which the inputs of the BatchNorm layers have the
+moments of the running statistics, and all classes are equally frequent, the one nearest to the
+procedural one (in relative entropy) weighs each image by exp(-features . multipliers) (Csiszar
+1975, Annals of Probability 3, theorem 3.1). A population is weighted so, drawn anew by its weights
+and moved a little, several times over (population Monte Carlo, Cappe et al. 2004, Journal of
+Computational and Graphical Statistics 13).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FieldRecipe:
 
 @dataclass(frozen=True)
 class Population:
-    """What came out.
+    """The images of the last round.
 
     Attributes:
         images, logits: (n, C, H, W) in [0, 1] and the classifier's answers (n, K), on the
@@ -89,7 +89,7 @@ def draw_population(
         shape: of an image, (C, H, W).
         recipe: how.
         noise: one row; only its root, stream and site matter.
-        report: told of each finished round, from 1.
+        report: called after each round, numbered from 1.
     """
     reader = _Reader(classifier)
     first = _round_noise(recipe, noise, 0)
@@ -98,19 +98,19 @@ def draw_population(
         first.normal("white", canvas(shape)),
     )
     effective: list[float] = []
-    seen: list[float] = []
+    gap: list[float] = []
     for number in range(1, recipe.rounds):
         weights = tilt(reader.features(traits, white, shape), recipe.effective * recipe.images)
-        seen.append(reader.gap)
+        gap.append(reader.gap)
         effective.append(float(1 / weights.square().sum()) / recipe.images)
         draws = _round_noise(recipe, noise, number)
         chosen = resampled(weights, float(draws.uniform("comb")[0]))
         traits, white = moved(traits[chosen], white[chosen], recipe, draws, fresh=number == 1)
         report(number)
     images, logits = reader.look(traits, white, shape)
-    seen.append(reader.gap)
+    gap.append(reader.gap)
     report(recipe.rounds)
-    return Population(images, logits, tuple(effective), seen[0], seen[-1])
+    return Population(images, logits, tuple(effective), gap[0], gap[-1])
 
 
 def _round_noise(recipe: FieldRecipe, noise: Noise, number: int) -> Noise:
@@ -192,17 +192,19 @@ def tilt(features: Tensor, wanted: float) -> Tensor:
     `features` (n, d) is about 0.
 
     w ~ exp(-features . multipliers), the multipliers minimising log mean exp(-features .
-    multipliers) + ridge/100 |multipliers|^2; of a falling row of ridges the last one whose
+    multipliers) + ridge/100 |multipliers|^2; of a decreasing row of ridges the last one whose
     effective sample size is at least `wanted`, or the first.
     """
     multipliers = features.new_zeros(features.shape[1])
     weights = None
     for ridge in _RIDGES:
         multipliers = _dual(features, multipliers, ridge / 100)
-        found = torch.softmax(-(features @ multipliers), 0)
-        if weights is not None and 1 / found.square().sum() < wanted:
+        # Csiszar 1975, theorem 3.1: w ~ exp(-features . multipliers).
+        tilted = torch.softmax(-(features @ multipliers), 0)
+        # 1 / sum w^2 is the effective sample size.
+        if weights is not None and 1 / tilted.square().sum() < wanted:
             break
-        weights = found
+        weights = tilted
     assert weights is not None
     return weights
 
@@ -271,15 +273,15 @@ class _Reader:
         running statistics', in units of their size; and twice the classifier's probabilities minus
         1/K.
         """
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         with _Moments(self.layers) as moments:
             for _, logits in self._parts(traits, white, shape):
                 far = ((moments.taken() - self.target) / self.scale).clamp(-_FARTHEST, _FARTHEST)
-                found.append(torch.cat([far, 2 * (logits.softmax(1) - 1 / logits.shape[1])], 1))
-        return torch.cat(found)
+                parts.append(torch.cat([far, 2 * (logits.softmax(1) - 1 / logits.shape[1])], 1))
+        return torch.cat(parts)
 
     def look(self, traits: Tensor, white: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Images and the classifier's answers."""
+        """Images and the classifier's logits."""
         images, logits = zip(*self._parts(traits, white, shape), strict=True)
         return torch.cat(images), torch.cat(logits)
 
@@ -298,9 +300,9 @@ class _Reader:
         self.gap = gap
 
     def _logits(self, images: Tensor) -> Tensor:
-        silent = Noise.of(0, Stream.EVAL, range(len(images)), device=images.device)
-        answers: Tensor = self.classifier(images, silent)
-        return answers
+        unused = Noise.of(0, Stream.EVAL, range(len(images)), device=images.device)
+        logits: Tensor = self.classifier(images, unused)
+        return logits
 
 
 def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -313,7 +315,7 @@ class _Moments:
 
     def __init__(self, layers: list[_BatchNorm]) -> None:
         self.layers = layers
-        self.found: list[Tensor] = []
+        self.parts: list[Tensor] = []
 
     def __enter__(self) -> _Moments:
         self.handles = [layer.register_forward_pre_hook(self._hook) for layer in self.layers]
@@ -325,10 +327,10 @@ class _Moments:
 
     def _hook(self, _: object, inputs: tuple[Tensor, ...]) -> None:
         flat = inputs[0].flatten(2) if inputs[0].dim() > 2 else inputs[0][:, :, None]
-        self.found.append(torch.cat([flat.mean(2), flat.square().mean(2)], 1))
+        self.parts.append(torch.cat([flat.mean(2), flat.square().mean(2)], 1))
 
     def taken(self) -> Tensor:
         """(n, d) of the last forward pass."""
-        found = torch.cat(self.found, 1)
-        self.found.clear()
-        return found
+        moments = torch.cat(self.parts, 1)
+        self.parts.clear()
+        return moments

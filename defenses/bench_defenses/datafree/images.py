@@ -1,9 +1,10 @@
 """Synthetic images of a classifier as an artifact: made once, shared by every loss that a student
 is trained with.
 
-images.safetensors   images float32 (n, C, H, W) in [0, 1], labels int64 (n,), logits float32 (n,
-K): the classifier's answers synthesis.json       the recipe, and how it went: for the whole set and
-batch by batch sheet.png            a few images of each class
+- `images.safetensors`: images float32 (n, C, H, W) in [0, 1], labels int64 (n,), logits float32
+  (n, K) of the classifier
+- `synthesis.json`: the recipe, and how it went, for the whole set and batch by batch
+- `sheet.png`: a few images of each class
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from bench.victim import frozen
 from bench_defenses.datafree.fields import FieldRecipe, Population, draw_population
 from bench_defenses.datafree.sheet import contact_sheet
 from bench_defenses.datafree.synthesis import (
-    Batch,
-    Recipe,
+    SynthesisedBatch,
+    SynthesisRecipe,
     check_classes,
     check_classifier,
     synthesise,
@@ -64,16 +65,11 @@ class SyntheticImages:
     about: Mapping[str, Any]
     folder: Path
 
-    @property
-    def sheet(self) -> Path:
-        """The contact sheet, a PNG file."""
-        return self.folder / SHEET
-
 
 def synthetic_images(
     classifier: DefendedClassifier,
     shape: tuple[int, ...],
-    recipe: Recipe | FieldRecipe,
+    recipe: SynthesisRecipe | FieldRecipe,
     noise: Noise,
 ) -> SyntheticImages:
     """The classifier's images, made now unless they are in the cache.
@@ -90,7 +86,7 @@ def synthetic_images(
     device = device_of(classifier)
     noise = noise.to(device).at("synthesis")
     check_classifier(classifier, shape, noise)
-    if isinstance(recipe, Recipe):
+    if isinstance(recipe, SynthesisRecipe):
         check_classes(recipe, classifier.num_classes, noise)
     identity = {
         "classifier": fingerprint(classifier),
@@ -116,7 +112,7 @@ class _Job:
 
     classifier: DefendedClassifier
     shape: tuple[int, ...]
-    recipe: Recipe
+    recipe: SynthesisRecipe
     noise: Noise
 
     def make(self, work: Path) -> None:
@@ -169,7 +165,7 @@ class _Job:
         return [number for number, file in enumerate(self._files(work)) if not file.exists()]
 
 
-def _finish(work: Path, files: list[Path], recipe: Recipe) -> None:
+def _finish(work: Path, files: list[Path], recipe: SynthesisRecipe) -> None:
     """One file of all batches, what is to be known of them, and a contact sheet."""
     kept = [_kept(file) for file in files]
     tensors = {
@@ -196,8 +192,10 @@ def _draw(
 ) -> None:
     """Random fields take seconds, so that an interrupted drawing starts anew."""
     with frozen(classifier), Steps("random fields", recipe.rounds, 0) as steps:
-        found = draw_population(classifier, shape, recipe, noise, lambda number: steps(number, ""))
-    labels = found.logits.argmax(1).cpu()
+        population = draw_population(
+            classifier, shape, recipe, noise, lambda number: steps(number, "")
+        )
+    labels = population.logits.argmax(1).cpu()
     shares = torch.bincount(labels, minlength=classifier.num_classes) / len(labels)
     if not bool(shares.all()):
         raise BadInput(
@@ -205,24 +203,26 @@ def _draw(
             "fields: give more images, or synthesis=inversion"
         )
     tensors = {
-        "images": found.images.cpu().contiguous(),
+        "images": population.images.cpu().contiguous(),
         "labels": labels,
-        "logits": found.logits.cpu(),
+        "logits": population.logits.cpu(),
     }
-    _write(work, tensors, _population_summary(recipe, found, shares))
+    _write(work, tensors, _population_summary(recipe, population, shares))
 
 
-def _population_summary(recipe: FieldRecipe, found: Population, shares: Tensor) -> dict[str, Any]:
+def _population_summary(
+    recipe: FieldRecipe, population: Population, shares: Tensor
+) -> dict[str, Any]:
     return {
         "recipe": asdict(recipe),
         "class_shares": shares.tolist(),
-        "effective": list(found.effective),
-        "gap_first": found.gap_first,
-        "gap_last": found.gap_last,
+        "effective": list(population.effective),
+        "gap_first": population.gap_first,
+        "gap_last": population.gap_last,
     }
 
 
-def _packed(batch: Batch) -> bytes:
+def _packed(batch: SynthesisedBatch) -> bytes:
     values = asdict(batch)
     tensors = {name: values.pop(name).cpu().contiguous() for name in ("images", "labels", "logits")}
     return safetensors.torch.save(tensors, {"facts": json.dumps(values)})
@@ -239,7 +239,7 @@ def _kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
 
 
-def summary(recipe: Recipe, batches: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(recipe: SynthesisRecipe, batches: list[dict[str, Any]]) -> dict[str, Any]:
     """The recipe, the whole set's share of clamped pixels and accuracies, and the facts of each
     batch.
     """

@@ -5,9 +5,9 @@ DataFreeShield (Lee et al., ICML 2024), whose synthesis is DeepInversion's (Yin 
 with coefficients drawn anew for each batch. A batch is a pure function of classifier, recipe, seed
 and its number, so batches can be made in any order and place.
 
-An image's variable is its network input, a pixel or a logit of a pixel (`Recipe.space`). The losses
-are always those of the network input: the pixels minus the classifier's mean, over its standard
-deviation.
+An image's variable is its network input, a pixel or a logit of a pixel (`SynthesisRecipe.space`).
+The losses are always those of the network input: the pixels minus the classifier's mean, over its
+standard deviation.
 """
 
 from __future__ import annotations
@@ -28,61 +28,49 @@ from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream
 
-TV_BATCH = 250
-"""L_tv grows with the root of the batch size; its coefficient is meant for batches of this size."""
+TV_WEIGHT, TV_BATCH = 2.5e-5, 250
+"""The weight of L_tv (a_tv), for batches of this size: L_tv grows with the root of the size. Class
+loss and BatchNorm statistics weigh 1 (a_cls = a_bn = 1).
+"""
 
-Modes = Literal["fixed", "dss", "linear", "pointwise"]
+Coefficient = Literal["fixed", "dss", "linear"]
 Targets = Literal["per_batch", "balanced", "uniform"]
 Space = Literal["normalised", "pixels", "sigmoid"]
-Start = Literal["normal", "uniform"]
 Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SynthesisRecipe:
     """How images are made; every field changes them.
 
     Attributes:
         images, batch, iterations: how many, how many at once, Adam's steps on a batch.
         rate: Adam's step size, constant.
-        a_cls, a_bn, a_tv: weights of class loss, BatchNorm statistics and total variation, the last
-            one for a batch of 250.
-        coefficients: `fixed` takes the weights as they are. `dss` multiplies a_cls and a_bn by
-            numbers U + shift of their own, U uniform in [0, 1), drawn once a batch. `linear` takes
-            U + shift for a_cls and 1 + shift minus that for a_bn. `pointwise` is `dss` with a
-            number of its own for each image's class loss (not in the paper).
-        shift: see `coefficients`.
-        tv_random: whether a_tv is multiplied by a number in [0, 1) as well, as in the paper; the
-            released code leaves it.
+        coefficients: of class loss and BatchNorm statistics. `fixed`: 1 each. `dss` (diversified
+            sample synthesis): two numbers, uniform in [0, 1), drawn once a batch. `linear`: such a
+            number, and 1 minus it.
+        tv_random: whether total variation's coefficient is multiplied by a number in [0, 1) as
+            well, as in the paper; the released code leaves it.
         targets: one class a batch in turn, all classes in turn within each batch, or a class at
             random for each image.
         space: what Adam moves. `normalised`: the network input, free, clamped to pixels in [0, 1]
             once at the end (as released). `pixels`: pixels, clamped after every step. `sigmoid`:
             logits of pixels.
-        start, start_scale: network input from a normal law of this scale (its pixels clamped where
-            they must lie in [0, 1]; the variable itself under `sigmoid`), or pixels from the
-            uniform law.
         jitter: each iteration rolls the batch by up to so many pixels, up or down and left or
             right.
         keep: the iterate that is kept: the last one, or the one of the smallest loss without
             jitter.
-        every: iterations between two looks at that loss.
+        every: iterations between two readings of that loss.
     """
 
     images: int
     batch: int
     iterations: int
     rate: float = 0.1
-    a_cls: float = 1.0
-    a_bn: float = 1.0
-    a_tv: float = 2.5e-5
-    coefficients: Modes = "dss"
-    shift: float = 0.0
+    coefficients: Coefficient = "dss"
     tv_random: bool = False
     targets: Targets = "per_batch"
     space: Space = "normalised"
-    start: Start = "normal"
-    start_scale: float = 1.0
     jitter: int = 2
     keep: Keep = "best"
     every: int = 50
@@ -99,9 +87,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Of one batch: of the class loss (n,) or (1,), the statistics, and total variation."""
+    """Of one batch: of class loss, BatchNorm statistics and total variation."""
 
-    cls: tuple[float, ...]
+    cls: float
     bn: float
     tv: float
 
@@ -117,8 +105,8 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What came out.
+class SynthesisedBatch:
+    """A batch of images that a classifier made.
 
     Attributes:
         images, labels, logits: (n, C, H, W) in [0, 1], the target classes (n,), and the
@@ -163,9 +151,12 @@ def total_variation(images: Tensor) -> Tensor:
 
 def norm_layers(network: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers that keep running statistics."""
-    found = [part for part in network.modules() if isinstance(part, _BatchNorm)]
     return [
-        layer for layer in found if layer.running_mean is not None and layer.running_var is not None
+        layer
+        for layer in network.modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.running_mean is not None
+        and layer.running_var is not None
     ]
 
 
@@ -222,14 +213,14 @@ def gaps(
 
     Clear it between passes.
     """
-    found: list[Tensor] = []
+    terms: list[Tensor] = []
 
     def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(measure(inputs[0], layer.running_mean, layer.running_var))
+        terms.append(measure(inputs[0], layer.running_mean, layer.running_var))
 
     handles = [layer.register_forward_pre_hook(hook) for layer in norm_layers(network)]
     try:
-        yield found
+        yield terms
     finally:
         for handle in handles:
             handle.remove()
@@ -238,31 +229,21 @@ def gaps(
 # What is drawn ------------------------------------------------------------------------------------
 
 
-def draw_coefficients(recipe: Recipe, noise: Noise, rows: Noise) -> Coefficients:
-    """The coefficients of one batch.
-
-    Args:
-        noise: the batch's, one row.
-        rows: its images', one row each; only `pointwise` draws from them.
-    """
-    size = len(rows)
-    tv = recipe.a_tv * (TV_BATCH / size) ** 0.5
+def draw_coefficients(recipe: SynthesisRecipe, noise: Noise, size: int) -> Coefficients:
+    """The coefficients of one batch of `size` images; `noise` is the batch's, one row."""
+    tv = TV_WEIGHT * (TV_BATCH / size) ** 0.5
     if recipe.tv_random:
         tv *= float(noise.uniform("tv"))
-    cls, bn = float(noise.uniform("cls")) + recipe.shift, float(noise.uniform("bn")) + recipe.shift
     if recipe.coefficients == "fixed":
-        return Coefficients((recipe.a_cls,), recipe.a_bn, tv)
+        return Coefficients(1.0, 1.0, tv)
+    # Lee et al. 2024, eq. 8: every coefficient ~ U(0, 1), drawn anew for each batch.
+    cls = float(noise.uniform("cls"))
     if recipe.coefficients == "linear":
-        return Coefficients((cls,), 1 + recipe.shift - cls, tv)
-    if recipe.coefficients == "pointwise":
-        each = rows.uniform("cls").tolist()
-        return Coefficients(
-            tuple(recipe.a_cls * (one + recipe.shift) for one in each), recipe.a_bn * bn, tv
-        )
-    return Coefficients((recipe.a_cls * cls,), recipe.a_bn * bn, tv)
+        return Coefficients(cls, 1 - cls, tv)
+    return Coefficients(cls, float(noise.uniform("bn")), tv)
 
 
-def draw_targets(recipe: Recipe, classes: int, number: int, rows: Noise) -> Tensor:
+def draw_targets(recipe: SynthesisRecipe, classes: int, number: int, rows: Noise) -> Tensor:
     """The classes (n,) that a batch aims at; `rows` is its images' noise."""
     if recipe.targets == "per_batch":
         return torch.full((len(rows),), number % classes, device=rows.device)
@@ -271,24 +252,24 @@ def draw_targets(recipe: Recipe, classes: int, number: int, rows: Noise) -> Tens
     return rows.integers("target", 0, classes)
 
 
-def all_targets(recipe: Recipe, classes: int, noise: Noise) -> Tensor:
+def all_targets(recipe: SynthesisRecipe, classes: int, noise: Noise) -> Tensor:
     """The target classes of all images (n,), on the CPU."""
     parts = [
-        draw_targets(recipe, classes, k, _numbered(noise, recipe.rows(k), "image"))
+        draw_targets(recipe, classes, k, numbered(noise, recipe.rows(k), "image"))
         for k in range(recipe.batches)
     ]
     return torch.cat(parts).cpu()
 
 
-def _numbered(noise: Noise, ids: object, what: str, draws: object = 0) -> Noise:
+def numbered(noise: Noise, ids: object, what: str, draws: object = 0) -> Noise:
     """The noise of images, or of batches, by their numbers."""
     return Noise.of(noise.root, noise.stream, ids, draws, noise.device).at(f"{noise.site}/{what}")
 
 
-def _offsets(recipe: Recipe, noise: Noise, number: int) -> list[list[int]]:
+def jitter_offsets(recipe: SynthesisRecipe, noise: Noise, number: int) -> list[list[int]]:
     """By how many rows and columns each iteration rolls the batch."""
     steps = range(recipe.iterations)
-    draws = _numbered(noise, [number] * len(steps), "jitter", steps)
+    draws = numbered(noise, [number] * len(steps), "jitter", steps)
     return (
         (draws.uniform("offset", (2,)) * (2 * recipe.jitter + 1))
         .floor()
@@ -301,34 +282,35 @@ def _offsets(recipe: Recipe, noise: Noise, number: int) -> list[list[int]]:
 # One batch ----------------------------------------------------------------------------------------
 
 
-class _Inversion:
-    """A batch on its way. The variable is `z`, of the shape of the images."""
+class Inversion:
+    """The losses of a batch under synthesis. The variable is `z`, of the shape of the images."""
 
     def __init__(
         self,
         classifier: DefendedClassifier,
-        found: list[Tensor],
+        gap_terms: list[Tensor],
         coefficients: Coefficients,
         labels: Tensor,
     ) -> None:
-        self.classifier, self.found, self.labels = classifier, found, labels
+        self.classifier, self.gap_terms, self.labels = classifier, gap_terms, labels
+        self.coefficients = coefficients
         self.mean, self.std = normalisation(classifier)
-        self.weights = torch.tensor(coefficients.cls, device=labels.device)
-        self.bn, self.tv = coefficients.bn, coefficients.tv
         # A deterministic classifier ignores its noise.
-        self.silent = Noise.of(0, Stream.EVAL, range(len(labels)), device=labels.device)
+        self.unused = Noise.of(0, Stream.EVAL, range(len(labels)), device=labels.device)
 
     def terms(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three losses of a batch of images."""
-        self.found.clear()
-        each = F.cross_entropy(self.classifier(pixels, self.silent), self.labels, reduction="none")
+        """L_cls (n,), L_bn and L_tv of a batch of images."""
+        self.gap_terms.clear()
+        each = F.cross_entropy(self.classifier(pixels, self.unused), self.labels, reduction="none")
         variation = total_variation((pixels - self.mean) / self.std)
-        return each, torch.stack(self.found).sum(), variation
+        return each, torch.stack(self.gap_terms).sum(), variation
 
     def total(self, terms: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Their weighted sum."""
         each, gap, variation = terms
-        return (self.weights * each).mean() + self.bn * gap + self.tv * variation
+        weight = self.coefficients
+        # L_synth = a_cls L_cls + a_bn L_bn + a_tv L_tv (Lee et al. 2024).
+        return (weight.cls * each).mean() + weight.bn * gap + weight.tv * variation
 
     def losses(self, pixels: Tensor) -> Losses:
         """Of a batch of images, without gradient."""
@@ -344,17 +326,17 @@ class _Inversion:
     def logits(self, pixels: Tensor) -> Tensor:
         """The classifier's answers."""
         with torch.no_grad():
-            answers: Tensor = self.classifier(pixels, self.silent)
-        return answers
+            logits: Tensor = self.classifier(pixels, self.unused)
+        return logits
 
 
 def synthesise(
     classifier: DefendedClassifier,
     shape: tuple[int, ...],
-    recipe: Recipe,
+    recipe: SynthesisRecipe,
     number: int,
     noise: Noise,
-) -> Batch:
+) -> SynthesisedBatch:
     """One batch.
 
     Args:
@@ -365,24 +347,20 @@ def synthesise(
         number: of the batch, from 0.
         noise: one row, its root the seed of the synthesis; on the classifier's device.
     """
-    rows = _numbered(noise, recipe.rows(number), "image")
-    coefficients = draw_coefficients(recipe, _numbered(noise, [number], "batch"), rows)
+    rows = numbered(noise, recipe.rows(number), "image")
+    coefficients = draw_coefficients(recipe, numbered(noise, [number], "batch"), len(rows))
     labels = draw_targets(recipe, classifier.num_classes, number, rows)
-    with gaps(classifier) as found:
-        inversion = _Inversion(classifier, found, coefficients, labels)
+    with gaps(classifier) as gap_terms:
+        inversion = Inversion(classifier, gap_terms, coefficients, labels)
         start = starting_point(recipe, rows, shape, inversion.mean, inversion.std)
-        z, losses, iteration = _descend(inversion, recipe, start, _offsets(recipe, noise, number))
-        return _finished(
-            inversion,
-            decoded(z, recipe.space, inversion.mean, inversion.std),
-            coefficients,
-            losses,
-            iteration,
-        )
+        offsets = jitter_offsets(recipe, noise, number)
+        z, losses, iteration = _descend(inversion, recipe, start, offsets)
+        pixels = decoded(z, recipe.space, inversion.mean, inversion.std)
+        return _finished(inversion, pixels, losses, iteration)
 
 
 def _descend(
-    inversion: _Inversion, recipe: Recipe, start: Tensor, offsets: list[list[int]]
+    inversion: Inversion, recipe: SynthesisRecipe, start: Tensor, offsets: list[list[int]]
 ) -> tuple[Tensor, Losses, int]:
     """Adam on the variable; the kept iterate, its losses, and how many steps led to it."""
     z = start.requires_grad_(True)
@@ -405,19 +383,18 @@ def _descend(
 
 
 def _finished(
-    inversion: _Inversion,
+    inversion: Inversion,
     pixels: Tensor,
-    coefficients: Coefficients,
     losses: Losses,
     iteration: int,
-) -> Batch:
+) -> SynthesisedBatch:
     images = pixels.clamp(0, 1)
     logits = inversion.logits(images)
-    return Batch(
+    return SynthesisedBatch(
         images=images,
         labels=inversion.labels,
         logits=logits,
-        coefficients=coefficients,
+        coefficients=inversion.coefficients,
         losses=losses,
         iteration=iteration,
         clamped=float((pixels != images).float().mean()),
@@ -427,17 +404,15 @@ def _finished(
 
 
 def starting_point(
-    recipe: Recipe, rows: Noise, shape: tuple[int, ...], mean: Tensor, std: Tensor
+    recipe: SynthesisRecipe, rows: Noise, shape: tuple[int, ...], mean: Tensor, std: Tensor
 ) -> Tensor:
-    """The variable (n, C, H, W) at the start, one row of noise an image."""
-    if recipe.start == "uniform":
-        pixels = rows.uniform("start", shape)
-        return {
-            "normalised": (pixels - mean) / std,
-            "pixels": pixels,
-            "sigmoid": torch.logit(pixels, 1e-3),
-        }[recipe.space]
-    z = recipe.start_scale * rows.normal("start", shape)
+    """The variable (n, C, H, W) at the start, one row of noise an image: N(0, 1) in the network
+    input.
+
+    Its pixels are clamped where they must lie in [0, 1]; the variable itself is N(0, 1) under
+    `sigmoid`.
+    """
+    z = rows.normal("start", shape)
     return (z * std + mean).clamp(0, 1) if recipe.space == "pixels" else z
 
 
@@ -474,7 +449,7 @@ def check_classifier(classifier: DefendedClassifier, shape: tuple[int, ...], noi
     _check_shape(classifier, shape, noise)
 
 
-def check_classes(recipe: Recipe, classes: int, noise: Noise) -> None:
+def check_classes(recipe: SynthesisRecipe, classes: int, noise: Noise) -> None:
     """Raise `BadInput` where a recipe would leave out a class."""
     counts = torch.bincount(all_targets(recipe, classes, noise), minlength=classes)
     if bool((counts == 0).any()):

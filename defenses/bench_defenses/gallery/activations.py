@@ -24,9 +24,9 @@ _ACTIVATIONS = frozenset(
 class ActivationSwap(Wrapper):
     """A classifier each of whose activations goes through `activate`.
 
-    Activations are found while the forward pass runs, so that modules (`nn.ReLU`) and functions
-    (`F.relu`) are met alike; in-place ones act on a tensor of their own. Their place in the order
-    of the pass names them. Subclasses write `activate`.
+    Activations are replaced while the forward pass runs, so that modules (`nn.ReLU`) and functions
+    (`F.relu`) are treated alike; in-place ones act on a tensor of their own. Their place in the
+    order of the pass names them. Subclasses write `activate`.
 
     Raises `BadInput` in the forward pass where it meets no activation.
     """
@@ -49,9 +49,9 @@ class ActivationSwap(Wrapper):
             def replace(inputs: Tensor, original: Activation, place: int) -> Tensor:
                 return self.activate(inputs, original, noise.at(f"activation/{place}"), gradient)
 
-            with _Replaced(replace) as met:
+            with _Replaced(replace) as replaced:
                 output = inner(images, noise.at("classifier"))
-            if not met.count:
+            if not replaced.count:
                 raise BadInput(
                     "no activation was met in the classifier's forward pass: use a classifier with "
                     "ReLU or the like"

@@ -39,7 +39,7 @@ class Constant(Defense[ConstantParams]):
     Params = ConstantParams
     card = Card(
         note="its robust accuracy is the class's share, on which no attack has any effect; "
-        "macro-F1 and the collapse check tell",
+        "macro-F1 and the collapse check show it",
         truth="the class's share of the labels, exactly",
         expected="share",
         attacks=("pgd",),

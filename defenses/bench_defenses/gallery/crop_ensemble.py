@@ -24,7 +24,7 @@ class Cropped(InputTransform):
     """A random crop of one size, scaled back to the image's size."""
 
     stochastic = True
-    # Differentiable as it stands: there is nothing for BPDA to replace.
+    # Differentiable itself: there is nothing for BPDA to replace.
     gradients = ("full",)
 
     def __init__(self, classifier: DefendedClassifier, share: float) -> None:
@@ -57,6 +57,7 @@ class CropEnsemble(Defense[CropEnsembleParams]):
     """The mean answer over random crops; stochastic and differentiable."""
 
     Params = CropEnsembleParams
+    stochastic = True
     card = Card(
         paper="Guo et al., ICLR 2018, arXiv 1711.00117; broken by Athalye et al., ICML 2018, "
         "arXiv 1802.00420",
@@ -67,11 +68,6 @@ class CropEnsemble(Defense[CropEnsembleParams]):
         expected="base",
         attacks=("pgd", "pgd+eot"),
     )
-
-    @property
-    def stochastic(self) -> bool:
-        """Always: the crops' places are drawn."""
-        return True
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

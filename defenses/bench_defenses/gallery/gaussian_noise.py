@@ -39,6 +39,7 @@ class GaussianNoise(Defense[GaussianNoiseParams]):
     """Gaussian noise on the image, on a classifier that was not trained for it."""
 
     Params = GaussianNoiseParams
+    stochastic = True
     card = Card(
         paper="Cohen et al., ICML 2019, arXiv 1902.02918 certify a majority of many draws; one "
         "draw certifies nothing",
@@ -48,11 +49,6 @@ class GaussianNoise(Defense[GaussianNoiseParams]):
         expected="base",
         attacks=("pgd:randomness=(eot:k=5)", "pgd"),
     )
-
-    @property
-    def stochastic(self) -> bool:
-        """Always: every pixel is drawn."""
-        return True
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

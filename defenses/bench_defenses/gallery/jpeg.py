@@ -53,7 +53,7 @@ class Coded(InputTransform):
             .numpy()
         )
         decoded = np.stack([_coded(pixels, self.quality) for pixels in levels])
-        # A layout of its own would make convolutions round otherwise than those of the twin.
+        # Another memory layout would make convolutions round otherwise than in the pass under bpda.
         coded = (
             torch.from_numpy(decoded)
             .permute(0, 3, 1, 2)

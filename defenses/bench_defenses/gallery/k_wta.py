@@ -58,7 +58,7 @@ class KWTA(Defense[KWTAParams]):
         paper="Xiao et al., ICLR 2020, arXiv 1905.10510; broken by Tramer et al., NeurIPS 2020, "
         "arXiv 2002.08347",
         note="its gradient changes from step to step, which leads PGD astray where eps is "
-        "small; two epochs on training data mend "
+        "small; two epochs on training data make up for "
         "what the exchange costs",
         truth="none without adversarial training; of the published adversarially trained net "
         "(CIFAR-10, Linf 8/255) an attack on "

@@ -67,6 +67,7 @@ class SAP(Defense[SAPParams]):
     """Stochastic activation pruning; random inside the network, no retraining."""
 
     Params = SAPParams
+    stochastic = True
     card = Card(
         paper="Dhillon et al., ICLR 2018, arXiv 1803.01442; broken by Athalye et al., ICML 2018, "
         "arXiv 1802.00420",
@@ -76,11 +77,6 @@ class SAP(Defense[SAPParams]):
         expected="base",
         attacks=("pgd:randomness=(eot:k=5)", "pgd"),
     )
-
-    @property
-    def stochastic(self) -> bool:
-        """Always: what stays is drawn."""
-        return True
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

@@ -21,8 +21,8 @@ class ShatteredGradientParams(Params):
 
 
 class Rippled(InputTransform):
-    """Each pixel plus a sine of it. Its slope 1 + amplitude * frequency * cos(frequency * x) tells
-    nothing of the way up.
+    """Each pixel plus a sine of it. Its slope 1 + amplitude * frequency * cos(frequency * x) says
+    nothing about the way up.
     """
 
     def __init__(self, classifier: DefendedClassifier, params: ShatteredGradientParams) -> None:

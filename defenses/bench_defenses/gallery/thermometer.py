@@ -18,7 +18,7 @@ from bench.spec import Params
 class ThermometerParams(Params):
     """Parameters of `thermometer`."""
 
-    levels: int = Field(16, ge=2, le=256, description="channels that stand for one")
+    levels: int = Field(16, ge=2, le=256, description="channels that one channel becomes")
     arch: str = Field("cnn", description="the network that is trained on the code")
     epochs: int = Field(10, ge=1, le=1000, description="passes over the training images")
 

@@ -57,9 +57,11 @@ def reconstruct(images: Tensor, kept: Tensor, weight: float, steps: int) -> Tens
     z = extrapolated = images * kept
     dual = torch.zeros(2, *images.shape, dtype=images.dtype, device=images.device)
     for _ in range(steps):
-        dual = dual + _STEP * _differences(extrapolated)
+        # Chambolle and Pock 2011, algorithm 1: dual ascent and projection, primal descent,
+        # extrapolation with theta = 1.
+        dual = dual + _STEP * differences(extrapolated)
         dual = dual / (_length(dual) / weight).clamp_min(1)
-        moved = z - _STEP * _adjoint(dual)
+        moved = z - _STEP * adjoint(dual)
         following = (moved + _STEP * kept * images) / (1 + _STEP * kept)
         extrapolated, z = 2 * following - z, following
     return z
@@ -68,7 +70,7 @@ def reconstruct(images: Tensor, kept: Tensor, weight: float, steps: int) -> Tens
 def objective(z: Tensor, images: Tensor, kept: Tensor, weight: float) -> Tensor:
     """1/2 ||kept * (z - images)||^2 + weight * TV(z), isotropic, summed over channels; (n,)."""
     fit = (kept * (z - images)).square().flatten(1).sum(1) / 2
-    return fit + weight * _length(_differences(z)).flatten(1).sum(1)
+    return fit + weight * _length(differences(z)).flatten(1).sum(1)
 
 
 def _length(field: Tensor) -> Tensor:
@@ -76,15 +78,15 @@ def _length(field: Tensor) -> Tensor:
     return torch.hypot(field[0], field[1])
 
 
-def _differences(z: Tensor) -> Tensor:
+def differences(z: Tensor) -> Tensor:
     """Forward differences down and to the right, 0 at the border; (2, n, C, H, W)."""
     down = F.pad(z[:, :, 1:] - z[:, :, :-1], (0, 0, 0, 1))
     right = F.pad(z[..., 1:] - z[..., :-1], (0, 1))
     return torch.stack([down, right])
 
 
-def _adjoint(field: Tensor) -> Tensor:
-    """The transpose of `_differences`."""
+def adjoint(field: Tensor) -> Tensor:
+    """The transpose of `differences`."""
     down, right = field[0][:, :, :-1], field[1][..., :-1]
     return (
         F.pad(down, (0, 0, 1, 0))
@@ -98,6 +100,7 @@ class TVM(Defense[TVMParams]):
     """Total variation minimisation; random and non-differentiable."""
 
     Params = TVMParams
+    stochastic = True
     gradients = ("full", "bpda")
     card = Card(
         paper="Guo et al., ICLR 2018, arXiv 1711.00117, section 3; broken by Athalye et al., "
@@ -110,11 +113,6 @@ class TVM(Defense[TVMParams]):
         surrogate="the identity",
         attacks=("bpda:randomness=(eot:k=5)", "bpda+eot"),
     )
-
-    @property
-    def stochastic(self) -> bool:
-        """Always: the dropped pixels are drawn."""
-        return True
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

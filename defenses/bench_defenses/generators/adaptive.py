@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import torch
 
-from bench_defenses.adversarial.objectives import Dfard, Match, Seen
+from bench_defenses.adversarial.objectives import Dfard, Match, StudentOutputs
 
 State = dict[str, float]
 """All that is adapted, by name; a checkpoint and the log keep it."""
 
 
-class Fixed:
+class NoAdaptation:
     """Nothing is adapted. Base of the others.
 
     Args:
@@ -30,18 +30,18 @@ class Fixed:
         """Of the generator's terms in its next step."""
         return self.terms
 
-    def generated(self, values: Mapping[str, float]) -> None:
+    def generator_updated(self, values: Mapping[str, float]) -> None:
         """Learn from the terms' values in the generator's step just taken."""
 
     def objective(self, objective: Match) -> Match:
         """The student's objective in its next step."""
         return objective
 
-    def taught(self, objective: Match, seen: Seen, share: float) -> None:
-        """Learn from the student's step just taken, when `share` of the training is done."""
+    def student_updated(self, objective: Match, outputs: StudentOutputs, share: float) -> None:
+        """Learn from the student's update just taken, when `share` of the training is done."""
 
 
-class FallingLabels(Fixed):
+class LabelWeight(NoAdaptation):
     """DaST: where the label term is at most `floor`, its value becomes its weight and stays until
     the next such one.
     """
@@ -56,20 +56,20 @@ class FallingLabels(Fixed):
         """alpha for the label term."""
         return {**self.terms, "student_class": self.state["alpha"]}
 
-    def generated(self, values: Mapping[str, float]) -> None:
+    def generator_updated(self, values: Mapping[str, float]) -> None:
         """The published rule."""
         if values["student_class"] <= self.floor:
             self.state["alpha"] = values["student_class"]
 
 
-class Balanced(Fixed):
+class BalancedTerms(NoAdaptation):
     """DFARD's two modules, as stand-ins: their equations are not known here.
 
     Weights: c / (running mean of the term's magnitude), c such that they add up to as many as there
     are terms, then between 0.1 and 10; so the terms pull alike whatever their scale, up to the ends
     of that range, and nothing is tuned. Where the student starts as a copy of the classifier, their
     KL is 0 until the student moves: till then the two others have 0.1 each. Temperature: 1 + 20
-    sigmoid(theta); theta climbs the student's loss while the student descends it, at a rate that
+    sigmoid(theta); theta ascends the student's loss while the student descends it, at a rate that
     rises along half a cosine over the first twentieth of the training (the global temperature of
     CTKD, Li et al., AAAI 2023, arXiv 2211.16231).
     """
@@ -91,7 +91,7 @@ class Balanced(Fixed):
             name: min(self.highest, max(self.lowest, scale / size)) for name, size in sizes.items()
         }
 
-    def generated(self, values: Mapping[str, float]) -> None:
+    def generator_updated(self, values: Mapping[str, float]) -> None:
         """Running means of the magnitudes."""
         for name, value in values.items():
             before = self.state.get(f"mean {name}", abs(value))
@@ -99,19 +99,19 @@ class Balanced(Fixed):
 
     def objective(self, objective: Match) -> Match:
         """At the present temperature."""
-        return objective.model_copy(update={"tau": self.temperature})
+        return objective.model_copy(update={"temperature": self.temperature})
 
     @property
     def temperature(self) -> float:
         """Between 1 and 21."""
         return self.coldest + self.span / (1 + math.exp(-self.state["theta"]))
 
-    def taught(self, objective: Match, seen: Seen, share: float) -> None:
+    def student_updated(self, objective: Match, outputs: StudentOutputs, share: float) -> None:
         """One step of ascent on theta, from the logits alone."""
         assert isinstance(objective, Dfard)
         theta = torch.tensor(self.state["theta"], dtype=torch.float64, requires_grad=True)
-        tau = self.coldest + self.span * theta.sigmoid()
-        loss = objective.model_copy(update={"tau": tau}).loss(seen)
+        temperature = self.coldest + self.span * theta.sigmoid()
+        loss = objective.model_copy(update={"temperature": temperature}).loss(outputs)
         (slope,) = torch.autograd.grad(loss, theta)
-        warmth = (1 - math.cos(math.pi * min(1.0, share / self.rise))) / 2
-        self.state["theta"] += self.rate * warmth * float(slope)
+        ramp = (1 - math.cos(math.pi * min(1.0, share / self.rise))) / 2
+        self.state["theta"] += self.rate * ramp * float(slope)

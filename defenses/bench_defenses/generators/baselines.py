@@ -15,34 +15,46 @@ from bench.noise import Noise
 from bench.spec import Params, nested, parse, read_params, unnest
 from bench_defenses.adversarial.objectives import Match, ObjectiveSpec, read_objective
 from bench_defenses.adversarial.params import ATTACKS, TrainingEps, training_ball
-from bench_defenses.adversarial.source import Source, Tag
-from bench_defenses.adversarial.students import Lesson, taught
-from bench_defenses.adversarial.visits import Descent
+from bench_defenses.adversarial.students import trained_student
+from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
+from bench_defenses.adversarial.trainer import StudentTraining
+from bench_defenses.adversarial.training_step import Descent
 from bench_defenses.datafree.datafreeshield import BUDGET, DataFreeShieldParams
 from bench_defenses.datafree.synthesis import norm_layers
 from bench_defenses.generators.inundation import Inundation
-from bench_defenses.generators.loop import Plan, Turns
-from bench_defenses.generators.methods import METHODS, Method, Settings, settings
+from bench_defenses.generators.loop import PairSchedule, Plan
+from bench_defenses.generators.methods import (
+    METHODS,
+    Method,
+    Settings,
+    paper_settings,
+    shared_settings,
+)
 from bench_defenses.generators.nets import Architecture
 from bench_defenses.generators.terms import MEASURES, ZerothOrder
-from bench_defenses.generators.trained import Pair, samples, trained_pair
+from bench_defenses.generators.trained_pair import Pair, samples, trained_pair
 
 _OF_STAGES = ("images", "epochs", "objective")
 _OF_ATTACK = ("eps", "steps", "warmup", "clean_weight")
 
 
 class BaselineParams(Params):
-    """Parameters of all of them. What is left out is the preset's or the method's.
+    """Parameters of all of them. What is left out is the scale's or the recipe's.
 
     `batch` and the fields from `optimiser` to `bn` are of the student that the generator learns
     beside. In two stages that one is thrown away, and the deployed one is trained by the schedule
     of `datafreeshield`.
     """
 
-    preset: Literal["quick", "shared", "paper"] = Field(
+    scale: Literal["quick", "full"] = Field(
         "quick",
-        description="scale: quick takes minutes on two cores, shared is DataFreeShield's full one, "
-        "paper each method's own",
+        description="how much is computed: quick takes minutes on two cores, full has the budget "
+        "of datafreeshield's",
+    )
+    recipe: Literal["shared", "paper"] = Field(
+        "shared",
+        description="how: by the rules of datafreeshield's student, the same for all four; or as "
+        "each method was published, at its own scale",
     )
     mode: Literal["online", "staged"] = Field(
         "online",
@@ -50,7 +62,9 @@ class BaselineParams(Params):
         "generator learns first, as published",
     )
     adversarial: bool = Field(
-        True, description="off: a clean student, which is what the methods were published for"
+        True,
+        description="off: a student trained without adversarial examples, which is what the "
+        "methods were published for",
     )
     clean_weight: float | None = Field(
         None, ge=0, description="weight of the same term at the clean image; 0, dfard 1/6"
@@ -80,11 +94,11 @@ class BaselineParams(Params):
         description="of the student beside the generator: SGD with Nesterov momentum 0.9, or Adam",
     )
     rate: float | None = Field(
-        None, gt=0, description="that student's learning rate; quick and shared: 6 / updates"
+        None, gt=0, description="that student's learning rate; recipe=shared: 6 / updates"
     )
     decay: float | None = Field(None, ge=0, description="that student's weight decay")
     schedule: Literal["const", "cosine"] | None = Field(
-        None, description="course of the student's learning rate"
+        None, description="schedule of the student's learning rate"
     )
     warmup: float | None = Field(
         None, ge=0, le=1, description="share of the training in which eps rises to its value"
@@ -112,6 +126,7 @@ class BaselineParams(Params):
             "mode=staged": () if staged else _OF_STAGES,
             "mode=online": ("clean_weight", "warmup") if staged else (),
             "adversarial=on": _OF_ATTACK if off else (),
+            "recipe=shared": ("scale",) if self.recipe == "paper" else (),
         }
         for where, names in idle.items():
             for name in sorted(self.model_fields_set & set(names)):
@@ -147,9 +162,8 @@ class Baseline(Defense[P]):
         self._check(classifier)
         pair = trained_pair(
             classifier,
-            access.shape,
             self.plan(access),
-            self.method.adaptive,
+            self.method.adaptation,
             self._settings().from_scratch,
             noise,
         )
@@ -166,20 +180,21 @@ class Baseline(Defense[P]):
         method, chosen, params = self.method, self._settings(), self.params
         spec = replace(method.generator, width=chosen.width)
         return Plan(
-            generator=replace(spec, **method.decoder) if params.preset == "paper" else spec,
+            generator=replace(spec, **method.decoder) if params.recipe == "paper" else spec,
             terms=method.terms,
             objective=self._objective(),
             descent=_descent(chosen, params.steps),
-            turns=_turns(method, chosen),
+            schedule=_schedule(method, chosen),
             threat=training_ball(params.eps, access.threat),
-            facing=method.facing if chosen.bn == "train" else "running",
+            shape=access.shape,
+            batchnorm_mode=method.batchnorm_mode if chosen.bn == "train" else "running",
         )
 
     def fidelity(self) -> str:
         """How near it is to what was published."""
         return self.method.fidelity
 
-    def own(self) -> dict[str, Any]:
+    def objective_params(self) -> dict[str, Any]:
         """Parameters of the student's objective that the defense offers."""
         return {}
 
@@ -190,17 +205,19 @@ class Baseline(Defense[P]):
             for name in _OF_SETTINGS
             if getattr(params, name) is not None
         }
-        # In two stages it speaks of the student that is deployed, not of the one that the generator
-        # learns beside.
+        # In two stages it is about the student that is deployed, not about the one that the
+        # generator learns beside.
         if params.mode == "online" and params.from_scratch is not None:
             given["from_scratch"] = params.from_scratch
-        return settings(self.method, params.preset, params.attacked, given)
+        if params.recipe == "paper":
+            return paper_settings(self.method, params.attacked, given)
+        return shared_settings(self.method, params.scale, params.attacked, given)
 
     def _objective(self) -> Match:
         if not self.params.attacked:
-            return self.method.objective(adversarial=0.0, clean=1.0, **self.own())
+            return self.method.objective(adversarial=0.0, clean=1.0, **self.objective_params())
         weights = {} if self.params.clean_weight is None else {"clean": self.params.clean_weight}
-        return self.method.objective(**weights, **self.own())
+        return self.method.objective(**weights, **self.objective_params())
 
     def _check(self, classifier: DefendedClassifier) -> None:
         if classifier.stochastic:
@@ -220,54 +237,51 @@ class Baseline(Defense[P]):
     def _second_stage(
         self, classifier: DefendedClassifier, pair: Pair, access: DataAccess, noise: Noise
     ) -> DefendedClassifier:
-        """A student taught on a set of the generator's images, as `datafreeshield` teaches
+        """A student trained on a set of the generator's images, as `datafreeshield` trains
         its own.
         """
-        training = self._training()
-        made = samples(pair.generator, classifier, self.plan(access), training.scale.images, noise)
-        lesson = Lesson(
-            images=Source(made, None, Tag.SYNTHETIC),
-            held_out=None,
-            objective=read_objective(training.objective or training.recipe_of_preset.objective),
-            schedule=training.training().course(),
+        stage = self._second_params()
+        made = samples(pair.generator, classifier, self.plan(access), stage.sizes.images, noise)
+        training = StudentTraining(
+            images=TaggedImages(made, None, Tag.SYNTHETIC),
+            objective=read_objective(stage.objective or stage.training_recipe.objective),
+            schedule=stage.training_params().training_schedule(),
             threat=training_ball(self.params.eps, access.threat),
             from_scratch=bool(self.params.from_scratch),
         )
-        return taught(classifier, lesson, noise, self.needs)
+        return trained_student(classifier, training, noise, self.needs)
 
-    def _training(self) -> DataFreeShieldParams:
+    def _second_params(self) -> DataFreeShieldParams:
         params = self.params
         given = {
             name: getattr(params, name) for name in _OF_STAGES if getattr(params, name) is not None
         }
-        return DataFreeShieldParams(
-            profile="quick" if params.preset == "quick" else "full", steps=params.steps, **given
-        )
+        scale: Literal["quick", "full"] = "full" if params.recipe == "paper" else params.scale
+        return DataFreeShieldParams(scale=scale, steps=params.steps, **given)
 
     # Notes
 
     def _notes(self, pair: Pair, access: DataAccess) -> tuple[str, ...]:
         plan, passes, last = self.plan(access), pair.about["passes"], pair.about["rounds"][-1]
-        visits = (
-            f"{passes.get('attacked images', 0)} adversarial image-visits, clean weight "
-            f"{plan.objective.clean:.3g}"
-        )
-        began = _start(self._settings().from_scratch)
-        lesson = f"the deployed student starts from {_start(bool(self.params.from_scratch))}"
-        return (
+        params, schedule = self.params, plan.schedule
+        scale = "" if params.recipe == "paper" else f"scale {params.scale}, "
+        start = _start(self._settings().from_scratch)
+        notes = [
             f"fidelity {self.fidelity()}",
-            f"preset {self.params.preset}, mode {self.params.mode}: the generator made "
-            f"{passes['images']} images and took "
-            f"{passes['generator steps']} steps beside a student from {began} with "
-            f"{plan.turns.updates} updates of "
-            f"{plan.turns.batch} images, {visits}; queries of the classifier as a black box: "
+            f"{scale}recipe {params.recipe}, mode {params.mode}: the generator made "
+            f"{passes['images']} images and took {passes['generator steps']} steps beside a "
+            f"student from {start} with {schedule.updates} updates of {schedule.batch} images, "
+            f"{passes.get('attacked images', 0)} adversarial images, clean weight "
+            f"{plan.objective.clean:.3g}; queries of the classifier as a black box: "
             f"{self._queries(plan, passes)}",
             f"the classifier's answers to the last batches: class entropy {last['entropy']:.2f} of "
             f"1, largest share {100 * last['largest_share']:.0f} %; distance between images "
             f"{last['distance']:.3f}",
             "the last student is kept; no test or training image chose anything",
-            *([lesson] if self.params.mode == "staged" else []),
-        )
+        ]
+        if params.mode == "staged":
+            notes.append(f"the deployed student starts from {_start(bool(params.from_scratch))}")
+        return tuple(notes)
 
     def _queries(self, plan: Plan, passes: dict[str, int]) -> str:
         return (
@@ -294,8 +308,8 @@ def _descent(chosen: Settings, steps: int) -> Descent:
     )
 
 
-def _turns(method: Method, chosen: Settings) -> Turns:
-    return Turns(
+def _schedule(method: Method, chosen: Settings) -> PairSchedule:
+    return PairSchedule(
         updates=chosen.updates,
         batch=chosen.batch,
         ratio=method.ratio,
@@ -318,7 +332,8 @@ class DastParams(BaselineParams):
         0.1, ge=0, description="weight of the squared distance of probabilities; 0: labels alone"
     )
     decoder: Architecture | None = Field(
-        None, description="shared by all four, or dast_paper: the published stacks, far dearer"
+        None,
+        description="shared by all four; dast_paper: the published stacks, far more expensive",
     )
 
     @model_validator(mode="after")
@@ -330,7 +345,7 @@ class DastParams(BaselineParams):
     @property
     def published(self) -> bool:
         """Whether the generator is DaST's own."""
-        return self.decoder == "dast_paper" or (self.decoder is None and self.preset == "paper")
+        return self.decoder == "dast_paper" or (self.decoder is None and self.recipe == "paper")
 
 
 class DastDefense(Baseline[DastParams]):
@@ -346,7 +361,7 @@ class DastDefense(Baseline[DastParams]):
         attacks=ATTACKS,
     )
 
-    def own(self) -> dict[str, Any]:
+    def objective_params(self) -> dict[str, Any]:
         """beta."""
         return {"beta": self.params.beta}
 
@@ -394,20 +409,20 @@ class DfmeParams(BaselineParams):
     """Parameters of `dfme`."""
 
     gradient: Annotated[str, AfterValidator(_gradient)] | None = Field(
-        None, description="exact, or as published zeroth_order:m=1; preset=paper has the latter"
+        None, description="exact, or as published zeroth_order:m=1; recipe=paper has the latter"
     )
 
     @property
     def estimator(self) -> ZerothOrder | None:
         """None for the exact gradient."""
         return _read_gradient(
-            self.gradient or ("zeroth_order" if self.preset == "paper" else "exact")
+            self.gradient or ("zeroth_order" if self.recipe == "paper" else "exact")
         )
 
 
 class DfmeDefense(Baseline[DfmeParams]):
     """DFME: a generator looks for images on which student and classifier differ, the student
-    answers with five updates.
+    takes five updates in return.
     """
 
     Params = DfmeParams
@@ -451,7 +466,7 @@ def _inundation(text: str) -> str:
 class AitParams(BaselineParams):
     """Parameters of `ait`."""
 
-    tau: float = Field(20.0, gt=0, description="temperature")
+    temperature: float = Field(20.0, gt=0, description="of the student's objective")
     inundation: Annotated[str, AfterValidator(_inundation)] = Field(
         "off",
         description="off: nothing is quantised; virtual:bits=4 lengthens steps by a grid that is "
@@ -474,9 +489,9 @@ class AitDefense(Baseline[AitParams]):
         attacks=ATTACKS,
     )
 
-    def own(self) -> dict[str, Any]:
-        """tau."""
-        return {"tau": self.params.tau}
+    def objective_params(self) -> dict[str, Any]:
+        """The temperature."""
+        return {"temperature": self.params.temperature}
 
     def plan(self, access: DataAccess) -> Plan:
         """With gradient inundation where it is asked for."""
@@ -493,14 +508,15 @@ class AitDefense(Baseline[AitParams]):
 
 
 class DfardDefense(Baseline[BaselineParams]):
-    """DFARD, a stand-in: a class-conditional generator with balanced terms, a student on answers of
-    a moving temperature.
+    """DFARD, a stand-in: a class-conditional generator with balanced terms, a student that learns
+    soft labels at a moving temperature.
     """
 
     Params = BaselineParams
     method = METHODS["dfard"]
     card = Card(
         paper="after the abstract of Wang et al., AAAI 2024, arXiv 2303.11611",
+        stand_in=True,
         note="fidelity approximate: equations, schedule and generator are stand-ins, and the "
         "classifier is no robust teacher",
         attacks=ATTACKS,

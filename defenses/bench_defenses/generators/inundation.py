@@ -48,8 +48,8 @@ class Inundation:
         return float((self.codes(before + length * step) != self.codes(before)).float().mean())
 
     def length(self, before: Tensor, step: Tensor) -> float:
-        """By how much the step is lengthened: 1 where it changes enough, else what `bracketed`
-        finds.
+        """By how much the step is lengthened: 1 where it changes enough, else the result of
+        `bracketed`.
         """
         return bracketed(lambda length: self.changed(before, step, length), self.share)
 

@@ -1,7 +1,7 @@
 """One loop for all methods: a generator and a student of a frozen classifier, trained in turn.
 
 Everything a method differs by comes in as values: a `GeneratorSpec`, weights of the terms in
-`terms.TERMS`, the student's objective, a `Turns`, and what is adapted.
+`terms.TERMS`, the student's objective, a `PairSchedule`, and what is adapted.
 """
 
 from __future__ import annotations
@@ -22,40 +22,46 @@ from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.models.training import device_of
 from bench.noise import Noise, Stream
-from bench.storage.checkpoint import read_checkpoint, write_checkpoint
+from bench.storage.training_state import ResumableRun, Stateful, stored_counters
 from bench.threat import ThreatModel
 from bench.victim import frozen
 from bench_defenses.adversarial.objectives import Match
-from bench_defenses.adversarial.visits import (
-    Batch,
+from bench_defenses.adversarial.training_step import (
     Descent,
-    answers,
-    attacked,
+    TrainingBatch,
+    adversarial_points,
+    apply_gradients,
     clipped,
-    move,
-    visited,
+    logits_of,
+    training_step,
 )
 from bench_defenses.datafree.synthesis import norm_layers, normalisation
-from bench_defenses.generators.adaptive import Fixed, State
+from bench_defenses.generators.adaptive import NoAdaptation, State
 from bench_defenses.generators.inundation import Inundation, lengthen, weights
 from bench_defenses.generators.nets import Generator, GeneratorSpec, pixels
-from bench_defenses.generators.terms import TERMS, Context, Made, ZerothOrder, measure_of
+from bench_defenses.generators.terms import (
+    TERMS,
+    GeneratedBatch,
+    TermInputs,
+    ZerothOrder,
+    measure_of,
+)
 
 STATE = "state.pt"
-Facing = Literal["running", "batch"]
+BatchNormMode = Literal["running", "batch"]
 ROUNDS = 20
 """A run is kept and logged so many times."""
 
 
 @dataclass(frozen=True)
-class Turns:
-    """Who moves when, and how fast the generator does.
+class PairSchedule:
+    """When generator and student are updated, and how fast the generator learns.
 
     Attributes:
         updates: student updates in all.
         batch: images a batch.
         ratio: student updates to one step of the generator.
-        shared: whose step comes first where both take the same batch; `no`: each draws its own.
+        shared: whose update comes first where both take the same batch; `no`: each draws its own.
         warmup: steps of the generator before the student's first update.
         rate, momentum: of the generator's Adam, momentum being its first beta.
         milestones, drop: at these shares of the training all rates are multiplied by `drop`.
@@ -99,26 +105,28 @@ class Plan:
 
     Attributes:
         generator: what it is.
-        terms: what it wants, by weight.
+        terms: of its loss, by weight.
         objective: what the student minimises.
-        descent: how the student moves.
-        turns: who moves when.
+        descent: how the student descends.
+        schedule: when each of them is updated.
         threat: the ball of the inner attack.
+        shape: of an image, (C, H, W).
         estimator: of the gradient through both networks; None: exact.
         inundation: of the student's steps; None for none.
-        facing: statistics of the student's BatchNorm layers in the generator's step. `running`: its
-            own, as deployed; `batch`: the batch's, as in the student's updates.
+        batchnorm_mode: statistics of the student's BatchNorm layers in the generator's step.
+            `running`: its own, as deployed; `batch`: the batch's, as in the student's updates.
     """
 
     generator: GeneratorSpec
     terms: Mapping[str, float]
     objective: Match
     descent: Descent
-    turns: Turns
+    schedule: PairSchedule
     threat: ThreatModel
+    shape: tuple[int, ...]
     estimator: ZerothOrder | None = None
     inundation: Inundation | None = None
-    facing: Facing = "running"
+    batchnorm_mode: BatchNormMode = "running"
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,9 @@ class Round:
         step: steps of the loop done, the warm-up included.
         loss: mean loss of the student; None in the warm-up.
         terms: mean values of the generator's terms, unweighted.
-        entropy: of the classifier's answers to the student's batches, over log K; 1: all classes
-            alike.
-        largest_share: of one class among these answers.
+        entropy: of the classifier's predictions on the student's batches, over log K; 1: all
+            classes alike.
+        largest_share: of one class among these predictions.
         distance: mean distance of two images of the last batch, root mean square over pixels.
         adapted: the adaptive state at the end.
     """
@@ -146,7 +154,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PairResult:
     """What a run leaves: student (frozen, in evaluation mode), generator, the log and the passes.
 
     `passes` has forwards, backwards that end in the image and backwards to the weights of each
@@ -162,231 +170,224 @@ class Outcome:
 def train_pair(
     student: DefendedClassifier,
     classifier: DefendedClassifier,
-    shape: tuple[int, ...],
     plan: Plan,
-    adaptive: Fixed,
+    adaptation: NoAdaptation,
     noise: Noise,
     *,
     folder: Path | None = None,
     report: Callable[[Round], None] | None = None,
-) -> Outcome:
+) -> PairResult:
     """Train `student` in place, and a generator of its images.
 
     Args:
         student: a copy of the classifier, or a fresh network of its kind.
         classifier: the teacher, in evaluation mode; it sees no adversarial point and is not
             changed.
-        shape: of an image, (C, H, W).
         plan: how.
-        adaptive: fresh.
+        adaptation: fresh.
         noise: one row of the construction stream; on one device and number of threads the same
             noise gives the same bits, whether or not the run was interrupted.
         folder: where the state is kept after each round, and from which this very run goes on; the
             caller removes it.
-        report: told of each finished round.
+        report: called after each round.
 
     Raises `BadInput` for images or batches that the generator cannot make, and for losses that are
     not finite.
     """
-    plan.generator.check(shape, classifier.num_classes, plan.turns.batch)
-    run = _Run(student, classifier, shape, plan, adaptive, noise.seed("generator training"))
-    if folder is not None and (folder / STATE).exists():
-        run.restore(folder / STATE)
+    plan.generator.check(plan.shape, classifier.num_classes, plan.schedule.batch)
+    run = PairRun(student, classifier, plan, adaptation, noise.seed("generator training"))
     with frozen(classifier), run.counted():
-        while run.step < run.total:
-            found = run.round()
-            if folder is not None:
-                run.store(folder / STATE)
-            if report is not None:
-                report(found)
-    return Outcome(
+        run.finish(None if folder is None else folder / STATE, report)
+    return PairResult(
         student.eval().requires_grad_(False), run.generator, tuple(run.rounds), dict(run.passes)
     )
 
 
-def steps_of(turns: Turns) -> int:
+def steps_of(schedule: PairSchedule) -> int:
     """Steps of the loop, the warm-up included."""
-    return turns.warmup + turns.iterations
+    return schedule.warmup + schedule.iterations
 
 
 def steps_done(folder: Path) -> int:
     """How many steps of an interrupted run `folder` holds. Raises `BadInput` where its state cannot
     be read.
     """
-    path = folder / STATE
-    if not path.exists():
-        return 0
-    with read_checkpoint(path, torch.device("cpu")) as content:
-        return int(content["step"])
+    return int(stored_counters(folder / STATE).get("step", 0))
 
 
 @dataclass
-class _Seen:
-    """What a round remembers."""
+class _RoundValues:
+    """What a round collects for its log."""
 
     losses: list[Tensor] = field(default_factory=list)
     terms: list[dict[str, float]] = field(default_factory=list)
-    answers: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
 
 
-class _Run:
-    """A run between two steps of the loop."""
+class PairRun(ResumableRun[Round]):
+    """The training of a student and a generator, a round at a time."""
 
     def __init__(
         self,
         student: DefendedClassifier,
         classifier: DefendedClassifier,
-        shape: tuple[int, ...],
         plan: Plan,
-        adaptive: Fixed,
+        adaptation: NoAdaptation,
         seed: int,
     ) -> None:
-        self.student, self.classifier, self.plan = (
-            student.eval().requires_grad_(True),
-            classifier,
-            plan,
-        )
-        self.adaptive, self.seed, self.device = adaptive, seed, device_of(student)
+        self.student = student.eval().requires_grad_(True)
+        self.classifier, self.plan = classifier, plan
+        self.adaptation, self.seed, self.device = adaptation, seed, device_of(student)
         fresh = Noise.of(seed, Stream.BUILD, [0]).seed("generator")
         mean, std = (value.flatten() for value in normalisation(classifier))
-        self.generator = plan.generator.build(shape, classifier.num_classes, fresh, mean, std).to(
-            self.device
+        self.generator = plan.generator.build(
+            plan.shape, classifier.num_classes, fresh, mean, std
+        ).to(self.device)
+        schedule = plan.schedule
+        self.generator_optimiser = torch.optim.Adam(
+            self.generator.parameters(), lr=schedule.rate, betas=(schedule.momentum, 0.999)
         )
-        turns = plan.turns
-        self.artist = torch.optim.Adam(
-            self.generator.parameters(), lr=turns.rate, betas=(turns.momentum, 0.999)
-        )
-        self.optimiser = plan.descent.start(list(student.parameters()))
-        self.total, self.step, self.drawn, self.taught = steps_of(turns), 0, 0, 0
+        self.student_optimiser = plan.descent.make_optimiser(list(student.parameters()))
+        self.total = steps_of(schedule)
+        self.step, self.batches_drawn, self.student_updates = 0, 0, 0
         self.passes: Counter[str] = Counter()
         self.rounds: list[Round] = []
-        self.seen = _Seen()
+        self.values = _RoundValues()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.total
 
     # Steps
 
-    def round(self) -> Round:
+    def advance(self) -> Round:
         """Steps up to the next end of a round."""
-        self.seen = _Seen()
+        self.values = _RoundValues()
         end = min(self.total, self.step + math.ceil(self.total / ROUNDS))
         while self.step < end:
-            made = self._iterate()
+            last = self._iterate()
             self.step += 1
-        found = self._logged(made)
-        if not all(math.isfinite(value) for value in [*found.terms.values(), found.loss or 0.0]):
+        done = self._logged(last)
+        if not all(math.isfinite(value) for value in [*done.terms.values(), done.loss or 0.0]):
             raise BadInput(
                 f"a training loss is not finite by step {self.step}: lower rate or generator_rate, "
                 "or clip the gradient"
             )
-        self.rounds.append(found)
-        return found
+        self.rounds.append(done)
+        return done
 
-    def _iterate(self) -> Made:
+    def _iterate(self) -> GeneratedBatch:
         """One step of the loop; the last batch."""
-        turns, made = self.plan.turns, self._draw()
-        if self.step < turns.warmup or turns.shared == "no":
-            self._move_generator(made)
-            for _ in range(turns.ratio if self.step >= turns.warmup else 0):
+        schedule, batch = self.plan.schedule, self.draw()
+        if self.step < schedule.warmup or schedule.shared == "no":
+            self.update_generator(batch)
+            for _ in range(schedule.ratio if self.step >= schedule.warmup else 0):
                 with torch.no_grad():
-                    made = self._draw()
-                self._move_student(made)
-            return made
-        order = (self._move_student, self._move_generator)
-        for turn in order if turns.shared == "student-first" else reversed(order):
-            turn(made)
-        return made
+                    batch = self.draw()
+                self.update_student(batch)
+            return batch
+        order = (self.update_student, self.update_generator)
+        for update in order if schedule.shared == "student-first" else reversed(order):
+            update(batch)
+        return batch
 
-    def _draw(self) -> Made:
-        spec, size = self.plan.generator, self.plan.turns.batch
-        noise = Noise.of(self.seed, Stream.BUILD, range(size), self.drawn, self.device)
-        self.drawn += 1
+    def draw(self) -> GeneratedBatch:
+        """The generator's next batch."""
+        spec, size = self.plan.generator, self.plan.schedule.batch
+        noise = Noise.of(self.seed, Stream.BUILD, range(size), self.batches_drawn, self.device)
+        self.batches_drawn += 1
         self.passes["images"] += size
         labels = spec.classes(noise, self.classifier.num_classes)
-        return Made(self.generator(spec.draw(noise), labels), labels, noise)
+        return GeneratedBatch(self.generator(spec.draw(noise), labels), labels, noise)
 
-    def _move_generator(self, made: Made) -> None:
+    def update_generator(self, batch: GeneratedBatch) -> None:
         """One step of the generator; student and classifier are only read."""
         plan = self.plan
-        with frozen(self.student), self._facing():
-            objective = self.adaptive.objective(plan.objective)
-            context = Context(
-                made,
+        with frozen(self.student), self._batchnorm_mode():
+            objective = self.adaptation.objective(plan.objective)
+            inputs = TermInputs(
+                batch,
                 self.classifier,
                 self.student,
                 objective,
                 measure_of(plan.terms),
                 plan.estimator,
             )
-            values = {name: TERMS[name](context) for name in plan.terms}
+            terms = {name: TERMS[name](inputs) for name in plan.terms}
             loss = torch.stack(
-                [weight * values[name] for name, weight in self.adaptive.weights().items()]
+                [weight * terms[name] for name, weight in self.adaptation.weights().items()]
             ).sum()
             gradients = torch.autograd.grad(loss, list(self.generator.parameters()))
-        move(self.artist, gradients, plan.turns.rate * plan.turns.dropped(self._share))
+        rate = plan.schedule.rate * plan.schedule.dropped(self._share)
+        apply_gradients(self.generator_optimiser, gradients, rate)
         self.passes["generator steps"] += 1
-        found = {name: float(value.detach()) for name, value in values.items()}
-        self.adaptive.generated(found)
-        self.seen.terms.append(found)
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        self.adaptation.generator_updated(values)
+        self.values.terms.append(values)
 
-    def _facing(self) -> AbstractContextManager[None]:
-        return batch_statistics(self.student) if self.plan.facing == "batch" else nullcontext()
+    def _batchnorm_mode(self) -> AbstractContextManager[None]:
+        if self.plan.batchnorm_mode == "batch":
+            return batch_statistics(self.student)
+        return nullcontext()
 
-    def _move_student(self, made: Made) -> None:
-        """One update of the student, by the piece that every adversarial training is made of."""
-        plan, images = self.plan, made.images.detach()
-        if made.teacher is None:
-            made.teacher = answers(self.classifier, images)
-        objective = self.adaptive.objective(plan.objective)
-        batch = Batch(images, made.teacher, made.teacher.argmax(1), made.noise)
-        warmth = plan.descent.warmth(self.taught + 1, plan.turns.updates)
-        threat = replace(plan.threat, eps=plan.threat.eps * warmth)
-        points = attacked(self.student, batch, objective, threat, plan.descent.steps)
-        dropout = Noise.of(self.seed, Stream.BUILD, [0], self.taught).seed("dropout")
-        visit = visited(self.student, batch, points, objective, plan.descent, dropout)
-        self._descend(clipped(visit.gradients, plan.descent.clip))
-        self.adaptive.taught(objective, visit.seen, self._share)
-        self.taught += 1
+    def update_student(self, generated: GeneratedBatch) -> None:
+        """One update of the student, by the step that every adversarial training is made of."""
+        plan, images = self.plan, generated.images.detach()
+        if generated.teacher_logits is None:
+            generated.teacher_logits = logits_of(self.classifier, images)
+        objective = self.adaptation.objective(plan.objective)
+        teacher = generated.teacher_logits
+        batch = TrainingBatch(images, teacher, teacher.argmax(1), generated.noise)
+        eps_share = plan.descent.eps_share(self.student_updates + 1, plan.schedule.updates)
+        threat = replace(plan.threat, eps=plan.threat.eps * eps_share)
+        points = adversarial_points(self.student, batch, objective, threat, plan.descent.steps)
+        dropout = Noise.of(self.seed, Stream.BUILD, [0], self.student_updates).seed("dropout")
+        step = training_step(self.student, batch, points, objective, plan.descent, dropout)
+        self._descend(clipped(step.gradients, plan.descent.clip))
+        self.adaptation.student_updated(objective, step.outputs, self._share)
+        self.student_updates += 1
         self.passes["attacked images"] += len(points)
-        self.seen.losses.append(visit.loss)
-        self.seen.answers.append(batch.labels)
+        self.values.losses.append(step.loss)
+        self.values.labels.append(batch.labels)
 
     def _descend(self, gradients: list[Tensor]) -> None:
-        plan = self.plan
-        rate = plan.descent.rate_after(self.taught, plan.turns.updates) * plan.turns.dropped(
-            self._share
-        )
+        plan, schedule = self.plan, self.plan.schedule
+        rate = plan.descent.rate_after(self.student_updates, schedule.updates)
+        rate = rate * schedule.dropped(self._share)
         before = (
             [weight.detach().clone() for weight in weights(self.student)] if plan.inundation else []
         )
-        move(self.optimiser, gradients, rate)
+        apply_gradients(self.student_optimiser, gradients, rate)
         if plan.inundation:
             lengthen(before, self.student, plan.inundation)
 
     @property
     def _share(self) -> float:
         """Of the student's updates that are done."""
-        return self.taught / self.plan.turns.updates
+        return self.student_updates / self.plan.schedule.updates
 
     # Log and counters
 
-    def _logged(self, made: Made) -> Round:
+    def _logged(self, last: GeneratedBatch) -> Round:
+        values = self.values
         terms = {
-            name: sum(one[name] for one in self.seen.terms) / len(self.seen.terms)
+            name: sum(one[name] for one in values.terms) / len(values.terms)
             for name in self.plan.terms
         }
         entropy, largest = (
-            spread(torch.cat(self.seen.answers), self.classifier.num_classes)
-            if self.seen.answers
+            spread(torch.cat(values.labels), self.classifier.num_classes)
+            if values.labels
             else (None, None)
         )
-        loss = float(torch.stack(self.seen.losses).mean()) if self.seen.losses else None
         return Round(
-            self.step,
-            loss,
-            terms,
-            entropy,
-            largest,
-            distance(made.images.detach()),
-            dict(self.adaptive.state),
+            step=self.step,
+            loss=float(torch.stack(values.losses).mean()) if values.losses else None,
+            terms=terms,
+            entropy=entropy,
+            largest_share=largest,
+            distance=distance(last.images.detach()),
+            adapted=dict(self.adaptation.state),
         )
 
     @contextmanager
@@ -404,29 +405,36 @@ class _Run:
 
     # Interruption
 
-    def store(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
-        content: dict[str, Any] = {
-            "student": self.student.state_dict(),
-            "generator": self.generator.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "artist": self.artist.state_dict(),
-            "adapted": self.adaptive.state,
+    def parts(self) -> Mapping[str, Stateful]:
+        """Both networks and their optimisers."""
+        return {
+            "student": self.student,
+            "generator": self.generator,
+            "student optimiser": self.student_optimiser,
+            "generator optimiser": self.generator_optimiser,
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """What is adapted, the passes, the log, and how far each count is."""
+        return {
+            "adapted": self.adaptation.state,
             "passes": dict(self.passes),
             "rounds": [asdict(one) for one in self.rounds],
-            **{name: getattr(self, name) for name in ("step", "drawn", "taught")},
+            **{name: getattr(self, name) for name in _COUNTS},
         }
-        write_checkpoint(path, content)
 
-    def restore(self, path: Path) -> None:
-        """Go on where `store` was called."""
-        with read_checkpoint(path, self.device) as content:
-            for name in ("student", "generator", "optimiser", "artist"):
-                getattr(self, name).load_state_dict(content[name])
-        self.adaptive.state = dict(content["adapted"])
-        self.passes = Counter(content["passes"])
-        self.rounds = [Round(**one) for one in content["rounds"]]
-        self.step, self.drawn, self.taught = (content[name] for name in ("step", "drawn", "taught"))
+    def take_up(self, counters: dict[str, Any]) -> None:
+        """Go on from these."""
+        self.adaptation.state = dict(counters["adapted"])
+        # In place: `counted` has given this very counter to the networks' hooks.
+        self.passes.clear()
+        self.passes.update(counters["passes"])
+        self.rounds = [Round(**one) for one in counters["rounds"]]
+        for name in _COUNTS:
+            setattr(self, name, counters[name])
+
+
+_COUNTS = ("step", "batches_drawn", "student_updates")
 
 
 @contextmanager
@@ -468,9 +476,9 @@ def count_passes(network: nn.Module, name: str, counts: Counter[str]) -> Iterato
         handle.remove()
 
 
-def spread(answers: Tensor, classes: int) -> tuple[float, float]:
-    """Entropy of the answered classes (n,) over log K, and the share of the commonest one."""
-    shares = torch.bincount(answers, minlength=classes).double() / len(answers)
+def spread(labels: Tensor, classes: int) -> tuple[float, float]:
+    """Entropy of the predicted classes (n,) over log K, and the share of the commonest one."""
+    shares = torch.bincount(labels, minlength=classes).double() / len(labels)
     entropy = -float(torch.xlogy(shares, shares).sum()) / math.log(classes)
     return max(0.0, entropy), float(shares.max())
 
@@ -499,5 +507,5 @@ def sampled(
             root, Stream.BUILD, range(first, first + batch), device=device_of(generator)
         )
         with torch.no_grad():
-            made = pixels(generator(spec.draw(rows), spec.classes(rows, classes)))
-        yield made[: count - first]
+            images = pixels(generator(spec.draw(rows), spec.classes(rows, classes)))
+        yield images[: count - first]

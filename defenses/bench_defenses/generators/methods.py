@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bench_defenses.adversarial.objectives import Ait, Dast, Dfard, Dfme, Match
-from bench_defenses.generators.adaptive import Balanced, FallingLabels, Fixed
-from bench_defenses.generators.loop import Facing
+from bench_defenses.generators.adaptive import BalancedTerms, LabelWeight, NoAdaptation
+from bench_defenses.generators.loop import BatchNormMode
 from bench_defenses.generators.nets import GeneratorSpec
 
 
@@ -21,33 +21,33 @@ class Method:
         generator: latent vector and conditioning; the decoder is the same for all.
         terms: of the generator, by weight.
         objective: the student's.
-        adaptive: what is adapted on the way.
-        ratio, shared, momentum: see `defenses.generators.loop.Turns`.
-        facing: see `defenses.generators.loop.Plan`. Running statistics lag behind a generator that
-            steps after each update of the student: DaST's then gains by shifting them, which no
-                update of the student ever answers.
+        adaptation: what is adapted on the way.
+        ratio, shared, momentum: see `bench_defenses.generators.loop.PairSchedule`.
+        batchnorm_mode: see `bench_defenses.generators.loop.Plan`. Running statistics lag behind a
+            generator that steps after each update of the student: DaST's then gains by shifting
+            them, against which no update of the student helps.
         warms: whether the generator learns alone at first. One that only works against the student
-            must not: while the student stands still, it runs off to images of one class that no
-                student follows.
+            must not: while the student does not move, it runs off to images of one class that no
+            student follows.
         from_scratch: whether the published student starts from fresh weights.
-        clean: settings of a student that meets no attack, which is what the method was published
-            for, where they are not DFME's.
-        paper: settings of preset=paper.
-        decoder: fields of the generator under preset=paper.
+        unattacked: settings of a student that meets no attack, which is what the method was
+            published for, where they are not DFME's.
+        paper: settings under recipe=paper.
+        decoder: fields of the generator under recipe=paper.
     """
 
     fidelity: str
     generator: GeneratorSpec
     terms: Mapping[str, float]
     objective: type[Match]
-    adaptive: type[Fixed] = Fixed
+    adaptation: type[NoAdaptation] = NoAdaptation
     ratio: int = 1
     shared: Literal["no", "student-first", "generator-first"] = "no"
     momentum: float = 0.9
-    facing: Facing = "running"
+    batchnorm_mode: BatchNormMode = "running"
     warms: bool = False
     from_scratch: bool = True
-    clean: Mapping[str, Any] = field(default_factory=dict)
+    unattacked: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
     decoder: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,8 +61,8 @@ _DFME: dict[str, Any] = {
     "milestones": (0.1, 0.3, 0.5),
     "drop": 0.3,
 }
-"""DFME's published course; the generator slows down with its student, or it runs away from one that
-stands still.
+"""DFME's published schedule; the generator slows down with its student, or it runs away from one
+that hardly moves.
 """
 
 _STUDENT: dict[str, Any] = {
@@ -83,11 +83,11 @@ METHODS = {
         generator=GeneratorSpec(size=128, conditioning="branch"),
         terms={"agreement": 1.0, "student_class": 0.2},
         objective=Dast,
-        adaptive=FallingLabels,
+        adaptation=LabelWeight,
         shared="student-first",
         momentum=0.5,
-        facing="batch",
-        clean={"optimiser": "adam", "rate": 1e-3, "decay": 0.0, "milestones": (0.8,)},
+        batchnorm_mode="batch",
+        unattacked={"optimiser": "adam", "rate": 1e-3, "decay": 0.0, "milestones": (0.8,)},
         paper={
             **_PLAIN,
             "updates": 100_000,
@@ -124,7 +124,7 @@ METHODS = {
         momentum=0.5,
         warms=True,
         from_scratch=False,
-        clean={**_STUDENT, "milestones": ()},
+        unattacked={**_STUDENT, "milestones": ()},
         paper={
             **_PLAIN,
             "updates": 80_000,
@@ -143,7 +143,7 @@ METHODS = {
         generator=GeneratorSpec(size=256, conditioning="embed_mul"),
         terms={"teacher_class": 1.0, "bn_l2": 1.0, "closeness_kl": 1.0},
         objective=Dfard,
-        adaptive=Balanced,
+        adaptation=BalancedTerms,
         ratio=5,
         warms=True,
         paper={
@@ -169,8 +169,8 @@ class Settings:
             update.
         from_scratch: whether the student starts from fresh weights.
         optimiser, rate, decay, schedule, warmup, clip, bn: see
-            `defenses.adversarial.visits.Descent`; rate 0: `BUDGET` / updates.
-        milestones, drop: see `defenses.generators.loop.Turns`.
+            `bench_defenses.adversarial.training_step.Descent`; rate 0: `BUDGET` / updates.
+        milestones, drop: see `bench_defenses.generators.loop.PairSchedule`.
     """
 
     updates: int
@@ -190,7 +190,7 @@ class Settings:
     drop: float = 1.0
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+SCALES: dict[str, dict[str, Any]] = {
     "quick": {
         **_STUDENT,
         "updates": 400,
@@ -199,7 +199,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generator_rate": 1e-3,
         "generator_warmup": 100,
     },
-    "shared": {
+    "full": {
         **_STUDENT,
         "updates": 60_000,
         "batch": 200,
@@ -208,24 +208,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generator_warmup": 1_000,
     },
 }
-PRESETS["paper"] = {**PRESETS["shared"], "generator_warmup": 0}
+"""The shared recipe by scale: the budget is that of `datafreeshield` at the same scale."""
 
-CLEAN: dict[str, dict[str, Any]] = {
+UNATTACKED: dict[str, dict[str, Any]] = {
     "quick": {**_DFME, "updates": 3_000, "width": 16},
-    "shared": {**_DFME, "updates": 60_000},
+    "full": {**_DFME, "updates": 60_000},
 }
-"""Where the student meets no attack, but for the published settings, which were for that."""
+"""What differs where the student meets no attack."""
+
+_PAPER = {**SCALES["full"], "generator_warmup": 0}
 
 
-def settings(method: Method, preset: str, attacked: bool, given: Mapping[str, Any]) -> Settings:
-    """What was given, else the method's under preset=paper, else the preset's."""
-    values = dict(PRESETS[preset])
-    if not attacked and preset != "paper":
-        values |= {**CLEAN[preset], **method.clean}
+def paper_settings(method: Method, attacked: bool, given: Mapping[str, Any]) -> Settings:
+    """What was given, else what the method was published with, else the shared recipe's."""
+    values = {**_PAPER, **_start(method, attacked), **method.paper}
+    return Settings(**{**values, **given})
+
+
+def shared_settings(
+    method: Method, scale: str, attacked: bool, given: Mapping[str, Any]
+) -> Settings:
+    """What was given, else the shared recipe's at this scale."""
+    values = dict(SCALES[scale])
     if not attacked:
-        values["from_scratch"] = method.from_scratch
+        values |= {**UNATTACKED[scale], **method.unattacked}
     if not method.warms:
         values["generator_warmup"] = 0
-    if preset == "paper":
-        values |= method.paper
-    return Settings(**{**values, **given})
+    return Settings(**{**values, **_start(method, attacked), **given})
+
+
+def _start(method: Method, attacked: bool) -> dict[str, bool]:
+    return {} if attacked else {"from_scratch": method.from_scratch}

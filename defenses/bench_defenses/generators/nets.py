@@ -198,8 +198,8 @@ def _decoder(spec: GeneratorSpec, channels: int) -> nn.Sequential:
 def _begin_at(norm: nn.BatchNorm2d, mean: Tensor, std: Tensor) -> None:
     """Scale and shift by channel from which the sigmoid makes pixels of this mean and deviation.
 
-    No law on [0, 1] has a deviation above 1/2; a classifier that expects one tells nothing about
-    pixels.
+    No distribution on [0, 1] has a deviation above 1/2; from a classifier that expects one nothing
+    follows about pixels.
     """
     if bool(((mean <= 0) | (mean >= 1) | (std > 0.5)).any()):
         return

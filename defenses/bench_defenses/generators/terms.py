@@ -1,9 +1,9 @@
-"""What a generator wants: one table of terms, each a scalar to minimise, over a context that runs a
+"""The terms of a generator's loss: one table, each a scalar to minimise, over inputs that run a
 network only when asked.
 
-x is a batch of generated images, y the classes that the generator was told to make, T the
-classifier, S the student. Both are frozen and in evaluation mode, but for the BatchNorm layers of a
-student that the plan shows with the batch's statistics.
+x is a batch of generated images, y the classes that the generator is asked for, T the classifier, S
+the student. Both are frozen and in evaluation mode, but for the BatchNorm layers of a student that
+the plan gives the batch's statistics.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from bench.defense import DefendedClassifier
 from bench.losses import kl
-from bench.noise import Noise, Stream
+from bench.noise import Noise
 from bench_defenses.adversarial.objectives import Match, l1_centred
-from bench_defenses.adversarial.visits import answers
+from bench_defenses.adversarial.training_step import logits_of, unused_noise
 from bench_defenses.datafree.synthesis import gaps, statistics_gap
 from bench_defenses.generators.nets import pixels
 
@@ -66,20 +66,20 @@ class ZerothOrder:
 
 
 @dataclass
-class Made:
+class GeneratedBatch:
     """A batch as a generator made it.
 
     Attributes:
         logits: of the pixels, (n, C, H, W), with the generator's graph.
-        labels: the classes that it was told, (n,).
+        labels: the classes that it was asked for, (n,).
         noise: the batch's, a row an image.
-        teacher: T(x) (n, K) without gradient, once it is known.
+        teacher_logits: T(x) (n, K) without gradient, once it is known.
     """
 
     logits: Tensor
     labels: Tensor
     noise: Noise
-    teacher: Tensor | None = None
+    teacher_logits: Tensor | None = None
 
     @cached_property
     def images(self) -> Tensor:
@@ -88,78 +88,73 @@ class Made:
 
 
 @dataclass
-class Context:
-    """What the terms may read of a batch. Each network runs once, and only when asked for, so that
-    its passes count what is needed.
+class TermInputs:
+    """What the terms read of a batch. Each network runs once, and only when asked for, so that its
+    passes count what is needed.
 
     Attributes:
-        made: the batch.
-        classifier, learner: T and S, frozen.
+        batch: the generated one.
+        classifier, student: T and S, frozen.
         objective: the student's; some generators work against its measure.
         measure: of BatchNorm's inputs; None where no term reads them.
         estimator: takes the place of the gradient through T and S in `compare`; None for the
             gradient itself.
     """
 
-    made: Made
+    batch: GeneratedBatch
     classifier: DefendedClassifier
-    learner: DefendedClassifier
+    student: DefendedClassifier
     objective: Match
     measure: Measure | None = None
     estimator: ZerothOrder | None = None
     gaps: list[Tensor] = field(default_factory=list)
 
     @cached_property
-    def teacher(self) -> Tensor:
+    def teacher_logits(self) -> Tensor:
         """T(x) with gradient; on the way `gaps` gets the measure of each BatchNorm layer."""
+        images = self.batch.images
         if self.measure is None:
-            logits: Tensor = self.classifier(self.made.images, self._silent)
+            logits: Tensor = self.classifier(images, unused_noise(images))
         else:
-            with gaps(self.classifier, self.measure) as found:
-                logits = self.classifier(self.made.images, self._silent)
-            self.gaps += found
-        self.made.teacher = logits.detach()
+            with gaps(self.classifier, self.measure) as layer_gaps:
+                logits = self.classifier(images, unused_noise(images))
+            self.gaps += layer_gaps
+        self.batch.teacher_logits = logits.detach()
         return logits
 
     @cached_property
-    def student(self) -> Tensor:
+    def student_logits(self) -> Tensor:
         """S(x) with gradient."""
-        logits: Tensor = self.learner(self.made.images, self._silent)
+        images = self.batch.images
+        logits: Tensor = self.student(images, unused_noise(images))
         return logits
 
     @property
-    def answers(self) -> Tensor:
+    def constant_teacher_logits(self) -> Tensor:
         """T(x) without gradient."""
-        if self.made.teacher is None:
-            self.made.teacher = answers(self.classifier, self.made.images.detach())
-        return self.made.teacher
+        if self.batch.teacher_logits is None:
+            self.batch.teacher_logits = logits_of(self.classifier, self.batch.images.detach())
+        return self.batch.teacher_logits
 
     def compare(self, distance: Distance) -> Tensor:
         """The mean distance between T(x) and S(x), with its gradient to the images or the estimate
         of it.
         """
         if self.estimator is None:
-            return distance(self.teacher, self.student).mean()
+            return distance(self.teacher_logits, self.student_logits).mean()
         return self._estimated(distance, self.estimator)
 
     def _estimated(self, distance: Distance, estimator: ZerothOrder) -> Tensor:
         def value(logits: Tensor) -> Tensor:
             images = pixels(logits)
-            return distance(answers(self.classifier, images), answers(self.learner, images))
+            return distance(logits_of(self.classifier, images), logits_of(self.student, images))
 
-        at = self.made.logits
+        at = self.batch.logits
         with torch.no_grad():
-            values, gradient = estimator.gradient(value, at.detach(), self.made.noise)
+            values, gradient = estimator.gradient(value, at.detach(), self.batch.noise)
         # A function of the pixels' logits with this value and this gradient.
         tangent = (gradient * (at - at.detach())).flatten(1).sum(1)
         return (values + tangent).mean()
-
-    @property
-    def _silent(self) -> Noise:
-        """Deterministic networks ignore their noise."""
-        return Noise.of(
-            0, Stream.BUILD, range(len(self.made.labels)), device=self.made.logits.device
-        )
 
 
 def squared_gap(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -172,46 +167,46 @@ MEASURES: dict[str, Measure] = {"bn_l2": statistics_gap, "bn_mse": squared_gap}
 """The terms that read BatchNorm's inputs, and how they measure a layer."""
 
 
-def _agreement(context: Context) -> Tensor:
+def _agreement(inputs: TermInputs) -> Tensor:
     """exp(-m(T(x), S(x))) of the student's own measure, in (0, 1]; the gradient flows through S
     alone.
     """
-    return torch.exp(-context.objective.match(context.answers, context.student))
+    return torch.exp(-inputs.objective.match(inputs.constant_teacher_logits, inputs.student_logits))
 
 
-def _student_class(context: Context) -> Tensor:
+def _student_class(inputs: TermInputs) -> Tensor:
     """CE(S(x), y)."""
-    return F.cross_entropy(context.student, context.made.labels)
+    return F.cross_entropy(inputs.student_logits, inputs.batch.labels)
 
 
-def _teacher_class(context: Context) -> Tensor:
+def _teacher_class(inputs: TermInputs) -> Tensor:
     """CE(T(x), y)."""
-    return F.cross_entropy(context.teacher, context.made.labels)
+    return F.cross_entropy(inputs.teacher_logits, inputs.batch.labels)
 
 
-def _closeness_l1(context: Context) -> Tensor:
-    """-mean |S(x) - v(x)|."""
-    return -context.compare(l1_centred)
+def _closeness_l1(inputs: TermInputs) -> Tensor:
+    """-mean |S(x) - v(x)| (DFME, Truong et al. 2021)."""
+    return -inputs.compare(l1_centred)
 
 
-def _closeness_kl(context: Context) -> Tensor:
+def _closeness_kl(inputs: TermInputs) -> Tensor:
     """-KL(T(x) || S(x))."""
-    return -context.compare(kl)
+    return -inputs.compare(kl)
 
 
-def _layers_sum(context: Context) -> Tensor:
+def _layers_sum(inputs: TermInputs) -> Tensor:
     """Sum over BatchNorm layers of |m - M| + |v - V|."""
-    assert len(context.teacher)
-    return torch.stack(context.gaps).sum()
+    assert len(inputs.teacher_logits)
+    return torch.stack(inputs.gaps).sum()
 
 
-def _layers_mean(context: Context) -> Tensor:
+def _layers_mean(inputs: TermInputs) -> Tensor:
     """Mean over BatchNorm layers of their squared gaps."""
-    assert len(context.teacher)
-    return torch.stack(context.gaps).mean()
+    assert len(inputs.teacher_logits)
+    return torch.stack(inputs.gaps).mean()
 
 
-TERMS: dict[str, Callable[[Context], Tensor]] = {
+TERMS: dict[str, Callable[[TermInputs], Tensor]] = {
     "agreement": _agreement,
     "student_class": _student_class,
     "teacher_class": _teacher_class,
@@ -220,7 +215,7 @@ TERMS: dict[str, Callable[[Context], Tensor]] = {
     "bn_l2": _layers_sum,
     "bn_mse": _layers_mean,
 }
-"""The table."""
+"""Terms by name."""
 
 
 def measure_of(terms: Mapping[str, float]) -> Measure | None:

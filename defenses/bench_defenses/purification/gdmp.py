@@ -35,7 +35,7 @@ class GDMPParams(ChainParams):
     )
     rounds: int = Field(4, ge=1, le=100, description="noise and denoise so often")
     guidance: Literal["mse", "ssim"] = Field(
-        "mse", description="likeness to the noised input that the chain climbs"
+        "mse", description="similarity to the noised input that the chain is pushed towards"
     )
     scale: float = Field(
         600.0,
@@ -44,7 +44,7 @@ class GDMPParams(ChainParams):
         "less for smaller images",
     )
     ptb: float = Field(
-        8.0, gt=0, description="size of the perturbation that it reckons with, in units of 1/255"
+        8.0, gt=0, description="size of the perturbation that is expected, in units of 1/255"
     )
     variance: Literal["small", "large", "learned"] = Field(
         "large", description="of ancestral steps"
@@ -73,7 +73,7 @@ class GDMP(PurifyingDefense[GDMPParams]):
     card = Card(
         paper="Wang et al. 2022, arXiv 2205.14969, equation 8",
         note="the guide is the defense's input in all rounds, diffused with fresh noise at each "
-        "step; its likeness is a mean over "
+        "step; the similarity is a mean over "
         "the image's pixels, in the paper's code over the whole batch of 100",
         attacks=ATTACKS,
     )
@@ -90,7 +90,7 @@ class GDMP(PurifyingDefense[GDMPParams]):
 
 
 def _guide(params: GDMPParams, model: DiffusionModel | None) -> Guide:
-    """The push scale(i) x gradient of the likeness of z to the input diffused to i.
+    """The push scale(i) x gradient of the similarity of z to the input diffused to i.
 
     scale(i) = sqrt(1 - abar_i) / (m sqrt(abar_i)) with m = 2 ptb / (255 x 3 x guide_scale).
     """

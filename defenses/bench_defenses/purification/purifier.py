@@ -110,7 +110,7 @@ class Purified(Wrapper):
         self.model = model
         self.how = how
         self.stochastic = classifier.stochastic or bool(drawing_stages(how))
-        self._bytes = 0
+        self.step_bytes = 0
 
     def views(self) -> tuple[str, ...]:
         """`purified`, the image that the classifier sees; `states`, all states of the chain;
@@ -124,8 +124,8 @@ class Purified(Wrapper):
         """
         self.check_gradient(gradient)
         if view in ("states", "times"):
-            seen = self._seen(gradient)
-            return seen.states if view == "states" else seen.times
+            attacked = self._attacked(gradient)
+            return attacked.states if view == "states" else attacked.times
         front = self._front(gradient)
         if view == "purified":
             return lambda images, noise: front(images, noise.at("vote0"))
@@ -142,9 +142,9 @@ class Purified(Wrapper):
             return lambda images, noise: images
         if name == "bpda":
             return self._purify_bpda
-        return self._seen(gradient).purify
+        return self._attacked(gradient).purify
 
-    def _seen(self, gradient: str) -> Purified:
+    def _attacked(self, gradient: str) -> Purified:
         """The purifier whose chain an attack may look into."""
         name = gradient_name(gradient)
         if name == "blind":
@@ -155,7 +155,7 @@ class Purified(Wrapper):
         if name != "surrogate":
             return self
         other = Purified(self.classifier, self.model, self._fewer_steps(gradient))
-        other._bytes = self._bytes
+        other.step_bytes = self.step_bytes
         return other
 
     def _fewer_steps(self, gradient: str) -> Purification:
@@ -191,7 +191,7 @@ class Purified(Wrapper):
         """
         self._check_shape(images)
         z = 2 * self._resized(images, self.model.shape[1:]) - 1
-        plan = self._memory_plan(z)
+        plan = self.plan_memory(z)
         runner = run_checkpointed if plan.rebuild else run
         parts = [
             runner(self._chain(noise.rows(rows)), z[rows], z[rows])
@@ -220,19 +220,19 @@ class Purified(Wrapper):
         self._check_shape(images)
         with torch.no_grad():
             z = 2 * self._resized(images, self.model.shape[1:]) - 1
-            found = [z]
+            states = [z]
             for step in self._chain(noise.at("vote0")):
-                found.append(step(found[-1], z))
+                states.append(step(states[-1], z))
         scaled = self.how.rounds[0].scale != 1
-        return torch.stack(found[scaled:], 1)
+        return torch.stack(states[scaled:], 1)
 
     def times(self, images: Tensor, noise: Noise) -> Tensor:
         """The time index of each of the `states`, -1 for a clean image: (n, states)."""
-        found = [-1] if self.how.rounds[0].level is not None else []
+        times = [-1] if self.how.rounds[0].level is not None else []
         for one in self.how.rounds:
             first, *later = indices(one.t, one.steps)
-            found += [first if one.level is None else one.level, *later, -1]
-        return torch.tensor(found, device=images.device).expand(len(images), -1)
+            times += [first if one.level is None else one.level, *later, -1]
+        return torch.tensor(times, device=images.device).expand(len(images), -1)
 
     def _chain(self, noise: Noise) -> list[Link]:
         return [
@@ -284,13 +284,14 @@ class Purified(Wrapper):
             return images
         return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False)
 
-    def _memory_plan(self, z: Tensor) -> MemoryPlan:
-        self._bytes = self._bytes or _bytes_of_a_step(self, z)
+    def plan_memory(self, z: Tensor) -> MemoryPlan:
+        """How images z (n, C, H, W) go through the chain with the memory that is allowed."""
+        self.step_bytes = self.step_bytes or _bytes_of_a_step(self, z)
         if not (torch.is_grad_enabled() and z.requires_grad):
-            return replace(memory_plan(len(z), 1, self._bytes, budget(z.device)), rebuild=False)
+            return replace(memory_plan(len(z), 1, self.step_bytes, budget(z.device)), rebuild=False)
         # The ballots of a vote wait for their backward pass together.
         steps = self.how.votes * sum(one.steps for one in self.how.rounds)
-        return memory_plan(len(z), steps, self._bytes, budget(z.device))
+        return memory_plan(len(z), steps, self.step_bytes, budget(z.device))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bench.errors import BadInput
 from bench.models.training import device_of
 from bench.noise import Noise
 from bench.spec import Integers, Params
-from bench_defenses.testtime.detector import Detector, adapt, shipped_detector
+from bench_defenses.testtime.detector import Adaptation, Detector, adapt, shipped_detector
 
 SMALLEST = 4
 """The radius where none is allowed."""
@@ -231,9 +231,9 @@ class Corrected(Wrapper):
     def _stays(self, inner: Forward, images: Tensor, answers: Tensor, noise: Noise) -> Tensor:
         """Share of dropout passes that give these answers, (n,)."""
         head = self.classifier.get_submodule(self.head)
-        with _inputs_of(head) as seen:
+        with _inputs_of(head) as features:
             inner(images, noise)
-        dropped = torch.cat(seen)[None] * self.masks[:, None]
+        dropped = torch.cat(features)[None] * self.masks[:, None]
         same: Tensor = head(dropped).argmax(-1) == answers
         return same.float().mean(0)
 
@@ -241,16 +241,16 @@ class Corrected(Wrapper):
 @contextmanager
 def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
     """What a layer is given inside the block."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    received: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     try:
-        yield seen
+        yield received
     finally:
         handle.remove()
 
 
 @torch.no_grad()
-def logits_of(classifier: DefendedClassifier, images: Tensor, noise: Noise) -> Tensor:
+def pool_logits(classifier: DefendedClassifier, images: Tensor, noise: Noise) -> Tensor:
     """Logits (n, K) of many images, on the CPU."""
     everyone = Noise.of(noise.root, noise.stream, range(len(images)), device=images.device).at(
         "pool"
@@ -301,19 +301,17 @@ class _Detecting(Defense[P]):
         params = self.params
         pool = access.unlabelled_pool(params.pool, params.adversarial).to(noise.device)
         place = device_of(classifier)
-        logits = logits_of(classifier, pool.to(place), noise)
+        logits = pool_logits(classifier, pool.to(place), noise)
         detector, fresh = shipped_detector(classifier.num_classes, noise.seed("detector"))
-        adapt(
-            detector,
-            logits,
+        adaptation = Adaptation(
             epochs=params.epochs,
             batch=params.batch,
             rate=params.rate,
             cls=params.cls,
             ent=params.ent,
             aligned=params.mode == "paper",
-            seed=noise.seed("adaptation"),
         )
+        adapt(detector, logits, adaptation, noise.seed("adaptation"))
         head, width = last_layer(classifier, pool[:1].to(place), noise.to(place))
         kept = noise.uniform("dropout", (params.passes, width))[0] >= params.dropout
         masks = kept.float() / (1 - params.dropout)
@@ -330,11 +328,11 @@ class _Detecting(Defense[P]):
 
 
 def _notes(num_classes: int, fresh: bool) -> tuple[str, ...]:
-    told = (
+    note = (
         f"the source detector knows 10 classes, not {num_classes}: its first layer began with "
         "fresh weights"
     )
-    return (told,) * fresh
+    return (note,) * fresh
 
 
 _RELEASED = (

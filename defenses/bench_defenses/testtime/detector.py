@@ -4,9 +4,8 @@ data set, adapted to another.
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,7 +16,7 @@ from bench.noise import isolated
 
 WIDTH = 128
 _DROPOUT = 0.25
-_SHIPPED = Path(__file__).parent / "weights" / "source-detector.safetensors"
+SHIPPED = Path(__file__).parent / "weights" / "source-detector.safetensors"
 
 
 class Detector(nn.Module):
@@ -65,19 +64,13 @@ def shipped_detector(num_classes: int, seed: int) -> tuple[Detector, bool]:
     """The source detector that comes with the suite, and whether its first layer is a fresh one
     because K differs.
     """
-    state = safetensors.torch.load_file(_SHIPPED)
+    state = safetensors.torch.load_file(SHIPPED)
     fresh = state["first.weight"].shape[1] != num_classes
     detector = Detector(num_classes, seed)
     if fresh:
         state = {key: value for key, value in state.items() if not key.startswith("first.")}
     detector.load_state_dict(state, strict=False)
     return detector.eval(), fresh
-
-
-def shipped_card() -> dict[str, Any]:
-    """How the shipped source detector was trained."""
-    card: dict[str, Any] = json.loads(_SHIPPED.with_suffix(".json").read_bytes())
-    return card
 
 
 def train_source(
@@ -100,18 +93,26 @@ def train_source(
     return detector.eval()
 
 
-def adapt(
-    detector: Detector,
-    logits: Tensor,
-    *,
-    epochs: int,
-    batch: int,
-    rate: float,
-    cls: float,
-    ent: float,
-    aligned: bool,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class Adaptation:
+    """How a detector is adapted.
+
+    Attributes:
+        epochs, batch, rate: of SGD.
+        cls, ent: weights of the two terms of the loss.
+        aligned: whether each row is trained on its own pseudo-label; otherwise on that of another
+            row, as the released code does.
+    """
+
+    epochs: int
+    batch: int
+    rate: float
+    cls: float
+    ent: float
+    aligned: bool = True
+
+
+def adapt(detector: Detector, logits: Tensor, how: Adaptation, seed: int) -> None:
     """Adapt a detector in place to unlabelled logits (n, K), clean and adversarial ones mixed; the
     last epoch's weights stay.
 
@@ -121,10 +122,7 @@ def adapt(
     Args:
         detector: trained on another data set.
         logits: of the classifier to be defended, on the CPU.
-        epochs, batch, rate: of SGD.
-        cls, ent: weights of the two terms of the loss.
-        aligned: whether each row is trained on its own pseudo-label; otherwise on that of another
-            row, as the released code does.
+        how: for how long, and on which loss.
         seed: decides order and dropout.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -132,14 +130,14 @@ def adapt(
     trained = [
         p for name, p in detector.named_parameters() if name not in ("direction", "scale", "bias")
     ]
-    optimiser = torch.optim.SGD(trained, lr=rate)
-    for _ in range(epochs):
+    optimiser = torch.optim.SGD(trained, lr=how.rate)
+    for _ in range(how.epochs):
         labels = pseudo_labels(detector.eval(), logits)
-        if not aligned:
+        if not how.aligned:
             labels = labels[torch.randperm(len(labels), generator=generator)]
         detector.train()
-        for rows in _batches(len(logits), batch, generator):
-            loss = adaptation_loss(detector(logits[rows]), labels[rows], cls, ent)
+        for rows in _batches(len(logits), how.batch, generator):
+            loss = adaptation_loss(detector(logits[rows]), labels[rows], how.cls, how.ent)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -163,6 +161,7 @@ def adaptation_loss(outputs: Tensor, labels: Tensor, cls: float, ent: float) -> 
     al. 2020, arXiv 2002.08546, eqs. 3 and 4).
     """
     p = outputs.softmax(1)
+    # Liang et al. 2020, eqs. 3 and 4: each answer certain, all together balanced.
     balance = _entropy(p).mean() - _entropy(p.mean(0, keepdim=True))[0]
     return cls * F.cross_entropy(outputs, labels) + ent * balance
 
@@ -177,7 +176,7 @@ def pseudo_labels(detector: Detector, logits: Tensor) -> Tensor:
     3.3).
 
     Features get a constant 1 and length 1. Centres are means weighted by the detector's
-    probabilities, then, once, means of the classes so found; distance is the cosine's.
+    probabilities, then, once, means of the classes so labelled; distance is the cosine's.
     """
     features = detector.features(logits)
     weights = detector.last(features).softmax(1)

@@ -1,4 +1,4 @@
-"""How the shipped source detector was made; `python -m defenses.testtime.detector_recipe
+"""How the shipped source detector was made; `python -m bench_defenses.testtime.detector_recipe
 OUT.safetensors` makes it again.
 
 Fashion-MNIST is read below the data root (`BENCH_DATA_ROOT`, or /usr/share/datasets with Debian's
@@ -81,7 +81,7 @@ def _card() -> dict[str, Any]:
             "rate": RATE,
             "seed": SEED,
         },
-        "recipe": "python -m defenses.testtime.detector_recipe",
+        "recipe": "python -m bench_defenses.testtime.detector_recipe",
     }
 
 

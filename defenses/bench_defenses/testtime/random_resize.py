@@ -45,7 +45,7 @@ class RandomResizeParams(Params):
 class ResizedAndPadded(InputTransform):
     """Each image resized to a random side and placed at a random offset on a canvas."""
 
-    # Differentiable as it stands: there is nothing for BPDA to replace.
+    # Differentiable itself: there is nothing for BPDA to replace.
     gradients = ("full",)
 
     def __init__(self, classifier: DefendedClassifier, params: RandomResizeParams) -> None:
@@ -116,6 +116,7 @@ class RandomResize(Defense[RandomResizeParams]):
     """Random resizing and padding at test time; stochastic and differentiable."""
 
     Params = RandomResizeParams
+    stochastic = True
     card = Card(
         paper="Xie et al., ICLR 2018, arXiv 1711.01991; broken by Athalye et al., ICML 2018, "
         "arXiv 1802.00420",
@@ -127,11 +128,6 @@ class RandomResize(Defense[RandomResizeParams]):
         expected="base",
         attacks=("pgd", "pgd+eot", "pgd+replay"),
     )
-
-    @property
-    def stochastic(self) -> bool:
-        """Always: side and offsets are drawn for each image."""
-        return True
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

@@ -1,4 +1,6 @@
-"""Images to train on, with a tag that says where they come from."""
+"""Images to train on, with a tag that says where they come from: a defense trains on nothing that
+it did not declare.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,6 @@ from bench.noise import Noise
 class Tag(StrEnum):
     """Where images come from."""
 
-    TEST = "test"
     TRAINING = "training"
     PUBLIC = "public"
     UNLABELLED = "unlabelled"
@@ -24,7 +25,7 @@ class Tag(StrEnum):
     SYNTHETIC = "synthetic"
 
 
-_BEHIND = {
+_TAG_OF = {
     Need.TRAINING_DATA: Tag.TRAINING,
     Need.PUBLIC_IMAGES: Tag.PUBLIC,
     Need.UNLABELLED_TEST: Tag.UNLABELLED,
@@ -33,7 +34,7 @@ _BEHIND = {
 
 
 @dataclass(frozen=True)
-class Source:
+class TaggedImages:
     """Images (n, C, H, W) in [0, 1], labels (n,) or None for the teacher's answers, and where they
     come from.
     """
@@ -42,13 +43,13 @@ class Source:
     labels: Tensor | None
     tag: Tag
 
-    def first(self, n: int) -> Source:
+    def first(self, n: int) -> TaggedImages:
         """The first n images, or all where there are fewer."""
         return replace(
             self, images=self.images[:n], labels=None if self.labels is None else self.labels[:n]
         )
 
-    def at(self, positions: Tensor) -> Source:
+    def at(self, positions: Tensor) -> TaggedImages:
         """The images at these positions (int64)."""
         return replace(
             self,
@@ -60,32 +61,32 @@ class Source:
 def accepted(needs: Collection[Need]) -> frozenset[Tag]:
     """The tags that a defense with these needs may train on.
 
-    Images synthesised from the classifier alone take no data; no need opens the door to test
-    images.
+    Images synthesised from the classifier alone take no data. There is no tag for test images: no
+    defense may train on them.
     """
-    return frozenset({Tag.SYNTHETIC, *(_BEHIND[need] for need in needs)})
+    return frozenset({Tag.SYNTHETIC, *(_TAG_OF[need] for need in needs)})
 
 
-def check_tag(source: Source, needs: Collection[Need]) -> None:
+def check_tag(images: TaggedImages, needs: Collection[Need]) -> None:
     """Raise `AccessDenied` for images whose tag the defense's needs do not cover."""
-    if source.tag not in accepted(needs):
+    if images.tag not in accepted(needs):
         declared = ", ".join(sorted(needs)) or "no data"
         raise AccessDenied(
-            f"the defense declares {declared}, but trains on {source.tag} images: declare what it "
+            f"the defense declares {declared}, but trains on {images.tag} images: declare what it "
             "uses in `needs`"
         )
 
 
-def split(source: Source, share: float, noise: Noise) -> tuple[Source, Source]:
+def split(images: TaggedImages, share: float, noise: Noise) -> tuple[TaggedImages, TaggedImages]:
     """Images to train on and images held out, a random `share` of at least one. `noise` has one
     row.
     """
-    count = len(source.images)
+    count = len(images.images)
     held = max(1, round(share * count))
     if held >= count:
         raise BadInput(
             f"there are only {count} images, too few to hold {held} out: use more, or "
             "checkpoint=last"
         )
-    order = noise.uniform("held out", (count,))[0].argsort(stable=True).to(source.images.device)
-    return source.at(order[held:]), source.at(order[:held])
+    order = noise.uniform("held out", (count,))[0].argsort(stable=True).to(images.images.device)
+    return images.at(order[held:]), images.at(order[:held])

@@ -1,15 +1,15 @@
-"""A student's visit to a batch: the inner attack, the passes of the loss, the gradients; whoever
+"""One training step of a student: the inner attack, the passes of the loss, the gradients; whoever
 made the images.
 
-The loops over fixed images (`defenses.adversarial.trainer`) and over a generator's
-(`defenses.generators.loop`) are made of it.
+The loops over fixed images (`bench_defenses.adversarial.trainer`) and over a generator's
+(`bench_defenses.generators.loop`) are made of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from bench.models.training import device_of
 from bench.noise import Noise, Stream, isolated
 from bench.threat import ThreatModel
 from bench.victim import frozen
-from bench_defenses.adversarial.objectives import Objective, Seen
+from bench_defenses.adversarial.objectives import Objective, StudentOutputs
 
 LOGITS_BATCH = 500
 """Images in a forward pass without gradient."""
@@ -30,7 +30,7 @@ LOGITS_BATCH = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """How a student moves, wherever its batches come from.
+    """How a student descends, wherever its batches come from.
 
     Attributes:
         optimiser: SGD with Nesterov momentum 0.9, or Adam.
@@ -56,8 +56,8 @@ class Descent:
     bn: Literal["train", "frozen"] = "train"
     bn_updates: Literal[2, 3] = 2
 
-    def start(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser."""
+    def make_optimiser(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser of these parameters."""
         if self.optimiser == "adam":
             return torch.optim.Adam(parameters, lr=self.rate, weight_decay=self.decay)
         return torch.optim.SGD(
@@ -70,15 +70,15 @@ class Descent:
             return self.rate
         return self.rate * (1 + math.cos(math.pi * step / total)) / 2
 
-    def warmth(self, batch: int, total: int) -> float:
+    def eps_share(self, batch: int, total: int) -> float:
         """The share of eps at a batch, counted from 1 to `total`."""
         rise = self.warmup * total
         return min(1.0, batch / rise) if rise else 1.0
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images to visit.
+class TrainingBatch:
+    """A batch that the student is trained on.
 
     Attributes:
         images, teacher, labels: (n, C, H, W) in [0, 1], the teacher's logits there (n, K), and
@@ -93,34 +93,36 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Visit:
-    """What came of a visit: gradients in the order of the student's parameters, the loss, the
-    logits in it; all detached.
+class TrainingStep:
+    """What came of a step: gradients in the order of the student's parameters, the loss, the
+    outputs that it was made of; all detached.
     """
 
     gradients: list[Tensor]
     loss: Tensor
-    seen: Seen
+    outputs: StudentOutputs
 
 
-Value = Callable[[Tensor, Tensor], Tensor]
-"""(logits (m, K), which images of the batch they belong to (m,)) to one value an image (m,)."""
+InnerObjective = Callable[[Tensor, Tensor], Tensor]
+"""What the inner attack maximises: (logits (m, K), which images of the batch they belong to (m,))
+to one value an image (m,).
+"""
 
 
-def climb(
+def search(
     model: DefendedClassifier,
-    value: Value,
+    objective: InnerObjective,
     start: Tensor,
     images: Tensor,
     threat: ThreatModel,
     steps: int,
 ) -> Tensor:
-    """The last iterate of projected ascent on `value`, by steps of 2.5 eps / steps: exactly `steps`
-    forward and backward passes.
+    """The last iterate of projected ascent on `objective`, by steps of 2.5 eps / steps: exactly
+    `steps` forward and backward passes.
 
     `model` must be in evaluation mode; its parameters and buffers are left as they are.
     """
-    noise = _silent(images)
+    noise = unused_noise(images)
 
     def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
         nothing = torch.zeros(len(x), device=x.device)
@@ -129,7 +131,7 @@ def climb(
             # wasted.
             return Reading(nothing, None, nothing.bool())
         leaf = x.detach().requires_grad_(True)
-        values = value(model(leaf, noise), rows)
+        values = objective(model(leaf, noise), rows)
         return Reading(values.detach(), torch.autograd.grad(values.sum(), leaf)[0], nothing.bool())
 
     with frozen(model):
@@ -150,20 +152,24 @@ def starting_points(
     return threat.random(images, noise.uniform("radius", (1,)), noise.normal("start", shape))
 
 
-def answers(model: DefendedClassifier, images: Tensor) -> Tensor:
-    """Logits (n, K) of a classifier in evaluation mode, without gradient, where it lies; each image
+def logits_of(model: DefendedClassifier, images: Tensor) -> Tensor:
+    """Logits (n, K) of a classifier in evaluation mode, without gradient, on its device; each image
     passes once.
     """
-    found = []
+    parts = []
     with torch.no_grad():
-        for part in images.split(LOGITS_BATCH):
-            there = part.to(device_of(model))
-            found.append(model(there, _silent(there)))
-    return torch.cat(found)
+        for pixels in images.split(LOGITS_BATCH):
+            there = pixels.to(device_of(model))
+            parts.append(model(there, unused_noise(there)))
+    return torch.cat(parts)
 
 
-def attacked(
-    student: DefendedClassifier, batch: Batch, objective: Objective, threat: ThreatModel, steps: int
+def adversarial_points(
+    student: DefendedClassifier,
+    batch: TrainingBatch,
+    objective: Objective,
+    threat: ThreatModel,
+    steps: int,
 ) -> Tensor:
     """The adversarial points of a batch for a student in evaluation mode; none where the
     objective's loss reads none.
@@ -171,44 +177,50 @@ def attacked(
     if not objective.attacked_pass:
         return batch.images[:0]
     start = starting_points(batch.images, objective.start, threat, batch.noise)
-    return climb(student, _value(student, batch, objective), start, batch.images, threat, steps)
+    inner = _inner_objective(student, batch, objective)
+    return search(student, inner, start, batch.images, threat, steps)
 
 
-def _value(student: DefendedClassifier, batch: Batch, objective: Objective) -> Value:
-    """The inner attack's objective; the student's clean answers are computed once for all steps."""
+def _inner_objective(
+    student: DefendedClassifier, batch: TrainingBatch, objective: Objective
+) -> InnerObjective:
+    """What the inner attack maximises; the student's clean logits are computed once for all
+    steps.
+    """
     if objective.inner == "label":
         return lambda logits, rows: cross_entropy(logits, batch.labels[rows])
-    anchor = batch.teacher if objective.inner == "teacher" else answers(student, batch.images)
+    anchor = batch.teacher if objective.inner == "teacher" else logits_of(student, batch.images)
     return lambda logits, rows: kl(anchor[rows], logits)
 
 
-def visited(
+def training_step(
     student: DefendedClassifier,
-    batch: Batch,
+    batch: TrainingBatch,
     points: Tensor,
     objective: Objective,
     descent: Descent,
-    dropout: int,
-) -> Visit:
+    dropout_seed: int,
+) -> TrainingStep:
     """The loss of a batch and its adversarial points, and its gradient to the student's weights.
 
-    The student is in training mode for the passes of the loss and nowhere else; `dropout` seeds
-    whatever it draws there.
+    The student is in training mode for the passes of the loss and nowhere else; `dropout_seed`
+    decides whatever it draws there.
     """
     student.train(descent.bn == "train")
-    with isolated(dropout):
+    with isolated(dropout_seed):
         clean, robust = _passes(student, batch.images, points, objective, descent)
     student.eval()
-    seen = Seen(clean, robust, batch.teacher, batch.labels)
-    loss = objective.loss(seen)
+    outputs = StudentOutputs(clean, robust, batch.teacher, batch.labels)
+    loss = objective.loss(outputs)
     parameters = list(student.parameters())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
     gradients = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        )
     ]
-    return Visit(
-        gradients, loss.detach(), Seen(clean.detach(), robust.detach(), batch.teacher, batch.labels)
-    )
+    detached = replace(outputs, clean=clean.detach(), attacked=robust.detach())
+    return TrainingStep(gradients, loss.detach(), detached)
 
 
 def _passes(
@@ -219,7 +231,7 @@ def _passes(
     descent: Descent,
 ) -> tuple[Tensor, Tensor]:
     """The student's logits in the loss, clean and attacked; no rows of those that nothing reads."""
-    noise = _silent(images)
+    noise = unused_noise(images)
     if not objective.clean_pass:
         robust = student(points, noise)
         return robust[:0], robust
@@ -238,8 +250,10 @@ def clipped(gradients: list[Tensor], most: float) -> list[Tensor]:
     return [gradient * (most / norm).clamp_max(1.0) for gradient in gradients]
 
 
-def move(optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], rate: float) -> None:
-    """One step of an optimiser of one group, by these gradients at this rate."""
+def apply_gradients(
+    optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], rate: float
+) -> None:
+    """One step of an optimiser with a single parameter group, by these gradients at this rate."""
     (group,) = optimiser.param_groups
     group["lr"] = rate
     for parameter, gradient in zip(group["params"], gradients, strict=True):
@@ -248,6 +262,6 @@ def move(optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], rate: fl
     optimiser.zero_grad()
 
 
-def _silent(images: Tensor) -> Noise:
-    """A deterministic classifier ignores its noise."""
+def unused_noise(images: Tensor) -> Noise:
+    """Noise for a deterministic classifier, which ignores it."""
     return Noise.of(0, Stream.BUILD, range(len(images)), device=images.device)

@@ -1,10 +1,9 @@
 """A student and its generator as an artifact: trained once for a classifier, a plan and a seed,
 then loaded.
 
-student.safetensors, generator.safetensors   the weights at the end
-training.json                                the passes of each network, and the log, a round an
-entry sheet.png                                    a few of the generator's images for each answer
-of the classifier
+- `student.safetensors`, `generator.safetensors`: the weights at the end
+- `training.json`: the passes of each network, and the log, an entry a round
+- `sheet.png`: a few of the generator's images for each class that the classifier sees in them
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from bench.storage.artifacts import artifact
 from bench.storage.files import write_whole
 from bench_defenses.adversarial.objectives import Match, objective_name
 from bench_defenses.adversarial.students import loaded, packed, reset
-from bench_defenses.adversarial.visits import answers
+from bench_defenses.adversarial.training_step import logits_of
 from bench_defenses.datafree.sheet import contact_sheet
 from bench_defenses.datafree.synthesis import normalisation
-from bench_defenses.generators.adaptive import Fixed
+from bench_defenses.generators.adaptive import NoAdaptation
 from bench_defenses.generators.loop import (
     STATE,
-    Outcome,
+    PairResult,
     Plan,
     Round,
     sampled,
@@ -60,7 +59,7 @@ _SHOWN = 240
 
 @dataclass(frozen=True)
 class Pair:
-    """What came out: the student, frozen, in evaluation mode; the generator; `training.json`; the
+    """The student, frozen, in evaluation mode; the generator; `training.json`; the
     artifact's folder.
     """
 
@@ -72,9 +71,8 @@ class Pair:
 
 def trained_pair(
     classifier: DefendedClassifier,
-    shape: tuple[int, ...],
     plan: Plan,
-    adaptive: type[Fixed],
+    adaptation: type[NoAdaptation],
     from_scratch: bool,
     noise: Noise,
 ) -> Pair:
@@ -82,58 +80,56 @@ def trained_pair(
 
     Args:
         classifier: the teacher, in evaluation mode; it is not changed.
-        shape: of an image, (C, H, W).
         plan: how.
-        adaptive: what is adapted on the way.
+        adaptation: what is adapted on the way.
         from_scratch: whether the student starts from fresh weights.
         noise: one row of the construction stream.
     """
-    plan.generator.check(shape, classifier.num_classes, plan.turns.batch)
+    plan.generator.check(plan.shape, classifier.num_classes, plan.schedule.batch)
 
     def make(work: Path) -> None:
         student = copy.deepcopy(classifier)
         if from_scratch:
             reset(student, noise.seed("fresh weights"))
         with Steps(
-            "training a generator and a student, steps", steps_of(plan.turns), steps_done(work)
+            "training a generator and a student, steps", steps_of(plan.schedule), steps_done(work)
         ) as steps:
             done = train_pair(
                 student,
                 classifier,
-                shape,
                 plan,
-                adaptive(plan.terms),
+                adaptation(plan.terms),
                 noise,
                 folder=work,
-                report=lambda found: steps(found.step, _note(found)),
+                report=lambda done: steps(done.step, _note(done)),
             )
         _write(work, done, classifier, plan, noise)
 
     folder = artifact(
         "generator-students",
-        _identity(classifier, shape, plan, adaptive, from_scratch, noise),
+        _identity(classifier, plan, adaptation, from_scratch, noise),
         make,
     )
-    return _read(folder, classifier, shape, plan)
+    return _read(folder, classifier, plan)
 
 
-def _note(found: Round) -> str:
+def _note(done: Round) -> str:
     return (
         "generator alone"
-        if found.loss is None
-        else f"mean loss {found.loss:.4f}, class entropy {found.entropy:.2f}"
+        if done.loss is None
+        else f"mean loss {done.loss:.4f}, class entropy {done.entropy:.2f}"
     )
 
 
 def _write(
-    work: Path, done: Outcome, classifier: DefendedClassifier, plan: Plan, noise: Noise
+    work: Path, done: PairResult, classifier: DefendedClassifier, plan: Plan, noise: Noise
 ) -> None:
     write_whole(work / STUDENT, packed(done.student))
     write_whole(work / GENERATOR, packed(done.generator))
-    log = {"passes": done.passes, "rounds": [asdict(found) for found in done.rounds]}
+    log = {"passes": done.passes, "rounds": [asdict(one) for one in done.rounds]}
     write_whole(work / LOG, (json.dumps(log, indent=1) + "\n").encode())
     shown = samples(done.generator, classifier, plan, _SHOWN, noise)
-    write_whole(work / SHEET, contact_sheet(shown, answers(classifier, shown).argmax(1).cpu()))
+    write_whole(work / SHEET, contact_sheet(shown, logits_of(classifier, shown).argmax(1).cpu()))
     (work / STATE).unlink(missing_ok=True)
 
 
@@ -144,25 +140,23 @@ def samples(
     construction stream.
     """
     parts = sampled(
-        generator, plan.generator, count, plan.turns.batch, classifier.num_classes, noise
+        generator, plan.generator, count, plan.schedule.batch, classifier.num_classes, noise
     )
     return torch.cat([part.cpu() for part in parts])
 
 
 def _identity(
     classifier: DefendedClassifier,
-    shape: tuple[int, ...],
     plan: Plan,
-    adaptive: type[Fixed],
+    adaptation: type[NoAdaptation],
     from_scratch: bool,
     noise: Noise,
 ) -> dict[str, object]:
     return {
         "version": VERSION,
         "classifier": fingerprint(classifier),
-        "shape": list(shape),
         "plan": {name: _plain(value) for name, value in vars(plan).items()},
-        "adaptive": adaptive.__name__,
+        "adaptation": adaptation.__name__,
         "from_scratch": from_scratch,
         "noise": [noise.root, str(noise.stream), noise.site],
     }
@@ -177,9 +171,9 @@ def _plain(value: Any) -> object:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _read(folder: Path, classifier: DefendedClassifier, shape: tuple[int, ...], plan: Plan) -> Pair:
+def _read(folder: Path, classifier: DefendedClassifier, plan: Plan) -> Pair:
     mean, std = (value.flatten() for value in normalisation(classifier))
-    generator = plan.generator.build(shape, classifier.num_classes, 0, mean, std)
+    generator = plan.generator.build(plan.shape, classifier.num_classes, 0, mean, std)
     generator.load_state_dict(safetensors.torch.load_file(folder / GENERATOR))
     about = json.loads((folder / LOG).read_bytes())
     return Pair(
