@@ -285,22 +285,23 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         return student
 
     def claimed_passes(self) -> dict[str, dict[str, int]]:
-        """By stage how often each image is visited, and the passes of a network that a visit takes.
+        """By stage how many iterations use each image, and the passes of a network in one of them.
 
         An iteration takes N (F + B) for N images, a round of random fields N F. Readings of the
         iterates, the teacher's labels and checkpoint=best add to that.
         """
         recipe, step = self.params.synthesis_recipe(), passes(self._objective(), self._schedule())
-        visits, back = (
+        iterations, back = (
             (recipe.rounds, 0) if isinstance(recipe, FieldRecipe) else (recipe.iterations, 1)
         )
         synthesis = {
-            "visits": visits,
+            "iterations": iterations,
             "forwards": 1,
             "input_backwards": back,
             "weight_backwards": 0,
         }
-        return {"synthesis": synthesis, "training": {"visits": self.params.sizes.epochs, **step}}
+        training = {"iterations": self.params.sizes.epochs, **step}
+        return {"synthesis": synthesis, "training": training}
 
     def _objective(self) -> Objective:
         return read_objective(self.params.objective or self.params.training_recipe.objective)
