@@ -10,11 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 from bench_defenses.datafree import synthesis
-from bench_defenses.datafree.datafreeshield import PROFILES, DataFreeShield, DataFreeShieldParams
+from bench_defenses.datafree.datafreeshield import SCALES, DataFreeShield, DataFreeShieldParams
 from bench_defenses.datafree.images import summary, synthetic_images
 from bench_defenses.datafree.sheet import contact_sheet
 from bench_defenses.datafree.synthesis import (
-    Recipe,
+    Coefficients,
+    SynthesisRecipe,
     gaps,
     norm_layers,
     statistics_gap,
@@ -54,7 +55,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
 
 
-RECIPE = Recipe(images=15, batch=5, iterations=12, every=4)
+RECIPE = SynthesisRecipe(images=15, batch=5, iterations=12, every=4)
 
 
 def make(net, number=0, noise=NOISE, **changes):
@@ -82,10 +83,10 @@ def test_total_variation_of_the_worked_example():
 
 
 def test_the_statistics_term_is_zero_on_the_images_that_the_running_statistics_come_from(net):
-    with gaps(net) as found:
+    with gaps(net) as terms:
         net(gratings(60).pixels(), NOISE)
     # SmallNet keeps the unbiased variance of its training images, seen without normalisation.
-    assert len(found) == 1
+    assert len(terms) == 1
     layer, inputs = (
         nn.BatchNorm2d(2),
         torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0)),
@@ -93,9 +94,9 @@ def test_the_statistics_term_is_zero_on_the_images_that_the_running_statistics_c
     variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
     assert float(statistics_gap(inputs, mean, variance)) == pytest.approx(0, abs=1e-5)
     layer.running_mean, layer.running_var = mean, variance
-    with gaps(layer.eval()) as found:
+    with gaps(layer.eval()) as terms:
         layer(inputs), layer(inputs)
-    assert len(found) == 2 and float(found[0]) == pytest.approx(0, abs=1e-5)
+    assert len(terms) == 2 and float(terms[0]) == pytest.approx(0, abs=1e-5)
     assert not layer._forward_pre_hooks
 
 
@@ -126,35 +127,26 @@ def test_the_gradient_at_equal_statistics_is_zero_and_no_nan():
 
 def coefficients(number=0, **changes):
     recipe = replace(RECIPE, images=5_000, **changes)
-    rows = synthesis._numbered(NOISE, recipe.rows(number), "image")
-    return synthesis.draw_coefficients(recipe, synthesis._numbered(NOISE, [number], "batch"), rows)
+    noise = synthesis.numbered(NOISE, [number], "batch")
+    return synthesis.draw_coefficients(recipe, noise, len(recipe.rows(number)))
 
 
 def test_each_batch_draws_its_coefficients_once():
-    drawn = [
-        coefficients(k, coefficients="dss", shift=0.5, a_cls=2.0, a_bn=4.0) for k in range(200)
-    ]
-    cls, bn = (
-        torch.tensor([one.cls[0] / 2 for one in drawn]),
-        torch.tensor([one.bn / 4 for one in drawn]),
-    )
+    drawn = [coefficients(k, coefficients="dss") for k in range(200)]
+    cls, bn = torch.tensor([one.cls for one in drawn]), torch.tensor([one.bn for one in drawn])
     for factor in (cls, bn):
-        assert 0.5 <= float(factor.min()) < 0.55 and 1.45 < float(factor.max()) < 1.5
+        assert 0 <= float(factor.min()) < 0.05 and 0.95 < float(factor.max()) < 1
     assert abs(float(torch.corrcoef(torch.stack([cls, bn]))[0, 1])) < 0.2, "two numbers, not one"
     assert len({one.tv for one in drawn}) == 1
-    assert drawn[7] == coefficients(7, coefficients="dss", shift=0.5, a_cls=2.0, a_bn=4.0)
+    assert drawn[7] == coefficients(7, coefficients="dss")
 
 
-def test_the_modes_of_coefficients():
+def test_the_kinds_of_coefficients():
     tv = 2.5e-5 * math.sqrt(250 / 5)
-    assert coefficients(coefficients="fixed", a_cls=2.0, a_bn=3.0) == synthesis.Coefficients(
-        (2.0,), 3.0, pytest.approx(tv)
-    )
-    linear = coefficients(coefficients="linear", shift=0.25, a_cls=9.0, a_bn=9.0)
-    assert linear.cls[0] + linear.bn == pytest.approx(1.25) and 0.25 <= linear.cls[0] < 1.25
-    pointwise = coefficients(coefficients="pointwise", a_cls=3.0)
-    assert len(set(pointwise.cls)) == 5 and all(0 <= one < 3 for one in pointwise.cls)
-    assert pointwise.bn == coefficients(coefficients="dss").bn
+    assert coefficients(coefficients="fixed") == Coefficients(1.0, 1.0, pytest.approx(tv))
+    linear = [coefficients(k, coefficients="linear") for k in range(20)]
+    assert all(one.cls + one.bn == pytest.approx(1) and 0 <= one.cls < 1 for one in linear)
+    assert len({one.cls for one in linear}) == 20
     drawn = [coefficients(k, tv_random=True).tv / tv for k in range(100)]
     assert 0 <= min(drawn) < 0.1 and 0.9 < max(drawn) < 1
     assert coefficients(batch=250).tv == pytest.approx(2.5e-5)
@@ -176,12 +168,8 @@ def test_targets():
 
 
 @pytest.mark.parametrize("space", ["normalised", "pixels", "sigmoid"])
-@pytest.mark.parametrize("start", ["normal", "uniform"])
-def test_synthesis_lowers_the_loss_and_gives_images(net, space, start):
-    begin, end = (
-        make(net, space=space, start=start, iterations=1),
-        make(net, space=space, start=start, iterations=40),
-    )
+def test_synthesis_lowers_the_loss_and_gives_images(net, space):
+    begin, end = make(net, space=space, iterations=1), make(net, space=space, iterations=40)
     assert end.losses.total < 0.8 * begin.losses.total
     assert (
         end.images.shape == (5, *SHAPE)
@@ -203,21 +191,21 @@ def test_a_batch_depends_on_its_number_and_seed_alone(net):
 
 
 def test_the_jitter_reaches_as_far_as_it_says():
-    offsets = torch.tensor(synthesis._offsets(replace(RECIPE, iterations=500), NOISE, 0))
+    offsets = torch.tensor(synthesis.jitter_offsets(replace(RECIPE, iterations=500), NOISE, 0))
     assert offsets.min(0).values.tolist() == [-2, -2] and offsets.max(0).values.tolist() == [2, 2]
     assert int((offsets[:, 0] != offsets[:, 1]).sum()) > 300
-    assert not torch.tensor(synthesis._offsets(replace(RECIPE, jitter=0), NOISE, 0)).any()
-    assert synthesis._offsets(RECIPE, NOISE, 0) != synthesis._offsets(RECIPE, NOISE, 1)
+    assert not torch.tensor(synthesis.jitter_offsets(replace(RECIPE, jitter=0), NOISE, 0)).any()
+    assert synthesis.jitter_offsets(RECIPE, NOISE, 0) != synthesis.jitter_offsets(RECIPE, NOISE, 1)
 
 
-class Scripted(synthesis._Inversion):
+class Scripted(synthesis.Inversion):
     """Its losses without jitter come from a list."""
 
     script = (5.0, 1.0, 3.0)
 
     def losses(self, pixels):
-        self.seen = [*getattr(self, "seen", []), pixels.clone()]
-        return synthesis.Losses(0, 0, 0, self.script[len(self.seen) - 1])
+        self.iterates = [*getattr(self, "iterates", []), pixels.clone()]
+        return synthesis.Losses(0, 0, 0, self.script[len(self.iterates) - 1])
 
 
 def test_the_best_iterate_is_kept_as_it_was(net, monkeypatch):
@@ -227,25 +215,25 @@ def test_the_best_iterate_is_kept_as_it_was(net, monkeypatch):
         made.append(Scripted(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(synthesis, "_Inversion", scripted)
+    monkeypatch.setattr(synthesis, "Inversion", scripted)
     best = make(net, space="pixels")
     assert best.iteration == 8 and best.losses.total == 1.0
-    assert torch.equal(best.images, made[0].seen[1]), "not the live tensor, which went on"
-    assert not torch.equal(made[0].seen[1], made[0].seen[2])
+    first = made[0].iterates
+    assert torch.equal(best.images, first[1]), "not the live tensor, which went on"
+    assert not torch.equal(first[1], first[2])
     last = make(net, space="pixels", keep="last")
-    assert (
-        last.iteration == 12
-        and len(made[1].seen) == 1
-        and torch.equal(last.images, made[0].seen[2])
-    )
+    assert last.iteration == 12 and len(made[1].iterates) == 1
+    assert torch.equal(last.images, first[2])
 
 
-def test_the_last_step_is_looked_at_too(net):
+def test_the_last_step_may_be_kept_too(net):
     assert make(net, iterations=7, every=50).iteration == 7
 
 
 def test_released_space_is_clamped_only_at_the_end(net):
-    batch = make(net, space="normalised", iterations=1, keep="last", start_scale=6.0)
+    # Pixels are six times as far from the mean as under the usual deviation.
+    wide = Classifier(net.network, 3, mean=(0.5,) * 3, std=(0.6, 1.2, 0.6)).eval()
+    batch = make(wide.requires_grad_(False), space="normalised", iterations=1, keep="last")
     assert batch.clamped > 0.3 and set(batch.images.unique()[[0, -1]].tolist()) == {0.0, 1.0}
 
 
@@ -267,7 +255,7 @@ def test_images_are_made_once(net, cache, monkeypatch):
         "synthesis.json",
     ]
     assert [one["images"] for one in first.about["batches"]] == [5, 5, 5]
-    assert len({one["coefficients"]["cls"][0] for one in first.about["batches"]}) == 3
+    assert len({one["coefficients"]["cls"] for one in first.about["batches"]}) == 3
     assert first.about["accuracy"] == pytest.approx(
         float((first.logits.argmax(1) == first.labels).float().mean())
     )
@@ -302,11 +290,11 @@ def test_an_interrupted_synthesis_goes_on_bit_for_bit(net, tmp_path, monkeypatch
         synthetic_images(net, SHAPE, RECIPE, NOISE)
     (work,) = (tmp_path / "halved" / "synthetic-images").glob(".work-*")
     (work / "batch-00002.safetensors").write_bytes(b"cut off")
-    found = synthetic_images(net, SHAPE, RECIPE, NOISE)
+    resumed = synthetic_images(net, SHAPE, RECIPE, NOISE)
     assert asked == [0, 1, 1, 2]
     for name in ("images", "labels", "logits"):
-        assert torch.equal(getattr(found, name), getattr(whole, name))
-    assert found.about == whole.about
+        assert torch.equal(getattr(resumed, name), getattr(whole, name))
+    assert resumed.about == whole.about
 
 
 def test_two_workers_share_the_batches(net, tmp_path, monkeypatch):
@@ -315,15 +303,15 @@ def test_two_workers_share_the_batches(net, tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "shared"))
     asked, both = [], threading.Barrier(2, timeout=30)
 
-    def met(*arguments):
+    def meeting(*arguments):
         asked.append((arguments[3], threading.get_ident()))
         if len(asked) <= 2:
             both.wait()
         return synthesise(*arguments)
 
-    monkeypatch.setattr(images_module, "synthesise", met)
+    monkeypatch.setattr(images_module, "synthesise", meeting)
     with ThreadPoolExecutor(2) as pool:
-        found = list(
+        results = list(
             pool.map(
                 lambda one: synthetic_images(one, SHAPE, RECIPE, NOISE), [net, copy.deepcopy(net)]
             )
@@ -332,13 +320,13 @@ def test_two_workers_share_the_batches(net, tmp_path, monkeypatch):
         sorted(number for number, _ in asked) == [0, 1, 2]
         and len({worker for _, worker in asked}) == 2
     )
-    for one in found:
+    for one in results:
         assert (
-            one.folder == found[0].folder
+            one.folder == results[0].folder
             and torch.equal(one.images, alone.images)
             and one.about == alone.about
         )
-    assert [path.name for path in found[0].folder.parent.iterdir()] == [found[0].folder.name], (
+    assert [path.name for path in results[0].folder.parent.iterdir()] == [results[0].folder.name], (
         "no claim and no work is left"
     )
 
@@ -348,9 +336,9 @@ def test_the_summary_weighs_batches_by_their_images():
         {"clamped": 0.5, "right_before": 4, "right_after": 2},
         {"clamped": 0.0, "right_before": 1, "right_after": 1},
     ]
-    found = summary(replace(RECIPE, images=6, batch=4), facts)
-    assert found["clamped_pixels"] == pytest.approx(0.5 * 4 / 6)
-    assert found["accuracy_before_clamping"] == pytest.approx(5 / 6) and found[
+    about = summary(replace(RECIPE, images=6, batch=4), facts)
+    assert about["clamped_pixels"] == pytest.approx(0.5 * 4 / 6)
+    assert about["accuracy_before_clamping"] == pytest.approx(5 / 6) and about[
         "accuracy"
     ] == pytest.approx(3 / 6)
 
@@ -417,7 +405,7 @@ def built(spec, net):
 
 
 class TestSmoke(DefenseContract):
-    defense = "datafreeshield:profile=smoke,images=30,iterations=5,batch=10"
+    defense = "datafreeshield:scale=smoke,images=30,iterations=5,batch=10"
 
 
 def test_it_needs_no_data():
@@ -425,18 +413,18 @@ def test_it_needs_no_data():
 
 
 def test_two_losses_share_one_set_of_images(net, cache, tmp_path):
-    spec = "datafreeshield:profile=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
+    spec = "datafreeshield:scale=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
     first, second = built(spec, net), built(f"{spec},objective=trades", net)
     assert (
         len(list((tmp_path / "synthetic-images").iterdir())) == 1
         and len(list((tmp_path / "students").iterdir())) == 2
     )
     assert not torch.equal(first.network.head.weight, second.network.head.weight)
-    assert "made itself" in first.notes[0] and "profile smoke" in first.notes[0]
+    assert "made itself" in first.notes[0] and "scale smoke" in first.notes[0]
 
 
 def test_held_out_images_are_of_other_batches(net, cache, tmp_path):
-    spec = "datafreeshield:profile=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
+    spec = "datafreeshield:scale=smoke,images=15,synthesis_batch=5,iterations=5,batch=5"
     built(f"{spec},checkpoint=best,targets=per_batch", net)
     sets = [
         safetensors.torch.load_file(path)
@@ -448,66 +436,67 @@ def test_held_out_images_are_of_other_batches(net, cache, tmp_path):
 
 
 def test_the_images_do_not_depend_on_threat_or_training(net):
-    base = DataFreeShieldParams(profile="smoke")
-    assert (
-        DataFreeShieldParams(
-            profile="smoke", objective="mart", epochs=9, eps="1/255", bn="frozen"
-        ).recipe()
-        == base.recipe()
+    base = DataFreeShieldParams(scale="smoke")
+    other = DataFreeShieldParams(scale="smoke", objective="mart", epochs=9, eps="1/255", clip=0)
+    assert other.synthesis_recipe() == base.synthesis_recipe()
+    sigmoid = DataFreeShieldParams(scale="smoke", space="sigmoid")
+    assert sigmoid.training_params() == base.training_params()
+
+
+def test_recipes_are_the_published_ones():
+    general = DataFreeShieldParams(scale="full", recipe="repo-general")
+    assert general.synthesis_recipe() == SynthesisRecipe(
+        60_000, 250, 2_000, space="normalised", keep="last"
     )
-    assert DataFreeShieldParams(profile="smoke", space="sigmoid").training() == base.training()
-
-
-def test_presets_are_the_published_recipes():
-    general = DataFreeShieldParams(profile="full", preset="repo-general")
-    assert general.recipe() == Recipe(60_000, 250, 2_000, space="normalised", keep="last")
-    course = general.training().course()
-    assert (course.epochs, course.batch, course.group, course.agreement) == (200, 200, 20, 0.5)
-    assert (course.rate, course.decay, course.schedule, course.warmup, course.clip) == (
+    schedule = general.training_params().training_schedule()
+    assert (schedule.epochs, schedule.batch, schedule.group, schedule.threshold) == (
+        200,
+        200,
+        20,
+        0.5,
+    )
+    assert (schedule.rate, schedule.decay, schedule.schedule, schedule.warmup, schedule.clip) == (
         1e-4,
         1e-4,
         "const",
         0,
         0,
     )
-    medical = DataFreeShieldParams(profile="full", preset="repo-medical")
-    assert medical.recipe().targets == "uniform" and (
-        medical.scale.epochs,
-        medical.scale.batch,
-    ) == (100, 128)
-    icml = DataFreeShieldParams(profile="full", preset="icml")
-    assert icml.recipe().tv_random and icml.recipe().batch == 200 and icml.scale.epochs == 100
-    honest = DataFreeShieldParams(profile="full")
-    assert honest.recipe().keep == "best" and honest.training().rate == pytest.approx(1e-4)
+    medical = DataFreeShieldParams(scale="full", recipe="repo-medical")
+    assert medical.synthesis_recipe().targets == "uniform"
+    assert (medical.sizes.epochs, medical.sizes.batch) == (100, 128)
+    icml = DataFreeShieldParams(scale="full", recipe="icml")
+    assert icml.synthesis_recipe().tv_random and icml.synthesis_recipe().batch == 200
+    assert icml.sizes.epochs == 100
+    honest = DataFreeShieldParams(scale="full")
+    assert honest.synthesis_recipe().keep == "best"
+    assert honest.training_params().rate == pytest.approx(1e-4)
 
 
-def test_what_is_given_wins_over_preset_and_profile():
+def test_what_is_given_wins_over_recipe_and_scale():
     given = DataFreeShieldParams(
-        profile="full",
-        preset="repo-general",
+        scale="full",
+        recipe="repo-general",
         images=20,
         rate=1.0,
         space="sigmoid",
         group=1,
         warmup=0,
     )
-    assert (
-        given.recipe().images == 20
-        and given.recipe().space == "sigmoid"
-        and given.training().rate == 1.0
-    )
-    assert given.training().group == 1 and given.training().warmup == 0
+    recipe, training = given.synthesis_recipe(), given.training_params()
+    assert (recipe.images, recipe.space) == (20, "sigmoid")
+    assert (training.rate, training.group, training.warmup) == (1.0, 1, 0)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_the_learning_rate_spends_the_published_budget(profile):
-    params = DataFreeShieldParams(profile=profile)
-    batches = params.scale.epochs * (params.scale.images // params.scale.batch)
-    assert params.training().rate * batches == pytest.approx(6.0)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_learning_rate_spends_the_published_budget(scale):
+    params = DataFreeShieldParams(scale=scale)
+    batches = params.sizes.epochs * (params.sizes.images // params.sizes.batch)
+    assert params.training_params().rate * batches == pytest.approx(6.0)
 
 
 def test_the_record_says_how_it_was_built(cache, tmp_path):
-    case = DefenseCase("datafreeshield:profile=smoke,images=30,iterations=2,batch=10")
+    case = DefenseCase("datafreeshield:scale=smoke,images=30,iterations=2,batch=10")
     record = run_evaluation(case.evaluation, Store(tmp_path / "out"), Execution())
     finding = next(one for one in record.findings if one.name == "built")
     assert (

@@ -16,7 +16,7 @@ from bench_defenses.datafree.fields import (
     smoothed,
     tilt,
 )
-from bench_defenses.datafree.images import synthetic_images
+from bench_defenses.datafree.images import SHEET, synthetic_images
 from torch import nn
 
 from bench.errors import BadInput
@@ -81,7 +81,7 @@ def test_the_comb_draws_each_by_its_weight():
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_moved_population_stays_in_its_law(fresh):
+def test_a_moved_population_keeps_its_distribution(fresh):
     n = 3000
     noise = Noise.of(0, Stream.BUILD, range(n))
     white = noise.normal("w", (4, 4))
@@ -121,25 +121,27 @@ def test_images_lie_between_their_two_colours(shape):
 
 def test_the_population_takes_on_the_statistics():
     rounds = []
-    found = draw_population(net(), SHAPE, FieldRecipe(400, rounds=6), NOISE, rounds.append)
+    population = draw_population(net(), SHAPE, FieldRecipe(400, rounds=6), NOISE, rounds.append)
     assert (
-        rounds == [1, 2, 3, 4, 5, 6] and len(found.effective) == 5 and min(found.effective) >= 0.1
+        rounds == [1, 2, 3, 4, 5, 6]
+        and len(population.effective) == 5
+        and min(population.effective) >= 0.1
     )
-    assert found.gap_last < 0.35 * found.gap_first
+    assert population.gap_last < 0.35 * population.gap_first
     # The running mean lies on the dark side; equal class shares pull the other way, and both are
     # met half-way.
-    assert found.images.mean().item() == pytest.approx(0.15, abs=0.08)
+    assert population.images.mean().item() == pytest.approx(0.15, abs=0.08)
     again = draw_population(net(), SHAPE, FieldRecipe(400, rounds=6), NOISE, rounds.append)
-    assert torch.equal(again.images, found.images)
+    assert torch.equal(again.images, population.images)
 
 
 def test_fields_are_an_artifact_labelled_by_the_classifier(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
-    found = synthetic_images(net(), SHAPE, FieldRecipe(60, rounds=3), NOISE)
-    assert torch.equal(found.labels, found.logits.argmax(1)) and found.images.shape == (60, *SHAPE)
-    assert np.isclose(sum(found.about["class_shares"]), 1) and found.sheet.exists()
-    assert synthetic_images(net(), SHAPE, FieldRecipe(60, rounds=3), NOISE).folder == found.folder
-    assert synthetic_images(net(), SHAPE, FieldRecipe(60, rounds=4), NOISE).folder != found.folder
+    made = synthetic_images(net(), SHAPE, FieldRecipe(60, rounds=3), NOISE)
+    assert torch.equal(made.labels, made.logits.argmax(1)) and made.images.shape == (60, *SHAPE)
+    assert np.isclose(sum(made.about["class_shares"]), 1) and (made.folder / SHEET).exists()
+    assert synthetic_images(net(), SHAPE, FieldRecipe(60, rounds=3), NOISE).folder == made.folder
+    assert synthetic_images(net(), SHAPE, FieldRecipe(60, rounds=4), NOISE).folder != made.folder
 
 
 def test_a_class_that_no_field_is_seen_as_is_refused(tmp_path, monkeypatch):
@@ -151,7 +153,14 @@ def test_a_class_that_no_field_is_seen_as_is_refused(tmp_path, monkeypatch):
 
 
 def test_parameters_of_the_inversion_are_refused():
-    assert DataFreeShieldParams(synthesis="fields", profile="smoke").recipe() == FieldRecipe(100)
-    for given in ({"iterations": 5}, {"space": "pixels"}, {"a_bn": 2.0}, {"labels": "teacher"}):
+    assert DataFreeShieldParams(
+        synthesis="fields", scale="smoke"
+    ).synthesis_recipe() == FieldRecipe(100)
+    for given in (
+        {"iterations": 5},
+        {"space": "pixels"},
+        {"synthesis_rate": 0.2},
+        {"keep": "last"},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(given))} belongs to synthesis=inversion"):
             DataFreeShieldParams(synthesis="fields", **given)

@@ -16,21 +16,22 @@ from bench_defenses.adversarial.objectives import (
     Dfard,
     Dfme,
     Rslad,
-    Seen,
+    StudentOutputs,
     divergence,
     l1_centred,
 )
-from bench_defenses.adversarial.visits import Descent, answers
+from bench_defenses.adversarial.training_step import Descent, logits_of
+from bench_defenses.datafree.synthesis import norm_layers
 from bench_defenses.generators import loop
-from bench_defenses.generators.adaptive import Balanced, FallingLabels, Fixed
+from bench_defenses.generators.adaptation import BalancedTerms, LabelWeight, NoAdaptation
 from bench_defenses.generators.inundation import MOST, Inundation, bracketed, lengthen, weights
-from bench_defenses.generators.loop import Plan, Turns, distance, spread, train_pair
+from bench_defenses.generators.loop import PairSchedule, Plan, distance, spread, train_pair
 from bench_defenses.generators.methods import METHODS
 from bench_defenses.generators.nets import GeneratorSpec, pixels, squashed
 from bench_defenses.generators.terms import (
     TERMS,
-    Context,
-    Made,
+    GeneratedBatch,
+    TermInputs,
     ZerothOrder,
     measure_of,
     squared_gap,
@@ -42,7 +43,7 @@ from bench.defense import DataAccess
 from bench.models.classifier import Classifier
 from bench.noise import Noise, Stream, generators, isolated
 from bench.plugins.create import DEFENSES, create
-from bench.results.statistics import collapsed
+from bench.results.collapse import collapsed
 from bench.spec import parse
 from bench.testing import DefenseContract
 from bench.threat import ThreatModel
@@ -68,7 +69,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
 
 
-def plan_of(name, *, adversarial=None, steps=2, descent=None, turns=None, **changes):
+def plan_of(name, *, adversarial=None, steps=2, descent=None, schedule=None, **changes):
     method = METHODS[name]
     weights = {} if adversarial is None else {"adversarial": adversarial, "clean": 1.0}
     plan = Plan(
@@ -76,12 +77,13 @@ def plan_of(name, *, adversarial=None, steps=2, descent=None, turns=None, **chan
         terms=method.terms,
         objective=method.objective(**weights),
         descent=replace(descent or Descent(rate=0.01), steps=steps),
-        turns=replace(
-            Turns(10, 6, method.ratio, method.shared, warmup=2, momentum=method.momentum),
-            **(turns or {}),
+        schedule=replace(
+            PairSchedule(10, 6, method.ratio, method.shared, warmup=2, momentum=method.momentum),
+            **(schedule or {}),
         ),
         threat=THREAT,
-        facing=method.facing,
+        shape=SHAPE,
+        batchnorm_mode=method.batchnorm_mode,
     )
     return replace(plan, **changes)
 
@@ -90,7 +92,7 @@ def train(teacher, name, plan=None, student=None, seed=0, **options):
     student = student or copy.deepcopy(teacher)
     plan = plan or plan_of(name)
     return train_pair(
-        student, teacher, SHAPE, plan, METHODS[name].adaptive(plan.terms), noise(seed), **options
+        student, teacher, plan, METHODS[name].adaptation(plan.terms), noise(seed), **options
     )
 
 
@@ -140,8 +142,8 @@ MATCHES = {
         Dfme(),
         lambda: (STUDENT - (TEACHER - TEACHER.mean(1, keepdim=True))).abs().mean().item(),
     ),
-    "ait": (Ait(tau=3), lambda: 9 * kl_by_hand(3).sum() / 6),
-    "dfard": (Dfard(tau=3), lambda: 9 * kl_by_hand(3).mean()),
+    "ait": (Ait(temperature=3), lambda: 9 * kl_by_hand(3).sum() / 6),
+    "dfard": (Dfard(temperature=3), lambda: 9 * kl_by_hand(3).mean()),
 }
 
 
@@ -149,7 +151,7 @@ MATCHES = {
 def test_measures_by_hand(name):
     objective, by_hand = MATCHES[name]
     assert objective.match(TEACHER, STUDENT).item() == pytest.approx(by_hand(), rel=1e-9)
-    seen = Seen(STUDENT, OTHER, TEACHER, torch.zeros(2))
+    seen = StudentOutputs(STUDENT, OTHER, TEACHER, torch.zeros(2))
     both = objective.model_copy(update={"adversarial": 2.0, "clean": 5.0}).loss(seen)
     assert both.item() == pytest.approx(2 * objective.match(TEACHER, OTHER).item() + 5 * by_hand())
     clean = objective.model_copy(update={"adversarial": 0.0, "clean": 1.0})
@@ -163,9 +165,9 @@ def test_measures_by_hand(name):
 
 
 def test_dfard_at_temperature_one_is_rslad():
-    seen = Seen(STUDENT, OTHER, TEACHER, torch.zeros(2))
+    seen = StudentOutputs(STUDENT, OTHER, TEACHER, torch.zeros(2))
     assert Dfard().loss(seen) == Rslad().loss(seen)
-    assert Dfard(tau=3).loss(seen).item() == pytest.approx(
+    assert Dfard(temperature=3).loss(seen).item() == pytest.approx(
         (5 / 6 * divergence(TEACHER, OTHER, 3) + 1 / 6 * divergence(TEACHER, STUDENT, 3)).item()
     )
 
@@ -178,17 +180,20 @@ def test_gdfqs_measure_of_a_layer_by_hand():
     )
 
 
-def context(teacher, student, name, made=None, **changes):
+def term_inputs(teacher, student, name, batch=None, **changes):
     method = METHODS[name]
-    if made is None:
+    if batch is None:
         rows = noise(3, 6)
         generator = replace(method.generator, **SMALL).build(
             SHAPE, CLASSES, 1, torch.tensor([0.5]), torch.tensor([0.1])
         )
         spec = replace(method.generator, **SMALL)
         labels = spec.classes(rows, CLASSES)
-        made = Made(generator(spec.draw(rows), labels).detach().requires_grad_(True), labels, rows)
-    return Context(made, teacher, student, method.objective(), measure_of(method.terms), **changes)
+        logits = generator(spec.draw(rows), labels).detach().requires_grad_(True)
+        batch = GeneratedBatch(logits, labels, rows)
+    return TermInputs(
+        batch, teacher, student, method.objective(), measure_of(method.terms), **changes
+    )
 
 
 def other_student(teacher):
@@ -201,30 +206,30 @@ def other_student(teacher):
 
 
 def test_which_networks_each_term_reads(teacher):
-    student, found = other_student(teacher), {}
+    student, read = other_student(teacher), {}
     for name, method in METHODS.items():
         for term in method.terms:
-            here = context(teacher, student, name)
+            here = term_inputs(teacher, student, name)
             value = TERMS[term](here)
-            (slope,) = torch.autograd.grad(value, here.made.logits)
-            found[term] = sorted({"teacher", "student"} & here.__dict__.keys())
+            (slope,) = torch.autograd.grad(value, here.batch.logits)
+            read[term] = sorted({"teacher_logits", "student_logits"} & here.__dict__.keys())
             assert value.shape == () and slope.abs().sum() > 0, term
-    assert found == {
-        "agreement": ["student"],
-        "student_class": ["student"],
-        "closeness_l1": ["student", "teacher"],
-        "teacher_class": ["teacher"],
-        "bn_mse": ["teacher"],
-        "bn_l2": ["teacher"],
-        "closeness_kl": ["student", "teacher"],
+    assert read == {
+        "agreement": ["student_logits"],
+        "student_class": ["student_logits"],
+        "closeness_l1": ["student_logits", "teacher_logits"],
+        "teacher_class": ["teacher_logits"],
+        "bn_mse": ["teacher_logits"],
+        "bn_l2": ["teacher_logits"],
+        "closeness_kl": ["student_logits", "teacher_logits"],
     }
 
 
 def test_terms_by_hand(teacher):
     student = other_student(teacher)
-    here = context(teacher, student, "dast")
-    images, labels = here.made.images.detach(), here.made.labels
-    t, s = answers(teacher, images), answers(student, images)
+    here = term_inputs(teacher, student, "dast")
+    images, labels = here.batch.images.detach(), here.batch.labels
+    t, s = logits_of(teacher, images), logits_of(student, images)
     expected = {
         "agreement": math.exp(-Dast().match(t, s)),
         "student_class": nn.functional.cross_entropy(s, labels),
@@ -239,9 +244,9 @@ def test_terms_by_hand(teacher):
 def test_aits_generator_does_not_know_the_student(teacher):
     slopes = []
     for student in (teacher, other_student(teacher)):
-        here = context(teacher, student, "ait")
+        here = term_inputs(teacher, student, "ait")
         loss = sum(weight * TERMS[term](here) for term, weight in METHODS["ait"].terms.items())
-        slopes.append(torch.autograd.grad(loss, here.made.logits)[0])
+        slopes.append(torch.autograd.grad(loss, here.batch.logits)[0])
     assert torch.equal(*slopes)
 
 
@@ -254,28 +259,36 @@ def test_the_estimate_approaches_the_exact_gradient():
     value = lambda a: a @ weight.double() + 0.1 * a.square().sum(1)  # noqa: E731
     cosines = []
     for m in (1, 400):
-        values, found = ZerothOrder(m, 1e-4).gradient(value, at, Noise.of(0, Stream.BUILD, [0, 1]))
-        cosines.append(nn.functional.cosine_similarity(found, weight.double()[None]).min().item())
+        values, estimate = ZerothOrder(m, 1e-4).gradient(
+            value, at, Noise.of(0, Stream.BUILD, [0, 1])
+        )
+        cosines.append(
+            nn.functional.cosine_similarity(estimate, weight.double()[None]).min().item()
+        )
     assert torch.equal(values, value(at)) and cosines[1] > 0.97 > cosines[0]
     # Neither 1/K nor 1/d of it.
-    assert torch.allclose(found, weight.double().expand(2, 6), atol=0.5)
+    assert torch.allclose(estimate, weight.double().expand(2, 6), atol=0.5)
 
 
 def test_the_estimate_flows_through_the_same_terms(teacher):
     student = other_student(teacher)
-    exact = context(teacher, student, "dfme")
-    estimated = context(teacher, student, "dfme", made=exact.made, estimator=ZerothOrder(60, 1e-2))
+    exact = term_inputs(teacher, student, "dfme")
+    estimated = term_inputs(
+        teacher, student, "dfme", batch=exact.batch, estimator=ZerothOrder(60, 1e-2)
+    )
     slopes = []
     for here in (exact, estimated):
         value = TERMS["closeness_l1"](here)
-        slopes.append(torch.autograd.grad(value, exact.made.logits, retain_graph=True)[0].flatten())
+        slopes.append(
+            torch.autograd.grad(value, exact.batch.logits, retain_graph=True)[0].flatten()
+        )
         assert value.item() == pytest.approx(TERMS["closeness_l1"](exact).item(), rel=1e-5)
     # d = 768 and 60 directions: a cosine of about sqrt(m / (m + d)).
     assert nn.functional.cosine_similarity(*slopes, dim=0) == pytest.approx(
         math.sqrt(60 / 828), rel=0.25
     )
     assert slopes[1].norm() / slopes[0].norm() == pytest.approx(math.sqrt(1 + 768 / 60), rel=0.25)
-    assert "teacher" not in estimated.__dict__ and "student" not in estimated.__dict__
+    assert not {"teacher_logits", "student_logits"} & estimated.__dict__.keys()
 
 
 # Generators ---------------------------------------------------------------------------------------
@@ -355,8 +368,8 @@ def test_what_generators_refuse():
     assert "give at least 10" in message(
         lambda: GeneratorSpec(conditioning="branch").check((1, 28, 28), 10, 6)
     )
-    assert "multiple of 5" in message(lambda: Turns(401, 50, 5))
-    assert "shared by" in message(lambda: Turns(400, 50, 5, "student-first"))
+    assert "multiple of 5" in message(lambda: PairSchedule(401, 50, 5))
+    assert "shared by" in message(lambda: PairSchedule(400, 50, 5, "student-first"))
 
 
 def test_the_sigmoid_begins_where_the_classifier_expects_pixels():
@@ -379,10 +392,10 @@ def test_the_sigmoid_begins_where_the_classifier_expects_pixels():
 def test_a_generator_step_moves_the_generator_and_nothing_else(teacher, name):
     student = other_student(teacher)
     plan = plan_of(name)
-    run = loop._Run(student, teacher, SHAPE, plan, METHODS[name].adaptive(plan.terms), 0)
+    run = loop.PairRun(student, teacher, plan, METHODS[name].adaptation(plan.terms), 0)
     before = [copy.deepcopy(one) for one in (run.generator, student, teacher)]
     for _ in range(3):
-        run._move_generator(run._draw())
+        run.update_generator(run.draw())
     moved = dict(before[0].named_parameters())
     still = [
         key for key, value in run.generator.named_parameters() if torch.equal(value, moved[key])
@@ -394,17 +407,17 @@ def test_a_generator_step_moves_the_generator_and_nothing_else(teacher, name):
     )
 
 
-def test_dasts_generator_faces_a_student_in_training_mode(teacher, monkeypatch):
-    def seen(facing):
+def test_dasts_generator_meets_the_batch_statistics_of_the_student(teacher, monkeypatch):
+    def measured(batchnorm_mode):
         student = other_student(teacher)
-        plan = plan_of("dast", facing=facing)
-        run = loop._Run(student, teacher, SHAPE, plan, METHODS["dast"].adaptive(plan.terms), 0)
-        layers, kept = loop.norm_layers(student), []
+        plan = plan_of("dast", batchnorm_mode=batchnorm_mode)
+        run = loop.PairRun(student, teacher, plan, METHODS["dast"].adaptation(plan.terms), 0)
+        layers, kept = norm_layers(student), []
         hook = layers[0].register_forward_hook(
             lambda layer, inputs, output: kept.append((inputs[0], output))
         )
         before = copy.deepcopy(student)
-        run._move_generator(run._draw())
+        run.update_generator(run.draw())
         hook.remove()
         assert (
             layers
@@ -415,7 +428,7 @@ def test_dasts_generator_faces_a_student_in_training_mode(teacher, monkeypatch):
         ((inputs, output),) = kept
         return (output - layers[0].bias[:, None, None]).mean((0, 2, 3)).abs().max().item(), inputs
 
-    (batch, inputs), (running, same_inputs) = seen("batch"), seen("running")
+    (batch, inputs), (running, same_inputs) = measured("batch"), measured("running")
     assert batch < 1e-5 < 1e-2 < running and torch.equal(inputs, same_inputs), (
         "a batch normalised by itself has mean 0"
     )
@@ -442,8 +455,8 @@ COSTS = {"dast": (26, 3), "ait": (25, 3), "dfme": (124, 8), "dfard": (139, 8)}
 @pytest.mark.parametrize("name", METHODS)
 def test_an_iteration_costs_what_was_worked_out(teacher, name):
     ratio = METHODS[name].ratio
-    plan = plan_of(name, steps=10, turns={"updates": 2 * ratio, "warmup": 0})
-    passes, images = train(teacher, name, plan).passes, 2 * plan.turns.batch
+    plan = plan_of(name, steps=10, schedule={"updates": 2 * ratio, "warmup": 0})
+    passes, images = train(teacher, name, plan).passes, 2 * plan.schedule.batch
 
     def cost(network):
         get = lambda what: passes.get(f"{network} {what}", 0)  # noqa: E731
@@ -461,19 +474,22 @@ def test_an_iteration_costs_what_was_worked_out(teacher, name):
 
 
 def test_zeroth_order_queries_are_counted(teacher):
-    m, plan = 3, plan_of("dfme", turns={"updates": 10, "warmup": 0}, estimator=ZerothOrder(3, 1e-3))
+    m, plan = (
+        3,
+        plan_of("dfme", schedule={"updates": 10, "warmup": 0}, estimator=ZerothOrder(3, 1e-3)),
+    )
     passes = train(teacher, "dfme", plan).passes
-    assert passes["teacher forwards"] == 2 * plan.turns.batch * ((m + 1) + 5), (
+    assert passes["teacher forwards"] == 2 * plan.schedule.batch * ((m + 1) + 5), (
         "B (n_G (m + 1) + n_S) an iteration"
     )
     assert "teacher input backwards" not in passes
 
 
-def test_a_clean_student_is_never_attacked(teacher, monkeypatch):
+def test_a_student_without_an_adversarial_term_is_never_attacked(teacher, monkeypatch):
     monkeypatch.setattr(
-        "bench_defenses.adversarial.visits.climb", lambda *_: pytest.fail("attacked")
+        "bench_defenses.adversarial.training_step.search", lambda *_: pytest.fail("attacked")
     )
-    passes = train(teacher, "dfme", plan_of("dfme", adversarial=0.0, turns={"warmup": 0})).passes
+    passes = train(teacher, "dfme", plan_of("dfme", adversarial=0.0, schedule={"warmup": 0})).passes
     images = 10 * 6
     assert passes["attacked images"] == 0 and passes["student weight backwards"] == images
     assert passes["student forwards"] == images + images // 5
@@ -481,10 +497,10 @@ def test_a_clean_student_is_never_attacked(teacher, monkeypatch):
 
 def test_the_students_points_lie_in_ball_and_box(teacher, monkeypatch):
     kept = []
-    real = loop.attacked
+    real = loop.adversarial_points
     monkeypatch.setattr(
         loop,
-        "attacked",
+        "adversarial_points",
         lambda s, batch, o, t, k: kept.append((batch, t, real(s, batch, o, t, k))) or kept[-1][2],
     )
     train(teacher, "ait", plan_of("ait", descent=Descent(rate=0.01, warmup=0.5)))
@@ -496,45 +512,53 @@ def test_the_students_points_lie_in_ball_and_box(teacher, monkeypatch):
         assert not torch.equal(points, batch.images) and torch.equal(
             batch.labels, batch.teacher.argmax(1)
         )
-        assert torch.allclose(batch.teacher, answers(teacher, batch.images), atol=1e-5)
+        assert torch.allclose(batch.teacher, logits_of(teacher, batch.images), atol=1e-5)
 
 
 def watch(monkeypatch):
     """Notes a letter for each step of generator and student."""
-    turns = []
+    updates = []
 
     def noted(letter, real):
-        return lambda self, made: turns.append(letter) or real(self, made)
+        return lambda self, batch: updates.append(letter) or real(self, batch)
 
-    for letter, method in (("G", "_move_generator"), ("S", "_move_student")):
-        monkeypatch.setattr(loop._Run, method, noted(letter, getattr(loop._Run, method)))
-    return turns
+    for letter, method in (("G", "update_generator"), ("S", "update_student")):
+        monkeypatch.setattr(loop.PairRun, method, noted(letter, getattr(loop.PairRun, method)))
+    return updates
 
 
-def test_the_order_of_turns(teacher, monkeypatch):
+def test_the_order_of_updates(teacher, monkeypatch):
     for name, expected in (
         ("dast", "GG" + "SG" * 10),
         ("ait", "GG" + "GS" * 10),
         ("dfme", "GG" + "GSSSSS" * 2),
     ):
-        turns = watch(monkeypatch)
+        updates = watch(monkeypatch)
         train(teacher, name)
         monkeypatch.undo()
-        assert "".join(turns) == expected
+        assert "".join(updates) == expected
 
 
 def test_all_rates_drop_at_the_milestones(teacher, monkeypatch):
     rates = []
-    real = loop.move
+    real = loop.apply_gradients
     monkeypatch.setattr(
-        loop, "move", lambda o, g, rate: rates.append((type(o).__name__, rate)) or real(o, g, rate)
+        loop,
+        "apply_gradients",
+        lambda o, g, rate: rates.append((type(o).__name__, rate)) or real(o, g, rate),
     )
     train(
         teacher,
         "ait",
         plan_of(
             "ait",
-            turns={"updates": 4, "warmup": 0, "rate": 1e-3, "milestones": (0.25, 0.5), "drop": 0.1},
+            schedule={
+                "updates": 4,
+                "warmup": 0,
+                "rate": 1e-3,
+                "milestones": (0.25, 0.5),
+                "drop": 0.1,
+            },
         ),
     )
     of = lambda kind: [rate for name, rate in rates if name == kind]  # noqa: E731
@@ -546,19 +570,19 @@ def test_all_rates_drop_at_the_milestones(teacher, monkeypatch):
 @pytest.mark.parametrize("name", ["dast", "dfard"])
 def test_an_interrupted_run_ends_in_the_same_bits(teacher, tmp_path, monkeypatch, name):
     monkeypatch.setattr(loop, "ROUNDS", 3)
-    whole, told = train(teacher, name), []
+    whole, reported = train(teacher, name), []
 
-    def stop(found):
-        told.append(found.step)
+    def stop(done):
+        reported.append(done.step)
         raise KeyboardInterrupt
 
-    ends = [found.step for found in whole.rounds]
+    ends = [done.step for done in whole.rounds]
     for step in ends[:-1]:
         with pytest.raises(KeyboardInterrupt):
             train(teacher, name, folder=tmp_path, report=stop)
         assert loop.steps_done(tmp_path) == step
     resumed = train(teacher, name, folder=tmp_path)
-    assert told == ends[:-1] and len(ends) >= 2
+    assert reported == ends[:-1] and len(ends) >= 2
     assert same(whole.student, resumed.student) and same(whole.generator, resumed.generator)
     assert whole.rounds == resumed.rounds and whole.passes == resumed.passes
     (tmp_path / loop.STATE).write_bytes(b"nonsense")
@@ -589,46 +613,46 @@ def test_a_constant_predictor_is_flagged():
     labels = np.repeat(np.arange(7), counts)
     assert len(labels) == 2005
     for guess, accuracy in ((4, 0.1112), (5, 0.6688)):
-        found = collapsed(labels, np.full((2005, 1), guess), 7, accuracy)
-        assert found.verdict and (labels == guess).mean() == pytest.approx(accuracy, abs=5e-5)
+        check = collapsed(labels, np.full((2005, 1), guess), 7, accuracy)
+        assert check.verdict and (labels == guess).mean() == pytest.approx(accuracy, abs=5e-5)
 
 
 # What is adapted ----------------------------------------------------------------------------------
 
 
-def test_dasts_label_weight_falls_and_stays():
-    adaptive = FallingLabels({"agreement": 1.0, "student_class": 0.2})
-    seen = []
+def test_dasts_label_weight_decreases_and_stays():
+    adaptation = LabelWeight({"agreement": 1.0, "student_class": 0.2})
+    weights = []
     for value in (0.5, 0.08, 0.3, 0.02, 0.09):
-        adaptive.generated({"agreement": 1.0, "student_class": value})
-        seen.append(adaptive.weights()["student_class"])
-    assert seen == [0.2, 0.08, 0.08, 0.02, 0.09] and adaptive.weights()["agreement"] == 1
+        adaptation.generator_updated({"agreement": 1.0, "student_class": value})
+        weights.append(adaptation.weights()["student_class"])
+    assert weights == [0.2, 0.08, 0.08, 0.02, 0.09] and adaptation.weights()["agreement"] == 1
 
 
 def test_balanced_weights_pull_alike():
-    adaptive = Balanced({"a": 1.0, "b": 1.0, "c": 1.0})
-    assert adaptive.weights() == {"a": 1.0, "b": 1.0, "c": 1.0}
-    adaptive.generated({"a": 2.0, "b": -4.0, "c": 1.0})
-    found = adaptive.weights()
-    assert found == pytest.approx({"a": 6 / 7, "b": 3 / 7, "c": 12 / 7}) and sum(
-        found.values()
+    adaptation = BalancedTerms({"a": 1.0, "b": 1.0, "c": 1.0})
+    assert adaptation.weights() == {"a": 1.0, "b": 1.0, "c": 1.0}
+    adaptation.generator_updated({"a": 2.0, "b": -4.0, "c": 1.0})
+    balanced = adaptation.weights()
+    assert balanced == pytest.approx({"a": 6 / 7, "b": 3 / 7, "c": 12 / 7}) and sum(
+        balanced.values()
     ) == pytest.approx(3)
     for _ in range(200):
-        adaptive.generated({"a": 2.0, "b": 1000.0, "c": 0.0})
-    assert adaptive.weights()["b"] == 0.1 and adaptive.weights()["c"] <= 10
+        adaptation.generator_updated({"a": 2.0, "b": 1000.0, "c": 0.0})
+    assert adaptation.weights()["b"] == 0.1 and adaptation.weights()["c"] <= 10
 
 
-def test_the_temperature_climbs_the_students_loss():
-    adaptive = Balanced({"a": 1.0})
-    assert adaptive.temperature == 11
-    seen = Seen(STUDENT, OTHER, TEACHER, torch.zeros(2))
-    objective = adaptive.objective(Dfard())
-    assert objective.tau == 11 and Dfard().tau == 1
-    adaptive.taught(objective, seen, 0.0)
-    assert adaptive.temperature == 11, "the rate rises from 0"
-    before = objective.loss(seen)
-    adaptive.taught(objective, seen, 1.0)
-    assert adaptive.temperature != 11 and adaptive.objective(Dfard()).loss(seen) > before
+def test_the_temperature_ascends_the_students_loss():
+    adaptation = BalancedTerms({"a": 1.0})
+    assert adaptation.temperature == 11
+    outputs = StudentOutputs(STUDENT, OTHER, TEACHER, torch.zeros(2))
+    objective = adaptation.objective(Dfard())
+    assert objective.temperature == 11 and Dfard().temperature == 1
+    adaptation.student_updated(objective, outputs, 0.0)
+    assert adaptation.temperature == 11, "the rate rises from 0"
+    before = objective.loss(outputs)
+    adaptation.student_updated(objective, outputs, 1.0)
+    assert adaptation.temperature != 11 and adaptation.objective(Dfard()).loss(outputs) > before
 
 
 # Gradient inundation ------------------------------------------------------------------------------
@@ -669,7 +693,7 @@ def test_steps_are_lengthened_until_the_grid_notices(teacher):
     assert torch.equal(student.network.head.bias, bias)
 
 
-def test_inundation_changes_only_how_far_the_student_goes(teacher):
+def test_inundation_changes_only_how_far_the_student_steps(teacher):
     plain, flooded = (
         train(teacher, "ait"),
         train(teacher, "ait", plan_of("ait", inundation=Inundation(4))),
@@ -692,7 +716,7 @@ def built(teacher, spec, seed=0):
 def test_the_defense_builds_once_and_says_what_it_is(teacher, cache, tmp_path, monkeypatch, name):
     student = built(teacher, f"{name}:{TINY}")
     monkeypatch.setattr(
-        "bench_defenses.generators.trained.train_pair",
+        "bench_defenses.generators.trained_pair.train_pair",
         lambda *_, **__: pytest.fail("trained again"),
     )
     assert same(student, built(teacher, f"{name}:{TINY}")) and not same(student, teacher)
@@ -712,46 +736,46 @@ def test_the_defense_builds_once_and_says_what_it_is(teacher, cache, tmp_path, m
     assert {"entropy", "largest_share", "distance", "terms", "loss"} <= rounds[-1].keys()
     fidelity, budget, answered, unseen = student.notes
     assert fidelity.startswith("fidelity approximate" if name == "dfard" else "fidelity adapted")
-    assert (
-        "10 updates of 6" in budget and "60 adversarial image-visits" in budget and "n/a" in budget
-    )
+    assert "10 updates of 6" in budget and "60 adversarial images" in budget and "n/a" in budget
     assert "class entropy" in answered and "no test" in unseen
 
 
-def test_quick_presets_have_the_same_budget():
-    from bench_defenses.datafree.datafreeshield import PROFILES
+def test_quick_scales_have_the_same_budget():
+    from bench_defenses.datafree.datafreeshield import SCALES
 
     access = DataAccess(frozenset(), {}, "test", THREAT, (1, 28, 28))
-    quick, visits = PROFILES["quick"], set()
+    quick, budgets = SCALES["quick"], set()
     for name in METHODS:
         plan = create(DEFENSES, parse(name)).plugin.plan(access)
-        visits.add((plan.turns.updates * plan.turns.batch, plan.descent.steps, plan.turns.batch))
-        assert plan.turns.warmup == (100 if name in ("ait", "dfard") else 0)
-    assert visits == {(quick.images * quick.epochs, 10, quick.batch)} == {(20_000, 10, 50)}
+        budgets.add(
+            (plan.schedule.updates * plan.schedule.batch, plan.descent.steps, plan.schedule.batch)
+        )
+        assert plan.schedule.warmup == (100 if name in ("ait", "dfard") else 0)
+    assert budgets == {(quick.images * quick.epochs, 10, quick.batch)} == {(20_000, 10, 50)}
 
 
-def test_whom_each_generator_faces():
+def test_batchnorm_modes_and_schedules():
     access = DataAccess(frozenset(), {}, "test", THREAT, (1, 28, 28))
     plan = lambda text: create(DEFENSES, parse(text)).plugin.plan(access)  # noqa: E731
-    facing = {name: plan(name).facing for name in METHODS}
-    assert facing == {"dast": "batch", "dfme": "running", "ait": "running", "dfard": "running"}
-    assert plan("dast:bn=frozen").facing == "running", (
+    modes = {name: plan(name).batchnorm_mode for name in METHODS}
+    assert modes == {"dast": "batch", "dfme": "running", "ait": "running", "dfard": "running"}
+    assert plan("dast:bn=frozen").batchnorm_mode == "running", (
         "one that takes no batch statistics shows none"
     )
     clean, robust = plan("dast:adversarial=off"), plan("dast")
-    assert (clean.descent.optimiser, clean.turns.milestones) == (
+    assert (clean.descent.optimiser, clean.schedule.milestones) == (
         "adam",
         (0.8,),
     ) and robust.descent.optimiser == "sgd"
-    assert plan("dfme:adversarial=off").turns.milestones == (0.1, 0.3, 0.5)
-    published = plan("dast:adversarial=off,preset=paper")
-    assert (published.descent.rate, published.turns.milestones, published.generator.decoder) == (
+    assert plan("dfme:adversarial=off").schedule.milestones == (0.1, 0.3, 0.5)
+    published = plan("dast:adversarial=off,recipe=paper")
+    assert (published.descent.rate, published.schedule.milestones, published.generator.decoder) == (
         1e-4,
         (),
         "dast_paper",
     )
     ait = plan("ait:mode=staged")
-    assert (ait.turns.warmup, ait.turns.milestones, ait.descent.clip) == (100, (), 1.0)
+    assert (ait.schedule.warmup, ait.schedule.milestones, ait.descent.clip) == (100, (), 1.0)
 
 
 def test_two_stages_end_in_the_ordinary_trainer(teacher, cache):
@@ -759,7 +783,7 @@ def test_two_stages_end_in_the_ordinary_trainer(teacher, cache):
     assert any(
         "trained by trades" in note and "synthetic images: 12" in note for note in student.notes
     )
-    assert "0 adversarial image-visits" in student.notes[1]
+    assert "0 adversarial images" in student.notes[1]
 
 
 def test_options_of_the_four(teacher, cache):
@@ -785,7 +809,7 @@ BAD = {
     "dfard:updates=401": "multiple of 5",
     "dast:batch=2": "give at least 3",
     "dast:decoder=dast_paper": "28 or 32",
-    "dast:preset=paper,width=8": "'dast': width belongs to decoder=shared: drop it",
+    "dast:recipe=paper,width=8": "'dast': width belongs to decoder=shared: drop it",
 }
 
 
@@ -819,7 +843,11 @@ class TestDfard(DefenseContract):
     defense = f"dfard:{TINY}"
 
 
-def test_fixed_adapts_nothing():
-    fixed = Fixed({"a": 2.0})
-    fixed.generated({"a": 1.0})
-    assert fixed.weights() == {"a": 2.0} and fixed.state == {} and fixed.objective(Dfme()) == Dfme()
+def test_no_adaptation_adapts_nothing():
+    adaptation = NoAdaptation({"a": 2.0})
+    adaptation.generator_updated({"a": 1.0})
+    assert (
+        adaptation.weights() == {"a": 2.0}
+        and adaptation.state == {}
+        and adaptation.objective(Dfme()) == Dfme()
+    )

@@ -36,7 +36,7 @@ from bench_defenses.adversarial.training_step import (
     training_step,
 )
 from bench_defenses.datafree.synthesis import norm_layers, normalisation
-from bench_defenses.generators.adaptive import NoAdaptation, State
+from bench_defenses.generators.adaptation import NoAdaptation, State
 from bench_defenses.generators.inundation import Inundation, lengthen, weights
 from bench_defenses.generators.nets import Generator, GeneratorSpec, pixels
 from bench_defenses.generators.terms import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bench_defenses.adversarial.objectives import Ait, Dast, Dfard, Dfme, Match
-from bench_defenses.generators.adaptive import BalancedTerms, LabelWeight, NoAdaptation
+from bench_defenses.generators.adaptation import BalancedTerms, LabelWeight, NoAdaptation
 from bench_defenses.generators.loop import BatchNormMode
 from bench_defenses.generators.nets import GeneratorSpec
 

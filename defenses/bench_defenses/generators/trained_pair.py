@@ -31,7 +31,7 @@ from bench_defenses.adversarial.students import loaded, packed, reset
 from bench_defenses.adversarial.training_step import logits_of
 from bench_defenses.datafree.sheet import contact_sheet
 from bench_defenses.datafree.synthesis import normalisation
-from bench_defenses.generators.adaptive import NoAdaptation
+from bench_defenses.generators.adaptation import NoAdaptation
 from bench_defenses.generators.loop import (
     STATE,
     PairResult,
