@@ -1,0 +1,212 @@
+"""What a module is, as a hash."""
+
+import importlib
+import pkgutil
+import sys
+
+import bench_attacks
+import bench_defenses
+import pytest
+import torch
+from torch import nn
+
+import bench
+from bench.diffusion.gaussian import Gaussian
+from bench.diffusion.unet import build_unet
+from bench.engine.fingerprint import fingerprint
+from bench.models.nets import FlatCNN, SmallCNN, build
+from bench.noise import isolated
+
+# Classes of ours: by name and version -------------------------------------------------------------
+
+
+def networks_of(*packages):
+    """Every class of a network that these packages define."""
+    for package in packages:
+        for place in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if place.name.endswith("__main__"):
+                continue
+            module = importlib.import_module(place.name)
+            for kind in vars(module).values():
+                is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
+                if is_network and kind.__module__ == place.name:
+                    yield kind
+
+
+@pytest.mark.parametrize("home", ["bench.models.elsewhere", "bench_defenses.networks"])
+def test_moving_a_class_of_ours_keeps_the_fingerprint(monkeypatch, home):
+    network = build("cnn", 10, 1)
+    before = fingerprint(network)
+    monkeypatch.setattr(SmallCNN, "__module__", home)
+    assert fingerprint(network) == before
+
+
+def test_a_class_of_ours_is_known_by_its_name_and_version(monkeypatch):
+    network, generator = build("cnn", 10, 1), Gaussian(Gaussian.Params()).load()
+    before, before_generator = fingerprint(network), fingerprint(generator)
+    monkeypatch.setattr(SmallCNN, "version", 2)
+    assert fingerprint(network) != before
+    monkeypatch.setattr(SmallCNN, "version", 1)
+    assert fingerprint(network) == before
+    monkeypatch.setattr(type(generator), "version", 2)
+    assert fingerprint(generator) != before_generator
+    network.__class__ = type("LargeCNN", (SmallCNN,), {"__module__": SmallCNN.__module__})
+    assert fingerprint(network) != before
+
+
+def test_the_code_of_a_class_of_ours_is_not_read(monkeypatch):
+    network = build("cnn", 10, 1)
+    before = fingerprint(network)
+    monkeypatch.setattr(SmallCNN, "forward", FlatCNN.forward)
+    assert fingerprint(network) == before
+
+
+def test_no_two_classes_of_ours_share_a_name():
+    kinds = list(networks_of(bench, bench_defenses, bench_attacks))
+    names = [kind.__qualname__ for kind in kinds]
+    assert len(names) > 40 and len(set(names)) == len(names)
+
+
+def test_every_architecture_says_its_version():
+    from bench import diffusion, models
+
+    kinds = list(networks_of(models, diffusion))
+    assert SmallCNN in kinds and len(kinds) == 12
+    assert all(vars(kind)["version"] == 1 for kind in kinds)
+
+
+# Classes of a user: by their code -----------------------------------------------------------------
+
+SOURCE = """
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return {}self.linear(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A function that writes a user's file and returns its network, with the same weights."""
+
+    def load(folder, sign="", name="user_model"):
+        path = tmp_path / folder / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(SOURCE.format(sign))
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        with isolated(0):
+            return module.Mine()
+
+    return load
+
+
+def test_a_users_class_is_hashed_by_its_code(mine):
+    one = mine("a")
+    prints = [fingerprint(one), fingerprint(mine("b")), fingerprint(mine("c", "-"))]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_version_of_a_users_class_does_not_hide_other_code(mine):
+    images = torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    outputs, prints = [], []
+    for folder, sign in (("a", ""), ("b", "-")):
+        network = mine(folder, sign)
+        type(network).version = 1
+        outputs.append(network(images))
+        prints.append(fingerprint(network))
+    assert torch.equal(outputs[0], -outputs[1]) and prints[0] != prints[1]
+
+
+def test_a_users_subclass_of_ours_is_the_users():
+    class Smaller(SmallCNN):
+        """In a module of the user's."""
+
+    assert not Smaller.__module__.startswith("bench")
+    ours, users = build("cnn", 10, 1), build("cnn", 10, 1)
+    users.__class__ = Smaller
+    assert fingerprint(ours) != fingerprint(users)
+
+
+# Networks of diffusers ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diffusion():
+    """The small network in the layout of diffusers; skips where the package is missing."""
+    return importlib.import_module("tests.diffusion.helpers")
+
+
+@pytest.fixture(scope="module")
+def network(diffusion):
+    return build_unet(diffusion.CONFIG, seed=1).eval()
+
+
+def test_a_fingerprint_is_the_model(network, diffusion, tmp_path):
+    folder = diffusion.written(tmp_path / "m", network, card={"trained_steps": 90})
+    one = fingerprint(diffusion.loaded(folder))
+    assert one == fingerprint(diffusion.loaded(folder))
+    variants = {
+        "weights": diffusion.written(
+            tmp_path / "w", build_unet(diffusion.CONFIG, seed=2), card={"trained_steps": 90}
+        ),
+        "schedule": diffusion.written(
+            tmp_path / "s", network, schedule={"beta_end": 0.051}, card={"trained_steps": 90}
+        ),
+        "trained range": diffusion.written(tmp_path / "r", network, card={"trained_steps": 91}),
+        "what the weights do": diffusion.written(
+            tmp_path / "c", network, config={"flip_sin_to_cos": False}, card={"trained_steps": 90}
+        ),
+    }
+    others = {fingerprint(diffusion.loaded(folder)) for folder in variants.values()}
+    assert len({one, *others}) == 1 + len(variants)
+
+
+def test_a_fingerprint_outlives_a_version_of_diffusers(network, monkeypatch):
+    one = fingerprint(network)
+    for part in network.modules():
+        if type(part).__module__.startswith("diffusers"):
+            monkeypatch.setattr(part, "a_new_attribute", 3, raising=False)
+    # An older version without the parameters that were added since.
+    older = {
+        key: value
+        for key, value in network.config.items()
+        if key not in ("num_train_timesteps", "add_attention")
+    }
+    other = {
+        **older,
+        "_diffusers_version": "9.9",
+        "_use_default_values": ["dropout"],
+        "sample_size": (8, 8),
+    }
+    monkeypatch.setattr(
+        network, "_internal_dict", type(network.config)({**other, "sample_size": 8})
+    )
+    monkeypatch.setattr("inspect.getsource", lambda kind: "another source")
+    assert fingerprint(network) == one
+    monkeypatch.setattr(network, "_internal_dict", type(network.config)(other))
+    assert fingerprint(network) != one
+
+
+def test_a_fingerprint_sees_what_others_put_into_the_network(network):
+    class Processor:
+        def __call__(self, attention, states, *_, **__):
+            return states
+
+    one, attention = fingerprint(network), network.mid_block.attentions[0]
+    before = attention.processor
+    attention.set_processor(Processor())
+    two = fingerprint(network)
+    attention.set_processor(before)
+    handle = network.mid_block.register_forward_hook(lambda module, inputs, output: 2 * output)
+    three = fingerprint(network)
+    handle.remove()
+    assert len({one, two, three}) == 3 and fingerprint(network) == one
