@@ -17,8 +17,6 @@ _SPLITS = ("test", "train", "val")
 
 
 class ImageFolderParams(OwnParams):
-    """Parameters of `imagefolder`."""
-
     path: str = Field(
         description="folder with test/CLASS/PICTURE, and train and val beside test if any; or with "
         "CLASS/PICTURE"

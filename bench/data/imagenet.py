@@ -25,8 +25,6 @@ _ROBUSTBENCH_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc63589
 
 
 class ImageNetParams(Params):
-    """Parameters of `imagenet`."""
-
     path: str = Field(
         description="folder of validation pictures: in one folder a synset, or all in it"
     )

@@ -121,8 +121,6 @@ class DermaMnist(MedMnist[Params]):
 
 
 class OrganCParams(Params):
-    """Parameters of `organcmnist`."""
-
     release: Literal["2024", "2021"] = Field(
         "2024", description="2021: the larger file of medmnist 2.0.1 to 2.2.3"
     )

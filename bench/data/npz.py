@@ -35,8 +35,6 @@ _UNNAMED = (("x", "y"), ("images", "labels"))
 
 
 class NpzParams(OwnParams):
-    """Parameters of `npz`."""
-
     path: str = Field(description="the .npz file")
     split: Literal["test", "train", "val"] = Field("test", description="the split to evaluate on")
 

@@ -14,8 +14,6 @@ from bench.spec import Params
 
 
 class FolderParams(Which):
-    """Parameters of `folder`."""
-
     path: str = Field(
         description="a folder in the layout of diffusers, such as bench train-diffusion writes"
     )

@@ -39,8 +39,6 @@ class GaussianDenoiser(nn.Module):
 
 
 class GaussianParams(Params):
-    """Parameters of `gaussian`."""
-
     channels: int = Field(1, ge=1, description="channels of the images")
     side: int = Field(28, ge=1, description="pixels a side")
     mean: float = Field(0.5, ge=0, le=1, description="mean of a pixel in [0, 1]")

@@ -21,8 +21,6 @@ _TRAINED_ON = {
 
 
 class HfParams(Params):
-    """Parameters of `hf`."""
-
     repo: str = Field(
         description="OWNER/NAME on the Hugging Face hub, such as google/ddpm-ema-cifar10-32"
     )

@@ -72,6 +72,7 @@ def _betas(schedule: Schedule) -> Tensor:
         return torch.tensor(schedule.trained_betas, dtype=torch.float64)
     if schedule.beta_schedule == "squaredcos_cap_v2":
         return _cosine_betas(steps)
+    # Linear: Ho et al. 2020, section 4; scaled_linear: sqrt(beta) is linear.
     power = 2 if schedule.beta_schedule == "scaled_linear" else 1
     return (
         torch.linspace(first ** (1 / power), last ** (1 / power), steps, dtype=torch.float64)

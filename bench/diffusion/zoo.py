@@ -17,8 +17,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class ZooParams(Which):
-    """Parameters of `zoo`."""
-
     name: str = Field(description="name of a shipped diffusion model")
 
 

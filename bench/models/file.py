@@ -55,8 +55,6 @@ class Description(BaseModel):
 
 
 class FileParams(Params):
-    """Parameters of `file`."""
-
     path: str = Field(description="weights: .safetensors, or .pt/.pth with a state dict")
     arch: str = Field("", description="architecture, where no JSON file beside the weights says it")
     mean: Numbers = Field(

@@ -39,8 +39,6 @@ _RESERVED = {
 
 
 class TimmParams(Params):
-    """Parameters of `timm`."""
-
     name: str = Field(description="model name in timm, such as resnet18 or resnet18.a1_in1k")
     weights: str = Field(
         "", description=".safetensors or .pt/.pth with a state dict; published weights where empty"
@@ -79,8 +77,6 @@ class Timm(ClassifierSource[TimmParams]):
 
 
 class HfParams(Params):
-    """Parameters of `hf`."""
-
     repo: str = Field(
         description="OWNER/NAME on the Hugging Face hub, or a local folder of the same layout"
     )

@@ -14,7 +14,7 @@ from bench.noise import isolated
 from bench.spec import nearest
 
 _GRID = 4
-"""Places a side that `FlatCNN` tells apart."""
+"""Places a side that `FlatCNN` distinguishes."""
 
 Architecture = str | Sequence[Sequence[Any]]
 """A name in `ARCHITECTURES`, or a list of layers as `LayerList` takes it."""

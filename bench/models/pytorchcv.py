@@ -63,8 +63,6 @@ _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 
 
 class PytorchcvParams(Params):
-    """Parameters of `pytorchcv`."""
-
     name: str = Field(description="network and data set, such as resnet20_cifar10 or wrn28_10_svhn")
 
 

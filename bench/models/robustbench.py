@@ -40,8 +40,6 @@ _LEFTOVERS = ("model_preact_hl1", "scores")
 
 
 class RobustbenchParams(Params):
-    """Parameters of `robustbench`."""
-
     name: str = Field(description="model name on RobustBench, such as Wong2020Fast")
     threat: Literal["Linf", "L2", "corruptions"] = Field(
         "Linf", description="the board that the model is on"

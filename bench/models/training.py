@@ -205,7 +205,6 @@ class TrainingRun(ResumableRun[Epoch]):
 
     @property
     def done(self) -> int:
-        """Epochs so far."""
         return self.descent.done
 
     @property

@@ -17,8 +17,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class ZooParams(Params):
-    """Parameters of `zoo`."""
-
     name: str = Field(description="name of a shipped classifier")
 
 

@@ -31,8 +31,6 @@ _CHANGES = (
 
 
 class AblationParams(BuildsParams):
-    """Parameters of `ablation`."""
-
     defenses: Specs = Field(
         tuple(f"datafreeshield:{_BASE},{change}" for change in _CHANGES),
         min_length=2,
@@ -56,7 +54,6 @@ class Ablation(BuildsStudy[AblationParams]):
         return self.params.defenses
 
     def answer(self, scores: list[BuildScores], scale: str) -> StudyResult:
-        """One row a defense."""
         table = comparison(scores)
         return StudyResult(
             tables={"ablation": table, "builds": by_build(scores)},

@@ -72,7 +72,6 @@ class BuildsStudy(Study[P]):
         }
 
     def run(self, setting: StudySetting) -> StudyResult:
-        """Attack all builds, and compare."""
         scores = list(attacked(setting, self.specs(), self.params))
         builds, n = scores[0].robust.shape
         return self.answer(

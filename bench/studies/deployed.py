@@ -47,8 +47,6 @@ class DefensesParams(Params):
 
 
 class GradientSearchParams(Params):
-    """Parameters of `GradientSearch`."""
-
     steps: int = Field(ge=1, le=10_000, description="gradient steps of the attack")
 
 

@@ -39,8 +39,6 @@ perturbation under other draws, and, as a control, the perturbations themselves.
 
 
 class DirectionParams(DefensesParams):
-    """Parameters of `direction`."""
-
     points: int = Field(
         100,
         ge=2,

@@ -29,8 +29,6 @@ _SHOWN = 600
 
 
 class DiversityParams(ComparedParams):
-    """Parameters of `diversity`."""
-
     embedding: Embedding = Field(
         "features", description="the classifier's features before its last layer, or pixels"
     )

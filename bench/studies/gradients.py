@@ -42,8 +42,6 @@ _COMPARED = 4
 
 
 class GradientsParams(DefensesParams):
-    """Parameters of `gradients`."""
-
     draws: Integers = Field(
         (1, 2, 4, 8, 16), min_length=1, description="draws k that an attack averages, joined by +"
     )

@@ -27,8 +27,6 @@ _CLASSIFIER = "the classifier's loss"
 
 
 class LeakageParams(ComparedParams):
-    """Parameters of `leakage`."""
-
     embedding: Embedding = Field(
         "pixels", description="pixels, or the classifier's features before its last layer"
     )

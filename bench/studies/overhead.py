@@ -42,8 +42,6 @@ _PLENTY, _NONE = "1000000G", "1"
 
 
 class OverheadParams(DefensesParams):
-    """Parameters of `overhead`."""
-
     repeats: int = Field(
         5, ge=1, le=1000, description="timings of each figure; their median counts"
     )

@@ -47,8 +47,6 @@ before.
 
 
 class ProjectionParams(DefensesParams):
-    """Parameters of `projection`."""
-
     gradient: str = Field(
         "full",
         description="gradient of the attack, under the defense's fixed noise; blind: the attack "

@@ -49,8 +49,6 @@ Floats = npt.NDArray[np.float64]
 
 
 class QualityParams(Params):
-    """Parameters of `quality`."""
-
     model: str = Field(
         "mnist5k-ddpm", description="shipped diffusion model whose earlier weights are kept"
     )
@@ -81,7 +79,6 @@ class Checkpoint:
 
     @property
     def spec(self) -> str:
-        """The diffusion model's spec."""
         return f"zoo:{self.model},step={self.step},weights={self.weights}"
 
 
@@ -262,6 +259,7 @@ def _rank_correlations(x: Floats, y: Floats) -> Floats:
     from scipy.stats import rankdata
 
     first, second = (rankdata(values.reshape(len(values), -1), axis=1) for values in (x, y))
+    # Pearson's correlation of the ranks.
     first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
     with np.errstate(invalid="ignore"):
         correlations: Floats = (first * second).sum(1) / np.sqrt(

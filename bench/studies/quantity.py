@@ -19,8 +19,6 @@ from bench.studies.study import StudyResult
 
 
 class QuantityParams(BuildsParams):
-    """Parameters of `quantity`."""
-
     defense: SpecText = Field(
         "datafreeshield:iterations=150,synthesis_batch=50,epochs=10,batch=50,group=2",
         description="defense, in parentheses where it holds commas",
@@ -49,7 +47,6 @@ class Quantity(BuildsStudy[QuantityParams]):
     Params = QuantityParams
 
     def specs(self) -> tuple[str, ...]:
-        """The defense with each value."""
         params, spec = self.params, parse(self.params.defense)
         return tuple(
             str(
@@ -59,7 +56,6 @@ class Quantity(BuildsStudy[QuantityParams]):
         )
 
     def answer(self, scores: list[BuildScores], scale: str) -> StudyResult:
-        """One row a value."""
         field, table = self.params.field, comparison(scores)
         table.insert(0, field, self.params.values)
         return StudyResult(

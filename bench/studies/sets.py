@@ -101,6 +101,7 @@ def compare_bins(real: Ints, made: Ints, k: int) -> Bins:
     # The two-proportion z-test with the pooled standard error.
     error = np.sqrt(pooled * (1 - pooled) * (1 / len(real) + 1 / len(made)))
     z = np.abs(p - q) / np.where(error > 0, error, 1)
+    # JSD = H((p + q) / 2) - (H(p) + H(q)) / 2, in bits.
     middle = (p + q) / 2
     return Bins(
         float((z > 1.959964).mean()), float(_entropy(middle) - (_entropy(p) + _entropy(q)) / 2)
@@ -133,6 +134,7 @@ def mixture_variance(points: Floats, k: int, seed: int = 0) -> float:
 
 
 def _maximised(points: Floats, shares: Floats) -> tuple[Floats, Floats, Floats]:
+    """The M step: weights, means and variances of the components, given each point's shares."""
     mass = shares.sum(0).clip(min=1e-12)
     means = shares.T @ points / mass[:, None]
     variances = (shares.T @ np.square(points) / mass[:, None] - np.square(means)).clip(
@@ -142,12 +144,15 @@ def _maximised(points: Floats, shares: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _expected(points: Floats, weights: Floats, means: Floats, variances: Floats) -> Floats:
-    precise = 1 / variances
+    """The E step: each point's shares (n, k), proportional to weight times density."""
+    precisions = 1 / variances
+    # sum over dimensions of (x - mean)^2 / variance, multiplied out.
     squares = (
-        np.square(points) @ precise.T
-        - 2 * points @ (means * precise).T
-        + (np.square(means) * precise).sum(1)
+        np.square(points) @ precisions.T
+        - 2 * points @ (means * precisions).T
+        + (np.square(means) * precisions).sum(1)
     )
+    # log (weight * density), up to a constant.
     logs = np.log(weights) - (squares + np.log(variances).sum(1)) / 2
     powers = np.exp(logs - logs.max(1, keepdims=True))
     shares: Floats = powers / powers.sum(1, keepdims=True)

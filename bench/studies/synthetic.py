@@ -72,8 +72,8 @@ class ComparedStudy(DefenseStudy[P]):
 
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:
-    """Each spec by what tells it from the others: its items that not all of them have, or its name
-    where it has none.
+    """Each spec by how it differs from the others: its items that not all of them have, or its name
+    where there are none.
     """
     items = {spec: _items(spec) for spec in specs}
     shared = set.intersection(*map(set, items.values())) if len(items) > 1 else set()

@@ -37,8 +37,6 @@ _COLUMNS = (
 
 
 class TheoremParams(Params):
-    """Parameters of `theorem`."""
-
     trials: int = Field(
         20_000,
         ge=100,

@@ -37,8 +37,6 @@ class Claims(Protocol):
 
 
 class TimingParams(MadeParams):
-    """Parameters of `time`."""
-
     defenses: Specs = Field(
         ("datafreeshield:images=200,iterations=150,synthesis_batch=50,epochs=5,batch=50,group=2",),
         min_length=1,

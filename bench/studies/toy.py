@@ -41,8 +41,6 @@ _SAME = (
 
 
 class ToyParams(MadeParams):
-    """Parameters of `toy`."""
-
     defenses: Specs = Field(
         (f"datafreeshield:{_SAME},coefficients=fixed", f"datafreeshield:{_SAME},coefficients=dss"),
         min_length=1,
