@@ -20,9 +20,11 @@ import pytest
 from torch import Tensor, nn
 
 from bench.attack import Attack
-from bench.contract.attack import ATTACK_CHECKS, AttackCase
+from bench.contract.attack import ATTACK_CHECKS
+from bench.contract.attack_case import AttackCase
 from bench.contract.check import Broken, Check, Unbuilt, name_of
-from bench.contract.defense import DEFENSE_CHECKS, DefenseCase
+from bench.contract.defense import DEFENSE_CHECKS
+from bench.contract.defense_case import DefenseCase
 from bench.defense import DefendedClassifier, Defense
 
 __all__ = ["AttackContract", "DefenseContract"]

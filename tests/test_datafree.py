@@ -24,7 +24,7 @@ from bench_defenses.datafree.synthesis import (
 )
 from torch import nn
 
-from bench.contract.defense import DefenseCase
+from bench.contract.defense_case import DefenseCase
 from bench.contract.toys import SmallNet, gratings
 from bench.defense import DataAccess
 from bench.engine.execution import Execution

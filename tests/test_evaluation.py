@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,8 +21,6 @@ import bench
 import bench.engine.compute
 import bench.engine.shards
 import bench.storage.claims
-from bench.commands.verify import verify
-from bench.defense import Defense
 from bench.engine.build import build
 from bench.engine.execution import Execution
 from bench.engine.fingerprint import fingerprint
@@ -37,13 +33,11 @@ from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
 from bench.losses import misclassified
 from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
-from bench.plugins.create import Named
-from bench.report.leaderboard import boards, csv, markdown, rows_table
-from bench.results.findings import Finding
-from bench.results.metrics import measure
-from bench.results.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
-from bench.results.store import Store, read_folder, read_record
+from bench.report.leaderboard import boards, page
+from bench.report.rows import rows_table
+from bench.results.store import Store, read_folder
 from tests import toy_model, toy_plugins
+from tests.helpers import Drifting, drifting_evaluation
 from tests.toy_plugins import Toy
 from tests.toys import linear_problem
 
@@ -144,35 +138,6 @@ def killable(out: Path, at: int, kill: bool) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
-def test_a_weak_search_that_breaks_nothing_says_nothing_about_collapse():
-    """Two of three right and nothing lost: poor under a gradient attack that took nothing, no sign
-    under a search.
-    """
-    labels = np.array([0, 1, 0, 1, 0, 1])
-    answers = np.array([0, 1, 0, 1, 1, 0])[:, None]
-    outcomes = Outcomes.of(2, np.arange(6), labels, answers, answers, answers[:, :0])
-    assert measure(outcomes, by_gradient=True).collapsed
-    assert not measure(outcomes, by_gradient=False).collapsed
-
-
-@pytest.mark.parametrize(
-    ("attack", "taken"),
-    [("pgd:steps=1", True), ("noise", False), ("null", False), ("square:queries=1", False)],
-)
-def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(
-    tmp_path, monkeypatch, attack, taken
-):
-    seen = []
-    monkeypatch.setattr(
-        "bench.engine.recording.measure",
-        lambda outcomes, *, by_gradient: (
-            seen.append(by_gradient) or measure(outcomes, by_gradient=by_gradient)
-        ),
-    )
-    run(tmp_path, defenses=("undefended",), attacks=(attack,))
-    assert seen == [taken]
-
-
 def test_two_workers_share_a_cell(tmp_path):
     """Two processes start the same command at once: one record, as one process alone would
     make it.
@@ -229,8 +194,8 @@ def test_a_crash_is_an_error_and_takes_nothing_down(tmp_path):
     found = list(read_folder(tmp_path))
     failures = [f for f in found if hasattr(f, "traceback")]
     assert len(found) == 3 and len(failures) == 1
-    page = markdown(boards([f for f in found if not hasattr(f, "traceback")]), failures)
-    assert "toy-crash x pgd:steps=3 on toy:n=150, linf 0.05, n=150: error" in page
+    text = page(boards([f for f in found if not hasattr(f, "traceback")]), failures)
+    assert "toy-crash x pgd:steps=3 on toy:n=150, linf 0.05, n=150: error" in text
 
 
 def test_undeclared_data_is_refused_and_leaves_no_record(tmp_path):
@@ -285,58 +250,6 @@ def test_a_build_seed_counts_where_something_is_drawn():
 )
 def test_everything_that_can_matter_changes_the_identity(change):
     assert plan(request(**change))[-1].id != plan(request())[-1].id
-
-
-def test_a_replayed_verdict_comes_out_of_its_record(tmp_path):
-    """In a new process: re-scored from the points, and re-run without them."""
-    record = run(tmp_path)[-1]
-    assert record.outcomes.replayed
-    path = tmp_path / f"{record.stem}.json"
-    code = (
-        "import sys, tests.toy_plugins\nfrom bench.cli import main\n"
-        "main(['verify', sys.argv[1], '--device', 'cpu', '--batch-size', '128'])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for remove in (False, True):
-        if remove:
-            (tmp_path / record.points.file).unlink()
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "replayed" in done.stdout
-        assert ("re-running" in done.stdout) == remove
-
-
-def test_verify_notices_tampering(tmp_path):
-    record = run(tmp_path)[-1]
-    path = tmp_path / f"{record.stem}.json"
-    clean = path.read_text()
-    tampered = json.loads(clean)
-    word = tampered["outcomes"]["replayed"][0]
-    tampered["outcomes"]["replayed"][0] = word[::-1] if word != word[::-1] else "0" * len(word)
-    path.write_text(json.dumps(tampered))
-    held = {check.name: check.held for check in verify(path, Execution())}
-    assert not held["metrics"] and not held["replayed"] and held["adversarial"] and held["setup"]
-    for key, value in (("labels", tampered["outcomes"]["adversarial"][0]), ("ids", "1000-1149")):
-        forged = json.loads(clean)
-        forged["outcomes"][key] = value
-        path.write_text(json.dumps(forged))
-        assert not {check.name: check.held for check in verify(path, Execution())}["setup"], key
-    path.write_text(clean)
-    assert all(check.held for check in verify(path, Execution()))
-    (tmp_path / record.points.file).write_bytes(b"other")
-    with pytest.raises(bench.BadInput, match="SHA-256"):
-        verify(path, Execution())
-    tampered = json.loads(clean)
-    tampered["id"] = "0" * 16
-    path.write_text(json.dumps(tampered))
-    with pytest.raises(bench.BadInput):
-        verify(path, Execution())
 
 
 class KeptDropout(nn.Module):
@@ -489,111 +402,6 @@ def test_a_classifier_judged_on_its_training_images_is_flagged(tmp_path):
     assert "trained-on-test" in [f.name for f in record.findings]
 
 
-def test_record_round_trip_and_self_consistency(tmp_path):
-    record = run(tmp_path)[-1]
-    path = tmp_path / f"{record.stem}.json"
-    assert read_record(path) == record
-    assert len(path.read_bytes()) < 60_000
-    metrics = record.metrics
-    right = [
-        record.outcomes.predictions(w) == record.outcomes.true_labels()[:, None]
-        for w in ("adversarial", "clean")
-    ]
-    correct = right[0] & right[1]
-    assert metrics.adversarial.mean.value == pytest.approx(correct.mean())
-    assert metrics.adversarial.all_draws.value == pytest.approx(correct.all(1).mean())
-    assert metrics.replayed.mean.value <= metrics.clean.mean.value
-    assert record.given["attack"] == ["steps"] and "sigma" not in record.given["defense"]
-    assert record.scale == {"n": 150, "available": 150, "reduced": False}
-    assert record.environment["versions"]["torch"]
-
-
-def test_clean_wrong_images_are_broken(tmp_path):
-    """A deterministic defense that is wrong on the clean image is not attacked, and stays
-    broken.
-    """
-    outcomes = Outcomes.of(
-        3,
-        np.arange(3),
-        np.array([0, 1, 2]),
-        np.array([[1], [1], [2]]),
-        np.array([[0], [1], [0]]),
-        np.empty((3, 0), int),
-    )
-    assert outcomes.correct("adversarial").tolist() == [[False], [True], [False]]
-    draws = Outcomes.of(
-        3,
-        np.arange(1),
-        np.array([0]),
-        np.array([[1, 0]]),
-        np.array([[0, 0]]),
-        np.empty((1, 0), int),
-    )
-    assert draws.correct("adversarial").tolist() == [[False, True]], (
-        "draw by draw, on the same noise"
-    )
-
-
-@pytest.mark.parametrize("classes", [2, 10, 36, 37, 1000])
-def test_outcome_strings_round_trip(classes):
-    labels = np.array([0, 1, classes - 1, -1, 1])
-    assert decode(encode(labels, classes), classes).tolist() == labels.tolist()
-    ids = [5, 6, 7, 100, 3, 4, 0]
-    assert decode_ids(encode_ids(ids)).tolist() == ids
-    assert encode_ids(range(10_000)) == "0-9999"
-
-
-def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
-    records = run(
-        tmp_path, defenses=("undefended",), attacks=("pgd:steps=1", "noise:tries=1"), eps=0.02
-    )
-    (board,) = boards(records)
-    each = [r.outcomes.correct("adversarial")[:, 0] for r in records]
-    expected = (each[0] & each[1]).mean()
-    assert board.numbers["worst_case"].iloc[0] == pytest.approx(expected)
-    assert expected <= min(e.mean() for e in each)
-    # Two attacks that each break the other half of the images leave nothing, though either alone
-    # leaves half.
-    labels = records[0].outcomes.labels
-    halves = [labels[:75] + "2" * 75, "2" * 75 + labels[75:]]
-    apart = [
-        r.model_copy(update={"outcomes": r.outcomes.model_copy(update={"adversarial": [h]})})
-        for r, h in zip(records, halves, strict=True)
-    ]
-    kept = np.mean([label == "2" for label in labels])
-    assert boards(apart)[0].numbers["worst_case"].iloc[0] == pytest.approx(kept)
-    page = markdown([board])
-    assert "worst case" in page and "data access" in page and "toy" in page
-    assert "worst_case_low" in csv([board]).splitlines()[0]
-
-
-def test_tables_say_how_their_rows_were_built(tmp_path):
-    defenses = ("undefended", "bit-depth:bits=2", "bit-depth:bits=4")
-    records = run(tmp_path, defenses=defenses, attacks=("null", "noise:tries=1"))
-    assert "How these were built" not in markdown(boards(records)) + rows_table(records)
-
-    def said(record, *messages):
-        notes = tuple(
-            Finding(name="built", verdict="note", message=message) for message in messages
-        )
-        return record.model_copy(update={"findings": (*record.findings, *notes)})
-
-    own = {
-        "undefended": (),
-        "bit-depth:bits=2": ("same", "two"),
-        "bit-depth:bits=4": ("four", "same"),
-    }
-    told = [said(record, *own[record.title["defense"]]) for record in records]
-    (board,) = boards(told)
-    shared = next(line for line in board.built if line.endswith(": same"))
-    assert set(board.built) == {"- bit-depth:bits=2: two", "- bit-depth:bits=4: four", shared}
-    assert set(shared[2:-6].split(", ")) == {"bit-depth:bits=2", "bit-depth:bits=4"}
-    for page in (markdown([board]), rows_table(told)):
-        assert (
-            page.count("How these were built") == 1 and page.count("- bit-depth:bits=2: two") == 1
-        )
-
-
 # Found by reviewers who tried to break the engine -------------------------------------------------
 
 
@@ -735,22 +543,6 @@ def test_the_shipped_classifiers_fingerprint_is_the_one_in_stored_records():
     }
 
 
-def test_an_edited_plugin_is_another_row_on_the_board(tmp_path):
-    file = tmp_path / "plugin.py"
-    text = (
-        (ROOT / "tests/toy_plugins.py")
-        .read_text()
-        .replace("@DEFENSES", "# @DEFENSES")
-        .replace("@DATASETS", "# @DATASETS")
-    )
-    file.write_text(text.replace("@ATTACKS", "# @ATTACKS"))
-    records = run(tmp_path / "r", defenses=(f"{file}@Jitter",), attacks=("null",))
-    file.write_text(file.read_text() + "\n# edited\n")
-    records += run(tmp_path / "r", defenses=(f"{file}@Jitter",), attacks=("null",))[1:]
-    (board,) = boards(records)
-    assert len(board.numbers) == 3
-
-
 def test_masked_classes_do_not_hide_success():
     logits = torch.tensor(
         [[0.0, 1.0, -1e9], [0.0, 1.0, -torch.inf], [1.0, 0.0, -torch.inf], [-torch.inf, 1.0, 0.0]]
@@ -792,16 +584,6 @@ def test_a_part_without_a_right_image_is_not_attacked():
         assert record.cost.attack_forwards == 0 and record.metrics.adversarial.mean.value == 0
 
 
-def test_a_damaged_record_is_replaced(tmp_path):
-    record = run(tmp_path, attacks=("null",))[-1]
-    path = tmp_path / f"{record.stem}.json"
-    whole = path.read_text()
-    path.write_text(whole[:100])
-    (again,) = run_evaluations(plan(request(attacks=("null",)))[1:], Store(tmp_path), Execution())
-    assert again.computed and again.record.outcomes == record.outcomes
-    assert read_record(path).outcomes == record.outcomes
-
-
 def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
     """Another process stores the record and drops the work folder while this one is about
     to claim.
@@ -839,32 +621,11 @@ def test_saved_parts_are_not_computed_again(tmp_path):
     assert [len(found[part]["x"]) for part in parts] == [3, 5]
 
 
-class Drifting(Defense):
-    """Comes out of `build` otherwise from time to time, as training does on another device or
-    number of threads.
-    """
-
-    factor: ClassVar = 1.0
-
-    def build(self, classifier, access, noise):
-        with torch.no_grad():
-            for parameter in classifier.parameters():
-                parameter.mul_(self.factor)
-        return classifier
-
-
-@pytest.fixture
-def drifting(monkeypatch):
-    evaluation = plan(request(defenses=("undefended",), attacks=("null",), n=150))[0]
-    return replace(
-        evaluation, defense=Named("drifting", "drifting", Drifting(Drifting.Params()), ())
-    )
-
-
-def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, drifting, monkeypatch):
+def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
+    drifting = drifting_evaluation()
     store, options = Store(tmp_path), Execution(batch_size=64)
     with monkeypatch.context() as patch:
         patch.setattr(bench.engine.compute.ShardComputer, "report", interrupted)
@@ -874,15 +635,6 @@ def test_parts_of_another_build_are_not_taken_for_this_one(tmp_path, drifting, m
     record = run_evaluation(drifting, store, options)
     assert not record.outcomes.correct("clean").any(), "the first part is that of the build before"
     assert not list((tmp_path / ".work").iterdir())
-
-
-def test_verify_tells_another_build_from_wrong_predictions(tmp_path, drifting, monkeypatch):
-    record = run_evaluation(drifting, Store(tmp_path), Execution())
-    monkeypatch.setattr("bench.commands.verify.rebuild", lambda _: drifting)
-    path = tmp_path / f"{record.stem}.json"
-    assert all(check.held for check in verify(path, Execution()))
-    monkeypatch.setattr(Drifting, "factor", 2.0)
-    assert [check.name for check in verify(path, Execution()) if not check.held] == ["weights"]
 
 
 def test_a_stale_claim_is_taken_over(tmp_path):
@@ -897,23 +649,6 @@ def test_a_stale_claim_is_taken_over(tmp_path):
     with work.claim((0, 64)) as ours, work.claim((0, 64)) as twice:
         assert ours and not twice
     assert not claim.exists()
-
-
-def test_subjects_are_not_mixed_in_one_table(tmp_path):
-    records = run(tmp_path, defenses=("undefended",), attacks=("null",), eps=0.01, seeds=(0, 1))
-    records += run(tmp_path, defenses=("undefended",), attacks=("null",), eps=0.1)
-    text = rows_table(records)
-    assert "linf 0.01, 150 of 150" in text and "linf 0.1, 150 of 150" in text
-    assert text.count("| defense") == 2 and "| seed" in text
-
-
-def test_replayed_worst_case_is_taken_per_image(tmp_path):
-    attacks = ("pgd+replay:steps=1,step=eps/8", "noise+replay:tries=2")
-    records = [r for r in run(tmp_path, attacks=attacks) if r.stochastic]
-    (board,) = boards(records)
-    both = np.min([r.outcomes.correct("replayed")[:, 0] for r in records], axis=0).mean()
-    assert board.numbers["replayed"].iloc[0] == pytest.approx(both)
-    assert both < min(r.metrics.replayed.mean.value for r in records)
 
 
 @pytest.mark.parametrize(
@@ -974,16 +709,6 @@ def test_a_missing_gradient_does_not_matter_to_an_attack_without(tmp_path):
         False,
         True,
     ]
-
-
-def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
-    record = run(tmp_path, defenses=("undefended",), attacks=("pgd:steps=1",))[0]
-    older = record.model_copy(update={"finished": "2000-01-01T00:00:00+00:00", "id": "0" * 16})
-    (board,) = boards([record, older])
-    assert (
-        board.numbers["passes_per_image"].iloc[0]
-        == record.cost.attack_forwards + record.cost.attack_backwards
-    )
 
 
 def test_evaluate_wants_a_module():

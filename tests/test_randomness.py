@@ -13,9 +13,10 @@ import bench.noise
 from bench.defense import DefendedClassifier
 from bench.noise import Noise, Stream, pack_draw
 from bench.randomness import Query, judging, read_randomness
-from bench.results.statistics import judge
+from bench.results.metrics import accuracy
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen, predict
+from tests.results.helpers import outcomes_of
 from tests.toys import NoisyLinear, linear_problem
 
 N, SIGMA, DRAWS = 400, 0.05, 20
@@ -62,21 +63,21 @@ def test_fresh_laws_meet_their_closed_forms(problem, randomness):
     # The optimal perturbation lowers the margin by eps |w|_1; Gaussian noise then decides.
     right = norm.cdf(((clean - EPS * gap.abs().sum()) / (SIGMA * gap.norm())).numpy())
     correct = judged(problem, result.points)
-    laws = judge(correct)
+    judged_accuracy = accuracy(outcomes_of(correct), "clean")
     assert within(correct[:, 0].mean(), right)
-    assert within(laws.mean.value, right)
-    assert within(laws.all_draws.value, right**DRAWS)
-    assert within(laws.majority.value, binom.sf(DRAWS // 2, DRAWS, right))
+    assert within(judged_accuracy.mean.value, right)
+    assert within(judged_accuracy.all_draws.value, right**DRAWS)
+    assert within(judged_accuracy.majority.value, binom.sf(DRAWS // 2, DRAWS, right))
     assert 0.2 < right.mean() < 0.8
 
 
-def test_the_null_attack_shows_luck(problem):
+def test_the_null_attack_shows_chance_hits(problem):
     model, images, labels, gap, _, clean = problem
     right = norm.cdf((clean / (SIGMA * gap.norm())).numpy())
-    laws = judge(judged(problem, images))
-    assert within(laws.mean.value, right)
-    assert within(laws.all_draws.value, right**DRAWS)
-    assert laws.all_draws.value < laws.mean.value - 0.05
+    judged_accuracy = accuracy(outcomes_of(judged(problem, images)), "clean")
+    assert within(judged_accuracy.mean.value, right)
+    assert within(judged_accuracy.all_draws.value, right**DRAWS)
+    assert judged_accuracy.all_draws.value < judged_accuracy.mean.value - 0.05
 
 
 def test_replay_is_exact_image_by_image(problem):

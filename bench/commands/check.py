@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.commands.info import kind_of
-from bench.contract.attack import ATTACK_CHECKS, AttackCase
+from bench.contract.attack import ATTACK_CHECKS
+from bench.contract.attack_case import AttackCase
 from bench.contract.check import Verdict, examine
-from bench.contract.defense import DEFENSE_CHECKS, DefenseCase
+from bench.contract.defense import DEFENSE_CHECKS
+from bench.contract.defense_case import DefenseCase
 from bench.errors import BadInput
 from bench.plugins.create import BASE
 from bench.spec import parse
@@ -61,6 +63,6 @@ def check_plugin(
 
 
 def _attacks_on(case: DefenseCase) -> str:
-    """How to attack a defense as its card says."""
+    """The command that attacks a defense as its card says."""
     attacks = " ".join(f"--attack {attack}" for attack in case.plugin.card.attacks)
     return f"bench run --defense {case.defense.spec} {attacks}" if attacks else ""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import Any, cast, get_args
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.attack import Attack, AttackResult, Setting
+from bench.attack import Setting
+from bench.contract.attack_case import EPS, AttackCase
 from bench.contract.check import (
     Broken,
     Check,
-    built_in_setup,
     check_bad_parameters,
     check_description,
     check_engine,
@@ -23,19 +21,13 @@ from bench.contract.check import (
     demand,
 )
 from bench.contract.toys import Jittered, LinearProblem, Quantised, linear_problem
-from bench.data.dataset import ImageSet
-from bench.defense import DefendedClassifier
-from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.noise import isolated
-from bench.plugins.create import ATTACKS, BASE, DEFENSES, AttackChoice, Named, create, create_attack
-from bench.randomness import RandomnessModel, read_randomness
-from bench.spec import Spec, canonical, parse, read_params
-from bench.threat import Norm, ThreatModel
+from bench.randomness import RandomnessModel
+from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
 
-_EPS: dict[Norm, float] = {"linf": 0.024, "l2": 0.6}
 _MODELS = (
     RandomnessModel(),
     RandomnessModel("eot", 2),
@@ -43,113 +35,6 @@ _MODELS = (
     RandomnessModel("replay-set", 2),
 )
 _POINT_TOLERANCE = 1e-4
-
-
-class AttackCase:
-    """An attack to check: its spec, such as `my_attack.py@MyAttack:steps=5`, or its class (with its
-    default parameters).
-    """
-
-    def __init__(self, attack: str | type[Attack[Any]]) -> None:
-        choice = _choice(attack)
-        self.attack, self.gradient = choice.attack, choice.gradient
-        self.plugin: Attack[Any] = self.attack.plugin
-        self.randomness = read_randomness(choice.randomness or "fresh")
-        self.setup = built_in_setup()
-        self.images = self.setup.images
-
-    @cached_property
-    def norm(self) -> Norm:
-        """The first norm that the attack takes."""
-        return next(iter(self.points_by_norm))
-
-    @cached_property
-    def points_by_norm(self) -> dict[Norm, AttackResult]:
-        """What the attack makes of the built-in images in each norm that it takes."""
-        return dict(self._points())
-
-    def _points(self) -> Iterator[tuple[Norm, AttackResult]]:
-        for norm in cast(tuple[Norm, ...], get_args(Norm)):
-            try:
-                yield (
-                    norm,
-                    self.run(self.setup.classifier, self.images, ThreatModel(norm, _EPS[norm])),
-                )
-            except BadInput:
-                continue
-
-    @property
-    def threat(self) -> ThreatModel:
-        """A ball in which about half of the images can be broken."""
-        return ThreatModel(self.norm, _EPS[self.norm])
-
-    @cached_property
-    def evaluation(self) -> Evaluation:
-        """The cell that the engine runs: the undefended classifier."""
-        base = create(DEFENSES, parse(BASE))
-        return Evaluation(
-            self.setup, base, self.attack, "full", RandomnessModel(), seed=0, build_seed=0
-        )
-
-    def run(
-        self,
-        classifier: DefendedClassifier,
-        images: ImageSet,
-        threat: ThreatModel,
-        randomness: RandomnessModel | None = None,
-    ) -> AttackResult:
-        """Run the attack on these images, the global generators seeded alike and left as found."""
-        with isolated(0):
-            return self.run_openly(classifier, images, threat, randomness)
-
-    def run_openly(
-        self,
-        classifier: DefendedClassifier,
-        images: ImageSet,
-        threat: ThreatModel,
-        randomness: RandomnessModel | None = None,
-    ) -> AttackResult:
-        """Run the attack on these images, as many a call as it declares."""
-        unit = self.plugin.unit(classifier.stochastic) or len(images)
-        blocks = np.split(np.arange(len(images)), range(unit, len(images), unit))
-        with frozen(classifier):
-            return _joined(
-                [
-                    self._call(classifier, images.at(block), threat, randomness or self.randomness)
-                    for block in blocks
-                ]
-            )
-
-    def _call(
-        self,
-        classifier: DefendedClassifier,
-        images: ImageSet,
-        threat: ThreatModel,
-        randomness: RandomnessModel,
-    ) -> AttackResult:
-        gradient = self.gradient if self.gradient in classifier.gradients else "full"
-        victim = Victim(classifier, images.ids, randomness=randomness, gradient=gradient or "full")
-        return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
-
-
-def _joined(parts: list[AttackResult]) -> AttackResult:
-    points, predictions, stages = (
-        torch.cat([getattr(p, name) for p in parts]) for name in ("points", "predictions", "stages")
-    )
-    return AttackResult(points, predictions, sum(part.reprojected for part in parts), stages)
-
-
-def _choice(attack: str | type[Attack[Any]]) -> AttackChoice:
-    if isinstance(attack, str):
-        return create_attack(attack)
-    ATTACKS.check(attack, getattr(attack, "__name__", str(attack)))
-    params = read_params(attack.Params, Spec(attack.__name__), f"attack {attack.__name__!r}")
-    return AttackChoice(
-        Named(attack.__name__, canonical(attack.__name__, params), attack(params), ()), None, None
-    )
-
-
-# The checks ---------------------------------------------------------------------------------------
 
 
 def points_in_ball_and_box(case: AttackCase) -> None:
@@ -177,12 +62,12 @@ def inputs_left_alone(case: AttackCase) -> None:
 
 
 def nothing_in_a_tiny_ball(case: AttackCase) -> None:
-    """In a ball of radius 1e-9 it runs, and no image that is right falls."""
-    found = case.run(case.setup.classifier, case.images, ThreatModel(case.norm, 1e-9))
-    fallen = int((found.predictions[:, 0] != case.images.labels).sum())
+    """In a ball of radius 1e-9 it runs, and no image that is right is broken."""
+    attacked = case.run(case.setup.classifier, case.images, ThreatModel(case.norm, 1e-9))
+    broken = int((attacked.predictions[:, 0] != case.images.labels).sum())
     demand(
-        fallen == 0,
-        f"{fallen} images fall in a ball of radius 1e-9: scale every step by threat.eps",
+        broken == 0,
+        f"{broken} images are broken in a ball of radius 1e-9: scale every step by threat.eps",
     )
 
 
@@ -243,11 +128,11 @@ def rows_stand_alone(case: AttackCase) -> None:
 def sound_on_a_linear_model(case: AttackCase) -> None:
     """It breaks no image of a linear model that cannot be broken."""
     problem, broken = _on_a_linear_model(case)
-    wrong = int((broken & (problem.distance > 1.01 * _EPS["linf"])).sum())
+    wrong = int((broken & (problem.distance > 1.01 * EPS["linf"])).sum())
     demand(
         wrong == 0,
-        f"{wrong} images fall that no attack can break: let the victim's model and the labels "
-        "alone",
+        f"{wrong} images are broken that no attack can break: let the victim's model and the "
+        "labels alone",
     )
 
 
@@ -256,12 +141,11 @@ def finds_something(case: AttackCase) -> None:
     broken.
     """
     problem, broken = _on_a_linear_model(case)
-    found = int(broken.sum())
-    able = int((problem.distance < 0.99 * _EPS["linf"]).sum())
+    breakable = int((problem.distance < 0.99 * EPS["linf"]).sum())
     demand(
-        found > 0 or case.plugin.card.control,
-        f"it breaks none of {able} images of a linear model that can be broken: maximise the loss "
-        "or set Card(control=True)",
+        bool(broken.any()) or case.plugin.card.control,
+        f"it breaks none of {breakable} images of a linear model that can be broken: maximise the "
+        "loss or set Card(control=True)",
     )
 
 
@@ -273,22 +157,22 @@ def _on_a_linear_model(case: AttackCase) -> tuple[LinearProblem, Tensor]:
     if "linf" not in case.points_by_norm:
         return problem, torch.zeros(24, dtype=torch.bool)
     attacked = case.run(
-        Classifier(problem.model, 2).eval(), problem.images, ThreatModel("linf", _EPS["linf"])
+        Classifier(problem.model, 2).eval(), problem.images, ThreatModel("linf", EPS["linf"])
     )
     return problem, attacked.predictions[:, 0] != problem.images.labels
 
 
 def works_on_random_defenses(case: AttackCase) -> None:
-    """It runs on a stochastic defense under every randomness law that it does not refuse, and
+    """It runs on a stochastic defense under every randomness model that it does not refuse, and
     refuses not all.
     """
-    laws = [randomness for randomness in _MODELS if _accepts(case, randomness)]
+    accepted = [randomness for randomness in _MODELS if _accepts(case, randomness)]
     demand(
-        bool(laws),
-        "it refuses stochastic defenses under every randomness law: let `check` accept at least "
+        bool(accepted),
+        "it refuses stochastic defenses under every randomness model: let `check` accept at least "
         "replay",
     )
-    for randomness in laws:
+    for randomness in accepted:
         try:
             case.run(Jittered(case.setup.classifier), case.images, case.threat, randomness)
         except Exception as error:

@@ -12,35 +12,26 @@ from typing import Any, TypeVar, cast
 import torch
 from pydantic import ValidationError
 
-from bench.contract.toys import CLASSES, InMemory, SmallNet, gratings
-from bench.data.dataset import ImageSet
-from bench.defense import DefendedClassifier
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
-from bench.engine.fingerprint import fingerprint
 from bench.engine.run import run_evaluation
-from bench.engine.setup import Setup
 from bench.errors import BadInput, one_line
-from bench.models.classifier import Classifier
 from bench.noise import generators, isolated
-from bench.plugins.create import Named
 from bench.results.store import Store, read_record
 from bench.spec import canonical, parse, read_params, spelled_out
-from bench.threat import ThreatModel
 
-_SPARE = 400
 IMAGES = 12
 """How many images a contract is checked on."""
 
 C = TypeVar("C")
 Check = Callable[[C], None]
-"""Raises `Broken` where a plugin breaks its contract. Its name and the first line of its docstring
-are shown.
+"""Raises `Broken` where a plugin breaks its contract. Its name and the first paragraph of its
+docstring are shown.
 """
 
 
 class Broken(AssertionError):
-    """A plugin breaks its contract: one line that says what is wrong and how to mend it."""
+    """A plugin breaks its contract: one line that says what is wrong and how to fix it."""
 
 
 class Unbuilt(Exception):
@@ -54,7 +45,7 @@ class Verdict:
     Attributes:
         name: the check's name.
         outcome: `ok`, `FAIL`, or `skip` where the defense cannot be built.
-        message: the promise that was kept, or what is wrong and how to mend it.
+        message: the promise that was kept, or what is wrong and how to fix it.
     """
 
     name: str
@@ -63,14 +54,14 @@ class Verdict:
 
 
 def name_of(check: Check[Any]) -> str:
-    """The name of a check, in words."""
+    """The name of a check, in words: `rows stand alone`."""
     return cast(Any, check).__name__.replace("_", " ")  # type: ignore[no-any-return]
 
 
 def examine(checks: Sequence[Check[C]], case: C) -> Iterator[Verdict]:
     """Run checks one after the other; each stands alone."""
     for check in checks:
-        outcome, message = "ok", (inspect.getdoc(check) or "").partition("\n")[0]
+        outcome, message = "ok", _promise(check)
         try:
             check(case)
         except Unbuilt:
@@ -78,53 +69,19 @@ def examine(checks: Sequence[Check[C]], case: C) -> Iterator[Verdict]:
         except Broken as error:
             outcome, message = "FAIL", str(error)
         except Exception as error:
-            outcome, message = "FAIL", f"it fails with {one_line(error)}: mend it"
+            outcome, message = "FAIL", f"it fails with {one_line(error)}: fix it"
         yield Verdict(name_of(check), outcome, message)
+
+
+def _promise(check: Check[Any]) -> str:
+    """The first paragraph of a check's docstring, in one line."""
+    return " ".join((inspect.getdoc(check) or "").partition("\n\n")[0].split())
 
 
 def demand(held: bool, message: str) -> None:
     """Raise `Broken` with this message unless `held`."""
     if not held:
         raise Broken(message)
-
-
-# Subjects -----------------------------------------------------------------------------------------
-
-
-def built_in_setup() -> Setup:
-    """Twelve gratings and a small network that is right on all of them; see
-    `bench.contract.toys`.
-    """
-    training = gratings(96, first=1000)
-    return setup_in_memory(
-        Classifier(SmallNet(training), CLASSES).eval(),
-        gratings(IMAGES),
-        training,
-        gratings(_SPARE, first=5000),
-    )
-
-
-def setup_in_memory(
-    classifier: DefendedClassifier,
-    images: ImageSet,
-    training: ImageSet,
-    spare: ImageSet | None = None,
-) -> Setup:
-    """A subject from what is at hand; `spare` are test images that are not evaluated."""
-    dataset = InMemory(images, training, classifier.num_classes, spare)
-    return Setup(
-        dataset=Named("contract", "contract", dataset, ()),
-        images=images,
-        available=len(images),
-        threat=ThreatModel("linf", dataset.default_eps),
-        classifier=classifier,
-        classifier_spec="contract",
-        classifier_sha=fingerprint(classifier),
-        sources={"dataset": "contract", "classifier": "contract"},
-    )
-
-
-# Checks that defenses and attacks share -----------------------------------------------------------
 
 
 def check_round_trip(plugin: Any, positional: str | None) -> None:
@@ -217,25 +174,25 @@ def check_engine(evaluation: Evaluation) -> None:
                 f"the engine cannot run it ({one_line(error)}): `bench run` shows the whole "
                 "traceback in a file"
             ) from error
-        found = read_record(Path(folder) / f"{record.stem}.json")
+        stored = read_record(Path(folder) / f"{record.stem}.json")
         demand(
-            found == record,
+            stored == record,
             "its record does not come out of its file again: keep identity and findings plain",
         )
 
 
 def check_generators(run: Callable[[], Any], what: str) -> None:
     """Nothing reads or moves a global random generator."""
-    found = []
+    outcomes = []
     for seed in (1, 2, 1):
         with isolated(seed):
             before = generators()
-            found.append(run())
+            outcomes.append(run())
             still = generators() == before
         demand(
             still,
             f"{what} draws from a global generator (torch, NumPy or Python): take every number "
             "from `noise`",
         )
-    reads = torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+    reads = torch.equal(outcomes[0], outcomes[2]) and not torch.equal(outcomes[0], outcomes[1])
     demand(not reads, f"{what} depends on a global generator: take every number from `noise`")

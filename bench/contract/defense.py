@@ -5,196 +5,33 @@ Every check works on a copy of the defense as the engine builds it, so that none
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.attack import Attack
 from bench.contract.check import (
-    IMAGES,
     Broken,
     Check,
     Unbuilt,
-    built_in_setup,
     check_bad_parameters,
     check_description,
     check_engine,
     check_generators,
     check_round_trip,
     demand,
-    setup_in_memory,
 )
-from bench.contract.toys import labelled
-from bench.defense import DataAccess, DefendedClassifier, Defense, Forward, NoParams
-from bench.engine.build import build, data_access
-from bench.engine.evaluation import Evaluation
-from bench.engine.request import Request
-from bench.engine.setup import Setup, load_setup
-from bench.errors import BadInput, one_line
-from bench.losses import cross_entropy, margin
-from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream, isolated
-from bench.plugins.create import DEFENSES, AttackChoice, Named, create, create_attack
-from bench.randomness import RandomnessModel
-from bench.spec import Spec, canonical, parse, read_params
-from bench.threat import ThreatModel
-from bench.victim import Victim
+from bench.contract.defense_case import CPU, DefenseCase, output
+from bench.defense import DefendedClassifier, Forward
+from bench.engine.build import build
+from bench.errors import BadInput
+from bench.losses import cross_entropy
+from bench.noise import isolated
+from bench.plugins.create import AttackChoice, create_attack
 
 _TOLERANCE = 1e-3
 _DRAWS = 4
-_CPU = torch.device("cpu")
-
-
-class Witness(DataAccess):
-    """A door to data that remembers what was asked of it."""
-
-    def __init__(self, door: DataAccess) -> None:
-        self.__dict__.update(vars(door))
-        self.asked: set[str] = set()
-
-    def _get(self, need: Any, *arguments: Any, **options: Any) -> Any:
-        self.asked.add(str(need))
-        return super()._get(need, *arguments, **options)
-
-
-class OneStep(Attack[NoParams]):
-    """One full step up the margin's gradient: the least that an attack does with a defense."""
-
-    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-        """The images after one step of length eps."""
-        rows = torch.arange(len(images), device=images.device)
-        slope = victim.objective(labels, margin)(images, rows, 0, True).gradient
-        return images if slope is None else threat.ascend(images, slope, threat.eps, images)
-
-
-class DefenseCase:
-    """A defense to check, on a few images and a classifier.
-
-    Args:
-        defense: a spec such as `my_defense.py@MyDefense:sigma=0.1`, or the class, which then takes
-            its default parameters.
-        dataset: a data set's spec; built-in images of shape (3, 16, 16) by default.
-        classifier: a classifier's spec or a module; the data set's own by default.
-        images: images (n, C, H, W) in [0, 1] and labels (n,) instead of a data set; they need a
-            module as classifier.
-    """
-
-    def __init__(
-        self,
-        defense: str | type[Defense[Any]],
-        dataset: str = "",
-        classifier: str | nn.Module | None = None,
-        images: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self.defense = named_defense(defense)
-        self.plugin: Defense[Any] = self.defense.plugin
-        self.setup = setup_for(dataset, classifier, images)
-        self.images, self.labels = self.setup.images.pixels(), self.setup.images.labels
-        self.witness = Witness(data_access(self.evaluation))
-        self._base = output(self.setup.classifier, self.images, self.noise())
-
-    @cached_property
-    def evaluation(self) -> Evaluation:
-        """The cell that the engine runs: one step along the gradient that fits the defense, on a
-        tape.
-        """
-        offered = [gradient for gradient in self.plugin.gradients if gradient != "full"]
-        step: Named[Attack[Any]] = Named("one-step", "one-step", OneStep(NoParams()), ())
-        randomness = (
-            RandomnessModel("replay")
-            if self.plugin.stochastic or self.setup.classifier.stochastic
-            else RandomnessModel()
-        )
-        return Evaluation(
-            self.setup,
-            self.defense,
-            step,
-            offered[0] if offered else "full",
-            randomness,
-            seed=0,
-            build_seed=0,
-        )
-
-    @cached_property
-    def _built(self) -> DefendedClassifier | Exception:
-        try:
-            return build(self.evaluation, _CPU, self.witness)
-        except Exception as error:
-            return error
-
-    def defended(self) -> DefendedClassifier:
-        """A copy of the built defense. Raises `Unbuilt` where it cannot be built."""
-        if isinstance(self._built, Exception):
-            raise Unbuilt(one_line(self._built)) from self._built
-        try:
-            return copy.deepcopy(self._built)
-        except Exception:
-            return self._built
-
-    def noise(self, draw: int = 0) -> Noise:
-        """The judge's numbers of one draw, one row an image."""
-        return Noise.of(0, Stream.EVAL, self.setup.images.ids, draw)
-
-    def undefended_now(self) -> tuple[Tensor, Tensor]:
-        """Logits of the classifier that was given to the defense: before it was built, and now."""
-        return self._base, output(self.setup.classifier, self.images, self.noise())
-
-
-def named_defense(defense: str | type[Defense[Any]]) -> Named[Defense[Any]]:
-    """A defense from its spec or its class."""
-    if isinstance(defense, str):
-        return create(DEFENSES, parse(defense))
-    DEFENSES.check(defense, getattr(defense, "__name__", str(defense)))
-    params = read_params(defense.Params, Spec(defense.__name__), f"defense {defense.__name__!r}")
-    return Named(defense.__name__, canonical(defense.__name__, params), defense(params), ())
-
-
-def setup_for(
-    dataset: str, classifier: str | nn.Module | None, images: tuple[Tensor, Tensor] | None
-) -> Setup:
-    """What to check a defense on. Raises `BadInput` where images and classifier do not go
-    together.
-    """
-    module = classifier if isinstance(classifier, nn.Module) else None
-    if images is not None:
-        if module is None:
-            raise BadInput(
-                "images are given without a module that classifies them: set classifier as well"
-            )
-        own = labelled(*images)
-        given = (
-            module
-            if isinstance(module, DefendedClassifier)
-            else Classifier(module.eval(), _classes(module, own.pixels()))
-        )
-        return setup_in_memory(given, own, own)
-    if dataset:
-        spec = classifier if isinstance(classifier, str) else None
-        return load_setup(Request(dataset=dataset, classifier=spec, n=IMAGES), module)
-    if classifier is not None:
-        raise BadInput(
-            "a classifier is given without images that fit it: set dataset, or images, as well"
-        )
-    return built_in_setup()
-
-
-def _classes(module: nn.Module, images: Tensor) -> int:
-    with isolated(0), torch.no_grad():
-        return int(module(images[:1]).shape[1])
-
-
-def output(forward: Forward, images: Tensor, noise: Noise) -> Tensor:
-    """What a forward pass returns, without gradient, the global generators seeded alike and left as
-    found.
-    """
-    with isolated(0), torch.no_grad():
-        found: Tensor = forward(images, noise)
-    return found
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
@@ -202,9 +39,6 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return float(
         (one - other).abs().nan_to_num(0).max() / (1 + other.abs().nan_to_num(0, 0, 0).max())
     )
-
-
-# The checks ---------------------------------------------------------------------------------------
 
 
 def builds(case: DefenseCase) -> None:
@@ -219,14 +53,14 @@ def shape(case: DefenseCase) -> None:
     """Logits are floating point, (n, num_classes), for any number of images."""
     defended = case.defended()
     for n in (len(case.images), 1):
-        got = output(defended, case.images[:n], case.noise().rows(slice(0, n)))
-        due = (n, case.setup.classifier.num_classes)
-        right = isinstance(got, Tensor) and got.is_floating_point() and tuple(got.shape) == due
-        seen = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        logits = output(defended, case.images[:n], case.noise().rows(slice(0, n)))
+        expected = (n, case.setup.classifier.num_classes)
+        is_tensor = isinstance(logits, Tensor)
+        returned = tuple(logits.shape) if is_tensor else type(logits).__name__
         demand(
-            right,
-            f"forward returned {seen} for {n} images: return one row of K logits an image, here "
-            f"{due}",
+            is_tensor and logits.is_floating_point() and returned == expected,
+            f"forward returned {returned} for {n} images: return one row of K logits an image, "
+            f"here {expected}",
         )
 
 
@@ -317,7 +151,7 @@ def gradients_as_declared(case: DefenseCase) -> None:
     names = [name for name in case.plugin.gradients if name != "full"] or ["full"]
     for name in names:
         slope = _slope(defended.forward_pass(name), case)
-        mend = (
+        fix = (
             "offer another: derive from InputTransform with gradients = ('full', 'bpda') on both "
             "classes"
             if name == "full"
@@ -325,7 +159,7 @@ def gradients_as_declared(case: DefenseCase) -> None:
         )
         demand(
             slope is not None,
-            f"it declares the gradient {name!r}, but none reaches the image: {mend}",
+            f"it declares the gradient {name!r}, but none reaches the image: {fix}",
         )
         if slope is not None:
             demand(
@@ -334,7 +168,7 @@ def gradients_as_declared(case: DefenseCase) -> None:
             )
             dead = int((slope.flatten(1).abs().amax(1) == 0).sum())
             demand(
-                dead == 0, f"the gradient {name!r} is zero on {dead} of {len(slope)} images: {mend}"
+                dead == 0, f"the gradient {name!r} is zero on {dead} of {len(slope)} images: {fix}"
             )
 
 
@@ -345,9 +179,9 @@ def _slope(forward: Forward, case: DefenseCase) -> Tensor | None:
         return torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
 
 
-def twins_agree(case: DefenseCase) -> None:
-    """Twins have the outputs of the native forward pass, bit for bit, in every view, but for
-    declared `transfers`.
+def forward_passes_agree(case: DefenseCase) -> None:
+    """Forward passes with another gradient have the outputs of the native one, bit for bit, in
+    every view, but for declared `transfers`.
     """
     defended = case.defended()
     for view in defended.views():
@@ -383,7 +217,8 @@ def views_work(case: DefenseCase) -> None:
     for arguments in (("no-such-gradient", "logits"), ("full", "no-such-view")):
         demand(
             _refuses(defended, *arguments),
-            f"twin{arguments} is not refused: raise BadInput for names that it does not offer",
+            f"forward_pass{arguments} is not refused: raise BadInput for names that it "
+            "does not offer",
         )
 
 
@@ -408,7 +243,7 @@ def data_as_declared(case: DefenseCase) -> None:
 
 def build_is_reproducible(case: DefenseCase) -> None:
     """Built twice from the same noise it gives the same logits."""
-    one, other = case.defended(), build(case.evaluation, _CPU)
+    one, other = case.defended(), build(case.evaluation, CPU)
     same = torch.equal(
         output(one, case.images, case.noise()), output(other, case.images, case.noise())
     )
@@ -480,10 +315,10 @@ def card_names_fitting_attacks(case: DefenseCase) -> None:
             "add 'bpda' or such",
         )
     if case.plugin.stochastic:
-        laws = {choice.randomness for choice in choices} - {None, "fresh"}
+        models = {choice.randomness for choice in choices} - {None, "fresh"}
         demand(
-            bool(laws),
-            f"{name} is stochastic, but no attack of its card minds that: add 'pgd+eot' and "
+            bool(models),
+            f"{name} is stochastic, but no attack of its card is made for that: add 'pgd+eot' and "
             "'pgd+replay'",
         )
 
@@ -522,7 +357,7 @@ DEFENSE_CHECKS: Sequence[Check[DefenseCase]] = (
     rows_stand_alone,
     generators_untouched,
     gradients_as_declared,
-    twins_agree,
+    forward_passes_agree,
     views_work,
     data_as_declared,
     build_is_reproducible,

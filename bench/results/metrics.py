@@ -41,11 +41,13 @@ def measure(outcomes: Outcomes, *, by_gradient: bool) -> Metrics:
 
 
 def accuracy(outcomes: Outcomes, which: str) -> Accuracy:
-    """Accuracy of the draws `clean`, `adversarial` or `replayed`, of which there is at least one
-    an image.
+    """Accuracy of the draws `clean`, `adversarial` or `replayed`. Raises `ValueError` where there
+    are none.
     """
     correct, predictions = outcomes.correct(which), outcomes.predictions(which)
     n, draws = correct.shape
+    if not draws:
+        raise ValueError(f"no {which} draws: an accuracy needs at least one an image")
     right = correct.sum(axis=1)
     labels = outcomes.true_labels()
     # A prediction on a point that counts as broken regardless (clean-wrong) is no right answer for

@@ -24,7 +24,7 @@ from bench.engine.run import run_evaluation
 from bench.engine.shards import shards_of
 from bench.noise import generators, isolated
 from bench.randomness import RandomnessModel
-from bench.report.leaderboard import rows_table
+from bench.report.rows import rows_table
 from bench.results.store import Store, read_record
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen

@@ -1,30 +1,27 @@
-"""The contract kit: ours pass it, and each check alone catches what it is there for."""
-
-from pathlib import Path
+"""The contract of a defense: ours pass it, and each check alone catches what it is there for."""
 
 import numpy as np
 import pytest
 import torch
-from bench_attacks.pgd import PGD, PGDParams
 from pydantic import ConfigDict, field_validator
 from torch import nn
 
-from bench.attack import Attack
-from bench.contract.attack import ATTACK_CHECKS, AttackCase
-from bench.contract.check import examine, name_of
-from bench.contract.defense import DEFENSE_CHECKS, DefenseCase
-from bench.contract.toys import CLASSES, Linear, SmallNet, gratings, linear_problem
+from bench.contract.check import examine
+from bench.contract.defense import DEFENSE_CHECKS
+from bench.contract.defense_case import DefenseCase
+from bench.contract.toys import SmallNet, gratings
 from bench.defense import Card, Defense, InputTransform, Need
 from bench.errors import AccessDenied
-from bench.losses import margin
 from bench.noise import isolated
-from bench.randomness import Query
 from bench.spec import Params
-from bench.testing import AttackContract, DefenseContract
+from bench.testing import DefenseContract
 from tests import toy_plugins  # noqa: F401
+from tests.contract.helpers import failures
+from tests.helpers import ROOT
 from tests.toys import message
 
-MODEL = f"{Path(__file__).parent}/toy_model.py@make_model"
+MODEL = f"{ROOT}/tests/toy_model.py@make_model"
+
 
 CARD = Card(paper="a paper", attacks=("pgd", "pgd+eot"))
 
@@ -39,33 +36,6 @@ class TestBitDepth(DefenseContract):
 
 class TestRandomResize(DefenseContract):
     defense = "random-resize:grow=3,mode=bilinear"
-
-
-class TestPGD(AttackContract):
-    attack = "pgd+replay:steps=5"
-
-
-class TestPGDClass(AttackContract):
-    attack = PGD
-
-
-class TestSquare(AttackContract):
-    attack = "square:queries=50"
-
-
-class TestApgd(AttackContract):
-    attack = "apgd-ce:steps=10"
-
-
-class TestRandomNoise(AttackContract):
-    attack = "noise:tries=3"
-
-
-class TestNull(AttackContract):
-    attack = "null"
-
-
-# Defenses that are broken in one way each ---------------------------------------------------------
 
 
 class Front(InputTransform):
@@ -185,8 +155,11 @@ def other_forward_pass():
     class Other(Front):
         gradients = ("full", "bpda")
 
-        def _transform_bpda(self, images, noise):
-            return images * 0.999
+        def forward_pass(self, gradient="full", view="logits"):
+            native = super().forward_pass(gradient, view)
+            if gradient != "bpda":
+                return native
+            return lambda images, noise: native(images * 0.999, noise)
 
     return defense(Other, card=Card(paper="a paper", attacks=("bpda",)))
 
@@ -310,7 +283,7 @@ BROKEN = {
     rounds: "gradients as declared",
     detaches: "gradients as declared",
     dead_proxy: "gradients as declared",
-    other_forward_pass: "twins agree",
+    other_forward_pass: "forward passes agree",
     accepts_any_view: "views work",
     hidden_thief: "data as declared",
     private_build: "build is reproducible",
@@ -326,24 +299,16 @@ BROKEN = {
 }
 
 
-def failures(checks, case):
-    return {
-        verdict.name: verdict.message
-        for verdict in examine(checks, case)
-        if verdict.outcome == "FAIL"
-    }
-
-
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
 def test_each_broken_defense_fails_its_check_and_no_other(broken):
     options = {}
     if broken is patches_a_class:
         Scaled.scale = 1.0
         options = {"classifier": Scaled(), "images": (gratings(12).pixels(), gratings(12).labels)}
-    found = failures(DEFENSE_CHECKS, DefenseCase(broken(), **options))
-    assert set(found) == {BROKEN[broken]}
-    assert all(": " in text and "\n" not in text for text in found.values()), (
-        "what is wrong: how to mend it"
+    failed = failures(DEFENSE_CHECKS, DefenseCase(broken(), **options))
+    assert set(failed) == {BROKEN[broken]}
+    assert all(": " in text and "\n" not in text for text in failed.values()), (
+        "what is wrong: how to fix it"
     )
 
 
@@ -382,8 +347,8 @@ def test_a_declared_need_is_served_and_an_undeclared_one_is_named():
     assert not failures(
         DEFENSE_CHECKS, DefenseCase(defense(build=build, needs=frozenset({Need.TRAINING_DATA})))
     )
-    found = failures(DEFENSE_CHECKS, DefenseCase(defense(build=build)))
-    assert "without declaring it: add it to `needs`" in found["builds"]
+    failed = failures(DEFENSE_CHECKS, DefenseCase(defense(build=build)))
+    assert "without declaring it: add it to `needs`" in failed["builds"]
 
 
 def test_a_defense_is_checked_on_the_authors_own_images_and_data_sets():
@@ -417,186 +382,8 @@ class Padded(nn.Module):
         )
 
 
-# Attacks that are broken in one way each ----------------------------------------------------------
-
-
-class Honest(Attack[PGDParams]):
-    """Five steps of PGD, to break."""
-
-    Params = PGDParams
-    card = Card(paper="a paper")
-
-    def run(self, victim, images, labels, threat):
-        return PGD(PGDParams(steps=5)).run(victim, images, labels, threat)
-
-
-def attack(run, **attributes):
-    return type("Broken", (Honest,), {"__doc__": "A toy.", "run": run, **attributes})
-
-
-def leaves_the_ball():
-    def run(self, victim, images, labels, threat):
-        return Honest.run(self, victim, images, labels, threat) + 0.001
-
-    return attack(run)
-
-
-def works_in_place():
-    def run(self, victim, images, labels, threat):
-        points = Honest.run(self, victim, images, labels, threat)
-        labels.zero_()
-        return points
-
-    return attack(run)
-
-
-def needs_a_large_ball():
-    def run(self, victim, images, labels, threat):
-        return Honest.run(self, victim, images, labels, threat) / min(1.0, threat.eps // 1e-6)
-
-    return attack(run)
-
-
-def keeps_a_generator():
-    rng = np.random.default_rng(0)
-
-    def run(self, victim, images, labels, threat):
-        points = Honest.run(self, victim, images, labels, threat)
-        return threat.project(points + 1e-5 * float(rng.normal()), images)
-
-    return attack(run)
-
-
-def seeds_globally():
-    def run(self, victim, images, labels, threat):
-        return threat.project(
-            Honest.run(self, victim, images, labels, threat) + 1e-3 * torch.rand(1), images
-        )
-
-    return attack(run)
-
-
-def one_direction_for_all():
-    def run(self, victim, images, labels, threat):
-        rows = torch.arange(len(images))
-        slope = victim.objective(labels, margin)(images, rows, 0, True).gradient
-        return threat.ascend(images, slope + 2 * slope.mean(0, keepdim=True), threat.eps, images)
-
-    return attack(run)
-
-
-def ruins_the_model():
-    def run(self, victim, images, labels, threat):
-        model = getattr(victim._classifier, "network", None)
-        if isinstance(model, Linear):
-            model.weight.data.neg_()
-        return Honest.run(self, victim, images, labels, threat)
-
-    return attack(run)
-
-
-def does_nothing():
-    return attack(lambda self, victim, images, labels, threat: images)
-
-
-def expects_one_draw():
-    def run(self, victim, images, labels, threat):
-        victim.logits(images, torch.arange(len(images)), Query()).reshape(len(images), -1)[
-            :, :CLASSES
-        ].argmax(1)
-        assert victim.logits(images, torch.arange(len(images)), Query()).shape[1] == 1
-        return Honest.run(self, victim, images, labels, threat)
-
-    return attack(run)
-
-
-def expects_a_gradient():
-    def run(self, victim, images, labels, threat):
-        reading = victim.objective(labels, margin)(images, torch.arange(len(images)), 0, True)
-        assert reading.success.all() or reading.gradient.abs().sum() > 0
-        return Honest.run(self, victim, images, labels, threat)
-
-    return attack(run)
-
-
-def nameless():
-    return attack(Honest.run, __doc__=None)
-
-
-def without_a_card():
-    return attack(Honest.run, card=Card())
-
-
-def with_unread_parameters():
-    class Sizes(PGDParams):
-        sizes: tuple[int, int] = (3, 5)
-
-    return attack(Honest.run, Params=Sizes)
-
-
-def with_loose_parameters():
-    class Loose(PGDParams):
-        model_config = ConfigDict(extra="ignore")
-
-    return attack(Honest.run, Params=Loose)
-
-
-BROKEN_ATTACKS = {
-    leaves_the_ball: "points in ball and box",
-    works_in_place: "inputs left alone",
-    needs_a_large_ball: "nothing in a tiny ball",
-    keeps_a_generator: "same points again",
-    seeds_globally: "generators untouched",
-    one_direction_for_all: "rows stand alone",
-    ruins_the_model: "sound on a linear model",
-    does_nothing: "finds something",
-    expects_one_draw: "works on random defenses",
-    expects_a_gradient: "works without gradients",
-    nameless: "describes itself",
-    without_a_card: "describes itself",
-    with_unread_parameters: "parameters survive their spec",
-    with_loose_parameters: "bad parameters are refused",
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN_ATTACKS, ids=lambda broken: broken.__name__)
-def test_each_broken_attack_fails_its_check_and_no_other(broken):
-    assert set(failures(ATTACK_CHECKS, AttackCase(broken()))) == {BROKEN_ATTACKS[broken]}
-
-
-def test_every_check_has_caught_something():
-    seen_by_several = {"same noise same logits"}
-    assert {name_of(check) for check in DEFENSE_CHECKS} == {*BROKEN.values(), *seen_by_several}
-    assert {name_of(check) for check in ATTACK_CHECKS} == {
-        *BROKEN_ATTACKS.values(),
-        "engine runs it",
-    }
-
-
 def test_a_class_with_required_parameters_needs_a_spec():
     class Required(Params):
         sigma: float
 
     assert "'sigma' is required" in message(lambda: DefenseCase(defense(Params=Required)))
-
-
-def test_the_linear_problem_knows_its_own_distances():
-    problem = linear_problem(24)
-    assert not failures(ATTACK_CHECKS, AttackCase(Honest))
-    with torch.no_grad():
-        logits = problem.model(problem.images.images)
-    score = (logits[:, 0] - logits[:, 1]) / 2 / problem.model.weight.abs().sum()
-    assert torch.allclose(
-        torch.where(problem.images.labels == 0, score, -score), problem.distance, atol=1e-6
-    )
-    assert problem.images.images.min() > 0.05 and problem.images.images.max() < 0.95
-
-
-def test_the_built_in_images_are_learned_and_half_of_them_breakable():
-    case = AttackCase("pgd")
-    assert all(
-        0.1 < (a.predictions[:, 0] == case.images.labels).float().mean() < 0.9
-        for a in case.points_by_norm.values()
-    )
-    null = AttackCase("null").points_by_norm["linf"]
-    assert (null.predictions[:, 0] == case.images.labels).all()

@@ -1,41 +1,22 @@
-"""`bench compare`: several defenses on the same images, by constructed records."""
+"""`bench compare`: several defenses on the same images, by records with given verdicts."""
 
 import json
 
 import pytest
 
 from bench.report.compare import by_build, compare, comparison, render
-from bench.report.leaderboard import boards
-from bench.results.record import Record
-from bench.results.verdicts import holm
-from bench.storage.identity import identity_hash
-from tests.test_cli import call, refused
-from tests.test_protocols import HALF, RIGHT, WRONG, made, matrix, stored
+from tests.helpers import call, refused
+from tests.report.helpers import HALF, LESS, RIGHT, WRONG, record, stored
 from tests.toys import message
 
-LESS = matrix(*["1111"] * 40, *["0000"] * 60)
 
-
-def record(defense, verdicts, build=0, attack="pgd", **changes) -> Record:
-    found = made(verdicts, attack=attack, **changes)
-    identity = {
-        **found.identity,
-        "defense": {"name": defense},
-        "seeds": {**found.identity["seeds"], "build": build},
-    }
-    title = {**found.title, "defense": defense}
-    return found.model_copy(
-        update={"identity": identity, "id": identity_hash(identity), "title": title}
-    )
-
-
-def found(*records, first=None):
+def compared(*records, first=None):
     (defenses,) = compare(records, first).values()
     return defenses
 
 
 def test_the_worst_case_over_attacks_stands_against_the_base():
-    defenses = found(
+    defenses = compared(
         record("b", RIGHT),
         record("b", HALF, attack="null"),
         record("undefended", WRONG),
@@ -58,14 +39,14 @@ def test_the_worst_case_over_attacks_stands_against_the_base():
 def test_builds_are_paired_by_their_seeds():
     """HALF and its complement agree on no image, so a wrong pairing shows."""
     ours = [record("a", HALF, build=1), record("a", ~HALF, build=5)]
-    defenses = found(
+    defenses = compared(
         *ours, record("b", ~HALF, build=5), record("b", HALF, build=1), record("b", RIGHT, build=2)
     )
     rows = by_build(defenses).to_dict("records")[2:]
     assert [row["build"] for row in rows] == [1, 5] and [
         (row["lost"], row["won"]) for row in rows
     ] == [(0, 0), (0, 0)]
-    against_one = found(*ours, record("undefended", WRONG))
+    against_one = compared(*ours, record("undefended", WRONG))
     assert [(row["build"], row["won"]) for row in by_build(against_one).to_dict("records")[1:]] == [
         (1, 50),
         (5, 50),
@@ -78,7 +59,7 @@ def test_builds_are_paired_by_their_seeds():
 
 def test_another_first_one_and_what_cannot_be_compared():
     records = [record("undefended", WRONG), record("a", LESS), record("b", HALF)]
-    assert found(*records, first="b")[0].defense == "b"
+    assert compared(*records, first="b")[0].defense == "b"
     assert "no record of the defense 'c' here" in message(lambda: compare(records, "c"))
     assert "no two of these records" in message(lambda: compare(records[:1]))
     edited = records[1].model_copy(
@@ -89,7 +70,7 @@ def test_another_first_one_and_what_cannot_be_compared():
     )
 
 
-def test_a_subject_alone_is_passed_over():
+def test_a_setup_alone_is_passed_over():
     other = record("a", LESS)
     apart = other.model_copy(
         update={"identity": {**other.identity, "threat": {"norm": "linf", "eps": 0.5}}}
@@ -108,25 +89,6 @@ def test_the_command(tmp_path, capsys):
     empty.mkdir()
     assert "undefended" in refused(capsys, empty, "compare", *paths, "--to", "undefendet")
     assert "no records" in refused(capsys, empty, "compare", str(empty))
-
-
-def test_rows_of_one_name_tell_their_build():
-    (board,) = boards([record("a", HALF), record("a", LESS, build=1), record("b", RIGHT)])
-    assert list(board.table["defense"]) == ["b", "a (build 0)", "a (build 1)"]
-
-
-@pytest.mark.parametrize(
-    ("values", "adjusted"),
-    [
-        ([], []),
-        ([0.04], [0.04]),
-        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
-        ([0.9, 0.8], [1.0, 1.0]),
-    ],
-)
-def test_holm(values, adjusted):
-    """The second line by hand: 0.01 times 3, then 0.03 times 2, then no less than that."""
-    assert holm(values) == pytest.approx(adjusted)
 
 
 def test_plain_numbers(tmp_path, capsys):

@@ -1,3 +1,5 @@
+"""Artifacts: made once, resumed, made again where damaged."""
+
 import json
 import multiprocessing
 import os
@@ -73,16 +75,15 @@ def test_a_damaged_one_is_made_again(harm):
     elif harm == "truncate":
         (folder / "identity.json").write_text("{")
     else:
-        (folder / "identity.json").write_text(
-            json.dumps({"identity": {"seed": 1}, "files": artifacts._hashes(folder)})
-        )
+        about = json.loads((folder / "identity.json").read_text())
+        (folder / "identity.json").write_text(json.dumps({**about, "identity": {"seed": 1}}))
     log = []
     assert artifact("nets", {"seed": 0}, write("right", log)) == folder
     assert log == [[]] and (folder / "a" / "text").read_text() == "right"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def _caller(log, barrier):
+def make_slowly(log, barrier):
     def make(folder):
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -97,7 +98,7 @@ def _caller(log, barrier):
 def test_of_two_processes_one_makes_it_and_the_other_waits(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
-    both = [context.Process(target=_caller, args=(tmp_path / "log", barrier)) for _ in range(2)]
+    both = [context.Process(target=make_slowly, args=(tmp_path / "log", barrier)) for _ in range(2)]
     for one in both:
         one.start()
     for one in both:

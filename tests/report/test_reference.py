@@ -12,7 +12,7 @@ from bench.cli import execute
 from bench.report.reference import BADGES, Reference, read_references, render, select
 from tests.toys import message
 
-FOLDER = Path(__file__).parents[1] / "leaderboards" / "reference"
+FOLDER = Path(__file__).parents[2] / "leaderboards" / "reference"
 COLUMNS = ",".join(Reference.model_fields)
 GOOD = (
     "A paper,Table 1,CIFAR-10,ResNet-18,TTE,PGD,,linf,8/255,robust "

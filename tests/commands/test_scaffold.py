@@ -1,8 +1,5 @@
-"""`bench new` and `bench check`, the example package, and every code block of
-docs/add-a-defense.md.
-"""
+"""`bench new`, the example package, and every code block of docs/start/own-defense.md."""
 
-import json
 import os
 import re
 import shlex
@@ -12,20 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import bench
 from bench.cli import execute
 from bench.commands.scaffold import class_name
 from bench.noise import isolated
-from bench.plugins.create import ATTACKS
-from tests import toy_plugins  # noqa: F401
-
-ROOT = Path(__file__).parents[1]
-
-
-def call(capsys, *arguments):
-    code = execute(list(arguments))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from bench.plugins.registry import Registry
+from tests.helpers import ROOT, call
 
 
 def shell(folder: Path, script: str) -> str:
@@ -115,13 +103,17 @@ def run_here(line: str, folder: Path, monkeypatch) -> int:
     assert command == "pip"
     shell(folder, line)
     monkeypatch.syspath_prepend(folder / "site")
-    monkeypatch.setattr(ATTACKS, "_points", None)
+    monkeypatch.setattr(
+        "bench.plugins.create.ATTACKS", Registry("attack", "bench.attacks", "bench.attack:Attack")
+    )
     return 0
 
 
 def test_every_block_of_the_guide_runs(tmp_path, capsys, monkeypatch):
-    guide = (ROOT / "docs" / "add-a-defense.md").read_text()
-    blocks = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    guide = (ROOT / "docs" / "start" / "own-defense.md").read_text()
+    blocks = re.findall(
+        r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```$', guide, re.MULTILINE | re.DOTALL
+    )
     assert len(blocks) == guide.count("\n```") / 2
     monkeypatch.chdir(tmp_path)
     for kind, file, text in blocks:
@@ -179,47 +171,3 @@ def test_nothing_is_overwritten(capsys, tmp_path, monkeypatch, package):
         and "nothing is overwritten" in stderr
         and list(contents(folder)) == ["test_mine.py"]
     )
-
-
-def test_check_reports_what_is_broken_and_how_to_mend_it(capsys):
-    code, stdout, _ = call(capsys, "check", "toy-secret")
-    assert (
-        code == 1
-        and "FAIL  builds: " in stdout
-        and "set both alike" in stdout
-        and "skip  shape" in stdout
-        and "next:" not in stdout
-    )
-    code, stdout, _ = call(
-        capsys,
-        "check",
-        "bit-depth",
-        "--dataset",
-        "toy:n=20",
-        "--classifier",
-        f"{ROOT}/tests/toy_model.py@make_model",
-        "--json",
-    )
-    found = json.loads(stdout)
-    assert (
-        code == 0
-        and {v["outcome"] for v in found["verdicts"]} == {"ok"}
-        and found["next"].endswith("--attack bpda")
-    )
-    for arguments, said in (
-        (("mnist5k",), "only defenses and attacks"),
-        (("bit-dept",), "Did you mean 'bit-depth'"),
-        (("bit-depth:bits=9",), "bits"),
-        (("pgd", "--dataset", "mnist5k"), "drop --dataset"),
-        (("bit-depth", "--classifier", "zoo:mnist5k-cnn"), "set dataset"),
-    ):
-        code, stdout, stderr = call(capsys, "check", *arguments)
-        assert code == 2 and said in stderr and not stdout
-
-
-def test_the_public_names_are_there_and_cost_nothing_until_used():
-    assert all(getattr(bench, name) is not None for name in bench.__all__)
-    code = "import sys, bench\nassert not {'torch', 'pytest'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    with pytest.raises(AttributeError, match="no_such_name"):
-        _ = bench.no_such_name

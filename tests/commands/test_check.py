@@ -1,0 +1,42 @@
+"""`bench check`: what is broken, and how to fix it."""
+
+import json
+
+from tests import toy_plugins  # noqa: F401
+from tests.helpers import ROOT, call
+
+
+def test_check_reports_what_is_broken_and_how_to_mend_it(capsys):
+    code, stdout, _ = call(capsys, "check", "toy-secret")
+    assert (
+        code == 1
+        and "FAIL  builds: " in stdout
+        and "set both alike" in stdout
+        and "skip  shape" in stdout
+        and "next:" not in stdout
+    )
+    code, stdout, _ = call(
+        capsys,
+        "check",
+        "bit-depth",
+        "--dataset",
+        "toy:n=20",
+        "--classifier",
+        f"{ROOT}/tests/toy_model.py@make_model",
+        "--json",
+    )
+    found = json.loads(stdout)
+    assert (
+        code == 0
+        and {v["outcome"] for v in found["verdicts"]} == {"ok"}
+        and found["next"].endswith("--attack bpda")
+    )
+    for arguments, said in (
+        (("mnist5k",), "only defenses and attacks"),
+        (("bit-dept",), "Did you mean 'bit-depth'"),
+        (("bit-depth:bits=9",), "bits"),
+        (("pgd", "--dataset", "mnist5k"), "drop --dataset"),
+        (("bit-depth", "--classifier", "zoo:mnist5k-cnn"), "set dataset"),
+    ):
+        code, stdout, stderr = call(capsys, "check", *arguments)
+        assert code == 2 and said in stderr and not stdout

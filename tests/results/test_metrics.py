@@ -1,0 +1,57 @@
+"""Metrics from outcomes."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from bench.results.intervals import wilson
+from bench.results.metrics import accuracy, measure
+from bench.results.outcomes import Outcomes
+from tests.helpers import run_toys
+from tests.results.helpers import outcomes_of
+
+
+def test_accuracy_of_draws_under_three_rules() -> None:
+    correct: npt.NDArray[np.bool_] = np.array(
+        [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=bool
+    )
+    judged = accuracy(outcomes_of(correct), "clean")
+    assert judged.mean == wilson(2.5, 5)
+    assert judged.all_draws == wilson(1, 5)
+    assert judged.majority == wilson(2, 5)
+
+
+def test_accuracy_of_one_draw_is_one_answer() -> None:
+    judged = accuracy(outcomes_of(np.arange(10)[:, None] < 7), "clean")
+    assert judged.mean == judged.all_draws == judged.majority == wilson(7, 10)
+    with pytest.raises(ValueError, match="no replayed draws"):
+        accuracy(outcomes_of(np.ones((4, 1), dtype=bool)), "replayed")
+
+
+def test_a_weak_search_that_breaks_nothing_says_nothing_about_collapse():
+    """Two of three right and nothing lost: poor under a gradient attack that took nothing, no sign
+    under a search.
+    """
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    answers = np.array([0, 1, 0, 1, 1, 0])[:, None]
+    outcomes = Outcomes.of(2, np.arange(6), labels, answers, answers, answers[:, :0])
+    assert measure(outcomes, by_gradient=True).collapsed
+    assert not measure(outcomes, by_gradient=False).collapsed
+
+
+@pytest.mark.parametrize(
+    ("attack", "taken"),
+    [("pgd:steps=1", True), ("noise", False), ("null", False), ("square:queries=1", False)],
+)
+def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(
+    tmp_path, monkeypatch, attack, taken
+):
+    seen = []
+    monkeypatch.setattr(
+        "bench.engine.recording.measure",
+        lambda outcomes, *, by_gradient: (
+            seen.append(by_gradient) or measure(outcomes, by_gradient=by_gradient)
+        ),
+    )
+    run_toys(tmp_path, defenses=("undefended",), attacks=(attack,))
+    assert seen == [taken]
