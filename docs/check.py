@@ -1,4 +1,4 @@
-"""Checks the pages: line length, tables, links, anchors, words, the glossary.
+"""Checks the pages: line length, tables, links, anchors, words, glossary, list of modules.
 
     python docs/check.py
 
@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PACKAGES = ("bench", "defenses/bench_defenses", "attacks/bench_attacks")
 LINE, CELL = 100, 80
 
 TEXTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md",
@@ -129,6 +131,20 @@ def unused_terms(texts: list[Path]) -> Iterator[tuple[int, str]]:
             yield number, f"no page uses the term {line[4:]!r}"
 
 
+def wrong_modules() -> Iterator[str]:
+    """The page on architecture has a line for each module, and names no other."""
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    listed = set(re.findall(r"^- `([\w/]+\.py)`:", ARCHITECTURE.read_text("utf-8"), re.MULTILINE))
+    yield from (f"{name}: has no line in architecture.md" for name in sorted(there - listed))
+    gone = {name for name in listed - there if not (ROOT / name).exists()}
+    yield from (f"{name}: is listed in architecture.md and does not exist" for name in sorted(gone))
+
+
 def faults() -> Iterator[str]:
     texts = pages()
     for path in texts:
@@ -137,6 +153,7 @@ def faults() -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}:{number}: {fault}"
     for number, fault in unused_terms(texts):
         yield f"{GLOSSARY.relative_to(ROOT)}:{number}: {fault}"
+    yield from wrong_modules()
 
 
 def main() -> int:
