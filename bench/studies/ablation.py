@@ -84,10 +84,10 @@ def ablation_figure(table: pd.DataFrame, builds: list[BuildScores]) -> Figure:
         ],
     )
     rows, names = table.to_dict("records"), short_names(list(table["defense"]))
-    for place, (row, one) in enumerate(zip(rows, builds, strict=True)):
+    for place, (row, defense) in enumerate(zip(rows, builds, strict=True)):
         for name, scores, colour in (
-            ("clean", one.clean, plots.COLOURS[1]),
-            ("robust", one.robust, plots.COLOURS[0]),
+            ("clean", defense.clean, plots.COLOURS[1]),
+            ("robust", defense.robust, plots.COLOURS[0]),
         ):
             left.plot(scores.mean(axis=1), [place] * len(scores), ".", color=colour, alpha=0.4)
             _bar(left, row, name, place, colour)

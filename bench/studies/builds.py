@@ -119,6 +119,6 @@ def attacked(
 def scored(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> BuildScores:
     """The scores of a defense from the outcomes of its builds, in their order."""
     by_gradient = not evaluation.attack.plugin.card.control
-    collapsed = [measure(one, by_gradient=by_gradient).collapsed for one in outcomes]
-    builds = {build: [one] for build, one in enumerate(outcomes)}
+    collapsed = [measure(outcome, by_gradient=by_gradient).collapsed for outcome in outcomes]
+    builds = {build: [outcome] for build, outcome in enumerate(outcomes)}
     return gathered(evaluation.defense.spec, [evaluation.attack.spec], builds, collapsed)

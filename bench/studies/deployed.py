@@ -138,16 +138,16 @@ def deploy(
         Deployed(setting, evaluation, build(evaluation, setting.device), images, labels)
         for evaluation in evaluations
     ]
-    for one in deployed:
-        _check_views(one, views)
+    for defense in deployed:
+        _check_views(defense, views)
     return deployed
 
 
-def _check_views(one: Deployed, views: Sequence[str]) -> None:
-    missing = [view for view in views if view not in one.classifier.views()]
+def _check_views(defense: Deployed, views: Sequence[str]) -> None:
+    missing = [view for view in views if view not in defense.classifier.views()]
     if missing:
         raise BadInput(
-            f"defense {one.evaluation.defense.name!r} does not offer the view {missing[0]!r}, "
+            f"defense {defense.evaluation.defense.name!r} does not offer the view {missing[0]!r}, "
             "which this study needs: leave it out"
         )
 
@@ -157,12 +157,13 @@ def diffusion_models(classifier: nn.Module) -> list[DiffusionModel]:
     return [module for module in classifier.modules() if isinstance(module, DiffusionModel)]
 
 
-def diffusion_model(one: Deployed) -> DiffusionModel:
+def diffusion_model(defense: Deployed) -> DiffusionModel:
     """The first diffusion model of a defense. Raises `BadInput` where it has none."""
-    models = diffusion_models(one.classifier)
+    models = diffusion_models(defense.classifier)
     if not models:
         raise BadInput(
-            f"defense {one.spec!r} has no diffusion model, which this study looks at: leave it out"
+            f"defense {defense.spec!r} has no diffusion model, which this study looks at: leave it "
+            "out"
         )
     return models[0]
 

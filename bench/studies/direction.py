@@ -66,8 +66,8 @@ class Direction(DefenseStudy[DirectionParams]):
         images = pd.DataFrame(
             [
                 row
-                for one in _random(setting, self.params)
-                for row in _rows(one, eps, self.params.points)
+                for defense in _random(setting, self.params)
+                for row in _rows(defense, eps, self.params.points)
             ]
         )
         table = summary(images)
@@ -81,20 +81,22 @@ class Direction(DefenseStudy[DirectionParams]):
 
 def _random(setting: StudySetting, params: DirectionParams) -> list[Deployed]:
     deployed = deploy(setting, params.defenses, ["purified"])
-    for one in deployed:
-        if not one.classifier.stochastic:
+    for defense in deployed:
+        if not defense.classifier.stochastic:
             raise BadInput(
-                f"defense {one.spec!r} draws no random numbers, so there are no other draws to "
+                f"defense {defense.spec!r} draws no random numbers, so there are no other draws to "
                 "compare: leave it out"
             )
     return deployed
 
 
-def _rows(one: Deployed, eps: float, points: int) -> Iterator[dict[str, object]]:
-    one.setting.progress(f"{one.spec}: {len(one.images)} images, {2 * points} purifications each")
-    one_noise, many_noises = one.victim("replay"), one.victim("replay-set", points)
-    with frozen(one.classifier):
-        for row, image in zip(one.rows, one.images, strict=True):
+def _rows(defense: Deployed, eps: float, points: int) -> Iterator[dict[str, object]]:
+    defense.setting.progress(
+        f"{defense.spec}: {len(defense.images)} images, {2 * points} purifications each"
+    )
+    one_noise, many_noises = defense.victim("replay"), defense.victim("replay-set", points)
+    with frozen(defense.classifier):
+        for row, image in zip(defense.rows, defense.images, strict=True):
             moves = perturbations(one_noise, row, image, points, eps)
             compared = {
                 SAME: under_fixed_noise(one_noise, row, image + moves) - image,
@@ -103,15 +105,15 @@ def _rows(one: Deployed, eps: float, points: int) -> Iterator[dict[str, object]]
             }
             for kind, vectors in compared.items():
                 yield {
-                    "defense": one.spec,
-                    "image": _id(one, row),
+                    "defense": defense.spec,
+                    "image": _id(defense, row),
                     "compared": kind,
                     **agreement(vectors.flatten(1).cpu().numpy()),
                 }
 
 
-def _id(one: Deployed, row: Tensor) -> int:
-    return int(one.setup.images.ids[int(row)])
+def _id(defense: Deployed, row: Tensor) -> int:
+    return int(defense.setup.images.ids[int(row)])
 
 
 def perturbations(victim: Victim, row: Tensor, image: Tensor, points: int, eps: float) -> Tensor:

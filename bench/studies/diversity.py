@@ -140,10 +140,10 @@ def map_figure(real: Floats, points: dict[str, Floats], labels: dict[str, Tensor
         title, [("first component", "second component", names[name]) for name in points]
     )
     back = (real - mean) @ directions
-    for one, (name, made) in zip(axes, points.items(), strict=True):
+    for panel, (name, made) in zip(axes, points.items(), strict=True):
         chosen = _spread(labels[name], min(_SHOWN, len(made)))
         spots = (made[chosen.numpy()] - mean) @ directions
         colours = [plots.COLOURS[int(label) % len(plots.COLOURS)] for label in labels[name][chosen]]
-        one.scatter(back[:, 0], back[:, 1], s=5, color="#bbbbbb", linewidths=0)
-        one.scatter(spots[:, 0], spots[:, 1], s=9, c=colours, linewidths=0)
+        panel.scatter(back[:, 0], back[:, 1], s=5, color="#bbbbbb", linewidths=0)
+        panel.scatter(spots[:, 0], spots[:, 1], s=9, c=colours, linewidths=0)
     return figure

@@ -87,7 +87,7 @@ class Gradients(DefenseStudy[GradientsParams]):
         eps = check_linf(setting)
         deployed = deploy(setting, self.params.defenses)
         images = pd.concat(
-            [_frame(one, compare(one, eps, self.params.draws)) for one in deployed],
+            [_frame(defense, compare(defense, eps, self.params.draws)) for defense in deployed],
             ignore_index=True,
         )
         table = summary(images)
@@ -99,35 +99,40 @@ class Gradients(DefenseStudy[GradientsParams]):
         )
 
 
-def compare(one: Deployed, eps: float, draws: tuple[int, ...]) -> Iterator[Pair]:
+def compare(defense: Deployed, eps: float, draws: tuple[int, ...]) -> Iterator[Pair]:
     """All pairs of a defense: each backward pass under fixed noise, then each number of draws."""
-    x = random_signs(one, eps)
-    most = max(draws) if one.classifier.stochastic else 1
-    one.setting.progress(f"{one.spec}: {2 * most} gradients of {len(x)} images")
-    with frozen(one.classifier):
-        full = torch.stack([input_gradient(one, x, "full", draw) for draw in range(2 * most)])
-        for gradient in (name for name in one.classifier.gradients if name != "full"):
+    x = random_signs(defense, eps)
+    most = max(draws) if defense.classifier.stochastic else 1
+    defense.setting.progress(f"{defense.spec}: {2 * most} gradients of {len(x)} images")
+    with frozen(defense.classifier):
+        full = torch.stack([input_gradient(defense, x, "full", draw) for draw in range(2 * most)])
+        for gradient in (name for name in defense.classifier.gradients if name != "full"):
             others = torch.stack(
-                [input_gradient(one, x, gradient, draw) for draw in range(min(_COMPARED, 2 * most))]
+                [
+                    input_gradient(defense, x, gradient, draw)
+                    for draw in range(min(_COMPARED, 2 * most))
+                ]
             )
             yield pair_of(FIXED, gradient, 1, others, full[: len(others)])
     for k in sorted({k for k in draws if k <= most}):
         yield pair_of(EOT, "full", k, averages(full[:most], k), averages(full[most:], k))
 
 
-def random_signs(one: Deployed, eps: float) -> Tensor:
+def random_signs(defense: Deployed, eps: float) -> Tensor:
     """x +- eps / 2 with random signs, clipped to [0, 1]."""
-    uniform = one.victim().random(one.rows).uniform("signs", tuple(one.images.shape[1:]))
+    uniform = (
+        defense.victim().random(defense.rows).uniform("signs", tuple(defense.images.shape[1:]))
+    )
     signs = torch.where(uniform < 0.5, -1.0, 1.0)
-    return (one.images + eps / 2 * signs).clamp(0, 1)
+    return (defense.images + eps / 2 * signs).clamp(0, 1)
 
 
-def input_gradient(one: Deployed, x: Tensor, gradient: str, draw: int) -> Tensor:
+def input_gradient(defense: Deployed, x: Tensor, gradient: str, draw: int) -> Tensor:
     """The gradient of the true label's cross-entropy on one draw, the same one for every
     `gradient`; (n, C, H, W).
     """
-    reading = one.victim(gradient=gradient).objective(one.labels, cross_entropy)(
-        x, one.rows, draw, True
+    reading = defense.victim(gradient=gradient).objective(defense.labels, cross_entropy)(
+        x, defense.rows, draw, True
     )
     assert reading.gradient is not None
     return reading.gradient
@@ -153,12 +158,12 @@ def pair_of(kind: str, gradient: str, k: int, first: Tensor, second: Tensor) -> 
     return Pair(kind, gradient, k, cosine.nanmean(0), signs.mean(0), zero.mean(0))
 
 
-def _frame(one: Deployed, pairs: Iterator[Pair]) -> pd.DataFrame:
-    ids = one.setup.images.ids
+def _frame(defense: Deployed, pairs: Iterator[Pair]) -> pd.DataFrame:
+    ids = defense.setup.images.ids
     tables = []
     for pair in pairs:
         about = {
-            "defense": one.spec,
+            "defense": defense.spec,
             "image": ids,
             "compared": pair.kind,
             "gradient": pair.gradient,

@@ -71,16 +71,16 @@ class Overhead(DefenseStudy[OverheadParams]):
 
     def run(self, setting: StudySetting) -> StudyResult:
         deployed = deploy(setting, self.params.defenses, ["purified", "times"])
-        schedules = [diffusion_model(one).steps for one in deployed]
+        schedules = [diffusion_model(defense).steps for defense in deployed]
         classify = _classifier_seconds(deployed[0], self.params.repeats)
         costs = pd.DataFrame(
             [
-                inference(one, steps, classify, self.params.repeats)
-                for one, steps in zip(deployed, schedules, strict=True)
+                inference(defense, steps, classify, self.params.repeats)
+                for defense, steps in zip(deployed, schedules, strict=True)
             ]
         )
         gradients = pd.DataFrame(
-            [row for one in deployed for row in gradient_rows(one, self.params.repeats)]
+            [row for defense in deployed for row in gradient_rows(defense, self.params.repeats)]
         )
         return StudyResult(
             tables={"inference": costs, "gradients": gradients},
@@ -94,37 +94,39 @@ def _batch(setting: StudySetting) -> int:
     return min(setting.batch_size, len(setting.setup.images))
 
 
-def _classifier_seconds(one: Deployed, repeats: int) -> float:
+def _classifier_seconds(defense: Deployed, repeats: int) -> float:
     """Seconds an image of the classifier alone. They are short, so that more of them are taken."""
-    plain = copy.deepcopy(one.setup.classifier).to(one.images.device)
-    batch = _batch(one.setting)
-    noise = one.victim().random(one.rows[:batch])
+    plain = copy.deepcopy(defense.setup.classifier).to(defense.images.device)
+    batch = _batch(defense.setting)
+    noise = defense.victim().random(defense.rows[:batch])
     with torch.no_grad():
         return (
-            _seconds(lambda: plain(one.images[:batch], noise), 10 * repeats, one.images.device)
+            _seconds(
+                lambda: plain(defense.images[:batch], noise), 10 * repeats, defense.images.device
+            )
             / batch
         )
 
 
-def inference(one: Deployed, steps: int, classify: float, repeats: int) -> dict[str, object]:
+def inference(defense: Deployed, steps: int, classify: float, repeats: int) -> dict[str, object]:
     """Network evaluations and seconds an image, without gradient.
 
     Args:
         steps: length T of the diffusion model's schedule.
         classify: seconds that the classifier takes for an image.
     """
-    one.setting.progress(f"{one.spec}: purification")
-    batch = _batch(one.setting)
-    x, rows, victim = one.images[:batch], one.rows[:batch], one.victim()
-    with frozen(one.classifier):
+    defense.setting.progress(f"{defense.spec}: purification")
+    batch = _batch(defense.setting)
+    x, rows, victim = defense.images[:batch], defense.rows[:batch], defense.victim()
+    with frozen(defense.classifier):
         purify = (
             _seconds(lambda: victim.logits(x, rows, Query(), "purified"), repeats, x.device) / batch
         )
-        with counted(one.classifier) as calls:
+        with counted(defense.classifier) as calls:
             victim.logits(x[:1], rows[:1], Query(), "purified")
         times = victim.logits(x[:1], rows[:1], Query(), "times")[0, 0]
     return {
-        "defense": one.spec,
+        "defense": defense.spec,
         "evaluations": calls.forwards,
         "share_of_generation": _reversed(times) / steps,
         "batch": batch,
@@ -139,40 +141,42 @@ def _reversed(times: Tensor) -> int:
     return int((times[:-1] - times[1:]).clamp(min=0).sum())
 
 
-def gradient_rows(one: Deployed, repeats: int) -> Iterator[dict[str, object]]:
+def gradient_rows(defense: Deployed, repeats: int) -> Iterator[dict[str, object]]:
     """The cost of one gradient of one image for each backward pass that the defense offers; seconds
     are those in a batch.
 
     The checkpointed one is not timed: how many images it takes at once, and so its time, depends on
     the memory.
     """
-    for gradient in one.classifier.gradients:
-        one.setting.progress(f"{one.spec}: gradient {gradient}")
-        objective = one.victim(gradient=gradient).objective(one.labels, cross_entropy)
-        with frozen(one.classifier):
-            counts, seconds = _count(one, objective, _PLENTY), _time(one, objective, repeats)
-            yield {"defense": one.spec, "gradient": gradient, **counts, "seconds": seconds}
+    for gradient in defense.classifier.gradients:
+        defense.setting.progress(f"{defense.spec}: gradient {gradient}")
+        objective = defense.victim(gradient=gradient).objective(defense.labels, cross_entropy)
+        with frozen(defense.classifier):
+            counts = _count(defense, objective, _PLENTY)
+            seconds = _time(defense, objective, repeats)
+            yield {"defense": defense.spec, "gradient": gradient, **counts, "seconds": seconds}
             if gradient == "full":
-                counts = _count(one, objective, _NONE)
-                yield {"defense": one.spec, "gradient": CHECKPOINTED, **counts, "seconds": math.nan}
+                counts = _count(defense, objective, _NONE)
+                about = {"defense": defense.spec, "gradient": CHECKPOINTED}
+                yield {**about, **counts, "seconds": math.nan}
 
 
-def _count(one: Deployed, objective: Objective, memory: str) -> dict[str, int]:
+def _count(defense: Deployed, objective: Objective, memory: str) -> dict[str, int]:
     def gradient() -> None:
-        objective(one.images[:1], one.rows[:1], 0, True)
+        objective(defense.images[:1], defense.rows[:1], 0, True)
 
     with limited(memory):
         # The first pass measures what a step keeps, which is no cost of the gradient.
         gradient()
-        with counted(one.classifier) as calls:
+        with counted(defense.classifier) as calls:
             gradient()
     both = calls.forwards + calls.backwards
     return {"forwards": calls.forwards, "backwards": calls.backwards, "forward_equivalents": both}
 
 
-def _time(one: Deployed, objective: Objective, repeats: int) -> float:
-    batch = _batch(one.setting)
-    x, rows = one.images[:batch], one.rows[:batch]
+def _time(defense: Deployed, objective: Objective, repeats: int) -> float:
+    batch = _batch(defense.setting)
+    x, rows = defense.images[:batch], defense.rows[:batch]
     return _seconds(lambda: objective(x, rows, 0, True), repeats, x.device) / batch
 
 
@@ -236,7 +240,7 @@ def sentence(costs: pd.DataFrame, gradients: pd.DataFrame) -> str:
 
 def _about(row: dict[Any, Any], gradients: pd.DataFrame) -> str:
     own = gradients[gradients["defense"] == row["defense"]].to_dict("records")
-    counts = ", ".join(f"{one['forward_equivalents']} ({one['gradient']})" for one in own)
+    counts = ", ".join(f"{cost['forward_equivalents']} ({cost['gradient']})" for cost in own)
     return (
         f"{row['defense']} takes {row['evaluations']} network evaluations and "
         f"{1000 * row['purification_seconds']:.2f} ms an image, the classifier "

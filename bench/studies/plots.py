@@ -42,24 +42,24 @@ def panels(title: str, labels: Sequence[tuple[str, str, str]]) -> tuple[Figure, 
     FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, _LINE), fontsize=_TITLE, x=0.01, ha="left")
     axes = list(figure.subplots(1, len(labels), squeeze=False)[0])
-    for one, label in zip(axes, labels, strict=True):
-        _dress(one, *label)
+    for panel, label in zip(axes, labels, strict=True):
+        _dress(panel, *label)
     return figure, axes
 
 
-def _dress(one: Axes, xlabel: str, ylabel: str, name: str) -> None:
-    one.set_xlabel(xlabel, fontsize=_TEXT)
-    one.set_ylabel(ylabel, fontsize=_TEXT)
-    one.set_title(name, fontsize=_TEXT)
-    one.tick_params(labelsize=_SMALL)
-    one.grid(color="#dddddd", linewidth=0.7)
-    one.set_axisbelow(True)
-    one.spines[["top", "right"]].set_visible(False)
+def _dress(axes: Axes, xlabel: str, ylabel: str, name: str) -> None:
+    axes.set_xlabel(xlabel, fontsize=_TEXT)
+    axes.set_ylabel(ylabel, fontsize=_TEXT)
+    axes.set_title(name, fontsize=_TEXT)
+    axes.tick_params(labelsize=_SMALL)
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend(one: Axes, **options: Any) -> None:
+def legend(axes: Axes, **options: Any) -> None:
     """The legend of these axes; `options` as matplotlib's."""
-    one.legend(fontsize=_SMALL, frameon=False, **options)
+    axes.legend(fontsize=_SMALL, frameon=False, **options)
 
 
 def wrapped(name: str) -> str:

@@ -91,7 +91,7 @@ class Projection(DefenseStudy[ProjectionParams]):
 
     def run(self, setting: StudySetting) -> StudyResult:
         deployed = deploy(setting, self.params.defenses, ["purified", "states", "times"])
-        paths_of = {one.spec: follow(one, self.params) for one in deployed}
+        paths_of = {defense.spec: follow(defense, self.params) for defense in deployed}
         states = state_table(paths_of)
         distances = distance_table(paths_of)
         checks = [noising_is_exact(paths) for paths in paths_of.values() if NOISING in paths.stage]
@@ -109,39 +109,44 @@ class Projection(DefenseStudy[ProjectionParams]):
         )
 
 
-def follow(one: Deployed, params: ProjectionParams) -> Paths:
+def follow(defense: Deployed, params: ProjectionParams) -> Paths:
     """Attack the defense under its fixed noise, and follow both images through the chain."""
-    one.setting.progress(f"{one.spec}: {params.steps} steps on {len(one.images)} images")
-    victim, chain = one.victim("replay", gradient=params.gradient), one.victim("replay")
-    with frozen(one.classifier):
+    defense.setting.progress(
+        f"{defense.spec}: {params.steps} steps on {len(defense.images)} images"
+    )
+    victim, chain = defense.victim("replay", gradient=params.gradient), defense.victim("replay")
+    with frozen(defense.classifier):
         points = GradientSearch(GradientSearchParams(steps=params.steps))(
-            victim, one.images, one.labels, one.setup.threat
+            victim, defense.images, defense.labels, defense.setup.threat
         ).points
         clean, attacked = (
-            chain.logits(x, one.rows, Query(), "states")[:, 0].double()
-            for x in (one.images, points)
+            chain.logits(x, defense.rows, Query(), "states")[:, 0].double()
+            for x in (defense.images, points)
         )
-        times = chain.logits(one.images[:1], one.rows[:1], Query(), "times")[0, 0].long()
+        times = chain.logits(defense.images[:1], defense.rows[:1], Query(), "times")[0, 0].long()
         purified = [
-            chain.logits(x, one.rows, Query(), "purified")[:, 0] for x in (one.images, points)
+            chain.logits(x, defense.rows, Query(), "purified")[:, 0]
+            for x in (defense.images, points)
         ]
     # z = 2 x - 1, so a pixel's perturbation is twice as large in diffusion space.
-    perturbation = 2 * (points.double() - one.images.double())
+    perturbation = 2 * (points.double() - defense.images.double())
     if clean.shape[2:] != perturbation.shape[1:]:
         raise BadInput(
-            f"defense {one.spec!r} resizes its images, so a state cannot be compared with a "
+            f"defense {defense.spec!r} resizes its images, so a state cannot be compared with a "
             "perturbation: leave it out"
         )
     pi, kappa = along(attacked - clean, perturbation)
     time = times.cpu().numpy()
-    level = np.array([_level(one, int(index)) for index in time])
-    return Paths(_stages(time), time, level, pi, kappa, distances(one.images, points, *purified))
+    level = np.array([_level(defense, int(index)) for index in time])
+    return Paths(
+        _stages(time), time, level, pi, kappa, distances(defense.images, points, *purified)
+    )
 
 
-def _level(one: Deployed, index: int) -> float:
-    if index < 0 or Need.GENERATOR not in one.evaluation.defense.plugin.needs:
+def _level(defense: Deployed, index: int) -> float:
+    if index < 0 or Need.GENERATOR not in defense.evaluation.defense.plugin.needs:
         return 1.0 if index < 0 else math.nan
-    return one.evaluation.generator().level(index)
+    return defense.evaluation.generator().level(index)
 
 
 def _stages(time: npt.NDArray[np.int64]) -> list[str]:
@@ -250,15 +255,15 @@ def distance_table(paths_of: dict[str, Paths]) -> pd.DataFrame:
 def image_table(paths_of: dict[str, Paths], deployed: list[Deployed]) -> pd.DataFrame:
     """pi and kappa of each image at each state."""
     tables = []
-    for one in deployed:
-        paths = paths_of[one.spec]
+    for defense in deployed:
+        paths = paths_of[defense.spec]
         n, states = paths.pi.shape
-        ids = np.repeat(one.setup.images.ids, states)
+        ids = np.repeat(defense.setup.images.ids, states)
         values = {"pi": paths.pi.ravel(), "kappa": paths.kappa.ravel()}
         tables.append(
             pd.DataFrame(
                 {
-                    "defense": one.spec,
+                    "defense": defense.spec,
                     "image": ids,
                     "state": np.tile(np.arange(states), n),
                     **values,

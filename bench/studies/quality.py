@@ -104,14 +104,16 @@ class Quality(Study[QualityParams]):
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """The checkpoints' weights, and the training images."""
         weights = {
-            one.spec: fingerprint(load_model(one.spec)) for one in checkpoints(self.params.model)
+            checkpoint.spec: fingerprint(load_model(checkpoint.spec))
+            for checkpoint in checkpoints(self.params.model)
         }
         return weights | {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
         params = self.params
         chosen = checkpoints(params.model)
-        deployed = deploy(setting, [with_model(params.defense, one.spec) for one in chosen])
+        specs = [with_model(params.defense, checkpoint.spec) for checkpoint in chosen]
+        deployed = deploy(setting, specs)
         table = pd.DataFrame(list(_rows(setting, params, chosen, deployed)))
         ranks = rank_table(table)
         return StudyResult(
@@ -156,31 +158,31 @@ def _rows(
 ) -> Iterator[dict[str, object]]:
     train = setting.setup.dataset.plugin.train().pixels()
     real = features(setting, train)
-    for one, defense in zip(chosen, deployed, strict=True):
+    for checkpoint, defense in zip(chosen, deployed, strict=True):
         setting.progress(
-            f"{one.spec}: {params.samples} samples, attack on {len(defense.images)} images"
+            f"{checkpoint.spec}: {params.samples} samples, attack on {len(defense.images)} images"
         )
         with frozen(defense.classifier):
             distance = frechet(
                 features(setting, draw(setting, diffusion_model(defense), params)), real
             )
             yield {
-                "step": one.step,
-                "weights": one.weights,
+                "step": checkpoint.step,
+                "weights": checkpoint.weights,
                 "fd": distance,
                 **accuracies(defense, params.steps),
             }
 
 
-def accuracies(one: Deployed, steps: int) -> dict[str, float]:
+def accuracies(defense: Deployed, steps: int) -> dict[str, float]:
     """Clean and robust accuracy under fixed noise with 95 % intervals; robust: right on the clean
     and on the attacked image.
     """
-    victim = one.victim("replay")
-    right = victim.verify(one.images)[:, 0] == one.labels
+    victim = defense.victim("replay")
+    right = victim.verify(defense.images)[:, 0] == defense.labels
     search = GradientSearch(GradientSearchParams(steps=steps))
-    attacked = search(victim, one.images, one.labels, one.setup.threat)
-    survives = attacked.predictions[:, 0] == one.labels
+    attacked = search(victim, defense.images, defense.labels, defense.setup.threat)
+    survives = attacked.predictions[:, 0] == defense.labels
     accuracy: dict[str, float] = {}
     for name, correct in (("clean", right), ("robust", right & survives)):
         accuracy |= columns(name, wilson(int(correct.sum()), len(correct)))

@@ -100,8 +100,8 @@ def quantity_figure(table: pd.DataFrame, field: str, builds: list[BuildScores]) 
             capsize=3,
             label=label,
         )
-        for x, one in zip(at, builds, strict=True):
-            dots = getattr(one, name).mean(axis=1)
+        for x, scores in zip(at, builds, strict=True):
+            dots = getattr(scores, name).mean(axis=1)
             axes.plot([x] * len(dots), dots, ".", color=colour, alpha=0.4)
     if at.min() > 0:
         axes.set_xscale("log", base=2)

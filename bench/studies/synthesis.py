@@ -35,8 +35,8 @@ class Synthesis(DefenseStudy[MadeParams]):
         table = pd.DataFrame([row(setting, made) for made in sets])
         names = short_names([made.defense for made in sets])
         shares = [
-            f"{100 * one['as_meant']:.1f} % of {one['n']} ({names[one['defense']]})"
-            for one in table.to_dict("records")
+            f"{100 * entry['as_meant']:.1f} % of {entry['n']} ({names[entry['defense']]})"
+            for entry in table.to_dict("records")
         ]
         return StudyResult(
             tables={"synthesis": table},

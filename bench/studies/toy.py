@@ -207,19 +207,19 @@ def points_figure(scenes: list[Scene]) -> Figure:
     title = "Synthetic points (colour: class aimed at), real ones (grey), the classifier's regions"
     names = short_names([scene.defense for scene in scenes])
     figure, axes = plots.panels(title, [("", "", names[scene.defense]) for scene in scenes])
-    for one, scene in zip(axes, scenes, strict=True):
-        _draw(one, scene)
+    for panel, scene in zip(axes, scenes, strict=True):
+        _draw(panel, scene)
     return figure
 
 
 _GRID = 200
 
 
-def _draw(one: Axes, scene: Scene) -> None:
+def _draw(panel: Axes, scene: Scene) -> None:
     steps = torch.linspace(0, 1, _GRID)
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2, 1, 1)
     regions = answers_of(scene.classifier, grid).reshape(_GRID, _GRID).numpy()
-    one.contourf(
+    panel.contourf(
         steps.numpy(),
         steps.numpy(),
         regions,
@@ -227,7 +227,7 @@ def _draw(one: Axes, scene: Scene) -> None:
         colors=plots.COLOURS[:2],
         alpha=0.15,
     )
-    one.scatter(scene.real[:, 0], scene.real[:, 1], s=3, color="#999999", linewidths=0)
+    panel.scatter(scene.real[:, 0], scene.real[:, 1], s=3, color="#999999", linewidths=0)
     colours = np.array(plots.COLOURS[:2])[scene.labels.numpy()]
-    one.scatter(scene.points[:, 0], scene.points[:, 1], s=5, c=colours, linewidths=0)
-    one.set_aspect("equal")
+    panel.scatter(scene.points[:, 0], scene.points[:, 1], s=5, c=colours, linewidths=0)
+    panel.set_aspect("equal")
