@@ -93,7 +93,7 @@ class Evade(Search[EvadeParams]):
         weight = self.params.weights[restart % len(self.params.weights)]
         if "detector" not in victim.views:
             return super().objective(victim, labels, rows, restart)
-        aims: dict[str, Loss] = {"base": capped_margin, "detector": partial(_quiet, weight)}
+        aims: dict[str, Loss] = {"base": capped_margin, "detector": partial(alarm_penalty, weight)}
         return victim.joint(labels, aims, rows=rows, restart=restart)
 
 
@@ -120,7 +120,7 @@ def capped_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels).clamp(max=CAP)
 
 
-def _quiet(weight: float, outputs: Tensor, labels: Tensor) -> Tensor:
+def alarm_penalty(weight: float, outputs: Tensor, labels: Tensor) -> Tensor:
     """-weight max(0, s + 1) for the detector's outputs (n, 2), s = adversarial minus clean:
     (n,).
     """

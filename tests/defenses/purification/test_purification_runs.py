@@ -154,7 +154,7 @@ def test_freezing_all_stages_is_replay():
     )
 
 
-def test_no_tape_stands_behind_the_base_of_a_random_classifier():
+def test_no_fixed_noise_is_behind_the_base_of_a_random_classifier():
     setup = load_setup(Request(defenses=("undefended",), attacks=("pgd",), n=4))
     setup.classifier.stochastic = True
     request = Request(defenses=("diffpure",), attacks=("pgd",), randomness="replay:freeze=forward")
@@ -174,8 +174,10 @@ def test_no_tape_stands_behind_the_base_of_a_random_classifier():
 )
 def test_regression_anchors(defense, attack, fresh, replayed):
     torch.set_num_threads(1)
-    found = measure(
+    metrics = measure(
         compute_outcomes(evaluation(defense, attack, n=100), Execution()), by_gradient=True
     )
-    assert found.adversarial.mean.value == pytest.approx(fresh, abs=0.06)
-    assert found.replayed is None or found.replayed.mean.value == pytest.approx(replayed, abs=0.06)
+    assert metrics.adversarial.mean.value == pytest.approx(fresh, abs=0.06)
+    assert metrics.replayed is None or metrics.replayed.mean.value == pytest.approx(
+        replayed, abs=0.06
+    )
