@@ -181,7 +181,7 @@ def test_list_info_doctor(capsys):
     assert code == 0 and "torch" in stdout and "broken: none" in stdout
 
 
-def test_gallery_exits_by_what_falls(capsys, tmp_path):
+def test_gallery_exits_by_what_is_broken(capsys, tmp_path):
     asked = [
         "gallery",
         "--defense",
@@ -194,12 +194,12 @@ def test_gallery_exits_by_what_falls(capsys, tmp_path):
         str(tmp_path),
     ]
     code, stdout, _ = call(capsys, *asked)
-    assert code == 0 and "linf 0.2" in stdout and stdout.count("| falls") == 2
+    assert code == 0 and "linf 0.2" in stdout and stdout.count("| broken") == 2
     code, again, said = call(capsys, *asked, "--json")
-    assert code == 0 and [row["verdict"] for row in json.loads(again)] == ["falls", "falls"]
-    assert said.count("ETA") == 0, "stored cells are not computed again"
+    assert code == 0 and [row["verdict"] for row in json.loads(again)] == ["broken", "broken"]
+    assert said.count("ETA") == 0, "stored evaluations are not computed again"
     code, stdout, _ = call(capsys, *asked, "--naive", "null", "--eps", "0.001")
-    assert code == 0, "the base stands as well"
+    assert code == 0, "the base survives as well"
     assert "no known answer" in refused(
         capsys, tmp_path / "none", "gallery", "--defense", "undefended"
     )

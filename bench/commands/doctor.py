@@ -34,10 +34,10 @@ def examine(registries: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any]) -> str:
+def render(facts: dict[str, Any]) -> str:
     """Plain text."""
     lines = []
-    for key, value in found.items():
+    for key, value in facts.items():
         if isinstance(value, dict):
             lines.append(f"{key}:{' none' if not value else ''}")
             lines += [f"  {name}: {item}" for name, item in value.items()]

@@ -12,9 +12,9 @@ from bench.plugins.registry import Alias
 from bench.spec import Params, nearest, parse, show_number
 
 EXPECTED = {
-    "base": "falls to the undefended classifier's number under its first fitting attack",
-    "share": "stays at the share of its class, whatever the attack",
-    "unknown": "known to be broken; to what number it falls here is not known",
+    "base": "broken: no better than the undefended classifier under its first fitting attack",
+    "share": "the share of its class, whatever the attack",
+    "unknown": "known to be broken; which number is left here is not known",
     "": "",
 }
 
@@ -144,7 +144,7 @@ def _type_name(annotation: Any) -> str:
     if origin is Annotated:
         return _type_name(inner[0])
     if origin in (Union, UnionType):
-        return " | ".join("None" if part is NoneType else _type_name(part) for part in inner)
+        return " | ".join("None" if one is NoneType else _type_name(one) for one in inner)
     return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
 
 

@@ -29,8 +29,8 @@ def train_and_save(
     device: str,
     choose: str | None = None,
 ) -> str:
-    """Train `arch` on the data set's training images and write it to `out`; returns what to tell
-    the user.
+    """Train `arch` on the data set's training images and write it to `out`; returns what to print
+    for the user.
 
     A run that was interrupted goes on from OUT.checkpoint. The official validation split is scored
     after each epoch; the test images are used once, after training, for the accuracy in the
@@ -86,16 +86,16 @@ def _chosen(choose: str, epoch: Epoch) -> str:
     return f"epoch {epoch.done} of {epoch.total}, {which}"
 
 
-def _entry(found: Score | None, images: str) -> dict[str, Any] | None:
+def _entry(score: Score | None, images: str) -> dict[str, Any] | None:
     return (
-        {"clean": found.accuracy, "macro_f1": found.macro_f1, "n": found.n, "images": images}
-        if found
+        {"clean": score.accuracy, "macro_f1": score.macro_f1, "n": score.n, "images": images}
+        if score
         else None
     )
 
 
-def _shown(found: Score) -> str:
-    return f"clean accuracy {100 * found.accuracy:.1f} %, macro-F1 {100 * found.macro_f1:.1f}"
+def _shown(score: Score) -> str:
+    return f"clean accuracy {100 * score.accuracy:.1f} %, macro-F1 {100 * score.macro_f1:.1f}"
 
 
 def _reporter() -> Callable[[Epoch], None]:

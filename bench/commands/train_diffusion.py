@@ -47,8 +47,8 @@ MEASURED_IMAGES = 1000
 
 
 def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, device: str) -> str:
-    """Train on the data set's training images and write the folder `out`; returns what to tell the
-    user.
+    """Train on the data set's training images and write the folder `out`; returns what to print for
+    the user.
 
     A run that was interrupted goes on from OUT.checkpoint. The test images are used once, after
     training, for the error in the card, and choose nothing.
@@ -186,14 +186,13 @@ def denoising_error(model: DiffusionModel, images: ImageSet, index: int, batch: 
     total, device = 0.0, model.alpha_bar.device
     with torch.no_grad():
         for ids in torch.arange(len(images)).split(batch):
-            part = images.at(ids.numpy())
-            noise = Noise.of(0, Stream.EVAL, part.ids, index, device).normal(
+            batch_images = images.at(ids.numpy())
+            noise = Noise.of(0, Stream.EVAL, batch_images.ids, index, device).normal(
                 "denoising-error", model.shape
             )
             times = torch.full((len(ids),), index, device=device)
-            total += float(
-                denoising_loss(model, 2 * part.pixels().to(device) - 1, times, noise)
-            ) * len(ids)
+            pixels = batch_images.pixels().to(device)
+            total += float(denoising_loss(model, 2 * pixels - 1, times, noise)) * len(ids)
     return total / len(images)
 
 

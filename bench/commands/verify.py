@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +71,8 @@ def verify(path: Path, execution: Execution) -> list[Check]:
 
 
 def rebuild(record: Record) -> Evaluation:
-    """The cell that a record came from. Raises `BadInput` where data, weights or plugins are not
-    the same any more.
+    """The evaluation that a record came from. Raises `BadInput` where data, weights or plugins have
+    changed.
     """
     if record.sources["classifier"].startswith("python:"):
         raise BadInput(
@@ -183,10 +182,10 @@ def _rescore(
 ) -> Outcomes:
     images = evaluation.setup.images
     with exact_float32(execution.device), frozen(defended):
-        scored = [
-            judge(defended, part, images.ids, evaluation, execution)
-            for part in (images.pixels(), points)
-        ]
+        clean, adversarial = (
+            judge(defended, judged, images.ids, evaluation, execution).numpy()
+            for judged in (images.pixels(), points)
+        )
         victim = Victim(
             defended,
             images.ids,
@@ -195,19 +194,11 @@ def _rescore(
             batch_size=execution.batch_size,
             device=execution.device,
         )
-        replayed = victim.verify(points.to(execution.device)).cpu()
-    arrays: list[Any] = [
-        scored[0].numpy(),
-        scored[1].numpy(),
-        replayed.numpy() if evaluation.stochastic else _none(points),
-    ]
-    return Outcomes.of(
-        defended.num_classes, images.ids, images.labels.numpy(), arrays[0], arrays[1], arrays[2]
-    )
-
-
-def _none(points: Tensor) -> np.ndarray[Any, Any]:
-    return np.empty((len(points), 0), dtype=np.int64)
+        replayed = victim.verify(points.to(execution.device)).cpu().numpy()
+    if not evaluation.stochastic:
+        replayed = replayed[:, :0]
+    labels = images.labels.numpy()
+    return Outcomes.of(defended.num_classes, images.ids, labels, clean, adversarial, replayed)
 
 
 def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[Check]:
@@ -224,6 +215,3 @@ def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[Check]:
             yield Check(
                 which, differ == 0, f"{how}: predictions of {differ} of {len(old)} images differ"
             )
-
-
-__all__ = ["Check", "rebuild", "verify"]

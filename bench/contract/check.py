@@ -59,7 +59,7 @@ def name_of(check: Check[Any]) -> str:
 
 
 def examine(checks: Sequence[Check[C]], case: C) -> Iterator[Verdict]:
-    """Run checks one after the other; each stands alone."""
+    """Run checks one after the other, each for itself."""
     for check in checks:
         outcome, message = "ok", _promise(check)
         try:

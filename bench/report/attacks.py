@@ -220,12 +220,12 @@ def render(comparison: Comparison) -> str:
     rules = list(dict.fromkeys(rule for line in lines for rule in line.shares))
     title = f"{defense_label(first)} on {setup_line(first)}"
     table = markdown(without_empty_columns([_row(line, rules) for line in lines]))
-    parts = [title, table, rules_note(records)]
+    paragraphs = [title, table, rules_note(records)]
     if comparison.secrecy:
-        parts.append(_secrecy_lines(comparison.secrecy))
+        paragraphs.append(_secrecy_lines(comparison.secrecy))
     elif any(record.outcomes.replayed for record in records):
-        parts.append(_NO_GAP)
-    return "\n\n".join(parts)
+        paragraphs.append(_NO_GAP)
+    return "\n\n".join(paragraphs)
 
 
 def _row(line: Line, rules: Iterable[str]) -> dict[str, str]:

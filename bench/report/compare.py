@@ -259,11 +259,11 @@ def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def render(compared: dict[str, list[BuildScores]]) -> str:
     """Two tables a setup, as Markdown."""
-    parts = []
+    paragraphs = []
     for setup, defenses in compared.items():
         tables = _means(defenses), _builds(by_build(defenses))
-        parts += [setup, *(markdown(without_empty_columns(rows)) for rows in tables)]
-    return "\n\n".join([*parts, _NOTE])
+        paragraphs += [setup, *(markdown(without_empty_columns(rows)) for rows in tables)]
+    return "\n\n".join([*paragraphs, _NOTE])
 
 
 def _means(defenses: Sequence[BuildScores]) -> list[dict[str, object]]:

@@ -239,9 +239,9 @@ def page(made: Sequence[Board], failures: Sequence[Failure] = ()) -> str:
 
 
 def _section(board: Board) -> str:
-    parts = [f"## {board.heading}", markdown(board.table), board.note]
-    parts += [BUILT, "\n".join(board.built)] if board.built else []
-    return "\n\n".join(parts) + "\n"
+    paragraphs = [f"## {board.heading}", markdown(board.table), board.note]
+    paragraphs += [BUILT, "\n".join(board.built)] if board.built else []
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def table(made: Sequence[Board]) -> pd.DataFrame:

@@ -29,11 +29,11 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     """
     bases = {record.id: record for record in records}
     with_seed = len({record.title["seed"] for record in records}) > 1
-    parts = []
+    paragraphs = []
     for group in by_setup(records):
-        parts += _section(group, bases, with_seed)
-    parts += [failure_label(failure) for failure in failures]
-    return "\n\n".join([*parts, column_notes(records)])
+        paragraphs += _section(group, bases, with_seed)
+    paragraphs += [failure_label(failure) for failure in failures]
+    return "\n\n".join([*paragraphs, column_notes(records)])
 
 
 def _section(group: Sequence[Record], bases: dict[str, Record], with_seed: bool) -> list[str]:
@@ -51,16 +51,18 @@ def _section(group: Sequence[Record], bases: dict[str, Record], with_seed: bool)
         for name, record in named
     ]
     constant = f"a constant answer gets {percent(group[0].metrics.constant_accuracy)}"
-    parts = [f"{heading(group[0])}, {constant}\n\n{markdown(without_empty_columns(rows))}"]
+    paragraphs = [f"{heading(group[0])}, {constant}\n\n{markdown(without_empty_columns(rows))}"]
     staged = [
         stages_line(record) for record in group if record.stages and len(record.stages.names) > 1
     ]
     if staged:
-        parts.append("Left unbroken by each stage, in the attack's own view:\n" + "\n".join(staged))
+        paragraphs.append(
+            "Left unbroken by each stage, in the attack's own view:\n" + "\n".join(staged)
+        )
     built = built_lines(named)
     if built:
-        parts.append(BUILT + "\n" + "\n".join(built))
-    return parts
+        paragraphs.append(BUILT + "\n" + "\n".join(built))
+    return paragraphs
 
 
 def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]:

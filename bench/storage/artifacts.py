@@ -1,9 +1,10 @@
-"""Artifacts: what is dear to make and follows from its identity, such as a trained network, made
-once a machine and kept.
+"""Artifacts: what is expensive to make and follows from its identity, such as a trained network,
+made once a machine and kept.
 
-    <cache>/<kind>/<hash>/           the artifact: its files, and `identity.json` with the identity
-    and each file's SHA-256 <cache>/<kind>/.work-<hash>/     what an unfinished one left; the next
-    try goes on from there <cache>/<kind>/.claim-<hash>/    somebody makes it now
+    <cache>/<kind>/<hash>/          the artifact: its files, and `identity.json` with the identity
+                                    and each file's SHA-256
+    <cache>/<kind>/.work-<hash>/    what an unfinished one left; the next try goes on from there
+    <cache>/<kind>/.claim-<hash>/   somebody makes it now
 
 The cache is $BENCH_CACHE, else $XDG_CACHE_HOME/adversarial-bench, else ~/.cache/adversarial-bench.
 Nothing in it is a result: it may be deleted at any time, and what is needed again is made again.
@@ -75,8 +76,8 @@ def artifact(
         identity: everything that can change a number in it, as JSON takes it, a version of the code
             that makes it included.
         make: makes it.
-        assist: what a caller does, again and again, while another one makes it: a part of the work,
-            in the maker's folder.
+        assist: what a caller does, again and again, while another one makes it: a share of the
+            work, in the maker's folder.
 
     Raises `BadInput` where the cache cannot be written, and whatever `make` raises.
     """

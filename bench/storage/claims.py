@@ -21,10 +21,13 @@ STALE_SECONDS = 60.0
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Try to make this folder, whose parent exists, the sign that somebody works; yields whether it
-    is ours.
+    """Claim work inside the block, by making `folder`; yields whether the claim is ours.
 
-    It beats until the block ends, and goes then. One without heartbeat or process is taken over.
+    Ours gives a sign of life every `BEAT_SECONDS` and goes at the end of the block. A claim whose
+    last sign is older than `STALE_SECONDS`, or whose process on this host is gone, is taken over.
+
+    Args:
+        folder: must not exist otherwise; its parent must.
     """
     if not _take(folder):
         yield False
@@ -44,7 +47,7 @@ def _take(folder: Path) -> bool:
     try:
         folder.mkdir()
     except FileNotFoundError:
-        # Another process has just finished the cell and dropped its folder.
+        # Another process has just finished the work and dropped its folder.
         return False
     except FileExistsError:
         if not _abandoned(folder):

@@ -76,10 +76,10 @@ def fetch(name: str, urls: Sequence[str], checksum: str, folder: Path | None = N
     path = (folder or data_root()) / name
     if not os.path.exists(path):  # Not Path.exists, which raises where a folder may not be entered.
         _download(path, urls, checksum)
-    found = digest_of(path, checksum)
-    if found != checksum:
+    actual = digest_of(path, checksum)
+    if actual != checksum:
         raise BadInput(
-            f"{path} has {found}, not {checksum}: it is damaged or another version; remove it or "
+            f"{path} has {actual}, not {checksum}: it is damaged or another version; remove it or "
             "replace it"
         )
     return path
@@ -141,8 +141,8 @@ def _download(path: Path, urls: Sequence[str], checksum: str) -> None:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _partial(path) as part:
-            failures = _fill(part, path, urls, checksum)
+        with _partial(path) as partial:
+            failures = _fill(partial, path, urls, checksum)
     except OSError as error:
         raise BadInput(_missing(path, urls, checksum, one_line(error))) from error
     if failures:
@@ -160,15 +160,15 @@ def _missing(path: Path, urls: Sequence[str], checksum: str, why: str) -> str:
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[BinaryIO]:
     """The unfinished file beside `path`, opened to append and held by this process alone."""
-    part = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f"{path.name}.part")
     while True:
-        with part.open("ab") as file:
+        with partial.open("ab") as file:
             # Waits for others; the system drops the lock with the process.
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_still(file, part):
+            if _is_still(file, partial):
                 yield file
-                if _is_still(file, part) and not part.stat().st_size:
-                    part.unlink()
+                if _is_still(file, partial) and not partial.stat().st_size:
+                    partial.unlink()
                 return
 
 
@@ -182,56 +182,56 @@ def _is_still(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _fill(part: BinaryIO, path: Path, urls: Sequence[str], checksum: str) -> list[str]:
+def _fill(partial: BinaryIO, path: Path, urls: Sequence[str], checksum: str) -> list[str]:
     """Download and put the file in place once the checksum holds; the failures, none where
     it does.
     """
     failures = []
     if path.exists():  # Somebody else was faster.
-        os.unlink(part.name)
+        os.unlink(partial.name)
         return []
     for url in urls:
         print(f"bench: downloading {path.name} from {url}", file=sys.stderr, flush=True)
         try:
-            found = _obtain(part, url, checksum)
+            actual = _obtain(partial, url, checksum)
         except (OSError, HTTPException) as error:
             failures.append(f"{url}: {one_line(error)}")
             continue
-        if found == checksum:
-            os.replace(part.name, path)
+        if actual == checksum:
+            os.replace(partial.name, path)
             return []
-        failures.append(f"{url} sends {found}")
+        failures.append(f"{url} sends {actual}")
     return failures
 
 
-def _obtain(part: BinaryIO, url: str, checksum: str) -> str:
+def _obtain(partial: BinaryIO, url: str, checksum: str) -> str:
     """Checksum of what a URL sends. A wrong one is dropped, and asked for once more where it began
-    with an old part.
+    with an old beginning.
     """
     while True:
-        resumed = _append(part, url)
-        found = _digest(Path(part.name), checksum)
-        if found == checksum:
-            return found
-        part.truncate(0)
+        resumed = _append(partial, url)
+        actual = _digest(Path(partial.name), checksum)
+        if actual == checksum:
+            return actual
+        partial.truncate(0)
         if not resumed:
-            return found
+            return actual
 
 
-def _append(part: BinaryIO, url: str) -> int:
+def _append(partial: BinaryIO, url: str) -> int:
     """Ask for what is missing and write it; returns how much was there and kept."""
-    held = part.seek(0, os.SEEK_END)
+    held = partial.seek(0, os.SEEK_END)
     request = Request(
         url, headers={"User-Agent": "bench", **({"Range": f"bytes={held}-"} if held else {})}
     )
     try:
         with urlopen(request, timeout=_SECONDS) as answer:
             if held and getattr(answer, "status", None) != 206:
-                held = part.truncate(0)
+                held = partial.truncate(0)
             received = 0
             while chunk := answer.read(_CHUNK):
-                received += part.write(chunk)
-            part.flush()
+                received += partial.write(chunk)
+            partial.flush()
             check_length(answer.headers.get("Content-Length"), received)
     except HTTPError as error:
         if error.code != _RANGE_NOT_SATISFIABLE:

@@ -190,3 +190,11 @@ def test_nan_outputs_are_no_class_of_their_own() -> None:
     assert collapse.largest_predicted_share == 0
     assert collapse.verdict
     assert collapse.reason.startswith("balanced accuracy")
+
+
+@pytest.mark.parametrize(("guess", "accuracy"), [(4, 0.1112), (5, 0.6688)])
+def test_a_constant_student_of_seven_classes_is_flagged(guess: int, accuracy: float) -> None:
+    labels = labels_of([66, 103, 220, 23, 223, 1341, 29])
+    assert len(labels) == 2005
+    assert collapsed(labels, constant(labels, guess), 7, accuracy).verdict
+    assert (labels == guess).mean() == pytest.approx(accuracy, abs=5e-5)

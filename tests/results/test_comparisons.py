@@ -1,5 +1,7 @@
 """Gaps and ratios of scores on the same images, by known answers and by simulation."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -78,3 +80,45 @@ def test_a_ratio_over_almost_nothing_has_no_upper_bound():
 def test_holm(values, adjusted):
     """The second line by hand: 0.01 times 3, then 0.03 times 2, then no less than that."""
     assert comparisons.holm(values) == pytest.approx(adjusted)
+
+
+@pytest.mark.parametrize("resamples", [2, 3, 41, 42, 200, 201])
+def test_bounds_of_a_ratio_are_attained_ratios_on_the_outer_side(resamples):
+    """The 2.5 % and 97.5 % points of the sorted ratios, rounded outwards to one that occurred: with
+    42 resamples the second lowest and the second highest, with 41 likewise, exactly.
+    """
+    rng = np.random.default_rng(4)
+    a, b = rng.random(30).round(1), 0.2 + 0.8 * rng.random(30).round(1)
+    pairs, sizes = np.unique(np.stack([a, b], axis=1), axis=0, return_counts=True)
+    (times,) = intervals.resampled_counts(sizes, resamples, 7, len(pairs))
+    above, below = (times @ pairs).T
+    ratios = np.sort(above / below)
+    assert len(set(ratios)) > resamples / 2
+    outer = math.floor(0.025 * (resamples - 1))
+    bounds = comparisons.ratio(a, b, resamples, 7)
+    assert (bounds.low, bounds.high) == pytest.approx((ratios[outer], ratios[-1 - outer]))
+    assert bounds.value == pytest.approx(a.mean() / b.mean())
+
+
+def test_a_resample_without_anything_below_the_line_is_zero_for_the_lower_bound():
+    """Of three resamples one has nothing to divide by: it is the lowest and the highest ratio."""
+    one = np.array([1.0] + [0.0] * 2)
+    for seed in range(50):
+        (times,) = intervals.resampled_counts(np.array([2, 1]), 3, seed, 2)
+        if sorted(times[:, 1] > 0) == [False, True, True]:
+            bounds = comparisons.ratio(one, one, 3, seed)
+            assert (bounds.low, bounds.value, bounds.high) == (0, 1, np.inf)
+            return
+    raise AssertionError("no seed draws such resamples")
+
+
+def test_a_gap_has_the_percentile_interval_of_its_resamples():
+    rng = np.random.default_rng(5)
+    a, b = rng.random(30).round(1), rng.random(30).round(1)
+    pairs, sizes = np.unique(np.stack([a, b], axis=1), axis=0, return_counts=True)
+    (times,) = intervals.resampled_counts(sizes, 500, 3, len(pairs))
+    means = times @ pairs / 30
+    gap = comparisons.gap(a, b, 500, 3)
+    assert (gap.low, gap.high) == pytest.approx(
+        tuple(np.quantile(means[:, 0] - means[:, 1], (0.025, 0.975)))
+    )

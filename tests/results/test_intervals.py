@@ -156,3 +156,23 @@ def test_intervals_of_means_cover():
             )
             held += interval.low <= truth <= interval.high
         assert held >= 0.94 * 300
+
+
+def test_a_mean_of_scores_has_wilsons_interval_whatever_rounding_does():
+    scores = np.full(10, 1.0) + 1e-16
+    assert intervals.share(scores) == wilson(10, 10)
+    assert intervals.share(np.array([0.5, 1.0, 0.0, 0.25])) == wilson(1.75, 4)
+    over = np.full(3, np.nextafter(1.0, 2.0))
+    assert intervals.share(over) == wilson(3, 3), "a sum may exceed n by rounding"
+
+
+def test_a_mean_has_the_percentile_bootstrap_over_its_known_values():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    mean = intervals.bootstrap_mean(np.array([*values, np.nan]))
+    half = 1.96 * values.std() / 20
+    assert mean.value == pytest.approx(values.mean())
+    assert (mean.low, mean.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.015
+    )
+    assert mean == intervals.bootstrap_mean(values)
+    assert np.isnan(intervals.bootstrap_mean(np.array([np.nan])).value)

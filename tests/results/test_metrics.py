@@ -55,3 +55,13 @@ def test_only_attacks_that_take_gradients_count_for_the_collapse_verdict(
     )
     run_toys(tmp_path, defenses=("undefended",), attacks=(attack,))
     assert seen == [taken]
+
+
+def test_a_right_answer_to_an_image_that_was_wrong_before_does_not_count_for_macro_f1():
+    """Image 1 is wrong without attack and right under it; so are two classes of three images."""
+    labels = np.array([0, 1, 1])
+    clean, attacked = np.array([[0], [0], [1]]), np.array([[0], [1], [1]])
+    outcomes = Outcomes.of(2, np.arange(3), labels, clean, attacked, attacked[:, :0])
+    under_attack = accuracy(outcomes, "adversarial")
+    assert under_attack.mean.value == pytest.approx(2 / 3)
+    assert under_attack.macro_f1.value == pytest.approx((1 + 2 / 3) / 2)

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from bench.results.outcomes import Outcomes, decode, decode_ids, encode, encode_ids
+from bench.results.outcomes import (
+    NO_STAGE,
+    WRONG_BEFORE,
+    Outcomes,
+    Stages,
+    decode,
+    decode_ids,
+    encode,
+    encode_ids,
+)
+from tests.results.helpers import outcomes_of
 
 
 def test_clean_wrong_images_are_broken(tmp_path):
@@ -39,3 +49,25 @@ def test_outcome_strings_round_trip(classes):
     ids = [5, 6, 7, 100, 3, 4, 0]
     assert decode_ids(encode_ids(ids)).tolist() == ids
     assert encode_ids(range(10_000)) == "0-9999"
+
+
+def test_stages_say_what_each_of_them_left():
+    """Ten images: two wrong before, three broken by the first stage, one by the second."""
+    stages = np.array([WRONG_BEFORE] * 2 + [0] * 3 + [1] + [NO_STAGE] * 4)
+    record = Stages.of(["first", "second"], stages)
+    assert record.broken_by == "..0001----"
+    assert record.left() == {"clean": 0.8, "first": 0.5, "second": 0.4}
+
+
+def test_outcomes_of_other_lengths_are_refused():
+    good = outcomes_of(np.ones((4, 2), dtype=bool))
+    for change in (
+        {"labels": good.labels[:-1]},
+        {"clean": good.clean[:1]},
+        {"adversarial": [*good.adversarial, good.clean[0]]},
+        {"replayed": ["0"]},
+        {"ids": "0-2"},
+        {"clean": [], "adversarial": []},
+    ):
+        with pytest.raises(ValueError, match="differ in length"):
+            Outcomes.model_validate({**good.model_dump(), **change})

@@ -1,0 +1,31 @@
+"""Whole writes, and the hash of an identity."""
+
+import pytest
+
+from bench.storage import files
+from bench.storage.files import write_whole
+from bench.storage.identity import identity_hash
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "file"
+    write_whole(path, b"old")
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(path, b"new")
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_hash_of_an_identity_is_blind_to_order_and_nothing_else():
+    assert identity_hash({"a": 1, "b": [1, 2]}) == identity_hash({"b": [1, 2], "a": 1})
+    assert identity_hash({"a": 1}) != identity_hash({"a": 2}) != identity_hash({"a": "2"})
+    assert len(identity_hash({})) == 16
+    with pytest.raises(ValueError, match="Out of range"):
+        identity_hash({"a": float("nan")})
