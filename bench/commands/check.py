@@ -25,7 +25,6 @@ class Examination:
 
     @property
     def broken(self) -> bool:
-        """Whether some check failed."""
         return any(verdict.outcome == "FAIL" for verdict in self.verdicts)
 
     def __str__(self) -> str:

@@ -31,15 +31,15 @@ from bench.victim import Victim, frozen
 
 
 @dataclass(frozen=True)
-class Check:
-    """One comparison and whether it held."""
+class CheckResult:
+    """One check of a record, whether it held, and what was seen."""
 
     name: str
     held: bool
     message: str
 
 
-def verify(path: Path, execution: Execution) -> list[Check]:
+def verify(path: Path, execution: Execution) -> list[CheckResult]:
     """Re-score a record's points under the rebuilt defense, or re-run the attack where the points
     are missing.
 
@@ -103,17 +103,17 @@ def rebuild(record: Record) -> Evaluation:
     return evaluation
 
 
-def _check_itself(record: Record) -> Iterator[Check]:
+def _check_itself(record: Record) -> Iterator[CheckResult]:
     by_gradient = record.cost.attack_backwards > 0 and not _is_control(record)
     same = measure(record.outcomes, by_gradient=by_gradient) == record.metrics
-    yield Check(
+    yield CheckResult(
         "metrics",
         same,
         "metrics follow from the outcomes" if same else "metrics do not follow from the outcomes",
     )
 
 
-def _check_setup(record: Record, evaluation: Evaluation) -> Check:
+def _check_setup(record: Record, evaluation: Evaluation) -> CheckResult:
     images, outcomes, base = evaluation.setup.images, record.outcomes, evaluation.base()
     same = {
         "identity": record.identity == evaluation.identity,
@@ -126,21 +126,21 @@ def _check_setup(record: Record, evaluation: Evaluation) -> Check:
         and record.scale["available"] == evaluation.setup.available,
     }
     wrong = [name for name, held in same.items() if not held]
-    return Check(
+    return CheckResult(
         "setup",
         not wrong,
         f"differs in {', '.join(wrong)}" if wrong else "same images, labels and settings",
     )
 
 
-def _check_weights(record: Record, defended: DefendedClassifier) -> Iterator[Check]:
+def _check_weights(record: Record, defended: DefendedClassifier) -> Iterator[CheckResult]:
     """A defense that trains when it is built comes out otherwise on another device or number of
     threads.
     """
     stored = record.environment.get("weights")
     if stored is not None and stored != weights_sha256(defended):
         made = f"{record.environment.get('device')}, {record.environment.get('threads')} threads"
-        yield Check(
+        yield CheckResult(
             "weights",
             False,
             f"the defense built here has other weights than the one attacked ({made}): verify it "
@@ -167,10 +167,10 @@ def _points(record: Record, folder: Path) -> Tensor | None:
     return torch.from_numpy(load(data)["points"])
 
 
-def _check_budget(evaluation: Evaluation, points: Tensor) -> Check:
+def _check_budget(evaluation: Evaluation, points: Tensor) -> CheckResult:
     inside = evaluation.setup.threat.contains(points, evaluation.setup.images.pixels())
     outside = int((~inside).sum())
-    return Check(
+    return CheckResult(
         "budget",
         outside == 0,
         f"{outside} of {len(points)} points lie outside {evaluation.setup.threat} or [0,1]",
@@ -201,17 +201,17 @@ def _rescore(
     return Outcomes.of(defended.num_classes, images.ids, labels, clean, adversarial, replayed)
 
 
-def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[Check]:
+def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[CheckResult]:
     for which in ("clean", "adversarial", "replayed"):
         old, new = stored.predictions(which), again.predictions(which)
         if old.shape != new.shape:
-            yield Check(
+            yield CheckResult(
                 which,
                 False,
                 f"{how}: {old.shape[1]} draws an image were stored, {new.shape[1]} came out",
             )
         elif old.size:
             differ = int((old != new).any(1).sum())
-            yield Check(
+            yield CheckResult(
                 which, differ == 0, f"{how}: predictions of {differ} of {len(old)} images differ"
             )

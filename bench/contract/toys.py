@@ -38,7 +38,6 @@ class InMemory(Dataset[Params]):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return self._classes
 
     def test(self) -> ImageSet:
@@ -46,7 +45,6 @@ class InMemory(Dataset[Params]):
         return self._test
 
     def train(self) -> ImageSet:
-        """The images to train on."""
         return self._training
 
 

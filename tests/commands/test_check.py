@@ -6,7 +6,7 @@ from tests import toy_plugins  # noqa: F401
 from tests.helpers import ROOT, call
 
 
-def test_check_reports_what_is_broken_and_how_to_mend_it(capsys):
+def test_check_reports_what_is_broken_and_how_to_fix_it(capsys):
     code, stdout, _ = call(capsys, "check", "toy-secret")
     assert (
         code == 1
@@ -25,11 +25,11 @@ def test_check_reports_what_is_broken_and_how_to_mend_it(capsys):
         f"{ROOT}/tests/toy_model.py@make_model",
         "--json",
     )
-    found = json.loads(stdout)
+    printed = json.loads(stdout)
     assert (
         code == 0
-        and {v["outcome"] for v in found["verdicts"]} == {"ok"}
-        and found["next"].endswith("--attack bpda")
+        and {v["outcome"] for v in printed["verdicts"]} == {"ok"}
+        and printed["next"].endswith("--attack bpda")
     )
     for arguments, said in (
         (("mnist5k",), "only defenses and attacks"),

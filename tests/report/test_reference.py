@@ -88,11 +88,11 @@ def test_doubts_are_badged():
 
 
 def test_the_readme_explains_every_badge_alike():
-    told = dict(
+    explained = dict(
         re.findall(r"^\| `([^`]+)` \| (.*) \|$", (FOLDER / "README.md").read_text(), re.MULTILINE)
     )
-    assert {badge: told[badge] for badge in BADGES} == BADGES
-    assert {path.name for path in FOLDER.glob("*.csv")} <= set(told)
+    assert {badge: explained[badge] for badge in BADGES} == BADGES
+    assert {path.name for path in FOLDER.glob("*.csv")} <= set(explained)
 
 
 def test_a_row_survives_reading_and_printing(tmp_path):

@@ -166,8 +166,8 @@ def test_processes_that_want_the_same_file_share_one_download(tmp_path, server):
 def test_offline_says_which_file_from_where_to_where(tmp_path, server, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     text = message(lambda: fetch("a/file.bin", [server.url], SHA256, tmp_path))
-    for part in (name, "file.bin", server.url, str(tmp_path / "a" / "file.bin"), SHA256):
-        assert part in text
+    for word in (name, "file.bin", server.url, str(tmp_path / "a" / "file.bin"), SHA256):
+        assert word in text
     assert server.asked == []
     assert not (tmp_path / "a").exists()
 
