@@ -30,11 +30,9 @@ SIGNIFICANT = 0.05
 
 _NOTE = (
     "Means over builds and images in percent, differences in points, with 95 % intervals that "
-    "count both (one build: images "
-    "alone). Robust: the worst case over the attacks named. Lost and won: images robust under the "
-    "first defense and not under this "
-    "one, and the other way round; p: McNemar's exact test of the two; Holm: p adjusted for the "
-    "number of tests in the table."
+    "count both (one build: images alone). Robust: the worst case over the attacks named. Lost and "
+    "won: images robust under the first defense and not under this one, and the other way round; "
+    "p: McNemar's exact test of the two; Holm: p adjusted for the number of tests in the table."
 )
 
 
@@ -61,7 +59,7 @@ class BuildScores:
     collapsed: list[bool]
 
 
-def gathered(
+def build_scores(
     defense: str,
     attacks: Iterable[str],
     builds: Mapping[int, Sequence[Outcomes]],
@@ -204,10 +202,10 @@ def _defenses(records: Sequence[Record]) -> list[BuildScores]:
     by_name: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in newest(records):
         by_name[record.title["defense"]][record.identity["seeds"]["build"]].append(record)
-    return [_build_scores(name, builds) for name, builds in sorted(by_name.items())]
+    return [_scores_of_records(name, builds) for name, builds in sorted(by_name.items())]
 
 
-def _build_scores(name: str, builds: dict[int, list[Record]]) -> BuildScores:
+def _scores_of_records(name: str, builds: dict[int, list[Record]]) -> BuildScores:
     several = {str(record.identity["defense"]) for records in builds.values() for record in records}
     if len(several) > 1:
         raise BadInput(
@@ -220,7 +218,7 @@ def _build_scores(name: str, builds: dict[int, list[Record]]) -> BuildScores:
     outcomes = {
         seed: [record.outcomes for record in records] for seed, records in sorted(builds.items())
     }
-    return gathered(name, attacks, outcomes, collapsed)
+    return build_scores(name, attacks, outcomes, collapsed)
 
 
 def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:

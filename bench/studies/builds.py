@@ -20,7 +20,7 @@ from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import compute_outcomes
 from bench.plugins.create import DEFENSES, create, create_attack
-from bench.report.compare import BuildScores, gathered
+from bench.report.compare import BuildScores, build_scores
 from bench.results.metrics import measure
 from bench.results.outcomes import Outcomes
 from bench.spec import Params, parse, unnest
@@ -121,4 +121,4 @@ def scored(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> BuildScores:
     by_gradient = not evaluation.attack.plugin.card.control
     collapsed = [measure(outcome, by_gradient=by_gradient).collapsed for outcome in outcomes]
     builds = {build: [outcome] for build, outcome in enumerate(outcomes)}
-    return gathered(evaluation.defense.spec, [evaluation.attack.spec], builds, collapsed)
+    return build_scores(evaluation.defense.spec, [evaluation.attack.spec], builds, collapsed)

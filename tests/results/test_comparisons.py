@@ -122,3 +122,9 @@ def test_a_gap_has_the_percentile_interval_of_its_resamples():
     assert (gap.low, gap.high) == pytest.approx(
         tuple(np.quantile(means[:, 0] - means[:, 1], (0.025, 0.975)))
     )
+
+
+def test_builds_and_images_that_all_agree_leave_wilsons_interval():
+    for score in (0.0, 1.0):
+        scores = np.full((3, 50), score)
+        assert comparisons.mean_over_builds(scores) == intervals.share(scores[0])
