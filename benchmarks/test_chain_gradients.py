@@ -60,8 +60,8 @@ def gradient(runner):
 def test_time(benchmark, runner):
     torch.set_num_threads(1)
     benchmark.group = f"gradient of {STEPS} steps, {ROWS} images"
-    found = benchmark.pedantic(gradient, args=(runner,), rounds=5, warmup_rounds=1)
-    assert torch.equal(found, gradient(run))
+    slope = benchmark.pedantic(gradient, args=(runner,), rounds=5, warmup_rounds=1)
+    assert torch.equal(slope, gradient(run))
 
 
 def test_bytes():

@@ -19,9 +19,9 @@ from collections import Counter
 import pytest
 import torch
 from bench_defenses.adversarial.objectives import DataFreeShield
-from bench_defenses.adversarial.source import Source, Tag
-from bench_defenses.adversarial.trainer import Schedule, train_student
-from bench_defenses.datafree.synthesis import Recipe, synthesise
+from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
+from bench_defenses.adversarial.trainer import Schedule, StudentTraining, train_student
+from bench_defenses.datafree.synthesis import SynthesisRecipe, synthesise
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,10 +72,9 @@ def our_training(epochs=1):
     teacher = network()
     images, labels = pixels()
     schedule = Schedule(epochs=epochs, batch=BATCH, rate=RATE, group=GROUP, steps=STEPS)
-    source, ball = Source(images, labels, Tag.SYNTHETIC), ThreatModel("linf", EPS)
-    train_student(
-        copy.deepcopy(teacher), teacher, source, DataFreeShield(), schedule, ball, NOISE, needs=()
-    )
+    tagged, ball = TaggedImages(images, labels, Tag.SYNTHETIC), ThreatModel("linf", EPS)
+    training = StudentTraining(tagged, DataFreeShield(), schedule, ball)
+    train_student(copy.deepcopy(teacher), teacher, training, NOISE, needs=())
 
 
 def released_training(epochs=1):
@@ -130,13 +129,13 @@ def released_kl(logits, target, reduction="batchmean"):
     return F.kl_div(F.log_softmax(logits, 1), target + 1e-8, reduction=reduction)
 
 
-def released_refinement(gradients, agreement=0.5):
+def released_refinement(gradients, threshold=0.5):
     signs = sum(one.sign() for one in gradients)
     up, down = (
         sum(one.clamp(min=0) for one in gradients),
         sum(one.clamp(max=0) for one in gradients),
     )
-    kept = signs.abs() >= agreement * len(gradients)
+    kept = signs.abs() >= threshold * len(gradients)
     return torch.where(signs > 0, up, torch.where(signs < 0, down, up + down)) * kept
 
 
@@ -145,16 +144,18 @@ def released_refinement(gradients, agreement=0.5):
 
 def our_synthesis(iterations=ITERATIONS, jitter=2):
     classifier = network()
-    recipe = Recipe(BATCH, BATCH, iterations, coefficients="fixed", jitter=jitter, keep="last")
+    recipe = SynthesisRecipe(
+        BATCH, BATCH, iterations, coefficients="fixed", jitter=jitter, keep="last"
+    )
     with frozen(classifier):
         return synthesise(classifier, SHAPE, recipe, 0, NOISE).images
 
 
 def released_synthesis(iterations=ITERATIONS, jitter=2):
     """Draws the same start, so that the images can be compared where nothing is rolled."""
-    net, found, order = network().network, [], random.Random(0)
+    net, gaps, order = network().network, [], random.Random(0)
     handles = [
-        part.register_forward_hook(released_hook(found))
+        part.register_forward_hook(released_hook(gaps))
         for part in net.modules()
         if isinstance(part, nn.BatchNorm2d)
     ]
@@ -163,14 +164,14 @@ def released_synthesis(iterations=ITERATIONS, jitter=2):
     optimiser = torch.optim.Adam([z], lr=0.1)
     best = float("inf")
     for _ in range(iterations):
-        found.clear()
+        gaps.clear()
         offset = order.randint(-jitter, jitter), order.randint(-jitter, jitter)
         rolled = torch.roll(z, offset, (2, 3))
         optimiser.zero_grad()
         net.zero_grad()
         loss = (
             F.cross_entropy(net(rolled), labels)
-            + sum(found)
+            + sum(gaps)
             + 2.5e-5 * (250 / BATCH) ** 0.5 * released_variation(rolled)
         )
         if loss.item() < best:
@@ -183,10 +184,10 @@ def released_synthesis(iterations=ITERATIONS, jitter=2):
     return (kept * std + mean).clamp(0, 1)
 
 
-def released_hook(found):
+def released_hook(gaps):
     def hook(layer, inputs, _):
         variance, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
-        found.append(
+        gaps.append(
             torch.norm(layer.running_var - variance) + torch.norm(layer.running_mean - mean)
         )
 
@@ -233,7 +234,7 @@ def test_both_make_the_same_images():
     [(our_training, 13), (released_training, 24)],
     ids=["bench", "as released"],
 )
-def test_forward_passes_of_an_image_visit(code, forwards, monkeypatch):
+def test_forward_passes_of_a_training_step(code, forwards, monkeypatch):
     """Of the second epoch: the first one of ours has the teacher's answers in it, once for all
     epochs.
     """

@@ -244,6 +244,7 @@ def moved(
     size = tuple(traits.shape[1:])
     change = recipe.move * noise.normal("change", size) * (noise.uniform("whether", size) < 0.5)
     kept = 0.0 if fresh else recipe.persistence
+    # A Gaussian autoregression: variance kept^2 + (1 - kept^2) = 1.
     redrawn = kept * white + math.sqrt(1 - kept**2) * noise.normal("white", tuple(white.shape[1:]))
     return 1 - (1 - (traits + change).abs()).abs(), redrawn
 

@@ -302,6 +302,7 @@ class Inversion:
         """L_cls (n,), L_bn and L_tv of a batch of images."""
         self.gap_terms.clear()
         each = F.cross_entropy(self.classifier(pixels, self.unused), self.labels, reduction="none")
+        # TV is of the network input u = (x - mean) / std, as are the losses of Lee et al. 2024.
         variation = total_variation((pixels - self.mean) / self.std)
         return each, torch.stack(self.gap_terms).sum(), variation
 

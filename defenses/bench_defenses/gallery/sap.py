@@ -55,6 +55,7 @@ def prune(activations: Tensor, draws: int, noise: Noise) -> Tensor:
     """
     weight = activations.detach().flatten(1).abs()
     share = weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    # Dhillon et al. 2018, algorithm 1: 1 - (1 - p_j)^r, p_j the share of |a_j|.
     probability = -torch.expm1(draws * torch.log1p(-share.clamp_max(1)))
     kept = noise.uniform("kept", tuple(weight.shape[1:])) < probability
     # A constant for the gradient, whose mean over draws is then near that of the classifier without

@@ -58,6 +58,7 @@ class LabelWeight(NoAdaptation):
 
     def generator_updated(self, values: Mapping[str, float]) -> None:
         """The published rule."""
+        # Zhou et al. 2020, released code: the weight alpha is overwritten by the term's value.
         if values["student_class"] <= self.floor:
             self.state["alpha"] = values["student_class"]
 

@@ -61,6 +61,7 @@ def bracketed(changed: Callable[[float], float], share: float) -> float:
     At most `MOST`, where no length up to there changes enough. Any other answer changes at least
     0.99 of `share`.
     """
+    # Choi et al. 2022, section 4.2: double the step, then halve the last interval.
     length = 1.0
     if changed(length) >= share:
         return length

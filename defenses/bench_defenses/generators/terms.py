@@ -60,6 +60,7 @@ class ZerothOrder:
         for number in range(self.m):
             normal = noise.normal(f"direction{number}", tuple(at.shape[1:]))
             unit = normal / normal.flatten(1).norm(dim=1).reshape(-1, *[1] * (at.dim() - 1))
+            # Truong et al. 2021: a forward difference along a random unit direction.
             slope = (value(at + self.step * unit) - base) / self.step
             total += slope.reshape(-1, *[1] * (at.dim() - 1)) * unit
         return base, total * (dimensions / self.m)

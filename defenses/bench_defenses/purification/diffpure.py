@@ -35,5 +35,6 @@ class DiffPure(PurifyingDefense[DiffPureParams]):
     def rounds(self, model: DiffusionModel | None) -> list[Round]:
         """Equal rounds, each noised anew."""
         params = self.params
+        # Nie et al. 2022, eq. 5 (noise to level), then eq. 6 (the reverse chain), discretised.
         level = params.t - 1 if params.start_index is None else params.start_index
         return [Round(params.t, params.steps, level)] * params.rounds

@@ -101,6 +101,7 @@ def _guide(params: GDMPParams, model: DiffusionModel | None) -> Guide:
         assert model is not None
         level = model.level(index)
         guide = noised(model, origin, index, noise)
+        # Wang et al. 2022, eq. 8: scale(i) times the gradient of the similarity to the input.
         return strength * math.sqrt((1 - level) / level) * slope(z, guide)
 
     return push

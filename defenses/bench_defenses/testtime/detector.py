@@ -46,6 +46,7 @@ class Detector(nn.Module):
 
     def last(self, features: Tensor) -> Tensor:
         """The last layer alone."""
+        # Salimans and Kingma 2016, eq. 2: w = g v / |v|.
         return F.linear(features, self.scale * F.normalize(self.direction, dim=1), self.bias)
 
     def forward(self, logits: Tensor) -> Tensor:
