@@ -1,1 +1,1 @@
-"""Files: whole writes, claims on shared work, artifacts, checkpoints, downloads."""
+"""Files: whole writes, claims on shared work, artifacts, checkpoints, downloads, the data root."""

@@ -5,8 +5,11 @@ import pytest
 
 from bench.report.leaderboard import boards, csv
 from bench.report.leaderboard import page as board_page
+from bench.results.findings import Finding
+from bench.results.record import Failure
 from tests.helpers import ROOT, run_toys
-from tests.report.helpers import HALF, LESS, RIGHT, record
+from tests.report.helpers import HALF, LESS, RIGHT, WRONG, record
+from tests.results.helpers import matrix
 
 
 def test_leaderboard_takes_the_worst_case_per_image(tmp_path):
@@ -71,3 +74,33 @@ def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
 def test_rows_of_one_name_tell_their_build():
     (board,) = boards([record("a", HALF), record("a", LESS, build=1), record("b", RIGHT)])
     assert list(board.table["defense"]) == ["b", "a (build 0)", "a (build 1)"]
+
+
+def test_a_missing_gradient_is_flagged_only_where_no_other_attack_went_lower():
+    doubt = Finding(name="zero-gradient", verdict="warn", message="no gradient")
+    blocked = record("a", HALF).model_copy(update={"findings": [doubt]})
+    other = record("a", WRONG, attack="square")
+    (alone,) = boards([blocked])
+    assert alone.numbers["flags"].tolist() == ["n=100 of 1000, zero-gradient"]
+    (beside,) = boards([blocked, other])
+    assert beside.numbers["flags"].tolist() == ["n=100 of 1000"]
+
+
+def test_all_draws_counts_images_that_are_right_in_each_of_them_under_each_attack():
+    half_of_draws = matrix(*["1110"] * 40, *["1111"] * 60)
+    other = matrix(*["1111"] * 70, *["0111"] * 30)
+    (board,) = boards([record("a", half_of_draws), record("a", other, attack="square")])
+    assert board.table["all draws"].tolist() == ["100.0 -> 30.0"]
+
+
+def test_several_seeds_of_an_attack_show_their_mean_and_range():
+    (board,) = boards([record("a", HALF), record("a", LESS, seed=1)])
+    assert board.table["pgd"].tolist() == ["45.0 (40.0-50.0)"]
+
+
+def test_what_crashed_is_an_error_and_not_a_number():
+    one = record("a", HALF)
+    failure = Failure(id="0", title=one.title, error="it crashed", traceback="", finished="")
+    text = board_page(boards([one]), [failure])
+    assert text.startswith("# Leaderboard") and "## Errors\n\n- a x pgd on mnist5k" in text
+    assert "error (it crashed)" in text and "## Errors" not in board_page(boards([one]))
