@@ -5,9 +5,7 @@ import hashlib
 import numpy as np
 
 from bench.data.imagefolder import ImageFolder
-from bench.data.medmnist import (
-    BreastMnist,
-)
+from bench.data.medmnist import BreastMnist
 from bench.spec import Params
 
 

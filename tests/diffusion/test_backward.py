@@ -6,12 +6,7 @@ import torch
 from bench.diffusion.backward import run_checkpointed
 from bench.diffusion.chain import Sampler, indices, links, run
 from bench.engine.memory import SavedBytes
-from tests.defenses.purification.helpers import (
-    SIDE,
-    images,
-    noise,
-    tiny_unet,
-)
+from tests.defenses.purification.helpers import SIDE, images, noise, tiny_unet
 
 
 def test_a_generator_with_state_inside_a_checkpointed_step_is_rejected():

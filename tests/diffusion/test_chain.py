@@ -6,13 +6,7 @@ import torch
 
 from bench.diffusion.chain import Sampler, indices, noised, reverse_step, sample
 from bench.noise import Noise, Stream
-from tests.defenses.purification.helpers import (
-    ABAR,
-    gaussian,
-    images,
-    noise,
-    tiny_unet,
-)
+from tests.defenses.purification.helpers import ABAR, gaussian, images, noise, tiny_unet
 
 
 @pytest.fixture(autouse=True)

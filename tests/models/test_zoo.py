@@ -2,9 +2,7 @@
 
 import pytest
 
-from bench.data.medmnist import (
-    PneumoniaMnist,
-)
+from bench.data.medmnist import PneumoniaMnist
 from bench.data.mnist5k import Mnist5k
 from bench.models import zoo
 from bench.models.training import clean_accuracy, score, train

@@ -1,13 +1,10 @@
 """Purifying defenses on the exact Gaussian denoiser, whose chain is linear; and gratings."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
 
-from bench.cli import execute
-from bench.contract.check import built_in_setup, setup_in_memory
+from bench.contract.setups import built_in_setup, setup_in_memory
 from bench.contract.toys import SmallNet, gratings
 from bench.data.dataset import ImageSet
 from bench.engine.request import Request
@@ -15,17 +12,14 @@ from bench.models.classifier import Classifier
 from bench.plugins.create import STUDIES, create
 from bench.spec import parse
 from bench.studies.study import StudySetting
-
-ROOT = Path(__file__).parents[2]
-
+from tests import helpers
+from tests.helpers import ROOT
 
 MEAN, STD = 0.1, 0.5  # in diffusion space
-
-
 MODEL = "model=(gaussian:channels=3,side=16,mean=0.55,std=0.25)"
-
-
 DIFFPURE, REVPURE = f"(diffpure:steps=4,{MODEL})", f"(revpure:steps=4,{MODEL})"
+QUICK = "images=30,iterations=10,synthesis_batch=10,epochs=2,batch=10,group=1"
+SELF_MADE = "(datafreeshield:images=30,iterations=20,synthesis_batch=10)"
 
 
 class TwoClasses(nn.Module):
@@ -78,9 +72,7 @@ def answer(text: str, where: StudySetting | None = None):
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
     """Exit code and output of `bench study`."""
-    code = execute(["study", *arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return helpers.call(capsys, "study", *arguments)
 
 
 def unwrapped(text: str) -> str:
@@ -90,8 +82,3 @@ def unwrapped(text: str) -> str:
 def quoted_results() -> str:
     """The page that quotes the committed results."""
     return unwrapped((ROOT / "docs" / "results" / "studies.md").read_text())
-
-
-LINEAR_MODEL = f"{ROOT}/tests/toy_model.py@make_model"
-QUICK = "images=30,iterations=10,synthesis_batch=10,epochs=2,batch=10,group=1"
-SELF_MADE = "(datafreeshield:images=30,iterations=20,synthesis_batch=10)"

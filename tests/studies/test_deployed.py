@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.contract.check import built_in_setup
+from bench.contract.setups import built_in_setup
 from bench.errors import BadInput
 from bench.plugins.create import STUDIES, create
 from bench.results.intervals import bootstrap_mean

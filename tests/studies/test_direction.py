@@ -10,11 +10,9 @@ from bench.diffusion.model import linear_alpha_bar
 from bench.plugins.create import STUDIES, create
 from bench.spec import parse
 from bench.studies import direction
-from bench.studies.deployed import (
-    deploy,
-)
+from bench.studies.deployed import deploy
+from tests.defenses.purification.helpers import closed_form
 from tests.studies.helpers import DIFFPURE, MEAN, MODEL, STD, purifier_setting
-from tests.test_purification import closed_form
 
 
 def test_agreement_is_the_mean_off_diagonal_of_corrcoef():

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from bench.studies import gradients
-from bench.studies.deployed import (
-    deploy,
-)
+from bench.studies.deployed import deploy
+from tests.defenses.purification.helpers import closed_form
 from tests.studies.helpers import (
     DIFFPURE,
     MEAN,
@@ -21,7 +20,6 @@ from tests.studies.helpers import (
     linear_setup,
     purifier_setting,
 )
-from tests.test_purification import closed_form
 
 
 def test_gradients_of_a_linear_model_behind_a_linear_chain_all_agree():

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.studies.helpers import ROOT
+from tests.helpers import ROOT
 
 
 def test_figures_touch_no_global_state_and_repeat():

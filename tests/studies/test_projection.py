@@ -9,6 +9,7 @@ import torch
 
 from bench.diffusion.model import linear_alpha_bar
 from bench.studies import projection
+from tests.defenses.purification.helpers import closed_form
 from tests.studies.helpers import (
     DIFFPURE,
     MEAN,
@@ -18,7 +19,6 @@ from tests.studies.helpers import (
     linear_setup,
     purifier_setting,
 )
-from tests.test_purification import closed_form
 
 
 def test_a_linear_chain_turns_no_perturbation():

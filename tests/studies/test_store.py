@@ -13,8 +13,8 @@ from bench.spec import Params, parse
 from bench.studies import plots, store, study
 from bench.studies.store import StudyRecord, find, identity_of
 from bench.studies.study import Study, StudyResult, StudySetting
-from tests import toy_plugins  # noqa: F401
-from tests.studies.helpers import LINEAR_MODEL, ROOT, call, quoted_results, unwrapped
+from tests.helpers import MODEL, ROOT
+from tests.studies.helpers import call, quoted_results, unwrapped
 
 runs = []
 
@@ -184,7 +184,7 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
         (["toy-powers", "--seed", "-1"], "seed"),
         (["toy-images", "--dataset", "no-such"], "unknown dataset"),
         (
-            ["toy-images", "--dataset", "toy:n=20", "--classifier", LINEAR_MODEL, "--n", "21"],
+            ["toy-images", "--dataset", "toy:n=20", "--classifier", MODEL, "--n", "21"],
             "the split has 20 images",
         ),
         (
@@ -193,7 +193,7 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
                 "--dataset",
                 "toy:n=20",
                 "--classifier",
-                LINEAR_MODEL,
+                MODEL,
                 "--batch-size",
                 "0",
             ],
@@ -218,7 +218,7 @@ def test_a_study_of_images_is_named_by_what_it_saw(capsys, tmp_path):
         "--dataset",
         "toy:n=20",
         "--classifier",
-        LINEAR_MODEL,
+        MODEL,
         "--out",
         str(tmp_path),
         "--json",

@@ -4,8 +4,8 @@ import re
 
 from bench.engine.request import Request
 from bench.studies.study import StudySetting
-from tests import toy_plugins  # noqa: F401
-from tests.studies.helpers import LINEAR_MODEL, ROOT, call
+from tests.helpers import MODEL, ROOT
+from tests.studies.helpers import call
 
 
 def test_the_guide_runs(capsys, tmp_path):
@@ -17,7 +17,7 @@ def test_the_guide_runs(capsys, tmp_path):
         "--dataset",
         "toy:n=20",
         "--classifier",
-        LINEAR_MODEL,
+        MODEL,
         "--n",
         "9",
     ]
