@@ -41,3 +41,17 @@ def test_without_an_attacked_image_there_is_no_rate_of_detection():
     rates = detection(view_scores(arrays, 2))
     assert (rates.n, rates.true_positive_rate, rates.auroc) == (0, None, None)
     assert rates.false_positive_rate == 0, "a score of 0 is no alarm"
+
+
+def test_another_view_may_be_right_under_attack():
+    """Of the two views one is right on the clean image, the other on the attacked one."""
+    arrays = {
+        "score/base/clean": np.array([1]),
+        "score/base/adversarial": np.array([0]),
+        "score/corrected/clean": np.array([0]),
+        "score/corrected/adversarial": np.array([1]),
+        "moved": np.array([True]),
+    }
+    column = np.zeros((1, 1), dtype=np.int64)
+    outcomes = Outcomes.of(2, np.arange(1), np.array([1]), column, column, column[:, :0])
+    assert any_right(view_scores(arrays, 2), outcomes).tolist() == [True]
