@@ -590,14 +590,14 @@ def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
     """
     evaluation = plan(request(attacks=("null",)))[-1]
     store = Store(tmp_path)
-    right = bench.storage.claims._take
+    right = bench.engine.shards.claimed
 
     def lose(folder):
-        monkeypatch.setattr(bench.storage.claims, "_take", right)
+        monkeypatch.setattr(bench.engine.shards, "claimed", right)
         run_evaluation(evaluation, store, Execution())
         return right(folder)
 
-    monkeypatch.setattr(bench.storage.claims, "_take", lose)
+    monkeypatch.setattr(bench.engine.shards, "claimed", lose)
     (result,) = run_evaluations([evaluation], store, Execution())
     assert result.record is not None and result.failure is None
     assert not list(tmp_path.glob("*.error.json"))
