@@ -15,30 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from bench.cli import execute
-from tests import toy_plugins  # noqa: F401
+from tests.helpers import MODEL, ROOT, call, refused
 from tests.toys import linear_problem
 
-ROOT = Path(__file__).parents[1]
-MODEL = f"{ROOT}/tests/toy_model.py@make_model"
 TOY = ["--dataset", "toy:n=20", "--classifier", MODEL, "--device", "cpu"]
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = execute(list(arguments))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def refused(capsys, out: Path, *arguments: str) -> str:
-    """Run; expect exit code 2, one line, and no record. Returns the line."""
-    code, stdout, stderr = call(capsys, *arguments)
-    assert code == 2, (stdout, stderr)
-    assert stdout == ""
-    lines = [line for line in stderr.splitlines() if "ETA" not in line]
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("bench: ") and len(lines[0]) > 30
-    assert not list(out.rglob("*.json"))
-    return lines[0]
 
 
 def archive(path: Path, **changes) -> Path:
@@ -98,7 +78,7 @@ def test_json_and_dry_run(capsys, tmp_path):
         str(tmp_path),
     ]
     code, stdout, _ = call(capsys, *base, "--dry-run")
-    assert code == 0 and "2 cells, 2 to run" in stdout and not list(tmp_path.glob("*.json"))
+    assert code == 0 and "2 evaluations, 2 to run" in stdout and not list(tmp_path.glob("*.json"))
     code, stdout, _ = call(capsys, *base, "--json")
     records = json.loads(stdout)
     assert [r["title"]["seed"] for r in records] == ["0", "1"]
@@ -114,14 +94,14 @@ def test_suite_files_are_a_matrix_of_the_same_options(capsys, tmp_path):
         '"toy-jitter:sigma=0.1"\nseed = [0, 1]\n'
     )
     code, stdout, _ = call(capsys, "run", "--suite", str(suite), "--dry-run")
-    assert code == 0 and "5 cells" in stdout
+    assert code == 0 and "5 evaluations" in stdout
     code, stdout, _ = call(
         capsys, "run", "--suite", str(suite), "--n", "10", "--seed", "3", "--dry-run"
     )
-    assert "3 cells" in stdout and "n=10, seed 3" in stdout
+    assert "3 evaluations" in stdout and "n=10, seed 3" in stdout
 
 
-def test_a_failed_cell_exits_with_1(capsys, tmp_path):
+def test_a_failed_evaluation_exits_with_1(capsys, tmp_path):
     code, stdout, stderr = call(
         capsys, "run", "--defense", "toy-crash", "--attack", "pgd", *TOY, "--out", str(tmp_path)
     )
@@ -280,7 +260,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--norm", "l2"], "--eps"),
         ([*RUN, "--data-root", __file__], "is a file"),
         ([*RUN, "--dataset", "npz", "--eps", "0.1"], "write npz:PATH"),
-        ([*RUN, "--dataset", f"npz:{ROOT}", "--eps", "0.1"], "a folder where a file is due"),
+        ([*RUN, "--dataset", f"npz:{ROOT}", "--eps", "0.1"], "a folder where a file is expected"),
         ([*RUN, "--norm", "l2", "--eps", "100"], "lower it"),
         ([*RUN, "--n", "0"], "1 to 20"),
         ([*RUN, "--n", "21"], "1 to 20"),
@@ -460,10 +440,10 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
         "def broken(): raise RuntimeError('no weights')\n"
     )
     for name, words in (
-        ("four", "(8, 3) were due"),
+        ("four", "(8, 3) were expected"),
         ("crash", "does not run"),
         ("broken", "no weights"),
-        ("nan", "were due"),
+        ("nan", "were expected"),
     ):
         line = refused(
             capsys,
