@@ -563,7 +563,7 @@ def test_help_and_list_do_not_import_torch():
 
 
 def test_the_main_job_on_the_embedded_data(capsys, tmp_path):
-    """A known answer for the whole chain: the shipped classifier is 97.9 % clean and falls to
+    """A known answer for the whole chain: the shipped classifier is 97.9 % clean and is broken to
     nothing.
     """
     code, stdout, _ = call(

@@ -88,7 +88,7 @@ def test_odd_sizes_are_prefixes_of_even_ones():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_tape_is_the_same_on_a_gpu():
+def test_fixed_noise_is_the_same_on_a_gpu():
     assert torch.equal(noise().to("cuda").normal("x", (9,)).cpu(), noise().normal("x", (9,)))
 
 
@@ -106,7 +106,7 @@ def test_draws_are_packed_without_collision():
             pack_draw(*bad)
 
 
-def test_laws_choose_draws():
+def test_randomness_models_choose_draws():
     first, second = Query(0, 1), Query(0, 2)
     for randomness in ("fresh", "eot:k=3"):
         assert not set(read_randomness(randomness).draws(first)[1]) & set(

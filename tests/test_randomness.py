@@ -54,7 +54,7 @@ def within(value: float, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("randomness", ["fresh", "eot:k=5", "eot:k=5,average=logits"])
-def test_fresh_laws_meet_their_closed_forms(problem, randomness):
+def test_fresh_draws_meet_their_closed_forms(problem, randomness):
     *_, gap, _, clean = problem
     result = attacked(problem, randomness)
     assert result.predictions.shape == (N, 0), (
@@ -81,7 +81,7 @@ def test_the_null_attack_shows_chance_hits(problem):
 
 
 def test_replay_is_exact_image_by_image(problem):
-    """Under replay the function is deterministic: the tape's own noise tells which images can be
+    """Under replay the function is deterministic: the fixed noise tells which images can be
     broken.
     """
     model, images, labels, gap, sign, clean = problem
@@ -137,7 +137,7 @@ class RandomWeights(DefendedClassifier):
 
 
 def random_weights_rates(randomness: str, seed: int = 0):
-    """Share right on the attack's tapes (None without) and on fresh draws, and the closed form of
+    """Share right under the attack's fixed noise (None without) and on fresh draws, and the closed form of
     the former.
     """
     n, d, eps, sigma = 400, 64, 0.35, 1.0
@@ -172,7 +172,7 @@ def test_replay_breaks_what_fresh_and_eot_cannot():
     assert eot <= fresh + 0.02
 
 
-def test_replay_set_is_judged_on_its_own_tapes():
+def test_replay_set_is_judged_under_its_own_fixed_noises():
     centre = F.normalize(torch.ones(64), dim=0)
     model = RandomWeights(centre, 1.0)
     images = torch.full((30, 1, 8, 8), 0.5)
@@ -182,12 +182,12 @@ def test_replay_set_is_judged_on_its_own_tapes():
     )
     assert result.predictions.shape == (30, 3)
     assert (victim.backwards == 9).all(), (
-        "the mean over several tapes is no single verdict: nothing retires"
+        "the mean over several fixed noises is no single verdict: nothing retires"
     )
 
 
 def check_the_judge_draws_afresh(problem):
-    """A replay attack's success on its tape must not settle the judge's first draw."""
+    """A replay attack's success under its fixed noise must not settle the judge's first draw."""
     *_, labels, _, _, _ = problem
     replay = attacked(problem, "replay")
     on_fixed_noise = (replay.predictions[:, 0] == labels).numpy()

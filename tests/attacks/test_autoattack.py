@@ -263,7 +263,7 @@ def test_forced_runs_are_marked_and_replay_is_not():
     assert replayed.findings == ()
 
 
-def test_a_tape_is_the_same_in_every_call_and_fresh_draws_differ():
+def test_fixed_noise_is_the_same_in_every_call_and_fresh_draws_differ():
     model, images, _ = noisy(1)
     outputs = {}
     for randomness in ("replay", "fresh"):
