@@ -137,8 +137,8 @@ class RandomWeights(DefendedClassifier):
 
 
 def random_weights_rates(randomness: str, seed: int = 0):
-    """Share right under the attack's fixed noise (None without) and on fresh draws, and the closed form of
-    the former.
+    """Share right under the attack's fixed noise (None without) and on fresh draws, and the closed
+    form of the former.
     """
     n, d, eps, sigma = 400, 64, 0.35, 1.0
     centre = F.normalize(torch.ones(d), dim=0)
