@@ -26,7 +26,7 @@ from bench.report.rows import rows_table
 from bench.results import store
 from bench.results.record import Failure, Record
 from bench.spec import parse
-from bench.storage.download import rooted
+from bench.storage.data_root import rooted
 
 if TYPE_CHECKING:
     import pandas

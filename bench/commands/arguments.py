@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from bench.engine.request import Request, option_name, read_request
-from bench.storage.download import rooted
+from bench.storage.data_root import rooted
 
 
 def _set_data_root(context: typer.Context, folder: Path | None) -> None:

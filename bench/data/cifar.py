@@ -13,7 +13,8 @@ from bench.data.official import Bytes, Official
 from bench.data.order import Integers
 from bench.errors import BadInput, one_line
 from bench.spec import Params
-from bench.storage.download import data_root, fetch
+from bench.storage.data_root import data_root
+from bench.storage.download import fetch
 
 _SITE = "https://www.cs.toronto.edu/~kriz"
 _PIXELS = 3 * 32 * 32

@@ -15,7 +15,8 @@ from bench.data.official import Bytes, Official
 from bench.data.order import Integers
 from bench.errors import BadInput, one_line
 from bench.spec import Params
-from bench.storage.download import data_root, fetch
+from bench.storage.data_root import data_root
+from bench.storage.download import fetch
 
 _UNSIGNED_BYTES = b"\x00\x00\x08"
 _PREFIXES = {"test": "t10k", "train": "train"}

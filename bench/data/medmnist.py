@@ -12,7 +12,8 @@ from bench.data.order import Integers
 from bench.errors import BadInput
 from bench.plugins.plugin import P
 from bench.spec import Params
-from bench.storage.download import data_root, digest_of, fetch
+from bench.storage.data_root import data_root
+from bench.storage.download import digest_of, fetch
 
 _ZENODO = "https://zenodo.org/records"
 _LATEST = "10519652"

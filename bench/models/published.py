@@ -17,7 +17,8 @@ from typing import BinaryIO
 from urllib.request import Request, urlopen
 
 from bench.errors import BadInput, one_line
-from bench.storage.download import check_length, data_root, digest_of, fetch, offline
+from bench.storage.data_root import data_root
+from bench.storage.download import check_length, digest_of, fetch, offline
 
 _SECONDS = 30
 _PAGE = (b"<!doctype", b"<html")

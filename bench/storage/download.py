@@ -18,43 +18,13 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from bench.errors import BadInput, one_line
+from bench.storage.data_root import data_root
 
-_ROOT = "BENCH_DATA_ROOT"
 _OFFLINE = ("BENCH_OFFLINE", "HF_HUB_OFFLINE")
 _DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 _CHUNK = 1 << 20
 _SECONDS = 30
 _RANGE_NOT_SATISFIABLE = 416
-
-
-def data_root() -> Path:
-    """The folder of downloaded files: BENCH_DATA_ROOT, else `bench` in XDG_CACHE_HOME, else
-    ~/.cache/bench.
-    """
-    given = os.environ.get(_ROOT)
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bench"
-
-
-@contextlib.contextmanager
-def rooted(folder: str | Path | None) -> Iterator[None]:
-    """Make `folder` the data root of this process and its children for a while; None changes
-    nothing.
-
-    Raises `BadInput` where it is a file.
-    """
-    if folder is not None and os.path.isfile(folder):
-        raise BadInput(f"the data root {folder} is a file: give the folder that holds the data")
-    before = os.environ.get(_ROOT)
-    if folder is not None:
-        os.environ[_ROOT] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(_ROOT, None)
-        if before is not None:
-            os.environ[_ROOT] = before
 
 
 def fetch(name: str, urls: Sequence[str], checksum: str, folder: Path | None = None) -> Path:

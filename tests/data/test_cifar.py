@@ -8,7 +8,7 @@ import pytest
 
 from bench.data.cifar import Cifar10, Cifar100
 from bench.spec import Params
-from bench.storage.download import rooted
+from bench.storage.data_root import rooted
 from tests.data.helpers import md5, random_images, sha256
 from tests.toys import message
 

@@ -11,7 +11,7 @@ from bench.data.idx import FashionMnist, Mnist
 from bench.data.order import interleaved
 from bench.errors import BadInput
 from bench.spec import Params
-from bench.storage.download import rooted
+from bench.storage.data_root import rooted
 from tests.data.helpers import random_images, sha256
 from tests.toys import message
 

@@ -15,7 +15,7 @@ from bench.data.medmnist import (
 from bench.noise import isolated
 from bench.plugins.create import DATASETS, create
 from bench.spec import Params, parse
-from bench.storage.download import rooted
+from bench.storage.data_root import rooted
 from tests.data.helpers import md5, random_images, small_breast
 from tests.toys import message
 

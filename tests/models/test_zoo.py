@@ -8,7 +8,7 @@ from bench.models import zoo
 from bench.models.training import clean_accuracy, score, train
 from bench.models.zoo import Zoo, ZooParams
 from bench.spec import Params
-from bench.storage.download import rooted
+from bench.storage.data_root import rooted
 from tests.models.helpers import MNIST5K, write
 from tests.toys import message
 

@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bench.storage.download import data_root, fetch, rooted
+from bench.storage.data_root import rooted
+from bench.storage.download import fetch
 from tests.toys import message
 
 CONTENT = bytes(range(256)) * 4096
@@ -183,18 +184,3 @@ def test_no_network_and_no_permission_are_one_line(tmp_path, server):
     assert "put it at" in message(lambda: fetch("taken/file.bin", [server.url], SHA256, tmp_path))
     assert "nobody offers" in message(lambda: fetch("file.bin", [], SHA256, tmp_path))
     assert "cannot read" in message(lambda: fetch(".", [], SHA256, tmp_path))
-
-
-def test_the_data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-    assert data_root() == tmp_path / ".cache" / "bench"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert str(data_root()) == "/elsewhere/bench"
-    monkeypatch.setenv("BENCH_DATA_ROOT", "~/data")
-    assert data_root() == tmp_path / "data"
-    with rooted("/given"):
-        assert str(data_root()) == "/given"
-    with rooted(None):
-        assert data_root() == tmp_path / "data"
