@@ -126,10 +126,10 @@ def test_objectives_by_hand(text):
 
 
 def test_the_table_of_inner_attacks():
-    found = {
+    inner = {
         name: (kind().inner, kind().start, kind().clean_pass) for name, kind in OBJECTIVES.items()
     }
-    assert found == {
+    assert inner == {
         "ait": ("teacher", "gaussian", False),
         "ard": ("label", "uniform", False),
         "dast": ("label", "gaussian", False),
