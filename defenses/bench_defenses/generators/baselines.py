@@ -264,11 +264,11 @@ class Baseline(Defense[P]):
     def _notes(self, pair: Pair, access: DataAccess) -> tuple[str, ...]:
         plan, passes, last = self.plan(access), pair.about["passes"], pair.about["rounds"][-1]
         params, schedule = self.params, plan.schedule
-        scale = "" if params.recipe == "paper" else f"scale {params.scale}, "
+        settings = "recipe paper" if params.recipe == "paper" else f"scale {params.scale}"
         start = _start(self._settings().from_scratch)
         notes = [
             f"fidelity {self.fidelity()}",
-            f"{scale}recipe {params.recipe}, mode {params.mode}: the generator made "
+            f"{settings}, mode {params.mode}: the generator made "
             f"{passes['images']} images and took {passes['generator steps']} steps beside a "
             f"student from {start} with {schedule.updates} updates of {schedule.batch} images, "
             f"{passes.get('attacked images', 0)} adversarial images, clean weight "
