@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         read_record,
         read_records,
     )
-    from bench.attack import Attack, AttackOutput, Setting
+    from bench.attack import Attack, AttackOutput
     from bench.data.dataset import Dataset, ImageSet
     from bench.defense import (
         Card,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Forward,
         InputTransform,
         Need,
+        Setting,
         Wrapper,
         straight_through,
     )
@@ -117,7 +118,6 @@ _HOMES = {
     "bench.attack": (
         "Attack",
         "AttackOutput",
-        "Setting",
     ),
     "bench.data.dataset": (
         "Dataset",
@@ -131,6 +131,7 @@ _HOMES = {
         "Forward",
         "InputTransform",
         "Need",
+        "Setting",
         "Wrapper",
         "straight_through",
     ),

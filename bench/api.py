@@ -16,7 +16,7 @@ from bench.data.dataset import Dataset
 from bench.defense import DefendedClassifier
 from bench.engine.execution import Progress, read_execution
 from bench.engine.plan import plan
-from bench.engine.request import Request, read_request
+from bench.engine.request import SetupRequest, read_request
 from bench.engine.run import run_evaluations
 from bench.engine.setup import load_setup
 from bench.errors import BadInput
@@ -59,17 +59,17 @@ class _Probabilities(nn.Module):
 def evaluate(
     model: nn.Module | None = None,
     *,
-    dataset: str = "mnist5k",
+    dataset: str | Sequence[str] = "mnist5k",
     attacks: str | Sequence[str] = ("pgd",),
     defenses: str | Sequence[str] = ("undefended",),
-    eps: float | str | None = None,
-    norm: str | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
+    norm: str | Sequence[str] | None = None,
     n: int | None = None,
     randomness: str | None = None,
     gradient: str | None = None,
     seeds: Sequence[int] = (0,),
     build_seed: int = 0,
-    classifier: str | None = None,
+    classifier: str | Sequence[str] | None = None,
     output: str = "logits",
     out: str | Path | None = None,
     data_root: str | Path | None = None,
@@ -85,9 +85,11 @@ def evaluate(
             forward pass, say) is detected and its randomness controlled row by row. A
             `DefendedClassifier` takes its randomness as an argument. None evaluates `classifier`,
             or the data set's own.
-        dataset, attacks, defenses, classifier, randomness, gradient: specs as on the command line.
-        eps, norm: the threat model; eps in pixel units of [0, 1], a number or a fraction such as
-            `8/255`.
+        dataset, classifier, attacks, defenses: specs as on the command line; of several, every
+            combination is evaluated.
+        randomness, gradient: as on the command line.
+        eps, norm: the threat model, or several; eps in pixel units of [0, 1], a number or a
+            fraction such as `8/255`.
         n: how many images, in evaluation order; the first 1,000 by default.
         seeds, build_seed: attack seeds, and the seed of the defense's construction.
         output: `logits`, or `probabilities` to take their logarithm.
@@ -133,7 +135,7 @@ def evaluate(
     )
     execution = read_execution(device, batch_size, progress)
     with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
-        evaluations = plan(request, load_setup(request, model), note=warnings.warn)
+        evaluations = plan(request, model=model, note=warnings.warn)
         folder = store.Store(Path(out) if out is not None else Path(scratch))
         folder.check_writable()
         results = list(run_evaluations(evaluations, folder, execution))
@@ -180,7 +182,7 @@ def load_classifier(
         BadInput: where there is no such classifier, or it does not run on these images.
     """
     with rooted(data_root):
-        return load_setup(Request(dataset=dataset, classifier=spec, n=1)).classifier
+        return load_setup(SetupRequest(dataset, spec, None, None, 1)).classifier
 
 
 def read_record(path: str | Path) -> Record:

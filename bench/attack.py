@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from bench.defense import Card, NoParams
-from bench.randomness import RandomnessModel
+from bench.defense import Card, NoParams, Setting
 from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE
 from bench.spec import Params
@@ -18,22 +18,6 @@ from bench.threat import ThreatModel
 from bench.victim import Victim
 
 P = TypeVar("P", bound=Params)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where an attack is to run.
-
-    Attributes:
-        stochastic: whether the defended classifier draws random numbers.
-        randomness: how queries draw them.
-        num_classes: number of classes K.
-    """
-
-    stochastic: bool
-    randomness: RandomnessModel
-    threat: ThreatModel
-    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +92,10 @@ class Attack(ABC, Generic[P]):
         """Raise `BadInput` where the attack makes no sense in this setting; nothing has been
         computed yet.
         """
+
+    def remarks(self, setting: Setting) -> Iterable[str]:
+        """What a user should know of these parameters in this setting before it runs."""
+        return ()
 
     def review(self, left: dict[str, float]) -> list[Finding]:
         """Findings on a whole evaluation from the share of images that survived each stage, in the

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bench.errors import AccessDenied, BadInput
 from bench.noise import Noise
+from bench.randomness import RandomnessModel
 from bench.spec import Params
 from bench.threat import ThreatModel
 
@@ -321,6 +322,25 @@ class Card:
     stand_in: bool = False
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Where an attack is to run, and a defense to be built.
+
+    Attributes:
+        stochastic: whether the defended classifier draws random numbers.
+        randomness: how queries draw them.
+        threat: the threat model.
+        num_classes: number of classes K.
+        shape: (C, H, W) of the images.
+    """
+
+    stochastic: bool
+    randomness: RandomnessModel
+    threat: ThreatModel
+    num_classes: int
+    shape: tuple[int, ...]
+
+
 class NoParams(Params):
     """No parameters."""
 
@@ -374,6 +394,9 @@ class Defense(ABC, Generic[P]):
         set's own.
         """
         return {}
+
+    def check(self, setting: Setting) -> None:
+        """Raise `BadInput` where the parameters make no sense here; nothing has been computed."""
 
     @abstractmethod
     def build(

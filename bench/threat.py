@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -98,9 +98,15 @@ class ThreatModel:
         return inside & (self.distance(x, origin) <= limit)
 
 
-def parse_threat(norm: str, eps: float) -> ThreatModel:
-    """A threat model from user input; the norm in any case."""
-    return ThreatModel(cast(Norm, norm.lower()), float(eps))
+_NORM_NAMES: dict[str, Norm] = {"linf": "linf", "inf": "linf", "l_inf": "linf", "l2": "l2"}
+
+
+def read_norm(text: str) -> Norm:
+    """A norm by its name in any case; `inf` is `linf`. Raises `BadInput` for anything else."""
+    norm = _NORM_NAMES.get(text.strip().lower())
+    if norm is None:
+        raise BadInput(f"unknown norm {text!r}: use {' or '.join(get_args(Norm))}")
+    return norm
 
 
 def _like(per_image: Tensor, images: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from bench.engine.plan import plan
 from bench.engine.preflight import check
 from bench.engine.request import Request
 from bench.engine.run import run_evaluation, run_evaluations
-from bench.engine.setup import load_setup
 from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
 from bench.losses import misclassified
 from bench.models.classifier import Classifier
@@ -268,7 +267,7 @@ def test_dropout_at_test_time_stays_on_behind_a_defense(defense):
     network = KeptDropout().eval()
     network.dropout.train()
     asked = request(defenses=(defense,), n=4)
-    built = build(plan(asked, load_setup(asked, network))[-1], torch.device("cpu"))
+    built = build(plan(asked, model=network)[-1], torch.device("cpu"))
     assert [part.training for part in built.modules() if isinstance(part, nn.Dropout)] == [True]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from bench.errors import BadInput
-from bench.threat import ThreatModel, parse_threat
+from bench.threat import ThreatModel, read_norm
 
 
 def images(seed, n=6, hug=True):
@@ -126,7 +126,7 @@ def test_a_step_climbs_and_stays_inside(norm):
 )
 def test_bad_budgets_are_refused(norm, eps, words):
     with pytest.raises(BadInput, match=words):
-        parse_threat(norm, eps)
+        ThreatModel(read_norm(norm), eps)
 
 
 def test_l2_beyond_the_diameter_is_refused():

@@ -21,8 +21,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pydantic import Field
 from torch import Tensor
 
-from bench.attack import Attack, AttackOutput, Setting
-from bench.defense import Card
+from bench.attack import Attack, AttackOutput
+from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import misclassified
 from bench.noise import isolated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from bench.attack import Attack
-from bench.defense import Card
+from bench.defense import Card, Setting
 from bench.losses import LOSSES, Loss
 from bench.maximise import Ascent, Objective, ascend
 from bench.plugins.registry import Alias
@@ -81,6 +82,13 @@ class Search(Attack[P]):
     def loss(self) -> Loss:
         """What candidates are compared by on fresh draws, on the logits."""
         raise NotImplementedError
+
+    def remarks(self, setting: Setting) -> Iterable[str]:
+        """A step above 2 eps, which crosses the whole ball."""
+        eps = setting.threat.eps
+        size = step_length(self.params.step, eps, self.params.steps)
+        if self.params.steps > 1 and size > 2 * eps:
+            yield f"a step of {size:g} crosses the whole ball of eps {eps:g}; 2 eps is the most"
 
     def objective(self, victim: Victim, labels: Tensor, rows: Tensor, restart: int) -> Objective:
         """What a restart maximises."""

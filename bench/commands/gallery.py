@@ -25,11 +25,12 @@ from bench.report.tables import percent
 from bench.report.words import attack_label, flags, heading
 from bench.results.record import Record
 from bench.spec import parse
+from bench.threat import read_norm
 
 TOLERANCE = 0.05
 """How far above its known answer a defense may stay."""
 
-DEFAULTS = Request(dataset="mnist5k", eps=0.2)
+DEFAULTS = Request(datasets=("mnist5k",), epsilons=(0.2,))
 """Where no data set is given: a threat under which no image of the shipped classifier survives."""
 
 DEFAULT_N = 100
@@ -105,16 +106,19 @@ def exhibits(request: Request, naive: str) -> list[Exhibit]:
     that cannot be loaded.
     """
     create_attack(naive)
+    norm = request.one_setup("bench gallery").norm
     # The default eps is one of linf; under another norm every base would survive it, which proves
     # nothing.
     defaults = (
-        DEFAULTS if request.norm in (None, "linf") else DEFAULTS.model_copy(update={"eps": None})
+        DEFAULTS
+        if norm is None or read_norm(norm) == "linf"
+        else DEFAULTS.model_copy(update={"epsilons": ()})
     )
-    settled = request if "dataset" in request.model_fields_set else request.over(defaults)
+    settled = request if "datasets" in request.model_fields_set else request.over(defaults)
     n = DEFAULT_N if request.n is None else request.n
     names = request.defenses or tuple(name for name in DEFENSES.names() if _card(name).expected)
     asked = settled.model_copy(update={"defenses": names, "attacks": (naive,), "n": n})
-    setup = load_setup(asked)
+    setup = load_setup(asked.one_setup("bench gallery"), given=asked.given())
     return [_exhibit(name, asked, setup) for name in names]
 
 

@@ -44,8 +44,8 @@ def train_and_save(
         raise BadInput(f"{out} is there already: remove it, or give another --out")
     named = create(DATASETS, parse(dataset))
     source: Dataset[Any] = named.plugin
-    if seed < 0:
-        raise BadInput(f"seed is {seed}: give 0 or more")
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed is {seed}: give 0 to 2^63 - 1")
     # A data set read from a path has no name of its own.
     name = named.spec if parse(dataset).positional else named.name
     recipe = recipe_for(named.name, arch, source.train().images.shape[1:])

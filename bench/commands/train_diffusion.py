@@ -88,8 +88,8 @@ def _check(out: Path, seed: int, steps: int | None) -> None:
         raise BadInput(f"cannot write the folder {out}: name one in a folder that exists")
     if out.exists():
         raise BadInput(f"{out} is there already: remove it, or give another --out")
-    if seed < 0:
-        raise BadInput(f"seed is {seed}: give 0 or more")
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed is {seed}: give 0 to 2^63 - 1")
     if steps is not None and steps < 1:
         raise BadInput(f"steps={steps} trains nothing: give 1 or more")
 

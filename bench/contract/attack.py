@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.attack import Setting
 from bench.contract.attack_case import EPS, AttackCase
 from bench.contract.check import (
     Broken,
@@ -21,6 +20,7 @@ from bench.contract.check import (
     demand,
 )
 from bench.contract.toys import Jittered, LinearProblem, Quantised, linear_problem
+from bench.defense import Setting
 from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.noise import isolated
@@ -184,7 +184,10 @@ def works_on_random_defenses(case: AttackCase) -> None:
 
 def _accepts(case: AttackCase, randomness: RandomnessModel) -> bool:
     try:
-        case.plugin.check(Setting(True, randomness, case.threat, case.setup.classifier.num_classes))
+        setup = case.setup
+        shape = tuple(setup.images.images.shape[1:])
+        classes = setup.classifier.num_classes
+        case.plugin.check(Setting(True, randomness, case.threat, classes, shape))
     except BadInput:
         return False
     return True

@@ -18,7 +18,7 @@ from bench.contract.toys import labelled
 from bench.defense import DataAccess, DefendedClassifier, Defense, Forward, NoParams
 from bench.engine.build import build, data_access
 from bench.engine.evaluation import Evaluation
-from bench.engine.request import Request
+from bench.engine.request import SetupRequest
 from bench.engine.setup import Setup, load_setup
 from bench.errors import BadInput, one_line
 from bench.losses import margin
@@ -158,7 +158,7 @@ def setup_for(
         return setup_in_memory(given, own, own)
     if dataset:
         spec = classifier if isinstance(classifier, str) else None
-        return load_setup(Request(dataset=dataset, classifier=spec, n=IMAGES), module)
+        return load_setup(SetupRequest(dataset, spec, None, None, IMAGES), module)
     if classifier is not None:
         raise BadInput(
             "a classifier is given without images that fit it: set dataset, or images, as well"

@@ -8,9 +8,9 @@ from typing import Any
 
 from bench.access.pool import POOL_VERSION, outside
 from bench.access.public import PublicImages, check_foreign, load_public
-from bench.attack import Attack, Setting
+from bench.attack import Attack
 from bench.data.dataset import ImageSet
-from bench.defense import Defense, Need, gradient_name
+from bench.defense import Defense, Need, Setting, gradient_name
 from bench.diffusion.load import load_model
 from bench.diffusion.model import DiffusionModel
 from bench.engine.fingerprint import fingerprint
@@ -55,9 +55,14 @@ class Evaluation:
 
     @property
     def setting(self) -> Setting:
-        """What the attack may know before anything is built."""
+        """What attack and defense may know before anything is built."""
+        setup = self.setup
         return Setting(
-            self.stochastic, self.randomness, self.setup.threat, self.setup.classifier.num_classes
+            self.stochastic,
+            self.randomness,
+            setup.threat,
+            setup.classifier.num_classes,
+            tuple(setup.images.images.shape[1:]),
         )
 
     @property

@@ -13,6 +13,9 @@ import torch
 from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput
 
+MOST_ROWS = 1_000_000
+"""No device holds more images at a time; a larger batch size is a slip."""
+
 Progress = Callable[[Evaluation, int, int, float], None]
 """Called with no image when work on a shard begins, then for each finished shard: (evaluation,
 images of the shard, images of the evaluation, share of the shard's images right under attack)."""
@@ -48,13 +51,14 @@ def read_execution(
 
 def read_device(text: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N`. Raises `BadInput` where there is no such device."""
+    text = text.strip().lower()
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(text)
     except RuntimeError:
         raise BadInput(f"unknown device {text!r}: use auto, cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise BadInput(f"device {text!r} is not supported: use auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadInput(
@@ -71,8 +75,8 @@ def default_batch_size(device: torch.device) -> int:
 
 def check_batch_size(batch_size: int) -> int:
     """The batch size, if it is one."""
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise BadInput(f"batch size is {batch_size}: give at least 1")
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= MOST_ROWS:
+        raise BadInput(f"batch size is {batch_size}: give 1 to {MOST_ROWS}")
     return batch_size
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
-from bench.defense import gradient_name
+from torch import nn
+
+from bench.attack import Attack
+from bench.defense import Defense, gradient_name
 from bench.engine.evaluation import Evaluation, settled
 from bench.engine.request import Request
-from bench.engine.setup import Setup, load_setup
+from bench.engine.setup import Setup, load_setups
 from bench.errors import BadInput
-from bench.plugins.create import DEFENSES, AttackChoice, create, create_attack
+from bench.plugins.create import DEFENSES, AttackChoice, Named, create, create_attack
 from bench.randomness import RandomnessModel, read_randomness
 from bench.spec import parse
 
@@ -19,14 +25,19 @@ def _ignore(_: str) -> None:
 
 
 def plan(
-    request: Request, setup: Setup | None = None, note: Callable[[str], None] = _ignore
+    request: Request,
+    setup: Setup | None = None,
+    model: nn.Module | None = None,
+    note: Callable[[str], None] = _ignore,
 ) -> list[Evaluation]:
     """All evaluations of a request, each base before the first row that needs it, none twice.
 
     Args:
         request: a matrix of defenses, attacks and seeds.
         setup: images, classifier and threat model; loaded from the request by default.
-        note: called where a requested gradient is not offered and the native one takes its place.
+        model: the user's own network in place of a classifier.
+        note: called with what a user should know: where a gradient is not
+            offered, a default was taken, a step is too long; each once.
 
     Raises:
         BadInput: for anything that cannot work, before anything is computed.
@@ -36,28 +47,73 @@ def plan(
             "no defense or no attack given: add --defense NAME and --attack NAME (see `bench list`)"
         )
     defenses = [create(DEFENSES, parse(text)) for text in request.defenses]
-    attacks = [(create_attack(text), text) for text in request.attacks]
-    settings = [_settings(choice, text, request) for choice, text in attacks]
-    setup = setup or load_setup(request)
+    note = _once(note)
+    choices = [_chosen(text, request, note) for text in request.attacks]
     evaluations: dict[str, Evaluation] = {}
-    for seed in request.seeds:
-        for defense in defenses:
-            for (choice, _), (gradient, randomness) in zip(attacks, settings, strict=True):
-                evaluation = Evaluation(
-                    setup, defense, choice.attack, gradient, randomness, seed, request.build_seed
-                )
-                _check_gradient(evaluation)
-                _check_stages(evaluation)
-                if gradient_name(evaluation.gradient) not in evaluation.gradients:
-                    note(
-                        f"{defense.spec} offers no gradient {evaluation.gradient!r}; it runs with "
-                        f"its native one, as {choice.attack.spec}"
-                    )
-                evaluation = settled(evaluation)
-                choice.attack.plugin.check(evaluation.setting)
-                for one in filter(None, (evaluation.base(), evaluation)):
-                    evaluations.setdefault(one.id, one)
+    for one_setup in [setup] if setup else load_setups(request, model):
+        for seed, defense, choice in product(request.seeds, defenses, choices):
+            evaluation = _evaluation(one_setup, defense, choice, seed, request.build_seed, note)
+            for one in filter(None, (evaluation.base(), evaluation)):
+                evaluations.setdefault(one.id, one)
     return list(evaluations.values())
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An attack with its gradient and randomness model."""
+
+    attack: Named[Attack[Any]]
+    gradient: str
+    randomness: RandomnessModel
+
+
+def _evaluation(
+    setup: Setup,
+    defense: Named[Defense[Any]],
+    choice: _Choice,
+    seed: int,
+    build_seed: int,
+    note: Callable[[str], None],
+) -> Evaluation:
+    """One evaluation, checked and settled."""
+    evaluation = Evaluation(
+        setup, defense, choice.attack, choice.gradient, choice.randomness, seed, build_seed
+    )
+    _check_gradient(evaluation)
+    _check_stages(evaluation)
+    if gradient_name(evaluation.gradient) not in evaluation.gradients:
+        note(
+            f"{defense.spec} offers no gradient {evaluation.gradient!r}; it runs with its native "
+            f"one, as {choice.attack.spec}"
+        )
+    evaluation = settled(evaluation)
+    defense.plugin.check(evaluation.setting)
+    choice.attack.plugin.check(evaluation.setting)
+    for remark in choice.attack.plugin.remarks(evaluation.setting):
+        note(f"{choice.attack.spec}: {remark}")
+    return evaluation
+
+
+def _once(note: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, each text once."""
+    noted: set[str] = set()
+
+    def note_once(text: str) -> None:
+        if text not in noted:
+            noted.add(text)
+            note(text)
+
+    return note_once
+
+
+def _chosen(text: str, request: Request, note: Callable[[str], None]) -> _Choice:
+    """The attack of a spec; its settings and the request's must not contradict each other."""
+    choice = create_attack(text)
+    gradient, randomness = _settings(choice, text, request)
+    asked = parse(request.randomness or choice.randomness or "fresh")
+    if asked.name in ("eot", "replay-set") and "k" not in asked.options:
+        note(f"{asked.name} without k takes its default, {randomness}")
+    return _Choice(choice.attack, gradient, randomness)
 
 
 def _settings(choice: AttackChoice, text: str, request: Request) -> tuple[str, RandomnessModel]:

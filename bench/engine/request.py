@@ -22,9 +22,10 @@ Each `[[run]]` inherits the keys above it; a file without one is a single run.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -44,21 +45,33 @@ def _not_bool(value: object) -> object:
 
 
 def _as_tuple(value: object) -> object:
-    return _not_bool((value,) if isinstance(value, str | int) else value)
+    return _not_bool((value,) if isinstance(value, str | int | float) else value)
 
 
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _Seeds = Annotated[Annotated[tuple[_Seed, ...], Field(min_length=1)], BeforeValidator(_as_tuple)]
 _Specs = Annotated[Annotated[tuple[str, ...], Field(min_length=1)], BeforeValidator(_as_tuple)]
+_Numbers = Annotated[Annotated[tuple[Number, ...], Field(min_length=1)], BeforeValidator(_as_tuple)]
 _Text = Annotated[str, BeforeValidator(_not_bool)]
 
 
-class Request(BaseModel):
-    """A matrix of defenses, attacks and seeds on one data set and classifier.
+class SetupRequest(NamedTuple):
+    """Which images, classifier and threat model; None stands for the data set's own."""
 
-    None stands for the default: the data set's own classifier and threat model, its first 1,000
-    images, and whatever an attack's spec says of gradient and randomness (else `full` and `fresh`).
-    Fields are named as in Python; the alias is the word of the command line and of suite files.
+    dataset: str
+    classifier: str | None
+    norm: str | None
+    eps: float | None
+    n: int | None
+
+
+class Request(BaseModel):
+    """A matrix of defenses, attacks, seeds, data sets, classifiers, norms and eps.
+
+    None and an empty tuple stand for the default: the data set's own classifier and threat model,
+    its first 1,000 images, and whatever an attack's spec says of gradient and randomness (else
+    `full` and `fresh`). Fields are named as in Python; the alias is the word of the command line
+    and of suite files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
@@ -79,13 +92,25 @@ class Request(BaseModel):
     build_seed: Annotated[_Seed, BeforeValidator(_not_bool)] = Field(
         default=0, description="seed of the defense's construction [default: 0]"
     )
-    dataset: _Text = Field(default="mnist5k", description="data set spec [default: mnist5k]")
-    classifier: _Text | None = Field(
-        default=None, description="classifier spec [default: the data set's own]"
+    datasets: _Specs = Field(
+        default=("mnist5k",),
+        validation_alias="dataset",
+        description="data set spec; may be repeated [default: mnist5k]",
     )
-    norm: _Text | None = Field(default=None, description="linf or l2 [default: the data set's own]")
-    eps: Annotated[Number | None, BeforeValidator(_not_bool)] = Field(
-        default=None, description="in units of [0,1] pixels, such as 8/255"
+    classifiers: _Specs = Field(
+        default=(),
+        validation_alias="classifier",
+        description="classifier spec; may be repeated [default: the data set's own]",
+    )
+    norms: _Specs = Field(
+        default=(),
+        validation_alias="norm",
+        description="linf or l2; may be repeated [default: the data set's own]",
+    )
+    epsilons: _Numbers = Field(
+        default=(),
+        validation_alias="eps",
+        description="in units of [0,1] pixels, such as 8/255; may be repeated",
     )
     n: Annotated[int | None, BeforeValidator(_not_bool)] = Field(
         default=None, description="how many images, in evaluation order [default: 1000 or all]"
@@ -105,12 +130,28 @@ class Request(BaseModel):
             update={name: getattr(self, name) for name in self.model_fields_set}
         )
 
+    def setups(self) -> Iterator[SetupRequest]:
+        """Every combination of data set, classifier, norm and eps."""
+        for dataset, classifier, norm, eps in product(
+            self.datasets,
+            self.classifiers or (None,),
+            self.norms or (None,),
+            self.epsilons or (None,),
+        ):
+            yield SetupRequest(dataset, classifier, norm, eps, self.n)
+
+    def one_setup(self, where: str) -> SetupRequest:
+        """The only combination. Raises `BadInput` naming `where` one is expected and more came."""
+        for name in ("datasets", "classifiers", "norms", "epsilons"):
+            if len(getattr(self, name)) > 1:
+                word = option_name(name, Request.model_fields[name])
+                raise BadInput(f"{where} takes one --{word}: give it once")
+        return next(self.setups())
+
     def given(self) -> list[str]:
-        """Names of the options that say something else than the default, defenses and attacks
-        apart.
-        """
+        """The words of the options that differ from their default, defenses and attacks apart."""
         return [
-            name
+            option_name(name, field)
             for name, field in Request.model_fields.items()
             if name not in ("defenses", "attacks") and getattr(self, name) != field.default
         ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier
 from bench.engine.fingerprint import fingerprint
 from bench.engine.preflight import probe
-from bench.engine.request import Request
+from bench.engine.request import Request, SetupRequest
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.models.source import ClassifierSource
@@ -21,7 +22,7 @@ from bench.plugins.create import CLASSIFIERS, DATASETS, Named, create
 from bench.plugins.registry import load_file
 from bench.results.record import Sources
 from bench.spec import parse
-from bench.threat import Norm, ThreatModel, parse_threat
+from bench.threat import ThreatModel, read_norm
 
 DEFAULT_N = 1000
 
@@ -49,28 +50,35 @@ class Setup:
     given: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load_setup(request: Request, model: nn.Module | None = None) -> Setup:
-    """Load data set and classifier (or take the user's own `model`) and settle the threat model."""
-    dataset = create(DATASETS, parse(request.dataset))
+def load_setup(
+    asked: SetupRequest, model: nn.Module | None = None, given: Sequence[str] = ()
+) -> Setup:
+    """Load data set and classifier (or take the user's own `model`) and settle the threat model.
+
+    Args:
+        asked: data set, classifier, norm, eps and number of images.
+        model: the user's own network; None loads the classifier.
+        given: the options that the user wrote, for the record.
+
+    Raises:
+        BadInput: where they do not exist or do not go together.
+    """
+    dataset = create(DATASETS, parse(asked.dataset))
     everything = dataset.plugin.test()
-    images = everything.first(_count(request.n, len(everything)))
-    threat = _threat(request, dataset.plugin)
-    threat.check_shape(tuple(images.images.shape[1:]))
-    text = request.classifier or dataset.plugin.default_classifier
-    given: list[str]
+    images = everything.first(_count(asked.n, len(everything)))
+    threat = _threat(asked, dataset.plugin, images)
+    text = asked.classifier or dataset.plugin.default_classifier
+    parameters: list[str]
     if model is not None:
-        classifier, text, given = (
-            _own(model, dataset.plugin.num_classes),
-            f"python:{type(model).__name__}",
-            [],
-        )
+        text, parameters = f"python:{type(model).__name__}", []
+        classifier = _own(model, dataset.plugin.num_classes)
     elif not text:
         raise BadInput(
             f"dataset {dataset.name!r} has no classifier of its own: give --classifier file:PATH "
             "or zoo:NAME"
         )
     else:
-        classifier, text, given = _load_classifier(
+        classifier, text, parameters = _load_classifier(
             text, dataset.plugin.num_classes, images.images.shape[1]
         )
     if isinstance(classifier, Classifier):
@@ -83,9 +91,25 @@ def load_setup(request: Request, model: nn.Module | None = None) -> Setup:
         classifier=classifier,
         classifier_spec=text,
         classifier_sha=fingerprint(classifier),
-        sources={"dataset": request.dataset, "classifier": request.classifier or text},
-        given={"dataset": list(dataset.given), "classifier": given, "request": request.given()},
+        sources={"dataset": asked.dataset, "classifier": asked.classifier or text},
+        given={"dataset": list(dataset.given), "classifier": parameters, "request": list(given)},
     )
+
+
+def load_setups(request: Request, model: nn.Module | None = None) -> list[Setup]:
+    """The setups of a request, in order; of one data set and classifier all share the objects."""
+    loaded: dict[tuple[str, str | None], Setup] = {}
+    setups = []
+    for asked in request.setups():
+        shared = loaded.get((asked.dataset, asked.classifier))
+        if shared is None:
+            setup = load_setup(asked, model, request.given())
+            loaded[asked.dataset, asked.classifier] = setup
+        else:
+            threat = _threat(asked, shared.dataset.plugin, shared.images)
+            setup = replace(shared, threat=threat)
+        setups.append(setup)
+    return setups
 
 
 def _count(asked: int | None, available: int) -> int:
@@ -96,25 +120,29 @@ def _count(asked: int | None, available: int) -> int:
     return asked
 
 
-def _threat(request: Request, dataset: Dataset[Any]) -> ThreatModel:
-    norm = (request.norm or dataset.default_norm).lower()
-    if norm not in get_args(Norm):
-        raise BadInput(f"unknown norm {norm!r}: use {' or '.join(get_args(Norm))}")
-    eps = request.eps
+def _threat(asked: SetupRequest, dataset: Dataset[Any], images: ImageSet) -> ThreatModel:
+    norm = read_norm(asked.norm or dataset.default_norm)
+    eps = asked.eps
     if eps is None and norm == dataset.default_norm:
         eps = dataset.default_eps or None
     if eps is None:
         raise BadInput(
             f"no default eps under {norm} for this data set: give --eps, such as --eps 8/255"
         )
-    return parse_threat(norm, eps)
+    threat = ThreatModel(norm, float(eps))
+    threat.check_shape(tuple(images.images.shape[1:]))
+    return threat
 
 
 def _load_classifier(
     text: str, num_classes: int, channels: int
 ) -> tuple[DefendedClassifier, str, list[str]]:
     spec = parse(text)
-    kind: object = _attribute(spec.name) if "@" in spec.name else CLASSIFIERS.get(spec.name)
+    kind: object = (
+        _attribute(spec.name)
+        if "@" in spec.name
+        else CLASSIFIERS.get(CLASSIFIERS.known_name(spec.name))
+    )
     if not (inspect.isclass(kind) and issubclass(kind, ClassifierSource)):
         if spec.positional or spec.options:
             raise BadInput(

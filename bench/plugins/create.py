@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
@@ -93,6 +93,7 @@ def create(registry: Registry[T], spec: Spec) -> Named[T]:
     """Instantiate the plugin that a spec names. Raises `BadInput` for unknown names and
     parameters.
     """
+    spec = replace(spec, name=registry.known_name(spec.name))
     kind = registry.get(spec.name)
     if isinstance(kind, Alias):
         raise BadInput(f"{registry.kind} {spec.name!r} is an alias of {kind.spec}: give that")
@@ -138,6 +139,7 @@ def create_attack(text: str) -> AttackChoice:
 
 def _expand(spec: Spec) -> Spec:
     name, *modifiers = spec.name.split("+") if "@" not in spec.name else [spec.name]
+    name, modifiers = ATTACKS.known_name(name), [modifier.lower() for modifier in modifiers]
     options = dict(spec.options)
     for modifier in modifiers:
         if modifier not in MODIFIERS:

@@ -88,6 +88,14 @@ class Registry(Generic[T]):
         base = getattr(importlib.import_module(module), attribute)
         return inspect.isclass(plugin) and issubclass(plugin, base)
 
+    def known_name(self, name: str) -> str:
+        """The registered name that `name` means in any case of letters; unknown ones unchanged."""
+        known = self.names()
+        if "@" in name or name in known:
+            return name
+        matches = [one for one in known if one.lower() == name.lower()]
+        return matches[0] if len(matches) == 1 else name
+
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted({*self._entry_points(), *self._local})

@@ -97,7 +97,7 @@ def planned(
     )
     evaluations = {
         evaluation.defense.spec: evaluation
-        for evaluation in plan(request, setting.setup, setting.progress)
+        for evaluation in plan(request, setting.setup, note=setting.progress)
     }
     return [evaluations[create(DEFENSES, parse(spec)).spec] for spec in specs]
 

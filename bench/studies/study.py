@@ -56,7 +56,7 @@ class StudySetting:
         """Images, classifier and ball, loaded when first asked for. Raises `BadInput` where they
         cannot be.
         """
-        setup = load_setup(self.request)
+        setup = load_setup(self.request.one_setup("a study"), given=self.request.given())
         if self.request.n is not None or self.default_n is None:
             return setup
         return replace(setup, images=setup.images.first(min(self.default_n, len(setup.images))))

@@ -15,8 +15,8 @@ from pyautoattack import AutoAttack as Library
 from pyautoattack import checks
 from torch import nn
 
-from bench.attack import Setting
 from bench.commands.verify import verify
+from bench.defense import Setting
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
@@ -233,7 +233,7 @@ def test_units_are_chunks_and_single_images_for_random_defenses():
 
 
 def setting(randomness="fresh", stochastic=True):
-    return Setting(stochastic, RandomnessModel(randomness), ThreatModel("linf", 0.1), 10)
+    return Setting(stochastic, RandomnessModel(randomness), ThreatModel("linf", 0.1), 10, (1, 4, 4))
 
 
 def test_what_trusts_single_draws_is_refused_under_fresh_randomness():

@@ -30,7 +30,7 @@ def setup_of(classifier):
 
     linear = linear_problem(3, 1, active_box=False)[0]
     model = NoisyLinear(linear, 0.1) if classifier == "noisy" else linear
-    return load_setup(Request(dataset="toy"), model)
+    return load_setup(Request(dataset="toy").one_setup("test"), model)
 
 
 @pytest.mark.parametrize("randomness", ["eot:k=3", "replay", "replay-set:k=2", "common"])

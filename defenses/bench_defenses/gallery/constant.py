@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense
+from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Setting
 from bench.errors import BadInput
 from bench.noise import Noise
 from bench.spec import Params
@@ -45,14 +45,16 @@ class Constant(Defense[ConstantParams]):
         attacks=("pgd",),
     )
 
+    def check(self, setting: Setting) -> None:
+        """Raise `BadInput` for a class that there is not."""
+        if self.params.label >= setting.num_classes:
+            raise BadInput(
+                f"constant: label={self.params.label}, but there are {setting.num_classes} "
+                f"classes: give 0 to {setting.num_classes - 1}"
+            )
+
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
     ) -> DefendedClassifier:
-        """A classifier that does not look. Raises `BadInput` for a class that there is not."""
-        classes = classifier.num_classes
-        if self.params.label >= classes:
-            raise BadInput(
-                f"constant: label={self.params.label}, but there are {classes} classes: give 0 to "
-                f"{classes - 1}"
-            )
-        return ConstantClass(classes, self.params.label)
+        """A classifier that does not look."""
+        return ConstantClass(classifier.num_classes, self.params.label)

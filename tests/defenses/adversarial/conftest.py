@@ -52,4 +52,4 @@ def learn(teacher, source):
 
 @pytest.fixture(scope="module")
 def setup():
-    return load_setup(Request(n=8))
+    return load_setup(Request(n=8).one_setup("test"))

@@ -155,7 +155,7 @@ def test_freezing_all_stages_is_replay():
 
 
 def test_no_fixed_noise_is_behind_the_base_of_a_random_classifier():
-    setup = load_setup(Request(defenses=("undefended",), attacks=("pgd",), n=4))
+    setup = load_setup(Request(n=4).one_setup("test"))
     setup.classifier.stochastic = True
     request = Request(defenses=("diffpure",), attacks=("pgd",), randomness="replay:freeze=forward")
     base, row = plan(request, setup)
