@@ -148,7 +148,7 @@ def test_training_refuses(small, tmp_path):
     assert "is there already" in message(lambda: trained(tmp_path / "there"))
     assert "in a folder that exists" in message(lambda: trained(tmp_path / "no" / "m"))
     assert "trains nothing" in message(lambda: trained(tmp_path / "m", steps=0))
-    assert "give 0 or more" in message(lambda: trained(tmp_path / "m", seed=-1))
+    assert "give 0 to" in message(lambda: trained(tmp_path / "m", seed=-1))
 
 
 def test_fewer_steps_keep_what_lies_before(small, tmp_path):
