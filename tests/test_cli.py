@@ -469,7 +469,7 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
         ("n = 2.5", "integer"),
         ("epz = 1", "Did you mean 'eps'"),
         ("= 3", "not TOML"),
-        ("[[run]]\nattack = []", "give 1 to"),
+        ("[[run]]\nattack = []", "at least 1"),
         ("seed = [-1]", "greater than"),
     ],
 )
