@@ -168,7 +168,9 @@ class Noise:
     def _words(self, kind: str, site: str, shape: tuple[int, ...]) -> Words:
         count = (_size(shape) + 1) // 2
         words = np.empty((len(self), count), dtype=np.uint64)
-        source = np.random.Philox(key=_key(self.root, self.stream, f"{self.site}/{site}", kind))
+        source = np.random.Philox(
+            key=philox_key(self.root, self.stream, f"{self.site}/{site}", kind)
+        )
         state = source.state
         # NumPy steps the 256-bit counter before its first block.
         for row, (image, draw) in enumerate(
@@ -201,7 +203,8 @@ def _before(image: int, draw: int) -> Words:
 
 
 @lru_cache(maxsize=4096)
-def _key(root: int, stream: Stream, site: str, kind: str) -> Words:
+def philox_key(root: int, stream: Stream, site: str, kind: str) -> Words:
+    """Philox's 128-bit key as two words; image and draw go into the counter instead."""
     text = f"{root}\x00{stream}\x00{site}\x00{kind}".encode()
     return np.frombuffer(
         hashlib.blake2b(text, digest_size=16, person=b"bench.noise").digest(), dtype="<u8"

@@ -48,7 +48,7 @@ def test_a_row_is_a_pure_function_of_its_key():
     assert torch.equal(noise(ids=range(10)).rows(np.arange(10) > 7).normal("x", (3, 5)), whole[8:])
 
 
-def test_every_part_of_the_key_matters():
+def test_everything_in_the_key_matters():
     base = noise().normal("x", (64,))
     others = [
         noise(root=8).normal("x", (64,)),

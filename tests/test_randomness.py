@@ -200,9 +200,9 @@ def test_the_judge_draws_afresh(problem):
 
 
 def test_a_leaked_seed_is_caught(problem, monkeypatch):
-    key = bench.noise._key
+    key = bench.noise.philox_key
     monkeypatch.setattr(
-        bench.noise, "_key", lambda root, stream, *rest: key(root, Stream.FIXED, *rest)
+        bench.noise, "philox_key", lambda root, stream, *rest: key(root, Stream.FIXED, *rest)
     )
     with pytest.raises(AssertionError):
         check_the_judge_draws_afresh(problem)

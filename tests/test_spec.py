@@ -9,7 +9,18 @@ from pydantic import Field
 from bench.errors import BadInput
 from bench.plugins.create import ATTACKS, DEFENSES, create, create_attack
 from bench.plugins.registry import Registry
-from bench.spec import Number, Numbers, Params, Spec, canonical, parse, read_params, show_number
+from bench.spec import (
+    Number,
+    Numbers,
+    Params,
+    Spec,
+    Specs,
+    canonical,
+    parse,
+    read_params,
+    show_number,
+    spelled_out,
+)
 
 
 class Example(Params):
@@ -174,3 +185,24 @@ def test_listing_reads_source_without_importing():
     summaries = {entry.name: entry.summary for entry in ATTACKS.entries()}
     assert summaries["pgd"].startswith("Projected gradient descent")
     assert summaries["bpda"] == "alias of pgd:gradient=bpda"
+
+
+class Listed(Params):
+    defenses: Specs = ("a",)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x:defenses=a", ("a",)),
+        ("x:defenses=a+b-c", ("a", "b-c")),
+        ("x:defenses=(a:k=1,j=2)", ("a:k=1,j=2",)),
+        ("x:defenses=(a:k=1,j=2)+b+(c:m=(d:e=1+2))", ("a:k=1,j=2", "b", "c:m=(d:e=1+2)")),
+        ("x:defenses=b+(a:k=1)", ("b", "a:k=1")),
+    ],
+)
+def test_lists_of_specs_survive_as_text(text, expected):
+    params = read_params(Listed, parse(text), "it")
+    assert params.defenses == expected
+    for printed in (canonical("x", params), spelled_out("x", params)):
+        assert read_params(Listed, parse(printed), "it") == params

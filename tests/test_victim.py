@@ -9,7 +9,7 @@ from torch import nn
 from bench.defense import InputTransform, straight_through
 from bench.errors import BadInput
 from bench.losses import cross_entropy, dlr, margin, misclassified
-from bench.noise import Noise, isolated
+from bench.noise import Noise, Stream, isolated
 from bench.randomness import Query, read_randomness
 from bench.threat import ThreatModel
 from bench.victim import VERDICT_DRAWS, Victim, frozen, predict
@@ -271,4 +271,4 @@ def test_the_replayed_verdict_rests_on_draws_that_no_search_has_seen(problem):
     assert victim.verify(images).shape == (10, VERDICT_DRAWS)
     assert len(set(defended.second)) == 10 * VERDICT_DRAWS
     assert not set(defended.second) & searched
-    assert {draw[:2] for draw in defended.first} == {("tape", i) for i in range(10)}
+    assert {draw[:2] for draw in defended.first} == {(Stream.FIXED, i) for i in range(10)}

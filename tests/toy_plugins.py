@@ -182,9 +182,9 @@ class Trainer(Defense[NoParams]):
         return classifier
 
 
-@ATTACKS.register("toy-mend")
-class Mend(Attack[NoParams]):
-    """Lowers the loss instead of raising it: an attack that mends what was wrong."""
+@ATTACKS.register("toy-lower")
+class Lower(Attack[NoParams]):
+    """Lowers the loss instead of raising it: an attack that corrects what was wrong."""
 
     def run(self, victim, images, labels, threat):
         rows = torch.arange(len(images))

@@ -398,7 +398,7 @@ def _cascade(suite: Suite, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
         rows = (stages == NO_STAGE).nonzero().squeeze(1)
         if not len(rows):
             break
-        candidates = _perturb(suite, name, images[rows], labels[rows])
+        candidates = perturb(suite, name, images[rows], labels[rows])
         logits = suite.model(candidates)
         fooled = logits.argmax(1) != labels[rows]
         points[rows[fooled]] = candidates[fooled]
@@ -406,7 +406,7 @@ def _cascade(suite: Suite, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return points, stages
 
 
-def _perturb(suite: Suite, name: str, images: Tensor, labels: Tensor) -> Tensor:
+def perturb(suite: Suite, name: str, images: Tensor, labels: Tensor) -> Tensor:
     """One attack of the suite on clones, since the library reshapes its inputs in place."""
     kinds = {
         "apgd-t": suite.apgd_targeted,

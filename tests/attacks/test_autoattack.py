@@ -157,32 +157,32 @@ def test_passes_are_counted_for_the_right_images():
 @pytest.mark.parametrize("classes", [2, 3, 7, 8, 10])
 def test_it_is_exact_on_linear_models_of_few_classes(norm, classes):
     model, images, labels, threat, distance = problem(classes, 30, norm)
-    standing = distance > threat.eps
+    surviving = distance > threat.eps
     clear = abs(distance / threat.eps - 1) > 0.02
     for attack in (make(ApgdT, steps=50), make(FabT, steps=40)):
         found = attack_robust(model, images, labels, attack, threat)
-        assert (found == standing)[clear].all(), attack.stage
+        assert (found == surviving)[clear].all(), attack.stage
     if norm == "l2":
         return  # the library's Square divides these small images into no squares
     soft = attack_robust(model, images, labels, make(Square, queries=100), threat)
-    assert soft[standing & clear].all()
+    assert soft[surviving & clear].all()
     assert soft.mean() < 1
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7, 8])
 @pytest.mark.parametrize("version", ["standard", "plus", "rand"])
 def test_every_version_runs_on_few_classes(classes, version, monkeypatch):
-    monkeypatch.setattr(module, "_perturb", _short(module._perturb))
+    monkeypatch.setattr(module, "perturb", shortened(module.perturb))
     model, images, labels, threat, distance = problem(classes, 6)
     attack = make(AutoAttack, version=version)
     found, _ = run(model, images, labels, attack, threat)
-    standing = distance > threat.eps
-    assert (found.stages[standing] == -1).all() and (found.stages[~standing] >= 0).any()
+    surviving = distance > threat.eps
+    assert (found.stages[surviving] == -1).all() and (found.stages[~surviving] >= 0).any()
     assert (classes < 4) == any(finding.name == "few-classes" for finding in found.findings)
 
 
-def _short(perturb):
-    def shortened(suite, name, images, labels):
+def shortened(perturb):
+    def short(suite, name, images, labels):
         suite.square.n_queries, suite.fab.n_iter, suite.apgd.n_restarts, suite.fab.n_restarts = (
             20,
             10,
@@ -192,7 +192,7 @@ def _short(perturb):
         suite.apgd.eot_iter = 1
         return perturb(suite, name, images, labels)
 
-    return shortened
+    return short
 
 
 # Order, chunks, seeds -----------------------------------------------------------------------------
@@ -370,8 +370,8 @@ def evaluation_of(attack, **changes):
     return plan(Request(**{**defaults, "attacks": (attack,), **changes}))[-1]
 
 
-def record_of(folder, evaluation, batch_size=128, parts=None):
-    return run_evaluation(evaluation, Store(folder), Execution(batch_size=batch_size), parts)
+def record_of(folder, evaluation, batch_size=128, shards=None):
+    return run_evaluation(evaluation, Store(folder), Execution(batch_size=batch_size), shards)
 
 
 def test_outcomes_and_points_do_not_depend_on_the_engines_batches(tmp_path):
@@ -388,10 +388,10 @@ def test_outcomes_and_points_do_not_depend_on_the_engines_batches(tmp_path):
 @pytest.mark.parametrize("defense", ["undefended", "toy-jitter"])
 def test_one_image_a_call_gives_the_same_outcomes_in_any_order(tmp_path, defense):
     evaluation = evaluation_of("autoattack:version=rand,chunk=1", defenses=(defense,), n=20)
-    parts = shards_of(20, 128, unit=4)
+    shards = shards_of(20, 128, unit=4)
     one, two = (
-        record_of(tmp_path / str(i), evaluation, parts=p)
-        for i, p in enumerate((parts, parts[::-1]))
+        record_of(tmp_path / str(i), evaluation, shards=order)
+        for i, order in enumerate((shards, shards[::-1]))
     )
     assert one.outcomes == two.outcomes and one.stages == two.stages
     assert one.points.sha256 == two.points.sha256
@@ -412,8 +412,8 @@ def test_replay_takes_the_whole_suite_to_a_stochastic_defense(tmp_path):
     record = record_of(tmp_path, evaluation_of("apgd-ce+replay:steps=10", defenses=("toy-jitter",)))
     assert record.title["randomness"] == "replay"
     assert record.metrics.replayed.mean.value <= record.metrics.adversarial.mean.value
-    standing = record.stages.left()["apgd-ce"]
-    assert standing == pytest.approx(record.metrics.replayed.mean.value)
+    surviving = record.stages.left()["apgd-ce"]
+    assert surviving == pytest.approx(record.metrics.replayed.mean.value)
     assert all(check.held for check in verify(tmp_path / f"{record.stem}.json", Execution()))
 
 

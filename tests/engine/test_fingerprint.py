@@ -1,11 +1,16 @@
 """What a module is, as a hash."""
 
+import copy
 import importlib
+import logging
 import pkgutil
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import bench_attacks
 import bench_defenses
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,8 +19,13 @@ import bench
 from bench.diffusion.gaussian import Gaussian
 from bench.diffusion.unet import build_unet
 from bench.engine.fingerprint import fingerprint
+from bench.engine.plan import plan
+from bench.engine.request import Request
 from bench.models.nets import FlatCNN, SmallCNN, build
 from bench.noise import isolated
+from bench.results.store import read_folder
+from tests import toy_model, toy_plugins  # noqa: F401
+from tests.helpers import ROOT
 
 # Classes of ours: by name and version -------------------------------------------------------------
 
@@ -172,9 +182,9 @@ def test_a_fingerprint_is_the_model(network, diffusion, tmp_path):
 
 def test_a_fingerprint_outlives_a_version_of_diffusers(network, monkeypatch):
     one = fingerprint(network)
-    for part in network.modules():
-        if type(part).__module__.startswith("diffusers"):
-            monkeypatch.setattr(part, "a_new_attribute", 3, raising=False)
+    for module in network.modules():
+        if type(module).__module__.startswith("diffusers"):
+            monkeypatch.setattr(module, "a_new_attribute", 3, raising=False)
     # An older version without the parameters that were added since.
     older = {
         key: value
@@ -210,3 +220,84 @@ def test_a_fingerprint_sees_what_others_put_into_the_network(network):
     three = fingerprint(network)
     handle.remove()
     assert len({one, two, three}) == 3 and fingerprint(network) == one
+
+
+# What any model holds -----------------------------------------------------------------------------
+
+
+def test_the_shipped_classifiers_fingerprint_is_the_one_in_stored_records():
+    (evaluation,) = plan(Request(defenses=("undefended",), attacks=("pgd",), n=1))
+    stored = [
+        r
+        for r in read_folder(ROOT / "leaderboards/records")
+        if r.title["classifier"] == "zoo:mnist5k-cnn"
+    ]
+    assert {record.identity["classifier"]["sha256"] for record in stored} == {
+        evaluation.setup.classifier_sha
+    }
+
+
+def test_plain_attributes_and_closures_are_part_of_a_models_identity(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, factor) -> None:
+            super().__init__()
+            self.inner, self.factor = toy_model.make_model(), factor
+
+        def forward(self, images):
+            return self.inner(images) * self.factor
+
+    kept = {"dataset": "toy:n=20", "attacks": "null", "device": "cpu", "out": tmp_path}
+    values = [
+        bench.evaluate(Scaled(f), **kept).records[0].metrics.clean.mean.value for f in (1.0, -1.0)
+    ]
+    assert values == [1.0, 0.0]
+    with isolated(0):
+        net = nn.Linear(1, 1)
+    net.pick = lambda x: x * 2
+    other = copy.deepcopy(net)
+    other.pick = lambda x: x * 3
+    assert fingerprint(net) != fingerprint(other)
+    assert fingerprint(net) == fingerprint(copy.deepcopy(net))
+
+
+def closure(factor):
+    return lambda x: [y * factor for y in (lambda: x)()]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.tensor,
+        np.array,
+        lambda value: {"scale": value},
+        lambda value: [torch.tensor(value)],
+        lambda value: partial(torch.clamp, min=value),
+        lambda value: SimpleNamespace(scale=value, logger=logging.getLogger()),
+        lambda value: [
+            nn.Linear(1, 1)
+            .requires_grad_(False)
+            .apply(lambda net: net.weight.fill_(value) + net.bias.fill_(0))
+        ],
+        closure,
+    ],
+    ids=["tensor", "array", "dict", "list", "partial", "object", "net", "closure"],
+)
+@pytest.mark.parametrize("name", ["scale", "_scale"])
+def test_whatever_a_model_holds_is_part_of_its_identity(held, name):
+    def made(value):
+        with isolated(0):
+            net = toy_model.make_model()
+            setattr(net, name, held(value))
+            net.me = [net]
+        return fingerprint(net)
+
+    assert made(1.0) == made(1.0) != made(2.0)
+
+
+def test_a_models_hooks_are_part_of_its_identity():
+    def made(factor):
+        net = toy_model.make_model()
+        net.register_forward_hook(lambda module, inputs, output: output * factor)
+        return fingerprint(net)
+
+    assert made(1.0) == made(1.0) != made(2.0)

@@ -3,10 +3,11 @@
 import pytest
 
 from bench.engine.plan import plan
-from bench.engine.request import Request, read_request
+from bench.engine.request import read_request
 from bench.errors import BadInput
-from tests import toy_plugins  # noqa: F401
-from tests.toys import linear_problem, message
+from bench.report.rows import rows_table
+from tests.helpers import run_toys, toy_request
+from tests.toys import linear_problem
 
 MODEL = linear_problem(3, 1, active_box=False)[0]
 
@@ -39,11 +40,6 @@ def test_names_norms_and_modifiers_ignore_case():
     assert planned(attack="Pgd+BPDA")[0].id == planned(attack="bpda")[0].id
 
 
-def test_a_single_setup_is_asked_for_where_only_one_can_be():
-    request = read_request({"eps": ["0.1", "0.2"]}, "test")
-    assert message(lambda: request.one_setup("a study")) == "a study takes one --eps: give it once"
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -74,6 +70,22 @@ def test_parameters_are_checked_against_the_classes_before_anything_runs():
         planned(defense="constant:label=3")
 
 
-def test_given_lists_the_options_by_their_words():
-    request = Request(epsilons=(0.1,), seeds=(1,), attacks=("pgd",))
-    assert request.given() == ["seed", "eps"]
+def test_every_row_names_its_base_which_is_planned_once(tmp_path):
+    evaluations = plan(
+        toy_request(defenses=("toy-jitter", "undefended"), attacks=("pgd", "pgd+eot", "bpda"))
+    )
+    assert [str(c) for c in evaluations if c.defense.name == "undefended"] == [
+        "undefended x pgd"
+    ], "one base serves all randomness models"
+    records = run_toys(tmp_path)
+    assert records[1].base == records[0].id
+    assert "base" in rows_table(records)
+
+
+def test_a_gradient_that_is_not_offered_is_reported():
+    notes = []
+    plan(toy_request(defenses=("undefended",), attacks=("bpda",)), note=notes.append)
+    assert len(notes) == 1 and "offers no gradient 'bpda'" in notes[0]
+    notes.clear()
+    plan(toy_request(defenses=("toy-jitter",), attacks=("bpda", "pgd")), note=notes.append)
+    assert notes == [], "the base under a defense's attack is no request of the user"

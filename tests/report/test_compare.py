@@ -15,7 +15,7 @@ def compared(*records, first=None):
     return defenses
 
 
-def test_the_worst_case_over_attacks_stands_against_the_base():
+def test_the_worst_case_over_attacks_is_compared_with_the_base():
     defenses = compared(
         record("b", RIGHT),
         record("b", HALF, attack="null"),

@@ -10,7 +10,7 @@ import pytest
 
 from bench.errors import BadInput
 from bench.storage import artifacts
-from bench.storage.artifacts import artifact, cache_root
+from bench.storage.artifacts import artifact, cache_root, empty_cache
 from bench.storage.files import write_whole
 
 
@@ -170,3 +170,15 @@ def test_a_cache_that_cannot_be_written_is_bad_input(monkeypatch, tmp_path):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(BadInput, match="set BENCH_CACHE"):
         artifact("nets", {"seed": 0}, write("x"))
+
+
+def test_an_empty_cache_goes_as_it_came(monkeypatch, tmp_path):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    with empty_cache():
+        inside = cache_root()
+        assert inside != tmp_path and not list(inside.iterdir())
+    assert cache_root() == tmp_path and not inside.exists()
+    monkeypatch.delenv("BENCH_CACHE")
+    with pytest.raises(KeyError), empty_cache():
+        raise KeyError
+    assert cache_root().name == "adversarial-bench"

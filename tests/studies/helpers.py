@@ -12,7 +12,6 @@ from bench.models.classifier import Classifier
 from bench.plugins.create import STUDIES, create
 from bench.spec import parse
 from bench.studies.study import StudySetting
-from tests import helpers
 from tests.helpers import ROOT
 
 MEAN, STD = 0.1, 0.5  # in diffusion space
@@ -68,11 +67,6 @@ def answer(text: str, where: StudySetting | None = None):
     plugin = study(text)
     assert plugin.plugins()
     return plugin.run(where or purifier_setting())
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code and output of `bench study`."""
-    return helpers.call(capsys, "study", *arguments)
 
 
 def unwrapped(text: str) -> str:

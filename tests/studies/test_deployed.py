@@ -10,7 +10,7 @@ from bench.contract.setups import built_in_setup
 from bench.errors import BadInput
 from bench.plugins.create import STUDIES, create
 from bench.results.intervals import bootstrap_mean
-from bench.spec import Params, Specs, canonical, parse, read_params, spelled_out
+from bench.spec import parse
 from bench.studies.deployed import (
     GradientSearch,
     GradientSearchParams,
@@ -21,27 +21,6 @@ from bench.studies.deployed import (
 from bench.threat import ThreatModel
 from tests.studies.helpers import DIFFPURE, MODEL, answer, purifier_setting
 from tests.toys import message
-
-
-class Listed(Params):
-    defenses: Specs = ("a",)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("x:defenses=a", ("a",)),
-        ("x:defenses=a+b-c", ("a", "b-c")),
-        ("x:defenses=(a:k=1,j=2)", ("a:k=1,j=2",)),
-        ("x:defenses=(a:k=1,j=2)+b+(c:m=(d:e=1+2))", ("a:k=1,j=2", "b", "c:m=(d:e=1+2)")),
-        ("x:defenses=b+(a:k=1)", ("b", "a:k=1")),
-    ],
-)
-def test_lists_of_specs_survive_as_text(text, expected):
-    params = read_params(Listed, parse(text), "it")
-    assert params.defenses == expected
-    for printed in (canonical("x", params), spelled_out("x", params)):
-        assert read_params(Listed, parse(printed), "it") == params
 
 
 def test_a_mean_has_its_bootstrap_interval():

@@ -13,8 +13,8 @@ from bench.spec import Params, parse
 from bench.studies import plots, store, study
 from bench.studies.store import StudyRecord, find, identity_of
 from bench.studies.study import Study, StudyResult, StudySetting
-from tests.helpers import MODEL, ROOT
-from tests.studies.helpers import call, quoted_results, unwrapped
+from tests.helpers import MODEL, ROOT, call, refused
+from tests.studies.helpers import quoted_results, unwrapped
 
 runs = []
 
@@ -74,16 +74,9 @@ class ToyImages(Study[Params]):
         )
 
 
-def refused(capsys, out: Path, *arguments: str) -> str:
-    code, stdout, stderr = call(capsys, *arguments, "--out", str(out))
-    assert (code, stdout, stderr.count("\n")) == (2, "", 1), (stdout, stderr)
-    assert not out.is_dir() or not list(out.iterdir())
-    return stderr
-
-
 def test_a_study_is_stored_printed_and_found_again(capsys, tmp_path):
     runs.clear()
-    code, stdout, stderr = call(capsys, "toy-powers:3", "--out", str(tmp_path))
+    code, stdout, stderr = call(capsys, "study", "toy-powers:3", "--out", str(tmp_path))
     (folder,) = tmp_path.iterdir()
     assert (
         code == 0
@@ -101,12 +94,16 @@ def test_a_study_is_stored_printed_and_found_again(capsys, tmp_path):
     assert folder.name.startswith("toy-powers_3--") and len(folder.name.rsplit("--", 1)[1]) == 16
     assert (folder / "growth.png").read_bytes().startswith(b"\x89PNG")
     assert pd.read_csv(folder / "powers.csv")["power"][2] == pytest.approx(343 / 3, rel=1e-15)
-    code, again, stderr = call(capsys, "toy-powers:power=3", "--seed", "0", "--out", str(tmp_path))
+    code, again, stderr = call(
+        capsys, "study", "toy-powers:power=3", "--seed", "0", "--out", str(tmp_path)
+    )
     assert (code, again, len(runs)) == (0, stdout, 1) and f"already stored: {folder}" in stderr
 
 
 def test_what_study_json_says(capsys, tmp_path):
-    _, stdout, _ = call(capsys, "toy-powers", "--seed", "5", "--out", str(tmp_path), "--json")
+    _, stdout, _ = call(
+        capsys, "study", "toy-powers", "--seed", "5", "--out", str(tmp_path), "--json"
+    )
     said = json.loads(stdout)
     folder = Path(said.pop("folder"))
     assert json.loads((folder / "study.json").read_text()) == said
@@ -128,12 +125,12 @@ def test_what_study_json_says(capsys, tmp_path):
 
 @pytest.mark.parametrize("name", ["powers.csv", "growth.png", "study.json"])
 def test_a_damaged_result_is_computed_again(capsys, tmp_path, name):
-    call(capsys, "toy-powers", "--out", str(tmp_path))
+    call(capsys, "study", "toy-powers", "--out", str(tmp_path))
     (folder,) = tmp_path.iterdir()
     whole = (folder / "powers.csv").read_bytes()
     (folder / name).write_bytes((folder / name).read_bytes()[:-9])
     runs.clear()
-    call(capsys, "toy-powers", "--out", str(tmp_path))
+    call(capsys, "study", "toy-powers", "--out", str(tmp_path))
     assert (
         len(runs) == 1
         and list(tmp_path.iterdir()) == [folder]
@@ -143,7 +140,7 @@ def test_a_damaged_result_is_computed_again(capsys, tmp_path, name):
 
 @pytest.mark.parametrize(("held", "code"), [("true", 0), ("false", 1)])
 def test_the_exit_code_says_whether_it_held(capsys, tmp_path, held, code):
-    arguments = [f"toy-powers:held={held}", "--out", str(tmp_path)]
+    arguments = ["study", f"toy-powers:held={held}", "--out", str(tmp_path)]
     assert [call(capsys, *arguments)[0], call(capsys, *arguments)[0]] == [code, code]
 
 
@@ -203,17 +200,20 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(capsys, tmp_path, arguments, said):
-    assert said in refused(capsys, tmp_path / "out", *arguments)
+    out = tmp_path / "out"
+    assert said in refused(capsys, out, "study", *arguments, "--out", str(out))
+    assert not out.is_dir() or not list(out.iterdir())
 
 
 def test_an_unwritable_folder(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, stderr = call(capsys, "toy-powers", "--out", str(tmp_path / "file" / "out"))
+    code, _, stderr = call(capsys, "study", "toy-powers", "--out", str(tmp_path / "file" / "out"))
     assert code == 2 and "cannot write" in stderr
 
 
 def test_a_study_of_images_is_named_by_what_it_saw(capsys, tmp_path):
     base = [
+        "study",
         "toy-images",
         "--dataset",
         "toy:n=20",
@@ -253,13 +253,14 @@ def test_a_study_from_a_file(capsys, tmp_path):
         '    """Mine."""\n\n    uses = frozenset()\n\n    def run(self, setting):\n'
         '        return StudyResult({"one": pd.DataFrame({"x": [1]})}, "One.")\n'
     )
-    code, stdout, _ = call(capsys, f"{file}@Mine", "--out", str(tmp_path / "out"))
+    code, stdout, _ = call(capsys, "study", f"{file}@Mine", "--out", str(tmp_path / "out"))
     assert code == 0 and stdout.startswith("One.")
     assert [path.name.split("--")[0] for path in (tmp_path / "out").iterdir()] == ["mine.py_Mine"]
     assert execute(["info", f"{file}@Mine"]) == 0 and "(studies)" in capsys.readouterr().out
-    assert "does not use --seed" in refused(
-        capsys, tmp_path / "none", f"{file}@Mine", "--seed", "1"
-    )
+    none = tmp_path / "none"
+    arguments = ["study", f"{file}@Mine", "--seed", "1", "--out", str(none)]
+    assert "does not use --seed" in refused(capsys, none, *arguments)
+    assert not none.exists()
 
 
 def test_list_and_info(capsys):
@@ -310,4 +311,4 @@ def test_the_committed_results_are_whole_and_quoted(name):
 
 def test_a_study_without_images_loads_none(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "load_setup", lambda request: pytest.fail("loaded"))
-    assert call(capsys, "toy-powers", "--out", str(tmp_path))[0] == 0
+    assert call(capsys, "study", "toy-powers", "--out", str(tmp_path))[0] == 0

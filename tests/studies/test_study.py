@@ -4,8 +4,7 @@ import re
 
 from bench.engine.request import Request
 from bench.studies.study import StudySetting
-from tests.helpers import MODEL, ROOT
-from tests.studies.helpers import call
+from tests.helpers import MODEL, ROOT, call
 
 
 def test_the_guide_runs(capsys, tmp_path):
@@ -13,6 +12,7 @@ def test_the_guide_runs(capsys, tmp_path):
     (block,) = re.findall(r'```python title="counting.py"\n(.*?)```', guide, re.DOTALL)
     (tmp_path / "counting.py").write_text(block)
     arguments = [
+        "study",
         f"{tmp_path / 'counting.py'}@Counting",
         "--dataset",
         "toy:n=20",

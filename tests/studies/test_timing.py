@@ -7,7 +7,6 @@ from bench_defenses.adversarial.trainer import Schedule, passes
 
 from bench.models.classifier import Classifier
 from bench.noise import Noise, isolated
-from bench.storage.artifacts import cache_root, empty_cache
 from bench.studies import timing
 from tests.studies.helpers import QUICK, study
 from tests.toys import message
@@ -75,15 +74,3 @@ def test_time_is_for_defenses_that_say_what_they_cost(setting):
     )
     maker = type("Maker", (), {"training_images": lambda *_: None})()
     assert "claimed_passes" in message(lambda: timing.check_claims(maker, "maker"))
-
-
-def test_an_empty_cache_goes_as_it_came(monkeypatch, tmp_path):
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
-    with empty_cache():
-        inside = cache_root()
-        assert inside != tmp_path and not list(inside.iterdir())
-    assert cache_root() == tmp_path and not inside.exists()
-    monkeypatch.delenv("BENCH_CACHE")
-    with pytest.raises(KeyError), empty_cache():
-        raise KeyError
-    assert cache_root().name == "adversarial-bench"

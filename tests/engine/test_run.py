@@ -1,0 +1,190 @@
+"""Evaluations from end to end on toys: the same outcome however they are run, resumed, failed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+import bench.engine.compute
+import bench.engine.shards
+from bench.engine.execution import Execution
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import run_evaluation, run_evaluations
+from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
+from bench.report.leaderboard import boards, page
+from bench.results.store import Store, read_folder
+from tests.helpers import MODEL, ROOT, Drifting, drifting_evaluation, run_toys, toy_request
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["pgd:steps=5", "pgd+eot:randomness=(eot:k=3),steps=5", "pgd+replay:steps=5", "noise:tries=3"],
+)
+def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
+    backwards = list(reversed(shards_of(150, 7)))
+    runs = {
+        "one": run_toys(tmp_path / "1", 1, attacks=(attack,)),
+        "seven": run_toys(tmp_path / "7", 7, attacks=(attack,)),
+        "sixty-four": run_toys(tmp_path / "64", 64, attacks=(attack,)),
+        "backwards": run_toys(tmp_path / "b", 7, shards=backwards, attacks=(attack,)),
+    }
+    for name, records in runs.items():
+        for record, reference in zip(records, runs["seven"], strict=True):
+            assert record.id == reference.id
+            assert record.outcomes == reference.outcomes, name
+            assert record.metrics == reference.metrics
+    assert all(
+        r.points.sha256 == s.points.sha256
+        for r, s in zip(runs["backwards"], runs["seven"], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("defense", "attack", "eps"),
+    [
+        ("undefended", "pgd", 0.05),
+        ("bit-depth", "bpda", 0.12),
+        ("random-resize", "pgd", 0.05),
+        ("random-resize", "pgd+replay", 0.03),
+    ],
+)
+def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense, attack, eps):
+    """Floating-point sums differ by batch; outcomes do not, and at most 2 % of the points do."""
+    (evaluation,) = plan(Request(defenses=(defense,), attacks=(attack,), eps=eps, n=100))[-1:]
+    found = {}
+    for size in (1, 7, 64):
+        record = run_evaluation(evaluation, Store(tmp_path / str(size)), Execution(batch_size=size))
+        found[size] = (
+            record.outcomes,
+            load_file(tmp_path / str(size) / record.points.file)["points"],
+        )
+    assert 0.05 < record.metrics.adversarial.mean.value < 0.95, (
+        "a verdict that is all one tells nothing"
+    )
+    for size in (1, 7):
+        assert found[size][0] == found[64][0]
+        assert (found[size][1] == found[64][1]).all((1, 2, 3)).mean() >= 0.98
+
+
+KILLED = """
+import tests.toy_plugins
+from bench.cli import main
+main(["run", "--defense", "undefended", "--attack", "toy-kill:at={at}", "--dataset", "toy:n=150",
+      "--classifier", "{model}", "--out", "{out}", "--device", "cpu", "--batch-size", "64",
+      "--json"])
+"""
+
+
+def start(out: Path, at: int, kill: bool) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if kill:
+        environment["TOY_KILL"] = "1"
+    code = KILLED.format(at=at, model=MODEL, out=out)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, **pipes)
+
+
+def killable(out: Path, at: int, kill: bool) -> subprocess.CompletedProcess:
+    process = start(out, at, kill)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+
+
+def test_two_workers_share_an_evaluation(tmp_path):
+    """Two processes start the same command at once: one record, as one process alone would
+    make it.
+    """
+    commands = [start(tmp_path / "both", 0, kill=False) for _ in range(2)]
+    outputs = [process.communicate() for process in commands]
+    assert [process.returncode for process in commands] == [0, 0], outputs
+    one, two = (json.loads(text)[0] for text, _ in outputs)
+    assert one["outcomes"] == two["outcomes"]
+    assert len(list((tmp_path / "both").glob("*.json"))) == 1
+    assert not list((tmp_path / "both" / ".work").glob("*/*"))
+    alone = json.loads(killable(tmp_path / "alone", 0, kill=False).stdout)[0]
+    assert (
+        alone["outcomes"] == one["outcomes"]
+        and alone["points"]["sha256"] == one["points"]["sha256"]
+    )
+
+
+@pytest.mark.parametrize("at", [0, 70, 149])
+def test_a_killed_run_resumes(tmp_path, at):
+    killed = killable(tmp_path / "a", at, kill=True)
+    assert killed.returncode == -9
+    assert not list((tmp_path / "a").glob("*.json")), "a killed run leaves no record"
+    saved = sorted((tmp_path / "a" / ".work").rglob("shard-*"))
+    assert len(saved) == at // MIN_SHARD_IMAGES
+    resumed = killable(tmp_path / "a", at, kill=False)
+    assert resumed.returncode == 0, resumed.stderr
+    straight = killable(tmp_path / "b", at, kill=False)
+    one, two = (json.loads(p.stdout)[0] for p in (resumed, straight))
+    assert one["outcomes"] == two["outcomes"]
+    assert one["points"]["sha256"] == two["points"]["sha256"]
+    again = killable(tmp_path / "a", at, kill=False)
+    assert json.loads(again.stdout)[0]["finished"] == one["finished"]
+
+
+def test_a_stored_evaluation_is_not_computed_again(tmp_path):
+    evaluations = plan(toy_request())
+    first = list(run_evaluations(evaluations, Store(tmp_path), Execution()))
+    second = list(run_evaluations(evaluations, Store(tmp_path), Execution()))
+    assert [r.computed for r in first] == [True, True]
+    assert [r.computed for r in second] == [False, False]
+    assert [r.record for r in first] == [r.record for r in second]
+
+
+def test_a_crash_is_an_error_and_takes_nothing_down(tmp_path):
+    evaluations = plan(toy_request(defenses=("toy-crash", "toy-jitter"), attacks=("pgd:steps=3",)))
+    results = {
+        r.evaluation.defense.name: r
+        for r in run_evaluations(evaluations, Store(tmp_path), Execution())
+    }
+    assert results["toy-jitter"].record and results["undefended"].record
+    assert results["toy-crash"].record is None
+    assert "crashes on larger batches" in results["toy-crash"].failure.error
+    found = list(read_folder(tmp_path))
+    failures = [f for f in found if hasattr(f, "traceback")]
+    assert len(found) == 3 and len(failures) == 1
+    text = page(boards([f for f in found if not hasattr(f, "traceback")]), failures)
+    assert "toy-crash x pgd:steps=3 on toy:n=150, linf 0.05, n=150: error" in text
+
+
+def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
+    """Another process stores the record and drops the work folder while this one is about
+    to claim.
+    """
+    evaluation = plan(toy_request(attacks=("null",)))[-1]
+    store = Store(tmp_path)
+    right = bench.engine.shards.claimed
+
+    def lose(folder):
+        monkeypatch.setattr(bench.engine.shards, "claimed", right)
+        run_evaluation(evaluation, store, Execution())
+        return right(folder)
+
+    monkeypatch.setattr(bench.engine.shards, "claimed", lose)
+    (result,) = run_evaluations([evaluation], store, Execution())
+    assert result.record is not None and result.failure is None
+    assert not list(tmp_path.glob("*.error.json"))
+
+
+def test_shards_of_another_build_are_not_taken_for_this_one(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    drifting = drifting_evaluation()
+    store, options = Store(tmp_path), Execution(batch_size=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.engine.compute.ShardComputer, "report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(drifting, store, options)
+    monkeypatch.setattr(Drifting, "factor", -1.0)
+    record = run_evaluation(drifting, store, options)
+    assert not record.outcomes.correct("clean").any(), "the first shard is that of the build before"
+    assert not list((tmp_path / ".work").iterdir())
