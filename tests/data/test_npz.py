@@ -69,7 +69,7 @@ def test_npz_floats(tmp_path, dtype):
     assert (images[:, 0].numpy() == pixels.astype(np.float32)).all()
 
 
-def test_npz_counts_classes_over_all_parts_and_at_least_two(tmp_path):
+def test_npz_counts_classes_over_both_splits_and_at_least_two(tmp_path):
     several = npz(tmp_path, x_test=IMAGES, y_test=LABELS, x_train=IMAGES, y_train=LABELS + 4)
     assert several.num_classes == 7
     assert several.train().labels.tolist() == (LABELS + 4).tolist()
