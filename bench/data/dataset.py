@@ -28,11 +28,13 @@ class ImageSet:
         labels: int64 (n,), 0 <= label < num_classes.
         ids: int64 (n,), unique; the image's index in its official split. Randomness and records are
             keyed by it.
+        notes: what a user should know of how they were read; no part of their hash.
     """
 
     images: Tensor
     labels: Tensor
     ids: npt.NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,7 +46,7 @@ class ImageSet:
     def at(self, positions: npt.NDArray[np.int64]) -> ImageSet:
         """The images at these positions."""
         index = torch.from_numpy(positions)
-        return ImageSet(self.images[index], self.labels[index], self.ids[positions])
+        return ImageSet(self.images[index], self.labels[index], self.ids[positions], self.notes)
 
     def pixels(self) -> Tensor:
         """Images as float32 in [0, 1]."""

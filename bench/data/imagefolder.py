@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.data.dataset import ImageSet, OwnImages, OwnParams
 from bench.data.pictures import View, in_order, pictures_in, subfolders
@@ -26,7 +26,21 @@ class ImageFolderParams(OwnParams):
         ge=0,
         description="resize the shorter side to this and cut out the middle square; 0: as they are",
     )
+    resize: int = Field(
+        0,
+        ge=0,
+        description="resize the shorter side to this instead, before the square of `size` is cut "
+        "out; size=224,resize=256 is the usual preprocessing",
+    )
     grey: bool = Field(False, description="one channel instead of three")
+
+    @model_validator(mode="after")
+    def _crops_what_is_there(self) -> ImageFolderParams:
+        if self.resize and not self.size:
+            raise ValueError(f"resize={self.resize} needs size=N, the square to cut out")
+        if 0 < self.resize < self.size:
+            raise ValueError(f"resize={self.resize} leaves no square of size={self.size} to cut")
+        return self
 
 
 class ImageFolder(OwnImages[ImageFolderParams]):
@@ -86,7 +100,7 @@ class ImageFolder(OwnImages[ImageFolderParams]):
                 f"{folder} has no pictures in class folders: put them into {folder}/CLASS"
             )
         labels = np.array([label for _, label in pictures], dtype=np.int64)
-        view = View(self.params.grey, self.params.size, self.params.size)
+        view = View(self.params.grey, self.params.resize or self.params.size, self.params.size)
         return in_order([path for path, _ in pictures], labels, np.arange(len(pictures)), view)
 
 

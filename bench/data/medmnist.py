@@ -39,7 +39,7 @@ class MedMnist(Official[P]):
         self._check_release(file, md5)
         url = f"{_ZENODO}/{record}/files/{self.name}.npz?download=1"
         with Archive(str(fetch(file, [url], f"md5:{md5}"))) as archive:
-            return archive.images(split).numpy(), archive.labels(split)
+            return archive.images(split)[0].numpy(), archive.labels(split)
 
     def published(self) -> tuple[str, str, str]:
         """File name, Zenodo record and MD5."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.data.arrays import MOST_CLASSES, count_classes, read_images, read_labels
 from bench.data.dataset import ImageSet, OwnImages, OwnParams
 from bench.data.order import Integers, evaluation_order
 from bench.errors import BadInput, one_line
@@ -20,7 +21,6 @@ from bench.spec import Params
 
 _SPLITS = ("test", "train", "val")
 _NAMINGS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
-_MOST_CLASSES = 100_000
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -37,6 +37,13 @@ _UNNAMED = (("x", "y"), ("images", "labels"))
 class NpzParams(OwnParams):
     path: str = Field(description="the .npz file")
     split: Literal["test", "train", "val"] = Field("test", description="the split to evaluate on")
+    classes: int | None = Field(
+        None,
+        ge=2,
+        le=MOST_CLASSES,
+        description="number of classes, where the file lacks the last ones; else the largest "
+        "label of all splits plus one",
+    )
 
 
 class Npz(OwnImages[NpzParams]):
@@ -44,21 +51,22 @@ class Npz(OwnImages[NpzParams]):
     unnamed split.
 
     Images are (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, uint8 or float in [0, 1]; where
-    both orders of axes fit, the channels come last. Labels are integers (n,) or (n, 1). ids are
-    indices in the split. The file's order is kept where its labels are mixed, else a fixed
-    permutation lets the classes take turns. Nothing is unpickled.
+    both orders of axes fit, the channels come last. Pixels beyond [0, 1] by rounding are clipped.
+    Labels are integers (n,) or (n, 1). ids are indices in the split. The file's order is kept
+    where its labels are mixed, else a fixed permutation lets the classes take turns. Nothing is
+    unpickled.
     """
 
     Params: ClassVar[type[Params]] = NpzParams
 
     @property
     def num_classes(self) -> int:
-        """The largest label of all splits in the file plus one, at least 2."""
+        """As given, else the largest label of all splits in the file plus one, at least 2."""
         with Archive(self.params.path) as archive:
             tops = [archive.labels(split).max() for split in _SPLITS if archive.keys(split)]
         if not tops:
             raise BadInput(archive.lacks("test"))
-        return max(2, int(max(tops)) + 1)
+        return count_classes(self.params.path, int(max(tops)), self.params.classes)
 
     def test(self) -> ImageSet:
         """The split named by `split`. Raises `BadInput` where the file cannot be used."""
@@ -77,13 +85,12 @@ class Npz(OwnImages[NpzParams]):
             if not archive.keys(split):
                 raise BadInput(archive.lacks(split))
             labels = archive.labels(split)
-            images = archive.images(split)
+            images, notes = archive.images(split)
         if len(labels) != len(images):
             counts = f"{len(images)} {split} images but {len(labels)} labels"
             raise BadInput(f"{self.params.path} has {counts}: give one each")
-        return ImageSet(images, torch.from_numpy(labels), np.arange(len(labels))).at(
-            evaluation_order(labels)
-        )
+        everything = ImageSet(images, torch.from_numpy(labels), np.arange(len(labels)), notes)
+        return everything.at(evaluation_order(labels))
 
 
 class Archive:
@@ -123,34 +130,15 @@ class Archive:
         wanted = f"name the arrays x_{split} and y_{split}"
         return f"{self.path} has no {split} images with labels, it holds {held}: {wanted}"
 
-    def images(self, split: str) -> Tensor:
-        """A split's images (n, C, H, W), uint8 or float32 in [0, 1]."""
+    def images(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
+        """A split's images (n, C, H, W), uint8 or float32 in [0, 1], and notes on them."""
         key, array = self._read(split, 0)
-        array = _channels_first(f"{key} in {self.path}", array)
-        if array.dtype == np.uint8:
-            return torch.from_numpy(np.ascontiguousarray(array))
-        _check_floats(f"{key} in {self.path}", array)
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        return read_images(f"{key} in {self.path}", array)
 
     def labels(self, split: str) -> Integers:
         """A split's labels (n,), not negative."""
         key, array = self._read(split, 1)
-        what = f"{key} in {self.path}"
-        if array.shape != (len(array),) and array.shape != (len(array), 1):
-            raise BadInput(
-                f"{what} has shape {array.shape}: give one class number an image, (n,) and not "
-                "one-hot"
-            )
-        if array.dtype.kind not in "iu":
-            raise BadInput(
-                f"{what} is {array.dtype}: labels must be integers; convert them with "
-                ".astype('int64')"
-            )
-        if array.min() < 0 or array.max() >= _MOST_CLASSES:
-            raise BadInput(
-                f"{what} has labels from {array.min()} to {array.max()}: number the classes from 0"
-            )
-        return array.reshape(-1).astype(np.int64)
+        return read_labels(f"{key} in {self.path}", array)
 
     def _read(self, split: str, which: Literal[0, 1]) -> tuple[str, npt.NDArray[Any]]:
         pair = self.keys(split)
@@ -182,27 +170,3 @@ class Archive:
             f"{key} in {self.path} cannot be read ({one_line(error)}): the file is damaged; "
             "write it again"
         )
-
-
-def _channels_first(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim == 4 and array.shape[3] in (1, 3):
-        return array.transpose(0, 3, 1, 2)
-    if array.ndim == 4 and array.shape[1] in (1, 3):
-        return array
-    raise BadInput(
-        f"{what} has shape {array.shape}: give (n, H, W), (n, H, W, C) or (n, C, H, W) with C 1 or "
-        "3"
-    )
-
-
-def _check_floats(what: str, array: npt.NDArray[Any]) -> None:
-    if array.dtype.kind != "f":
-        raise BadInput(f"{what} is {array.dtype}: store uint8 from 0 to 255, or floats in [0, 1]")
-    low, high = float(array.min()), float(array.max())
-    if np.isnan(low):
-        raise BadInput(f"{what} has NaN pixels: remove or repair these images")
-    if low < 0 or high > 1:
-        hint = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation"
-        raise BadInput(f"{what} has pixels from {low:g} to {high:g}, not in [0, 1]: {hint}")

@@ -1,8 +1,11 @@
 """The data set `imagefolder:PATH`."""
 
 import numpy as np
+import pytest
 
 from bench.data.order import evaluation_order, interleaved
+from bench.plugins.create import DATASETS, create
+from bench.spec import parse
 from tests.data.helpers import folder_of, image_folder, random_images
 from tests.toys import message
 
@@ -28,6 +31,25 @@ def test_imagefolder_known_answer(tmp_path, pillow):
     assert "has no val pictures" in message(data.validation)
     assert image_folder(tmp_path, grey=True).test().images.shape == (3, 1, 5, 4)
     assert image_folder(tmp_path, size=8).test().images.shape == (3, 3, 8, 8)
+
+
+def test_imagefolder_resizes_before_it_crops(tmp_path, pillow):
+    """resize=256, size=224 in small: the whole picture to 8, then the middle 4 of it."""
+    pixels = random_images(2, 16, 16, 3)
+    folder_of(tmp_path, pillow, {"a/1.png": pixels[0], "b/1.png": pixels[1]})
+    cropped = image_folder(tmp_path, size=4, resize=8).test()
+    whole = image_folder(tmp_path, size=8).test()
+    assert (cropped.images == whole.images[:, :, 2:6, 2:6]).all()
+    assert not (cropped.images == image_folder(tmp_path, size=4).test().images).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("resize=8", "needs size=N"), ("size=8,resize=4", "no square"), ("resize=-1", "greater")],
+)
+def test_imagefolder_refuses_a_resize_that_makes_no_sense(tmp_path, options, words):
+    spec = parse(f"imagefolder:{tmp_path},{options}")
+    assert words in message(lambda: create(DATASETS, spec))
 
 
 def test_imagefolder_lets_the_classes_take_turns(tmp_path, pillow):

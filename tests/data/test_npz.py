@@ -76,6 +76,20 @@ def test_npz_counts_classes_over_both_splits_and_at_least_two(tmp_path):
     assert npz(tmp_path, x=IMAGES, y=LABELS * 0).num_classes == 2
 
 
+def test_npz_may_lack_some_of_its_classes(tmp_path):
+    few = npz(tmp_path, x=IMAGES, y=LABELS)
+    assert Npz(few.params.model_copy(update={"classes": 10})).num_classes == 10
+    params = few.params.model_copy(update={"classes": 2})
+    assert "has the label 2, but classes=2" in message(lambda: Npz(params).num_classes)
+
+
+def test_npz_clips_what_lies_beyond_the_box_by_rounding(tmp_path):
+    pixels = np.linspace(-1e-8, 1.0000002, 120).reshape(6, 5, 4).astype(np.float32)
+    test = npz(tmp_path, x=pixels, y=LABELS).test()
+    assert float(test.images.min()) == 0 and float(test.images.max()) == 1
+    assert "by rounding" in test.notes[0]
+
+
 def test_npz_mixes_labels_that_are_sorted(tmp_path):
     labels = np.repeat([0, 1, 2], 20)
     images = np.arange(60, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), dtype=np.uint8)
@@ -117,7 +131,7 @@ BAD_ARRAYS = {
     "negative labels": (IMAGES, LABELS - 1, "number the classes from 0"),
     "absurd labels": (IMAGES, LABELS + 10**9, "number the classes from 0"),
     "float labels": (IMAGES, LABELS + 0.5, "must be integers"),
-    "one-hot labels": (IMAGES, np.eye(6, 3, dtype=int), "not one-hot"),
+    "one-hot labels": (IMAGES, np.eye(3, dtype=int)[LABELS], "not one-hot"),
     "empty": (IMAGES[:0], LABELS[:0], "is empty"),
     "empty images": (IMAGES[:, :0], LABELS, "is empty"),
     "object images": (np.array([{}] * 6, dtype=object), LABELS, "never unpickled"),
