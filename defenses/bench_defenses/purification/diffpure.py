@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from bench.defense import Card
 from bench.diffusion.model import DiffusionModel
-from bench_defenses.purification.purifier import ATTACKS, ChainParams, PurifyingDefense, Round
+from bench_defenses.purification.purifier import (
+    ATTACKS,
+    ChainParams,
+    PurifyingDefense,
+    Round,
+    expanded,
+)
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # Euler steps of the reverse SDE, whose noise is sqrt(beta) w: the `large` variance, no clip.
+    "cifar10": {"t": 100, "steps": 100, "variance": "large"},
+    "imagenet": {"t": 150, "steps": 150, "variance": "large", "resize": True},
+    "imagenet-ddpm": {
+        "t": 150,
+        "steps": 150,
+        "variance": "learned",
+        "clip": True,
+        "resize": True,
+    },
+}
+"""Published settings: of the SDE on CIFAR-10 (8/255) and on ImageNet (4/255), in discrete steps,
+and of the guided DDPM in the same code.
+"""
 
 
 class DiffPureParams(ChainParams):
@@ -16,6 +40,17 @@ class DiffPureParams(ChainParams):
         None, ge=0, description="time index that the image is noised to; t-1 where not given"
     )
     rounds: int = Field(1, ge=1, le=100, description="noise and denoise so often")
+    recipe: Literal["", "cifar10", "imagenet", "imagenet-ddpm"] = Field(
+        "",
+        exclude=True,
+        description="published settings, for what is not given: of CIFAR-10 (8/255), of ImageNet "
+        "(4/255), or of the guided DDPM there",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, values: Any) -> Any:
+        return expanded(values, RECIPES)
 
 
 class DiffPure(PurifyingDefense[DiffPureParams]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +20,15 @@ from bench_defenses.purification.purifier import (
     Purification,
     PurifyingDefense,
     Round,
+    expanded,
 )
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {"clamp": True, "votes": 10, "vote": "logit-mean"},
+}
+"""Beside the defaults, which are CIFAR-10's: the released code classifies ten purified copies, each
+clamped, and answers by the sum of their logits.
+"""
 
 
 class GDMPParams(ChainParams):
@@ -50,6 +58,17 @@ class GDMPParams(ChainParams):
         "large", description="of ancestral steps"
     )
     clip: bool = Field(True, description="clip the clean image that each step foresees to [-1, 1]")
+    recipe: Literal["", "published"] = Field(
+        "",
+        exclude=True,
+        description="published settings, for what is not given: ten clamped copies vote by their "
+        "mean logits",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, values: Any) -> Any:
+        return expanded(values, RECIPES)
 
     @model_validator(mode="after")
     def _guide_counts(self) -> GDMPParams:

@@ -6,10 +6,10 @@ is computed again on the way back (`bench.diffusion.backward`), with the same re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -317,7 +317,8 @@ def _bytes_of_a_step(purified: Purified, z: Tensor) -> int:
     """Bytes that one step of one image keeps for its backward pass."""
     known = [*purified.model.parameters(), *purified.model.buffers()]
     with torch.enable_grad(), SavedBytes(known) as saved:
-        purified.model(z.new_zeros(1, *z.shape[1:]).requires_grad_(), 0)
+        # Not called as a module: this pass belongs to no prediction, so no hook counts it.
+        purified.model.forward(z.new_zeros(1, *z.shape[1:]).requires_grad_(), 0)
     return max(1, saved.total)
 
 
@@ -391,6 +392,18 @@ class PurifyParams(Params):
         return Purification(
             tuple(rounds), sampler, guide, self.clamp, self.resize, self.vote, self.votes
         )
+
+
+def expanded(values: Any, recipes: Mapping[str, Mapping[str, Any]]) -> Any:
+    """What was given, and beside it what the recipe named there sets; the name itself goes.
+
+    So a row under a recipe is the row of the settings that it stands for. A name that is none of
+    `recipes` is left for its field to refuse.
+    """
+    if not isinstance(values, Mapping) or values.get("recipe") not in recipes:
+        return values
+    given = {key: value for key, value in values.items() if key != "recipe"}
+    return {**recipes[values["recipe"]], **given}
 
 
 class ChainParams(PurifyParams):

@@ -121,3 +121,28 @@ def test_the_contract_holds(name):
         v for v in examine(DEFENSE_CHECKS, DefenseCase(f"{name}:{small}")) if v.outcome != "ok"
     ]
     assert not failed, failed
+
+
+@pytest.mark.parametrize(
+    ("spec", "plain"),
+    [
+        ("gdmp:recipe=published", "gdmp:clamp=true,vote=logit-mean,votes=10"),
+        ("gdmp:recipe=published,votes=3", "gdmp:clamp=true,vote=logit-mean,votes=3"),
+        ("diffpure:recipe=cifar10", "diffpure:steps=100,t=100,variance=large"),
+        ("diffpure:recipe=cifar10,t=75,steps=75", "diffpure:steps=75,t=75,variance=large"),
+        ("diffpure:recipe=imagenet", "diffpure:resize=true,steps=150,t=150,variance=large"),
+        (
+            "diffpure:recipe=imagenet-ddpm",
+            "diffpure:clip=true,resize=true,steps=150,t=150,variance=learned",
+        ),
+    ],
+)
+def test_a_recipe_is_the_settings_that_it_stands_for(spec, plain):
+    short, long = create(DEFENSES, parse(spec)), create(DEFENSES, parse(plain))
+    assert short.spec == plain and short.identity == long.identity
+    assert "recipe" not in short.identity["params"]
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(BadInput, match="'recipe' got 'paper'"):
+        create(DEFENSES, parse("gdmp:recipe=paper"))
