@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import io
 import json
+import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType
 from typing import cast
@@ -18,6 +21,8 @@ _PLAIN = (bool, int, float, str, type(None))
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"stochastic"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _LIBRARIES = ("builtins", "torch", "diffusers")
+_MANGLED = r"\.?___torch_mangle_\d+"
+_INCIDENTAL = (".debug_pkl", "/version", "/byteorder", "/serialization_id")
 _OURS = ("bench", "bench_defenses", "bench_attacks")
 
 
@@ -39,17 +44,49 @@ def weights_sha256(module: nn.Module) -> str:
 def _fingerprint(module: nn.Module, path: tuple[int, ...]) -> str:
     # Not the module's repr: what torch's own modules print changes with its version.
     digest, known = hashlib.sha256(), _under_configuration(module)
+    archived = _under_torchscript(module)
     for name, part in module.named_modules():
+        if id(part) in archived:
+            continue
         inside = (*path, id(part))
-        about = (
-            _configured(part, inside)
-            if id(part) in known
-            else f"{_source(type(part))} {_attributes(part, inside)}"
-        )
+        if isinstance(part, torch.jit.ScriptModule):
+            about = _torchscript(part)
+        elif isinstance(part, torch.fx.GraphModule):
+            about = f"{_name(torch.fx.GraphModule)} {part.code}"
+        elif id(part) in known:
+            about = _configured(part, inside)
+        else:
+            about = f"{_source(type(part))} {_attributes(part, inside)}"
         digest.update(f"{name} {about}".encode())
     for piece in _weights(module):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _under_torchscript(module: nn.Module) -> set[int]:
+    """The ids of the parts of TorchScript modules, which are in the archives of the whole."""
+    roots = [part for part in module.modules() if isinstance(part, torch.jit.ScriptModule)]
+    return {id(part) for root in roots for part in root.modules() if part is not root}
+
+
+def _torchscript(module: torch.jit.ScriptModule) -> str:
+    """A TorchScript module by its archive: code, constants and attributes.
+
+    Debug information holds paths, and a number behind a class name says only how many of that name
+    the process has seen.
+    """
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        members = [
+            (re.sub(_MANGLED, "", name), re.sub(_MANGLED.encode(), b"", archive.read(name)))
+            for name in archive.namelist()
+            if not name.endswith(_INCIDENTAL)
+        ]
+    digest = hashlib.sha256()
+    for name, content in sorted(members):
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return f"torchscript {digest.hexdigest()}"
 
 
 def _under_configuration(module: nn.Module) -> set[int]:
@@ -109,9 +146,20 @@ def _weights(module: nn.Module) -> Iterator[bytes]:
     for name, tensor in sorted(tensors.items()):
         yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
         yield _bytes(tensor)
+    yield from _packed(module)
+
+
+def _packed(module: nn.Module) -> Iterator[bytes]:
+    """Weights that are neither parameters nor buffers, as those of quantised layers."""
+    for name, part in module.named_modules():
+        if ".quantized." in type(part).__module__:
+            for key, value in sorted(part.state_dict().items()):
+                yield f"{name} {key} {_described(value, ())}".encode()
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_quantized:
+        tensor = torch.cat([tensor.dequantize().flatten(), tensor.int_repr().flatten()])
     content: bytes = (
         tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     )

@@ -3,33 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from bench.defense import DefendedClassifier, gradient_name
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.losses import cross_entropy
 from bench.models.classifier import Classifier
+from bench.models.foreign import dtypes, mixes_images
+from bench.models.nets import wrong_classes
 from bench.noise import Noise, Stream, generators, isolated
 from bench.results.findings import Finding
 
 _PROBE_SEED = 20_000_000_003
 _BATCH_TOLERANCE = 1e-3
+_KERNEL_TOLERANCE = 1e-4
+_SUM_TOLERANCE = 1e-3
 _BOUNDARY_PIXELS = 100
 
 
 def probe(classifier: Classifier, images: Tensor) -> None:
-    """Set `classifier.stochastic` where its forward pass reads a global generator (an opaque
-    stochastic model).
+    """Find out how a network wants to be run, and set that on the classifier.
+
+    - `stochastic`, where its forward pass reads a global generator (an opaque stochastic model);
+    - `takes`, where it takes other numbers than float32;
+    - `doubles_one`, where it cannot answer a single image;
+    - `alone`, where it mixes the images of a batch by design.
+
+    Raises `BadInput` where it does not run at all, or does not return one row of K logits an image.
     """
-    with isolated(_PROBE_SEED), torch.no_grad():
-        before = generators()
+    network = classifier.network
+    if mixes_images(network):
+        classifier.alone = True
+    others = [kind for kind in dtypes(network) if kind != torch.float32]
+    errors = []
+    for takes, doubled in product([None, *others], [False, True]):
+        if takes is not None:
+            classifier.takes = takes
+        if doubled:
+            classifier.doubles_one = True
         try:
-            classifier(images, _noise(images))
-        except Exception as error:
-            raise BadInput(_does_not_run(classifier, images, error)) from error
-        classifier.stochastic = classifier.stochastic or generators() != before
+            return _try(classifier, images)
+        except BadInput as error:
+            errors.append(error)
+        # On the instance they would enter its fingerprint.
+        for name in {"takes", "doubles_one"} & set(vars(classifier)):
+            delattr(classifier, name)
+    # Of two images or more, in the numbers that the network takes.
+    raise errors[-2]
+
+
+def _try(classifier: Classifier, images: Tensor) -> None:
+    """Run a few images, and one of them alone."""
+    check_output = getattr(classifier.network, "check_output", None)
+    try:
+        with isolated(_PROBE_SEED), torch.no_grad():
+            before = generators()
+            output = classifier(images, _noise(images))
+            stochastic = classifier.stochastic or generators() != before
+            alone = classifier(images[:1], _noise(images[:1]))
+            if callable(check_output):
+                check_output(images if classifier.takes is None else images.to(classifier.takes))
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(_does_not_run(classifier, images, error)) from error
+    _check_shape(classifier, output, len(images))
+    _check_shape(classifier, alone, 1)
+    classifier.stochastic = stochastic
+
+
+def check_probabilities(output: Tensor) -> None:
+    """Raise `BadInput` unless each row (n, K) lies in [0, 1] and sums to 1, up to rounding."""
+    slack = max(_SUM_TOLERANCE, 8 * torch.finfo(output.dtype).eps)
+    low, high = float(output.min()), float(output.max())
+    sums = output.float().flatten(1).sum(1)
+    if not (low >= -slack and high <= 1 + slack):
+        what = f"values from {low:.3g} to {high:.3g}"
+    elif float((sums - 1).abs().max()) > slack:
+        what = f"rows that sum to {float(sums.min()):.3g} up to {float(sums.max()):.3g}"
+    else:
+        return
+    raise BadInput(
+        f"output='probabilities' was given, but the model returns {what}: return softmax "
+        "probabilities of every class, or leave output out for logits"
+    )
 
 
 def replay_level(classifier: DefendedClassifier, images: Tensor) -> str:
@@ -72,7 +132,7 @@ def _logits(classifier: DefendedClassifier, images: Tensor, noise: Noise | None 
 
 def _does_not_run(classifier: DefendedClassifier, images: Tensor, error: Exception) -> str:
     name = type(getattr(classifier, "network", classifier)).__name__
-    reason = str(error).partition("\n")[0]
+    reason = one_line(error)[:300]
     shape = tuple(images.shape[1:])
     return (
         f"{name} does not run on images of shape {shape} ({reason}): give a classifier made for "
@@ -88,20 +148,26 @@ def _check_output(classifier: DefendedClassifier, images: Tensor) -> None:
         raise
     except Exception as error:
         raise BadInput(_does_not_run(classifier, images, error)) from error
-    expected = (len(images), classifier.num_classes)
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if got != expected:
-        raise BadInput(
-            f"the classifier returned {got} where logits {expected} were expected: return one row "
-            "of K "
-            "logits an image"
-        )
+    _check_shape(classifier, output, len(images))
     # A class that is ruled out may have the logit -inf: the log of a mean of softmaxes.
     if bool((torch.isnan(output) | (output == torch.inf)).any()):
         raise BadInput(
             "the classifier returned NaN or infinite logits on clean images: check its weights and "
             "normalisation"
         )
+
+
+def _check_shape(classifier: DefendedClassifier, output: object, n: int) -> None:
+    expected = (n, classifier.num_classes)
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if got == expected:
+        return
+    todo = "return one row of K logits an image"
+    if isinstance(got, tuple) and len(got) == 2 and got[0] == n:
+        todo = wrong_classes(got[1], classifier.num_classes).partition(": ")[2]
+    raise BadInput(
+        f"the classifier returned {got} where logits {expected} were expected: {todo}"
+    )
 
 
 def _check_outputs_are_logits(classifier: DefendedClassifier, images: Tensor) -> Iterator[Finding]:
@@ -160,7 +226,7 @@ def _check_rows(classifier: DefendedClassifier, images: Tensor) -> Iterator[Find
     together = _logits(classifier, images)
     alone = _logits(classifier, images[:1], _noise(images).rows(slice(0, 1)))
     gap = float((together[:1] - alone).abs().max() / (1 + together.abs().max()))
-    if gap > _BATCH_TOLERANCE:
+    if gap > max(_BATCH_TOLERANCE, 4 * _rounding(classifier)):
         yield Finding(
             name="batch-dependence",
             verdict="fail",
@@ -183,7 +249,7 @@ def _check_gradient(
             "judged on the defense: a stronger "
             "attack would see the defense itself",
         )
-    if not transfer and not torch.equal(output.detach(), _logits(classifier, images)):
+    if not transfer and not _alike(output.detach(), _logits(classifier, images), classifier):
         yield Finding(
             name="forward-pass",
             verdict="fail",
@@ -215,6 +281,31 @@ def _check_gradient(
             message="no pixel at 0 or 1 has a gradient, though others have: does the model clamp "
             "its input? leave that out, points lie in [0, 1] anyway",
         )
+
+
+def _alike(one: Tensor, other: Tensor, classifier: DefendedClassifier) -> bool:
+    """Whether two passes compute one function, up to the rounding of other kernels.
+
+    torch takes other kernels where it needs no gradient (LSTM, attention). Their logits differ in
+    proportion to how far the logits lie apart, and by the last digits of the logits themselves; a
+    constant that is added to all logits changes no decision, and only the latter counts it.
+    """
+    finite = torch.isfinite(one)
+    if one.shape != other.shape or not torch.equal(finite, torch.isfinite(other)):
+        return False
+    if not bool(finite.any()):
+        return torch.equal(one, other)
+    values = other[finite]
+    spread = float((values - values.mean()).abs().max())
+    rounding = _rounding(classifier)
+    slack = max(_KERNEL_TOLERANCE, 4 * rounding) * spread + 4 * rounding * float(values.abs().max())
+    return float((one[finite] - values).abs().max()) <= slack
+
+
+def _rounding(classifier: DefendedClassifier) -> float:
+    """The relative rounding of the coarsest numbers among its weights, at least float32's."""
+    kinds = [torch.float32, *dtypes(classifier)]
+    return float(max(torch.finfo(kind).eps for kind in kinds))
 
 
 def _stops_at_the_bounds(images: Tensor, slope: Tensor) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -12,10 +13,12 @@ from torch import nn
 from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier
 from bench.engine.fingerprint import fingerprint
+from bench.engine.modules import NoiseModule, takes_noise
 from bench.engine.preflight import probe
 from bench.engine.request import Request, SetupRequest
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
+from bench.models.foreign import is_training, set_training
 from bench.models.source import ClassifierSource
 from bench.noise import isolated
 from bench.plugins.create import CLASSIFIERS, DATASETS, Named, create
@@ -25,6 +28,13 @@ from bench.spec import parse
 from bench.threat import ThreatModel, read_norm
 
 DEFAULT_N = 1000
+
+OWN_RANDOMNESS = (
+    "the model draws random numbers of its own, so its row `undefended` is that of a random "
+    "defense: to name it as one beside its base, give bench.ModuleDefense(model, name='mine') "
+    "among the defenses, and the plain model as the model"
+)
+"""A note on a model from Python that is stochastic and goes as the undefended base."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,17 @@ class Setup:
     sources: Sources
     given: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def has_own_randomness(self) -> bool:
+        """Whether the classifier is a user's own model and draws random numbers."""
+        return self.classifier_spec.startswith("python:") and self.classifier.stochastic
+
 
 def load_setup(
-    asked: SetupRequest, model: nn.Module | None = None, given: Sequence[str] = ()
+    asked: SetupRequest,
+    model: nn.Module | None = None,
+    given: Sequence[str] = (),
+    objects: Mapping[str, Named[Any]] = MappingProxyType({}),
 ) -> Setup:
     """Load data set and classifier (or take the user's own `model`) and settle the threat model.
 
@@ -59,11 +77,12 @@ def load_setup(
         asked: data set, classifier, norm, eps and number of images.
         model: the user's own network; None loads the classifier.
         given: the options that the user wrote, for the record.
+        objects: data sets that Python gave, by the text that stands for them in the request.
 
     Raises:
         BadInput: where they do not exist or do not go together.
     """
-    dataset = create(DATASETS, parse(asked.dataset))
+    dataset = objects.get(asked.dataset) or create(DATASETS, parse(asked.dataset))
     everything = dataset.plugin.test()
     images = everything.first(_count(asked.n, len(everything)))
     threat = _threat(asked, dataset.plugin, images)
@@ -75,7 +94,7 @@ def load_setup(
     elif not text:
         raise BadInput(
             f"dataset {dataset.name!r} has no classifier of its own: give --classifier file:PATH "
-            "or zoo:NAME"
+            "or zoo:NAME, or from Python a model"
         )
     else:
         classifier, text, parameters = _load_classifier(
@@ -96,14 +115,18 @@ def load_setup(
     )
 
 
-def load_setups(request: Request, model: nn.Module | None = None) -> list[Setup]:
+def load_setups(
+    request: Request,
+    model: nn.Module | None = None,
+    objects: Mapping[str, Named[Any]] = MappingProxyType({}),
+) -> list[Setup]:
     """The setups of a request, in order; of one data set and classifier all share the objects."""
     loaded: dict[tuple[str, str | None], Setup] = {}
     setups = []
     for asked in request.setups():
         shared = loaded.get((asked.dataset, asked.classifier))
         if shared is None:
-            setup = load_setup(asked, model, request.given())
+            setup = load_setup(asked, model, request.given(), objects)
             loaded[asked.dataset, asked.classifier] = setup
         else:
             threat = _threat(asked, shared.dataset.plugin, shared.images)
@@ -127,7 +150,8 @@ def _threat(asked: SetupRequest, dataset: Dataset[Any], images: ImageSet) -> Thr
         eps = dataset.default_eps or None
     if eps is None:
         raise BadInput(
-            f"no default eps under {norm} for this data set: give --eps, such as --eps 8/255"
+            f"no default eps under {norm} for this data set: give --eps, such as --eps 8/255 (in "
+            "Python eps='8/255')"
         )
     threat = ThreatModel(norm, float(eps))
     threat.check_shape(tuple(images.images.shape[1:]))
@@ -180,6 +204,8 @@ def _own(model: nn.Module, num_classes: int) -> DefendedClassifier:
     """A user's own module as a classifier. One that speaks the contract already stays as it is."""
     if isinstance(model, DefendedClassifier):
         return model
-    if model.training:
-        model.eval()
+    if is_training(model):
+        set_training(model, False)
+    if takes_noise(model):
+        return NoiseModule(model, num_classes, stochastic=True)
     return Classifier(model, num_classes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier, Forward
 from bench.errors import BadInput
+from bench.models.foreign import as_logits, is_training, set_training, unwrapped
 from bench.noise import Noise, isolated
 
 
@@ -25,9 +26,19 @@ class Classifier(DefendedClassifier):
         stochastic: set by `bench.engine.preflight` where the network reads global generators. Its
             rows are then run one by one, each under a generator seeded by the row's noise, so that
             even an opaque module replays exactly.
+        takes: the numbers that the network takes where it does not take float32, such as half.
+        doubles_one: whether a single image runs beside its copy: for networks that squeeze a batch
+            of one away.
+        alone: whether images run one by one, because the network mixes those of a batch.
+
+    The last three are set by `bench.engine.preflight` too, and only where a network needs them.
     """
 
     version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
+
+    takes: torch.dtype | None = None
+    doubles_one: bool = False
+    alone: bool = False
 
     mean: Tensor
     std: Tensor
@@ -42,8 +53,8 @@ class Classifier(DefendedClassifier):
         trained_on: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.network = network
-        self.training = network.training
+        self.network = unwrapped(network)
+        self.training = is_training(self.network)
         self.num_classes = num_classes
         self.trained_on = tuple(trained_on)
         self.normalised = mean is not None or std is not None
@@ -75,13 +86,36 @@ class Classifier(DefendedClassifier):
             return lambda images, noise: self._run(features, images, noise)
         return super().forward_pass(gradient, view)
 
-    def _run(self, network: Callable[[Tensor], Tensor], images: Tensor, noise: Noise) -> Tensor:
+    def train(self, mode: bool = True) -> Classifier:
+        """As `nn.Module.train`; graphs of torch.export stay as they were made."""
+        self.training = mode
+        for part in self.children():
+            set_training(part, mode)
+        return self
+
+    def _run(self, network: Callable[[Tensor], Any], images: Tensor, noise: Noise) -> Tensor:
         if self.normalised:
             images = (images - self.mean) / self.std
         if not self.stochastic:
-            return network(images)
+            if not self.alone:
+                return self._answer(network, images)
+            return torch.cat([self._answer(network, image[None]) for image in images])
         outputs = []
         for row in range(len(images)):
             with isolated(noise.rows(slice(row, row + 1)).seed("opaque")):
-                outputs.append(network(images[row : row + 1]))
+                outputs.append(self._answer(network, images[row : row + 1]))
         return torch.cat(outputs)
+
+    def _answer(self, network: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        beside_copy = self.doubles_one and len(images) == 1
+        if beside_copy:
+            images = torch.cat([images, images])
+        if self.takes is not None:
+            images = images.to(self.takes)
+        output = network(images)
+        if network is self.network:
+            output = as_logits(output, len(images), self.num_classes)
+        elif isinstance(output, Tensor):
+            output = output.float()
+        answer: Tensor = output[:1] if beside_copy else output
+        return answer

@@ -222,7 +222,8 @@ def wrong_channels(got: int, expected: int) -> str:
 
 def wrong_classes(got: int, expected: int) -> str:
     """The message for a network made for another number of classes."""
+    more = ", or say that the data set lacks some (npz:FILE,classes=N)" if got > expected else ""
     return (
         f"the network has {got} classes, but the data set has {expected}: give a network made "
-        "for this data set"
+        f"for this data set{more}"
     )
