@@ -16,10 +16,12 @@ from bench.data.dataset import Dataset
 from bench.defense import DefendedClassifier
 from bench.engine.execution import Progress, read_execution
 from bench.engine.plan import plan
+from bench.engine.preflight import check_probabilities
 from bench.engine.request import SetupRequest, read_request
 from bench.engine.run import run_evaluations
 from bench.engine.setup import load_setup
 from bench.errors import BadInput
+from bench.models.foreign import set_training, unwrapped
 from bench.plugins.create import DATASETS, create
 from bench.report.leaderboard import boards, table
 from bench.report.rows import rows_table
@@ -54,6 +56,10 @@ class _Probabilities(nn.Module):
         """Log-probabilities (n, K)."""
         probabilities: Tensor = self.model(images)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+    def check_output(self, images: Tensor) -> None:
+        """Raise `BadInput` where the model does not return probabilities."""
+        check_probabilities(self.model(images))
 
 
 def evaluate(
@@ -116,7 +122,8 @@ def evaluate(
     if model is not None and classifier is not None:
         raise BadInput("both model and classifier are given: keep one")
     if model is not None and output == "probabilities":
-        model = _Probabilities(model.eval() if model.training else model).eval()
+        model = _Probabilities(unwrapped(model))
+        set_training(model, False)
     request = read_request(
         {
             "defenses": defenses,
