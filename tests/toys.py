@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier
@@ -80,6 +81,8 @@ def _maximiser(c: np.ndarray, x: np.ndarray, norm: str, eps: np.ndarray) -> np.n
     """argmax of c . z over the ball of radius eps around x and [0, 1]."""
     if norm == "linf":
         return np.where(c > 0, np.minimum(x + eps, 1), np.maximum(x - eps, 0))
+    if norm == "l1":
+        return x + _spent(c, x, eps)
     # KKT: z = clip(x + c / mu); the distance falls as mu grows.
     low, high = np.full((*c.shape[:2], 1), 1e-6), np.full((*c.shape[:2], 1), 1e6)
     for _ in range(60):
@@ -89,14 +92,61 @@ def _maximiser(c: np.ndarray, x: np.ndarray, norm: str, eps: np.ndarray) -> np.n
     return np.clip(x + c / high, 0, 1)
 
 
-def exact_distance(model: Linear, images: Tensor, labels: Tensor, norm: str) -> np.ndarray:
-    """Distance of each image to the nearest misclassified image inside the box (8 where there is
-    none).
+def _spent(c: np.ndarray, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    """The linear programme max c . d over |d|_1 <= eps and 0 <= x + d <= 1: its optimum spends eps
+    on the pixels of largest gain |c|, each up to its room.
     """
-    low, high = np.zeros(len(images)), np.full(len(images), 8.0)
+    room = np.where(c > 0, 1 - x, np.broadcast_to(x, c.shape))
+    order = np.argsort(-abs(c), axis=-1)
+    sorted_room = np.take_along_axis(room, order, -1)
+    before = np.cumsum(sorted_room, -1) - sorted_room
+    step = np.zeros_like(c)
+    np.put_along_axis(step, order, np.clip(eps - before, 0, sorted_room), -1)
+    return np.sign(c) * step
+
+
+def exact_distance(model: Linear, images: Tensor, labels: Tensor, norm: str) -> np.ndarray:
+    """Distance of each image to the nearest misclassified image inside the box (8, in L1 16, where
+    there is none).
+    """
+    return _bisected(
+        lambda eps: _best_margin(model, images, labels, norm, eps) > 0, len(images), norm
+    )
+
+
+def exact_target_distance(model: Linear, images: Tensor, targets: Tensor, norm: str) -> np.ndarray:
+    """Distance in Linf or L1 of each image to the nearest one inside the box that is classified as
+    its target: a linear programme, solved exactly (infinite where there is none).
+    """
+    weight, bias = model.weight.detach().double().numpy(), model.bias.detach().double().numpy()
+    x = images.flatten(1).double().numpy()
+    return np.array(
+        [_nearest(weight, bias, row, int(t), norm) for row, t in zip(x, targets, strict=True)]
+    )
+
+
+def _nearest(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, target: int, norm: str) -> float:
+    """The least eps such that x + up - down is in the box and its target's logit is the largest."""
+    d, others = len(x), np.arange(len(bias)) != target
+    gap = weight[target] - weight[others]
+    wins = np.hstack([-gap, gap, np.zeros((others.sum(), 1))])
+    slack = gap @ x + (bias[target] - bias[others])
+    both = np.hstack([np.eye(d), np.eye(d)]) if norm == "linf" else np.ones((1, 2 * d))
+    length = np.hstack([both, -np.ones((len(both), 1))])
+    done = linprog(
+        np.append(np.zeros(2 * d), 1.0),
+        A_ub=np.vstack([wins, length]),
+        b_ub=np.append(slack, np.zeros(len(both))),
+        bounds=[(0, room) for room in (*(1 - x), *x)] + [(0, None)],
+    )
+    return float(done.fun) if done.status == 0 else np.inf
+
+
+def _bisected(broken_at, count: int, norm: str) -> np.ndarray:
+    low, high = np.zeros(count), np.full(count, 16.0 if norm == "l1" else 8.0)
     for _ in range(40):
         middle = (low + high) / 2
-        broken = _best_margin(model, images, labels, norm, middle) > 0
+        broken = broken_at(middle)
         low, high = np.where(broken, low, middle), np.where(broken, middle, high)
     return high
 

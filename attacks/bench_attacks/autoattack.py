@@ -39,7 +39,7 @@ library's own threshold).
 """
 
 _LOGGER = "auto-attack"
-_NORMS = {"linf": "Linf", "l2": "L2"}
+_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 Function = Callable[[Tensor], Tensor]
 

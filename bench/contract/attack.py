@@ -41,7 +41,7 @@ def points_in_ball_and_box(case: AttackCase) -> None:
     """Points lie in ball and box as they are returned, under every norm that the attack takes."""
     demand(
         bool(case.points_by_norm),
-        "it raises BadInput under linf and under l2: take at least one of them",
+        "it raises BadInput under linf, l2 and l1: take at least one of them",
     )
     for norm, attacked in case.points_by_norm.items():
         out = attacked.reprojected

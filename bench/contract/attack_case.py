@@ -22,7 +22,7 @@ from bench.spec import Spec, canonical, parse, read_params
 from bench.threat import Norm, ThreatModel
 from bench.victim import Victim, frozen
 
-EPS: dict[Norm, float] = {"linf": 0.024, "l2": 0.6}
+EPS: dict[Norm, float] = {"linf": 0.024, "l2": 0.6, "l1": 4.0}
 """Under which about half of the built-in images can be broken."""
 
 

@@ -105,7 +105,7 @@ class Request(BaseModel):
     norms: _Specs = Field(
         default=(),
         validation_alias="norm",
-        description="linf or l2; may be repeated [default: the data set's own]",
+        description="linf, l2 or l1; may be repeated [default: the data set's own]",
     )
     epsilons: _Numbers = Field(
         default=(),

@@ -46,6 +46,19 @@ def test_pgd_is_exact_on_linear_models(norm, active_box, classes, loss):
     check_exact(norm, active_box, classes, pgd(steps=40, step="eps/4", loss=loss, restarts=20))
 
 
+@pytest.mark.parametrize("active_box", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_pgd_in_l1_is_within_one_percent_on_linear_models(active_box, classes):
+    """Steps into single pixels end at the edge between two of them, so they are short; with three
+    classes the margin has a local maximum from which no start escapes.
+    """
+    model, images, labels, threat, distance = case("l1", active_box, classes)
+    attack = pgd(steps=100, loss="margin", restarts=20)
+    robust = attack_robust(classifier(model, classes), images, labels, attack, threat)
+    assert abs(robust.mean() - (distance > threat.eps).mean()) <= 0.01
+    assert not (~robust & (distance > 1.001 * threat.eps)).any()
+
+
 @pytest.mark.parametrize(("norm", "active_box", "classes"), [c for c in CASES if c[2] == 2])
 def test_cross_entropy_is_exact_with_two_classes(norm, active_box, classes):
     check_exact(norm, active_box, classes, pgd(steps=40, step="eps/4"))
