@@ -8,7 +8,8 @@ sqrt(1 - abar_i) e with e standard normal (equation 4).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -88,6 +89,29 @@ class DiffusionModel(nn.Module):
         if sample.shape[1] == channels:
             return Prediction(sample)
         return Prediction(sample[:, :channels], sample[:, channels:])
+
+
+@contextmanager
+def denoised_rows(module: nn.Module) -> Iterator[list[int]]:
+    """The rows of each call of a diffusion model inside `module`, filled during the block; a pass
+    that takes no part in a prediction calls `DiffusionModel.forward` itself and is not counted.
+    """
+    rows: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows.append(len(inputs[0]))
+
+    handles = [model.register_forward_pre_hook(count) for model in denoisers(module)]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def denoisers(module: nn.Module) -> list[DiffusionModel]:
+    """The diffusion models inside `module`, each once."""
+    return [part for part in module.modules() if isinstance(part, DiffusionModel)]
 
 
 def linear_alpha_bar(

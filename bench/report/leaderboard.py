@@ -18,6 +18,7 @@ from bench.report.words import (
     built_messages,
     data_access,
     defense_label,
+    denoiser_passes,
     failure_label,
     flags,
     heading,
@@ -180,6 +181,7 @@ def _text_row(entry: Entry, attacks: list[str], by_id: Mapping[str, Record]) -> 
         "data access": data_access(entry.first),
         "passes/image": f"{entry.passes():.0f}",
         "passes/prediction": f"{inference.passes:.1f}" if inference else "",
+        "denoiser passes": denoiser_passes(inference),
         "RobustBench": entry.admission(),
         "flags": ", ".join(entry.flags()),
     }

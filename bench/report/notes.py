@@ -29,6 +29,12 @@ _PREDICTION = (
 )
 
 
+_DENOISER = (
+    " `denoiser passes`: through the diffusion model, for one prediction; a backward pass to the "
+    "image goes through as many."
+)
+
+
 def column_notes(records: Sequence[Record]) -> str:
     """What the columns of these records mean, without those that they leave empty."""
     stochastic = any(record.stochastic for record in records)
@@ -38,4 +44,6 @@ def column_notes(records: Sequence[Record]) -> str:
 
 def board_notes(records: Sequence[Record]) -> str:
     """As `column_notes`, with those columns that only boards have."""
-    return column_notes(records) + _PREDICTION * any(record.inference for record in records)
+    measured = [record.inference for record in records if record.inference]
+    purified = any(inference.denoiser_passes is not None for inference in measured)
+    return column_notes(records) + _PREDICTION * bool(measured) + _DENOISER * purified

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.report.tables import markdown, without_empty_columns
-from bench.report.words import attack_label, defense_label, detector_rates, heading, stages_line
+from bench.report.words import (
+    attack_label,
+    defense_label,
+    denoiser_passes,
+    detector_rates,
+    heading,
+    stages_line,
+)
 from bench.results.aggregation import replayed_verdicts, verdicts
 from bench.results.arrays import Floats
 from bench.results.estimate import Estimate
@@ -132,9 +139,11 @@ def _inference(record: Record) -> list[str]:
         return []
     obstacles = record.inference.obstacles()
     admission = f"no ({', '.join(obstacles)})" if obstacles else "yes"
+    denoiser = denoiser_passes(record.inference)
+    through = f" ({denoiser} through the diffusion model)" if denoiser else ""
     return [
-        f"passes/prediction: {record.inference.passes:.1f}; meets RobustBench's three conditions: "
-        f"{admission}"
+        f"passes/prediction: {record.inference.passes:.1f}{through}; meets RobustBench's three "
+        f"conditions: {admission}"
     ]
 
 

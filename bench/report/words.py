@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from bench.plugins.create import DEFENSES
 from bench.plugins.registry import Alias
 from bench.report.tables import percent
+from bench.results.inference import Inference
 from bench.results.record import Failure, Record, without_folders
 from bench.results.views import detection
 
@@ -49,6 +50,12 @@ def attack_label(record: Record) -> str:
     extra = [title["gradient"]] * (title["gradient"] != "full")
     extra += [title["randomness"]] * (title["randomness"] not in ("none", "fresh"))
     return title["attack"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def denoiser_passes(inference: Inference | None) -> str:
+    """Passes through a diffusion model for one prediction; empty where none is known."""
+    passes = inference.denoiser_passes if inference else None
+    return "" if passes is None else f"{passes:.1f}"
 
 
 def failure_label(failure: Failure) -> str:

@@ -17,6 +17,8 @@ class Inference(BaseModel):
         zero_gradient: whether over a tenth of the images have no native gradient at all.
         randomised: whether the forward pass draws random numbers.
         optimises: whether it takes gradients or says that it runs an optimisation loop.
+        denoiser_passes: how often an image goes through a diffusion model for one prediction, on
+            average; None without one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -25,6 +27,7 @@ class Inference(BaseModel):
     zero_gradient: bool
     randomised: bool
     optimises: bool
+    denoiser_passes: float | None = None
 
     def obstacles(self) -> list[str]:
         """Why RobustBench would not admit the defense; empty where it would."""

@@ -2,7 +2,9 @@
 
 import pytest
 
-from bench.report.one_record import under_every_rule
+from bench.report.leaderboard import boards
+from bench.report.leaderboard import page as board_page
+from bench.report.one_record import render, under_every_rule
 from bench.results.store import read_record
 from tests.helpers import call
 from tests.report.helpers import BIT_DEPTH, HALF, RECORDS, REPLAY, UNDEFENDED, made, stored
@@ -65,3 +67,16 @@ def test_show_stages_findings_and_scale(capsys, tmp_path):
     assert "- warn zero-gradient: " in text
     _, text, _ = call(capsys, "show", *stored(tmp_path, made(HALF)))
     assert "100 of 1000 images (reduced)" in text
+
+
+def test_passes_through_a_diffusion_model_are_shown_where_there_is_one():
+    record = read_record(REPLAY)
+    assert record.inference
+    purifying = record.inference.model_copy(update={"denoiser_passes": 10.0})
+    counted = record.model_copy(update={"inference": purifying})
+    shown, plain = (render(under_every_rule(one)) for one in (counted, record))
+    assert "passes/prediction: 1.0 (10.0 through the diffusion model); meets" in shown
+    assert "diffusion model" not in plain
+    page, plain_page = (board_page(boards([one])) for one in (counted, record))
+    assert "denoiser passes" in page and "`denoiser passes`" in page
+    assert "denoiser passes" not in plain_page

@@ -13,13 +13,16 @@ from bench_defenses.purification.purifier import (
 
 from bench.defense import DefendedClassifier, InputTransform
 from bench.diffusion.chain import Sampler, noised
+from bench.engine.inference import inspect
 from bench.engine.memory import limited, read_size
 from bench.errors import BadInput
+from bench.models.classifier import Classifier
 from bench.noise import Noise, generators
 from bench.randomness import read_randomness
 from bench.victim import Victim, frozen
 from tests.defenses.purification.helpers import (
     SIDE,
+    Linear,
     closed_form,
     diffpure,
     gaussian,
@@ -368,3 +371,17 @@ def test_states_are_the_whole_chain():
     assert torch.allclose((states[:, -1] + 1) / 2, end, atol=1e-6)
     scaled = purified(tiny_unet(), Round(100, 5, None, 0.8)).states(images(), noise())
     assert scaled.shape[1] == 6 and torch.allclose(scaled[:, 0], 0.8 * (2 * images() - 1))
+
+
+@pytest.mark.parametrize("limit", ["1G", "1K"])
+def test_passes_through_the_denoiser_are_counted_beside_those_of_the_classifier(limit):
+    defended = diffpure(tiny_unet(), t=50, steps=5, vote="hard", votes=3)
+    with limited(limit):
+        inference = inspect(defended, images(), torch.zeros(6).long(), randomised=True)
+    assert (inference.passes, inference.denoiser_passes) == (3, 15)
+
+
+def test_a_defense_without_a_denoiser_has_no_such_passes():
+    plain = Classifier(Linear(), 4).eval()
+    inference = inspect(plain, images(), torch.zeros(6).long(), randomised=False)
+    assert inference.denoiser_passes is None
