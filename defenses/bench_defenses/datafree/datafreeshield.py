@@ -36,6 +36,8 @@ BUDGET = 6.0
 batches.
 """
 
+_PUBLISHED_RATE = 1e-4
+
 
 @dataclass(frozen=True)
 class SynthesisScale:
@@ -50,6 +52,20 @@ class SynthesisScale:
     batch: int
     group: int
 
+    @property
+    def batches(self) -> int:
+        """Training batches in all."""
+        return self.epochs * max(1, self.images // self.batch)
+
+    def shares_of(self, whole: SynthesisScale) -> tuple[float, float]:
+        """Of the iterations of the synthesis, summed over images, and of the images that training
+        visits, summed over epochs: what share of those of `whole` this is.
+        """
+        return (
+            self.images * self.iterations / (whole.images * whole.iterations),
+            self.images * self.epochs / (whole.images * whole.epochs),
+        )
+
 
 SCALES = {
     "smoke": SynthesisScale(100, 20, 10, 2, 20, 2),
@@ -59,6 +75,18 @@ SCALES = {
     "gpu-half": SynthesisScale(30_000, 1_000, 250, 60, 200, 20),
     "full": SynthesisScale(60_000, 2_000, 250, 200, 200, 20),
 }
+
+
+def percent(share: float) -> str:
+    """A share in percent, two digits."""
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
+def _shares_of_scales() -> str:
+    """For `bench info`: the share of the published budget that each scale has."""
+    whole = SCALES["full"]
+    pairs = {name: map(percent, sizes.shares_of(whole)) for name, sizes in SCALES.items()}
+    return ", ".join(f"{name} {' and '.join(pair)}" for name, pair in pairs.items())
 
 
 @dataclass(frozen=True)
@@ -79,10 +107,21 @@ class TrainingRecipe:
     full: dict[str, Any] = field(default_factory=dict)
     bn_updates: Literal[2, 3] = 2
 
+    @property
+    def whole(self) -> SynthesisScale:
+        """The published scale."""
+        return replace(SCALES["full"], **self.full)
+
+    def rate(self, batches: int) -> float:
+        """The learning rate with which so many batches keep the published product of rate and
+        batches.
+        """
+        published = self.whole.batches
+        return _PUBLISHED_RATE if batches == published else _PUBLISHED_RATE * published / batches
+
 
 _RELEASED: dict[str, Any] = {"space": "normalised", "keep": "last"}
 _PUBLISHED: dict[str, Any] = {
-    "rate": 1e-4,
     "decay": 1e-4,
     "schedule": "const",
     "warmup": 0.0,
@@ -116,7 +155,8 @@ class DataFreeShieldParams(Params):
     scale: Literal["smoke", "quick", "small", "medium", "gpu-half", "full"] = Field(
         "quick",
         description="how much is computed: quick takes some minutes with a small network on two "
-        "cores, full is the published scale",
+        "cores, full is the published scale. Shares of the published synthesis and training: "
+        + _shares_of_scales(),
     )
     recipe: Literal["honest", "repo-general", "repo-medical", "icml"] = Field(
         "honest",
@@ -132,7 +172,12 @@ class DataFreeShieldParams(Params):
     synthesis_batch: int | None = Field(
         None, ge=1, description="images made at once, under common BatchNorm statistics"
     )
-    synthesis_rate: float = Field(0.1, gt=0, description="Adam's step size on images")
+    synthesis_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Adam's step size in the units of `space`; the published step, 0.1 of the "
+        "network's input, where empty: of pixels 0.1 times their deviation",
+    )
     coefficients: Coefficient | None = Field(
         None, description="of the synthesis losses, by batch: fixed, dss or linear"
     )
@@ -176,7 +221,7 @@ class DataFreeShieldParams(Params):
     rate: float | None = Field(
         None,
         gt=0,
-        description="learning rate; honest: 6 / number of batches, the published product",
+        description="learning rate; published rate x batches / number of batches where empty",
     )
     decay: float | None = Field(None, ge=0, description="weight decay")
     schedule: Literal["const", "cosine"] | None = Field(
@@ -209,9 +254,7 @@ class DataFreeShieldParams(Params):
     @property
     def sizes(self) -> SynthesisScale:
         """The scale's, with what was given in its place."""
-        base = SCALES[self.scale]
-        if self.scale == "full":
-            base = replace(base, **self.training_recipe.full)
+        base = self.training_recipe.whole if self.scale == "full" else SCALES[self.scale]
         return replace(base, **self._given(vars(base)))
 
     def synthesis_recipe(self) -> SynthesisRecipe | FieldRecipe:
@@ -227,13 +270,12 @@ class DataFreeShieldParams(Params):
     def training_params(self) -> TrainingParams:
         """How the student is trained."""
         sizes = self.sizes
-        batches = sizes.epochs * max(1, sizes.images // sizes.batch)
         values: dict[str, Any] = {
             **{name: getattr(self, name) for name in _OF_TRAINING},
             "epochs": sizes.epochs,
             "batch": sizes.batch,
             "group": sizes.group,
-            "rate": BUDGET / batches,
+            "rate": self.training_recipe.rate(sizes.batches),
             **self.training_recipe.training,
             **self._given(("rate", "decay", "schedule", "warmup", "clip")),
         }
@@ -350,10 +392,14 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
                 f"and by {about['gap_last']:.1f} at last; not DataFreeShield's synthesis: the "
                 "distribution of the fields (smooth, cut, windowed) was written down by hand"
             )
+        whole, step = self.params.training_recipe.whole, about["recipe"]["rate"]
+        synthesis, training = map(percent, sizes.shares_of(whole))
         return (
             f"trained on {sizes.images} images that the classifier made itself, {sizes.iterations} "
-            f"iterations each, for {sizes.epochs} epochs (scale {self.params.scale}, published: "
-            "60000, 2000, 200); the classifier is right on "
+            f"iterations of step {step:.3g} each, for {sizes.epochs} epochs (scale "
+            f"{self.params.scale}: {synthesis} of the published synthesis and {training} of the "
+            f"training, which have {whole.images} images, {whole.iterations} iterations, "
+            f"{whole.epochs} epochs); the classifier is right on "
             f"{100 * about['accuracy']:.1f} % of them, "
             f"{100 * about['accuracy_before_clamping']:.1f} % before clamping"
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from bench_defenses.datafree.synthesis import (
     SynthesisRecipe,
     check_classes,
     check_classifier,
+    normalisation,
+    step_size,
     synthesise,
 )
 
@@ -88,6 +90,8 @@ def synthetic_images(
     check_classifier(classifier, shape, noise)
     if isinstance(recipe, SynthesisRecipe):
         check_classes(recipe, classifier.num_classes, noise)
+        if recipe.rate is None:
+            recipe = replace(recipe, rate=step_size(recipe.space, normalisation(classifier)[1]))
     identity = {
         "classifier": fingerprint(classifier),
         "shape": list(shape),

@@ -33,6 +33,14 @@ TV_WEIGHT, TV_BATCH = 2.5e-5, 250
 loss and BatchNorm statistics weigh 1 (a_cls = a_bn = 1).
 """
 
+PUBLISHED_STEP = 0.1
+"""Adam's step size on the network input, as published."""
+
+UNSTATED_SPREAD = 0.2
+"""The deviation of pixels, about that of CIFAR-10, where a classifier does not say by what it
+divides them.
+"""
+
 Coefficient = Literal["fixed", "dss", "linear"]
 Targets = Literal["per_batch", "balanced", "uniform"]
 Space = Literal["normalised", "pixels", "sigmoid"]
@@ -45,7 +53,7 @@ class SynthesisRecipe:
 
     Attributes:
         images, batch, iterations: how many, how many at once, Adam's steps on a batch.
-        rate: Adam's step size, constant.
+        rate: Adam's step size in the units of `space`, constant; None: what `step_size` says.
         coefficients: of class loss and BatchNorm statistics. `fixed`: 1 each. `dss` (diversified
             sample synthesis): two numbers, uniform in [0, 1), drawn once a batch. `linear`: such a
             number, and 1 minus it.
@@ -66,7 +74,7 @@ class SynthesisRecipe:
     images: int
     batch: int
     iterations: int
-    rate: float = 0.1
+    rate: float | None = None
     coefficients: Coefficient = "dss"
     tv_random: bool = False
     targets: Targets = "per_batch"
@@ -365,7 +373,8 @@ def _descend(
 ) -> tuple[Tensor, Losses, int]:
     """Adam on the variable; the kept iterate, its losses, and how many steps led to it."""
     z = start.requires_grad_(True)
-    optimiser = torch.optim.Adam([z], lr=recipe.rate)
+    rate = step_size(recipe.space, inversion.std) if recipe.rate is None else recipe.rate
+    optimiser = torch.optim.Adam([z], lr=rate)
     kept: tuple[Tensor, Losses, int] | None = None
     for step, offset in enumerate(offsets, 1):
         pixels = decoded(torch.roll(z, offset, (2, 3)), recipe.space, inversion.mean, inversion.std)
@@ -422,6 +431,22 @@ def decoded(z: Tensor, space: Space, mean: Tensor, std: Tensor) -> Tensor:
     if space == "normalised":
         return z * std + mean
     return z.sigmoid() if space == "sigmoid" else z
+
+
+def step_size(space: Space, std: Tensor) -> float:
+    """Adam's step size in the units of `space` that moves the network input by about 0.1, the
+    published step.
+
+    Args:
+        space: what Adam moves. Of `sigmoid` it is 0.1 as well: a logit's step moves its pixel by a
+            quarter of that at most.
+        std: that the classifier divides pixels by, (1, C, 1, 1); all 1 where it does not say.
+    """
+    if space != "pixels":
+        return PUBLISHED_STEP
+    # u = (x - mean) / std: a step of 0.1 in u is one of 0.1 std in x.
+    spread = UNSTATED_SPREAD if bool((std == 1).all()) else float(std.mean())
+    return PUBLISHED_STEP * spread
 
 
 def normalisation(classifier: DefendedClassifier) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """The defense `datafreeshield`: its images, its recipes, its record."""
 
+import json
+
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +14,7 @@ from bench.contract.defense_case import DefenseCase
 from bench.defense import DataAccess
 from bench.engine.execution import Execution
 from bench.engine.run import run_evaluation
+from bench.models.classifier import Classifier
 from bench.plugins.create import DEFENSES, create
 from bench.results.store import Store
 from bench.spec import parse
@@ -111,10 +114,51 @@ def test_what_is_given_wins_over_recipe_and_scale():
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_learning_rate_spends_the_published_budget(scale):
-    params = DataFreeShieldParams(scale=scale)
+@pytest.mark.parametrize(
+    ("recipe", "product"),
+    [("honest", 6.0), ("repo-general", 6.0), ("repo-medical", 4.68), ("icml", 3.0)],
+)
+def test_the_learning_rate_spends_the_published_budget(scale, recipe, product):
+    params = DataFreeShieldParams(scale=scale, recipe=recipe)
     batches = params.sizes.epochs * (params.sizes.images // params.sizes.batch)
-    assert params.training_params().rate * batches == pytest.approx(6.0)
+    assert params.training_params().rate * batches == pytest.approx(product)
+
+
+@pytest.mark.parametrize("recipe", ["repo-general", "repo-medical", "icml"])
+def test_the_published_scale_has_the_published_rate(recipe):
+    assert DataFreeShieldParams(scale="full", recipe=recipe).training_params().rate == 1e-4
+
+
+def test_a_scale_says_its_share_of_the_published_budget():
+    meaning = DataFreeShieldParams.model_fields["scale"].description
+    assert "gpu-half 25 % and 15 %" in meaning and "full 100 % and 100 %" in meaning
+    half = DataFreeShieldParams(scale="gpu-half", epochs=120)
+    assert half.sizes.shares_of(half.training_recipe.whole) == (0.25, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "std", "step"),
+    [
+        ("honest", (0.2, 0.3, 0.4), 0.03),
+        ("honest,space=sigmoid", (0.2, 0.3, 0.4), 0.1),
+        ("honest,synthesis_rate=0.07", (0.2, 0.3, 0.4), 0.07),
+        ("repo-general", (0.2, 0.3, 0.4), 0.1),
+        ("honest", None, 0.02),
+    ],
+)
+def test_the_step_on_images_is_the_published_one_in_their_units(
+    net, cache, tmp_path, recipe, std, step
+):
+    classifier = (
+        Classifier(net.network, net.num_classes, mean=(0.5, 0.5, 0.5), std=std).eval()
+        if std
+        else Classifier(net.network, net.num_classes).eval()
+    )
+    spec = "datafreeshield:scale=smoke,images=15,synthesis_batch=5,iterations=1,batch=5"
+    student = built(f"{spec},recipe={recipe}", classifier)
+    (about,) = (tmp_path / "synthetic-images").glob("*/synthesis.json")
+    assert json.loads(about.read_text())["recipe"]["rate"] == pytest.approx(step)
+    assert f"iterations of step {step:.3g} each" in student.notes[0]
 
 
 def test_the_record_says_how_it_was_built(cache, tmp_path):
