@@ -188,6 +188,25 @@ Specs = Annotated[
 """A tuple of specs, written `diffpure+(revpure:t=100,steps=5)`."""
 
 
+class IfGiven:
+    """Marks a parameter that a plugin got later: at its default it does not enter the identity, so
+    that ids of earlier results stay as they are.
+
+        targeted: Annotated[str | None, IfGiven()] = None
+    """
+
+
+def identity_params(params: BaseModel) -> dict[str, Any]:
+    """The parameters that enter an identity: all, except `IfGiven` ones at their default."""
+    unset = {
+        key
+        for key, info in type(params).model_fields.items()
+        if any(isinstance(mark, IfGiven) for mark in info.metadata)
+        and getattr(params, key) == info.get_default(call_default_factory=True)
+    }
+    return params.model_dump(mode="json", exclude=unset)
+
+
 class Params(BaseModel):
     """Base of every plugin's parameters: frozen, no unknown keys, no infinities or NaN.
 

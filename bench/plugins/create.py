@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from bench.errors import BadInput, one_line
 from bench.plugins.registry import Alias, Registry
-from bench.spec import Params, Spec, canonical, nearest, parse, read_params, unnest
+from bench.spec import Params, Spec, canonical, identity_params, nearest, parse, read_params, unnest
 
 if TYPE_CHECKING:
     from bench.attack import Attack
@@ -70,7 +70,8 @@ class Named(Generic[T]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What enters an identity: name, version and every parameter, defaults included.
+        """What enters an identity: name, version and every parameter, defaults included; a
+        parameter that names a file is its content.
 
         A plugin from a file is its file: an edit makes another plugin, whatever its version says.
         """
@@ -84,7 +85,7 @@ class Named(Generic[T]):
         return {
             "name": name,
             "version": plugin.version,
-            "params": plugin.params.model_dump(mode="json"),
+            "params": {**identity_params(plugin.params), **getattr(plugin, "contents", {})},
             **source,
         }
 
