@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
+from bench.data.dataset import ImageSet
 from bench.defense import Card, NoParams, Setting
 from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE
@@ -29,11 +30,14 @@ class AttackOutput:
         stages: which of the attack's stages broke each image in its own view, int64 (n,);
             `NO_STAGE` where none did, `WRONG_BEFORE` where the image was wrong before the first.
         findings: what a reader of the number must know.
+        targets: the class that each image was to become, int64 (n,); `NO_TARGET` where none. None
+            for an attack that aims at no class in particular.
     """
 
     points: Tensor
     stages: Tensor | None = None
     findings: tuple[Finding, ...] = ()
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class AttackResult:
             fixed noise under replay,
             none under fresh randomness, where the judge decides.
         reprojected: how many points the attack had left outside ball or box.
-        stages, findings: as the attack returned them; see `Found`.
+        stages, findings, targets: as the attack returned them; see `AttackOutput`.
     """
 
     points: Tensor
@@ -55,6 +59,7 @@ class AttackResult:
     reprojected: int
     stages: Tensor
     findings: tuple[Finding, ...] = ()
+    targets: Tensor | None = None
 
 
 class Attack(ABC, Generic[P]):
@@ -97,6 +102,18 @@ class Attack(ABC, Generic[P]):
         """What a user should know of these parameters in this setting before it runs."""
         return ()
 
+    def look(self, images: ImageSet, threat: ThreatModel) -> Iterable[str]:
+        """What a user should know of these parameters on the images that will be attacked.
+
+        Raises `BadInput` where they do not fit; nothing has been computed yet.
+        """
+        return ()
+
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """By parameter: what stands in an identity in place of the name of a file, its SHA-256."""
+        return {}
+
     def review(self, left: dict[str, float]) -> list[Finding]:
         """Findings on a whole evaluation from the share of images that survived each stage, in the
         order of the stages.
@@ -133,5 +150,10 @@ class Attack(ABC, Generic[P]):
             torch.full((len(points),), NO_STAGE) if output.stages is None else output.stages.cpu()
         )
         return AttackResult(
-            points, victim.verify(points), int(outside.sum()), stages, output.findings
+            points,
+            victim.verify(points),
+            int(outside.sum()),
+            stages,
+            output.findings,
+            output.targets,
         )

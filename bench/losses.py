@@ -59,6 +59,13 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def towards(loss: Loss) -> Loss:
+    """The loss to maximise so that images are answered with their target: minus the loss of the
+    target in the label's place.
+    """
+    return lambda logits, targets: -loss(logits, targets)
+
+
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
@@ -68,8 +75,16 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     The slack scales with the two logits that decide, so that a masked class (-1e9, -inf) does not
     swallow it.
     """
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    best_wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    scale = torch.maximum(true.abs(), best_wrong.abs())
-    slack = torch.where(torch.isfinite(scale), SUCCESS_SLACK * scale, torch.zeros_like(scale))
-    return (best_wrong - true > slack) | torch.isnan(logits).any(1)
+    return (margin(logits, labels) > _slack(logits, labels)) | torch.isnan(logits).any(1)
+
+
+def reached(logits: Tensor, targets: Tensor) -> Tensor:
+    """Which rows answer their target by a margin that no rounding turns around; bool (n,)."""
+    return (-margin(logits, targets) > _slack(logits, targets)) & ~torch.isnan(logits).any(1)
+
+
+def _slack(logits: Tensor, labels: Tensor) -> Tensor:
+    label = logits.gather(1, labels[:, None]).squeeze(1)
+    best_other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    scale = torch.maximum(label.abs(), best_other.abs())
+    return torch.where(torch.isfinite(scale), SUCCESS_SLACK * scale, torch.zeros_like(scale))

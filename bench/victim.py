@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier, Forward, gradient_name
-from bench.losses import Loss, misclassified
+from bench.losses import Loss, misclassified, reached
 from bench.maximise import Objective, Reading
 from bench.noise import Noise, Stream, pack_draw
 from bench.randomness import Draws, Query, RandomnessModel
@@ -42,11 +42,13 @@ class _Aim:
         labels: true labels of all the victim's images, int64 (n,).
         losses: a loss for each view; their sum is maximised.
         until_all_err: whether a success needs an error of every view, not of the answer alone.
+        targets: what the losses are given in place of the labels, and what a success answers.
     """
 
     labels: Tensor
     losses: Mapping[str, Loss]
-    until_all_err: bool
+    until_all_err: bool = False
+    targets: Tensor | None = None
 
 
 class Victim:
@@ -63,6 +65,8 @@ class Victim:
         device: where images lie.
 
     Attributes:
+        ids: as given.
+        places: place of each row in the evaluation order, int64 (n,); the engine sets it.
         forwards, backwards: passes per image so far, int64 (n,).
         gradient_blocked: whether some gradient did not exist at all (no path from the objective to
             the image).
@@ -79,6 +83,8 @@ class Victim:
         batch_size: int = 128,
         device: str | torch.device = "cpu",
     ) -> None:
+        self.ids = ids
+        self.places = np.arange(len(ids))
         self.num_classes = classifier.num_classes
         self.stochastic = classifier.stochastic
         self.randomness = randomness or RandomnessModel()
@@ -89,7 +95,6 @@ class Victim:
         self._classifier = classifier
         self._gradient = gradient
         self._transfer = gradient_name(gradient) in classifier.transfers
-        self._ids = ids
         self._root = root
         self._batch_size = batch_size
         self._device = torch.device(device)
@@ -133,6 +138,7 @@ class Victim:
         rows: Tensor | None = None,
         restart: int = 0,
         view: str = "logits",
+        targets: Tensor | None = None,
     ) -> Objective:
         """The mean of `loss(output, labels)` over a query's draws, to be maximised by `ascend`.
 
@@ -145,8 +151,12 @@ class Victim:
             rows: the images to work on; all by default.
             restart: number of the restart, part of the key of every draw.
             view: the output that `loss` reads. Success is always read off the logits.
+            targets: classes that all the victim's images are to become, int64 (n,). `loss` is given
+                them in place of the labels, and a success is an image that is answered with its
+                target. A point that is wrong otherwise ranks above all where the answer is right,
+                but the search goes on.
         """
-        return self.joint(labels, {view: loss}, rows=rows, restart=restart)
+        return self.joint(labels, {view: loss}, rows=rows, restart=restart, targets=targets)
 
     def joint(
         self,
@@ -156,18 +166,19 @@ class Victim:
         rows: Tensor | None = None,
         restart: int = 0,
         until_all_err: bool = False,
+        targets: Tensor | None = None,
     ) -> Objective:
         """The sum of losses over several views, each as in `objective`.
 
         Args:
-            labels, rows, restart: as in `objective`.
+            labels, rows, restart, targets: as in `objective`.
             aims: a loss for each view.
             until_all_err: a success is an image that every view and the answer get wrong, so that
                 the search goes on where the answer alone is wrong; such a point still ranks above
                 all where the answer is right. The views must be logits.
         """
-        chosen = torch.arange(len(self._ids), device=self._device) if rows is None else rows
-        aim = _Aim(labels, aims, until_all_err)
+        chosen = torch.arange(len(self.ids), device=self._device) if rows is None else rows
+        aim = _Aim(labels, aims, until_all_err, targets)
 
         def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
             draws = self._draws(Query(restart, iteration))
@@ -252,7 +263,7 @@ class Victim:
 
     def _noise(self, rows: Tensor, draws: Draws) -> Noise:
         """One row for each image under each draw."""
-        ids = np.repeat(self._ids[rows.cpu().numpy()], len(draws.numbers))
+        ids = np.repeat(self.ids[rows.cpu().numpy()], len(draws.numbers))
         if self.randomness.name == "common" and draws.stream is Stream.FIXED:
             ids = np.zeros_like(ids)
         numbers = np.tile(np.asarray(draws.numbers, dtype=np.uint64), len(rows))
@@ -285,7 +296,8 @@ class Victim:
 
     def _read(self, x: Tensor, rows: Tensor, draws: Draws, aim: _Aim, gradient: bool) -> Reading:
         """Value, gradient and success at `x`; `rows` are places among all the victim's images."""
-        leaf, labels = x.detach().requires_grad_(gradient), aim.labels[rows]
+        leaf = x.detach().requires_grad_(gradient)
+        labels = (aim.labels if aim.targets is None else aim.targets)[rows]
         with torch.set_grad_enabled(gradient):
             passes = {v: self._classifier.forward_pass(self._gradient, v) for v in aim.losses}
             outputs = {v: self._forward(p, leaf, rows, draws) for v, p in passes.items()}
@@ -306,7 +318,8 @@ class Victim:
     ) -> tuple[Tensor, Tensor]:
         """Which images need no further step (n,), and what a point gains in rank (n,).
 
-        A point gains rank by an error of the answer that is not yet one of all views.
+        A point gains rank by an error of the answer that is not yet one of all views, or not yet
+        the target.
         """
         none = torch.zeros(len(x), device=x.device)
         if not self.deterministic:
@@ -316,6 +329,8 @@ class Victim:
             logits = self._outputs(x, rows, draws, "logits")
         labels = aim.labels[rows]
         wrong = misclassified(logits.detach()[:, 0], labels)
+        if aim.targets is not None:
+            return reached(logits.detach()[:, 0], aim.targets[rows]), _RANK * wrong
         if not aim.until_all_err:
             return wrong, none
         views = [misclassified(output.detach()[:, 0], labels) for output in outputs.values()]

@@ -16,7 +16,7 @@ from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
 from bench.engine.shards import Arrays, Shard
 from bench.randomness import Query, RandomnessModel, judging
-from bench.results.outcomes import WRONG_BEFORE
+from bench.results.outcomes import NO_TARGET, WRONG_BEFORE
 from bench.results.views import DETECTOR
 from bench.victim import VERDICT_DRAWS, Victim, predict
 
@@ -99,6 +99,7 @@ class ShardComputer:
             "points": images.cpu().numpy().copy(),
             "attacked": unknown if fixed is None else fixed.numpy()[:, None].copy(),
             "stages": np.full(n, WRONG_BEFORE, dtype=np.int64),
+            "targets": np.full(n, NO_TARGET, dtype=np.int64),
             "forwards": np.zeros(n, dtype=np.int64),
             "backwards": np.zeros(n, dtype=np.int64),
             "reprojected": np.zeros(1, dtype=np.int64),
@@ -121,6 +122,8 @@ class ShardComputer:
             "forwards": victim.forwards,
             "backwards": victim.backwards,
         }
+        if result.targets is not None:
+            by_image["targets"] = result.targets
         for name, tensor in by_image.items():
             arrays[name][positions.numpy()] = tensor.cpu().numpy()
         arrays["reprojected"] += result.reprojected
@@ -139,7 +142,7 @@ class ShardComputer:
         return self._victim(ids).verify(images)[:, 0].cpu()
 
     def _victim(self, ids: Any) -> Victim:
-        return Victim(
+        victim = Victim(
             self.defended,
             ids,
             randomness=self.evaluation.randomness,
@@ -148,9 +151,17 @@ class ShardComputer:
             batch_size=self.execution.batch_size,
             device=self.execution.device,
         )
+        victim.places = _places(self.evaluation.setup.images.ids, ids)
+        return victim
 
     def _judge(self, images: Tensor, ids: Any) -> Tensor:
         return judge(self.defended, images, ids, self.evaluation, self.execution)
+
+
+def _places(all_ids: Any, ids: Any) -> Any:
+    """Where these ids stand among all ids, which are unique: int64 (n,)."""
+    order = np.argsort(all_ids)
+    return order[np.searchsorted(all_ids, ids, sorter=order)]
 
 
 def _fixed_draws(randomness: RandomnessModel) -> int:

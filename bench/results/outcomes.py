@@ -14,6 +14,9 @@ _WRONG = "-"
 NO_STAGE, WRONG_BEFORE = -1, -2
 """Instead of the index of a stage: none broke the image, or it was wrong before the first began."""
 
+NO_TARGET = -1
+"""Instead of a target class: the image was not attacked, or had the target's label already."""
+
 Labels = npt.NDArray[np.int64]
 
 

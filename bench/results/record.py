@@ -144,6 +144,8 @@ class Record(BaseModel):
         inference: cost of a prediction and RobustBench's conditions; None where not measured.
         outcomes: what the defense answered, image by image.
         stages: which stage of the attack broke each image; None for an attack without stages.
+        targets: the class that each attacked image was to become, encoded as labels are, dashes
+            where none; None for an attack that aims at no class in particular.
         views: what the views that the defense wants scored said; None where it names none.
         metrics: everything that follows from the outcomes.
         findings: what a reader of the number must know.
@@ -170,6 +172,7 @@ class Record(BaseModel):
     inference: Inference | None = None
     outcomes: Outcomes
     stages: Stages | None = None
+    targets: str | None = None
     views: ViewScores | None = None
     metrics: Metrics
     findings: list[Finding]
