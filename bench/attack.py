@@ -85,6 +85,11 @@ class Attack(ABC, Generic[P]):
         """Names of the stages."""
         return ()
 
+    @property
+    def targeted(self) -> bool:
+        """Whether it says in `AttackOutput.targets` which class each image was to become."""
+        return False
+
     def unit(self, stochastic: bool) -> int | None:
         """How many images, counted along the evaluation order, are attacked in one call.
 

@@ -89,7 +89,8 @@ def _evaluation(
     evaluation = settled(evaluation)
     defense.plugin.check(evaluation.setting)
     choice.attack.plugin.check(evaluation.setting)
-    for remark in choice.attack.plugin.remarks(evaluation.setting):
+    plugin = choice.attack.plugin
+    for remark in (*plugin.remarks(evaluation.setting), *plugin.look(setup.images, setup.threat)):
         note(f"{choice.attack.spec}: {remark}")
     return evaluation
 

@@ -15,9 +15,10 @@ from bench.engine.inspection import Inspection
 from bench.engine.shards import Arrays
 from bench.results.findings import Finding
 from bench.results.metrics import measure
-from bench.results.outcomes import Outcomes, Stages
+from bench.results.outcomes import Labels, Outcomes, Stages, encode
 from bench.results.record import Cost, Points, Record, file_stem
 from bench.results.store import Store
+from bench.results.targets import targets_finding
 from bench.results.views import view_scores
 from bench.storage.files import write_whole
 
@@ -65,6 +66,7 @@ def make_record(
         },
         outcomes=outcomes,
         stages=_stages(evaluation, arrays),
+        targets=_encoded_targets(evaluation, arrays),
         views=view_scores(cast(Any, arrays), setup.classifier.num_classes),
         metrics=measure(
             outcomes,
@@ -95,6 +97,18 @@ def _stages(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
     return Stages.of(names, cast(Any, arrays["stages"]))
 
 
+def _targets(evaluation: Evaluation, arrays: Arrays) -> Labels | None:
+    """The class that each image was to become; None where the attack aims at none."""
+    if not evaluation.attack.plugin.targeted:
+        return None
+    return cast(Labels, arrays["targets"])
+
+
+def _encoded_targets(evaluation: Evaluation, arrays: Arrays) -> str | None:
+    targets = _targets(evaluation, arrays)
+    return None if targets is None else encode(targets, evaluation.setup.classifier.num_classes)
+
+
 def _relevant(findings: list[Finding], arrays: Arrays) -> list[Finding]:
     """Without the missing gradient where the attack asked for none."""
     used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
@@ -107,6 +121,9 @@ def _attack_findings(evaluation: Evaluation, arrays: Arrays) -> Iterator[Finding
     stages = _stages(evaluation, arrays)
     if stages:
         yield from evaluation.attack.plugin.review(stages.left())
+    targets = _targets(evaluation, arrays)
+    if targets is not None:
+        yield targets_finding(targets, outcomes_of(evaluation, arrays))
     outside = int(cast(Any, arrays["reprojected"]).sum())
     if outside:
         yield Finding(
