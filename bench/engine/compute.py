@@ -93,7 +93,7 @@ class ShardComputer:
         axis.
         """
         n = len(images)
-        draws = _fixed_draws(self.evaluation.randomness) if self.defended.stochastic else 0
+        draws = fixed_draws(self.evaluation.randomness) if self.defended.stochastic else 0
         unknown = np.zeros((n, draws), dtype=np.int64)
         return {
             "points": images.cpu().numpy().copy(),
@@ -164,7 +164,7 @@ def _places(all_ids: Any, ids: Any) -> Any:
     return order[np.searchsorted(all_ids, ids, sorter=order)]
 
 
-def _fixed_draws(randomness: RandomnessModel) -> int:
+def fixed_draws(randomness: RandomnessModel) -> int:
     """Predictions an image that a replayed verdict rests on."""
     if not randomness.has_fixed_noise:
         return 0

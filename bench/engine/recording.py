@@ -20,7 +20,6 @@ from bench.results.record import Cost, Points, Record, file_stem
 from bench.results.store import Store
 from bench.results.targets import targets_finding
 from bench.results.views import view_scores
-from bench.storage.files import write_whole
 
 
 def make_record(
@@ -40,7 +39,7 @@ def make_record(
         made_with: versions, device and hash of the weights.
     """
     setup = evaluation.setup
-    outcomes, cost = outcomes_of(evaluation, arrays), _cost(evaluation, arrays)
+    outcomes, cost = outcomes_of(evaluation, arrays), cost_of(evaluation, arrays)
     base = evaluation.base()
     stem = file_stem(evaluation.title, evaluation.id)
     return Record(
@@ -65,16 +64,13 @@ def make_record(
             "reduced": len(setup.images) < setup.available,
         },
         outcomes=outcomes,
-        stages=_stages(evaluation, arrays),
+        stages=stages_of(evaluation, arrays),
         targets=_encoded_targets(evaluation, arrays),
         views=view_scores(cast(Any, arrays), setup.classifier.num_classes),
-        metrics=measure(
-            outcomes,
-            by_gradient=cost.attack_backwards > 0 and not evaluation.attack.plugin.card.control,
-        ),
-        findings=[*_relevant(inspection.findings, arrays), *_attack_findings(evaluation, arrays)],
+        metrics=measure(outcomes, by_gradient=by_gradient(evaluation, cost)),
+        findings=findings_of(evaluation, arrays, inspection),
         cost=cost,
-        points=_save_points(store, stem, arrays),
+        points=_save_points(store, stem, evaluation.id, arrays),
         environment=made_with,
         finished=now(),
     )
@@ -90,7 +86,18 @@ def outcomes_of(evaluation: Evaluation, arrays: Arrays) -> Outcomes:
     )
 
 
-def _stages(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
+def by_gradient(evaluation: Evaluation, cost: Cost) -> bool:
+    """Whether the attack is meant to succeed and took gradients."""
+    return cost.attack_backwards > 0 and not evaluation.attack.plugin.card.control
+
+
+def findings_of(evaluation: Evaluation, arrays: Arrays, inspection: Inspection) -> list[Finding]:
+    """What was found before the attack, as far as it matters to it, and by the attack."""
+    return [*_relevant(inspection.findings, arrays), *_attack_findings(evaluation, arrays)]
+
+
+def stages_of(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
+    """Which stage broke each image; None for an attack without stages."""
     names = evaluation.attack.plugin.stages
     if not names:
         return None
@@ -118,7 +125,7 @@ def _relevant(findings: list[Finding], arrays: Arrays) -> list[Finding]:
 def _attack_findings(evaluation: Evaluation, arrays: Arrays) -> Iterator[Finding]:
     for text in np.unique(arrays["findings"]):
         yield Finding.model_validate_json(str(text))
-    stages = _stages(evaluation, arrays)
+    stages = stages_of(evaluation, arrays)
     if stages:
         yield from evaluation.attack.plugin.review(stages.left())
     targets = _targets(evaluation, arrays)
@@ -141,30 +148,33 @@ def _attack_findings(evaluation: Evaluation, arrays: Arrays) -> Iterator[Finding
         )
 
 
-def _cost(evaluation: Evaluation, arrays: Arrays) -> Cost:
+def judge_forwards(evaluation: Evaluation) -> float:
+    """Passes of the judge, an image."""
+    if not evaluation.stochastic:
+        return 1.0
+    return float(2 * evaluation.judged_draws + evaluation.randomness.deterministic)
+
+
+def cost_of(evaluation: Evaluation, arrays: Arrays) -> Cost:
+    """Passes an image and seconds, of all shards."""
     forwards, backwards = cast(Any, arrays["forwards"]), cast(Any, arrays["backwards"])
-    judged = (
-        2 * evaluation.judged_draws + evaluation.randomness.deterministic
-        if evaluation.stochastic
-        else 1
-    )
     return Cost(
         attack_forwards=float(forwards.mean()),
         attack_backwards=float(backwards.mean()),
         max_attack_forwards=int(forwards.max()),
         max_attack_backwards=int(backwards.max()),
-        judge_forwards=float(judged),
+        judge_forwards=judge_forwards(evaluation),
         seconds=float(cast(Any, arrays["seconds"]).sum()),
     )
 
 
-def _save_points(store: Store, stem: str, arrays: Arrays) -> Points:
+def _save_points(store: Store, stem: str, evaluation: str, arrays: Arrays) -> Points:
     data = save({"points": np.ascontiguousarray(arrays["points"])})
     digest = hashlib.sha256(data).hexdigest()
     # Two processes that finish at once with other batch sizes write two files; each record names
     # its own.
     name = f"{stem}.{digest[:8]}.points.safetensors"
-    write_whole(store.folder / name, data)
+    store.write(name, data, evaluation)
     return Points(file=name, sha256=digest)
 
 

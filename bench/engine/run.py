@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.defense import DefendedClassifier
 from bench.engine.build import build, data_access
 from bench.engine.compute import ShardComputer, merged
 from bench.engine.environment import environment
@@ -15,11 +16,13 @@ from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import inspect_defended
 from bench.engine.recording import make_record, now, outcomes_of
-from bench.engine.shards import Shard, Workspace, complete, shards_of
+from bench.engine.shard_check import ShardCheck
+from bench.engine.shards import Arrays, Shard, Workspace, complete, shards_of
 from bench.errors import BadInput
 from bench.results.outcomes import Outcomes
 from bench.results.record import Failure, Record
 from bench.results.store import Store
+from bench.storage.files import CannotWrite, cannot_write
 from bench.victim import frozen
 
 
@@ -48,11 +51,16 @@ def run_evaluations(
 ) -> Iterator[Result]:
     """Run evaluations one after the other. A stored one is not computed again; a crash becomes
     a `Failure`.
+
+    Raises `BadInput` before anything is computed where a record of an unknown schema would be
+    overwritten, and at once where the disk is full: what was finished stays.
     """
+    for evaluation in evaluations:
+        store.find(evaluation.id)
     for evaluation in evaluations:
         stored = store.find(evaluation.id)
         if stored is not None:
-            Workspace(store.work(evaluation.id)).remove()
+            store.clear(evaluation.id)
             yield Result(
                 evaluation, record=stored, path=store.folder / f"{stored.stem}.json", computed=False
             )
@@ -61,6 +69,7 @@ def run_evaluations(
             record = run_evaluation(evaluation, store, execution)
             yield Result(evaluation, record=record, path=store.folder / f"{record.stem}.json")
         except BadInput as error:
+            _raise_if_full(error)
             yield Result(evaluation, rejected=error)
         except Exception as error:
             finished = store.find(evaluation.id)
@@ -69,8 +78,24 @@ def run_evaluations(
                     evaluation, record=finished, path=store.folder / f"{finished.stem}.json"
                 )
                 continue
+            _raise_if_full(error)
             failure = _failure(evaluation, error)
-            yield Result(evaluation, failure=failure, path=store.save_failure(failure))
+            yield Result(evaluation, failure=failure, path=_save_failure(store, failure))
+
+
+def _raise_if_full(error: Exception) -> None:
+    """Every further evaluation would fail alike where the disk is full."""
+    told = cannot_write(error)
+    if told is not None:
+        raise told
+
+
+def _save_failure(store: Store, failure: Failure) -> Path:
+    try:
+        return store.save_failure(failure)
+    except CannotWrite as full:
+        error = failure.error.partition("\n")[0]
+        raise BadInput(f"{full}; not written: {failure.id} failed with {error}") from full
 
 
 def _failure(evaluation: Evaluation, error: Exception) -> Failure:
@@ -101,7 +126,8 @@ def run_evaluation(
         weights = weights_sha256(defended)
         # A defense that trains when it is built comes out otherwise on another device or number of
         # threads: never mix the two.
-        work = Workspace(store.work(evaluation.id) / weights[:16])
+        check = ShardCheck(evaluation, defended)
+        work = Workspace(store.work(evaluation.id) / weights[:16], check)
         inspection = inspect_defended(evaluation, defended, access, execution.device)
         with frozen(defended):
             compute = ShardComputer(evaluation, defended, execution)
@@ -116,7 +142,7 @@ def run_evaluation(
     made_with = {**environment(execution.device), "weights": weights}
     record = make_record(evaluation, merged(done), inspection, store, made_with)
     store.save(record)
-    Workspace(store.work(evaluation.id)).remove()
+    store.clear(evaluation.id)
     return record
 
 
@@ -124,12 +150,18 @@ def compute_outcomes(evaluation: Evaluation, execution: Execution) -> Outcomes:
     """Compute the outcomes of one evaluation here and now, keeping nothing."""
     with exact_float32(execution.device):
         defended = build(evaluation, execution.device)
-        with frozen(defended):
-            compute = ShardComputer(evaluation, defended, execution)
-            return outcomes_of(
-                evaluation,
-                merged({shard: compute(shard) for shard in _shards(evaluation, execution)}),
-            )
+        return outcomes_of(evaluation, compute_arrays(evaluation, defended, execution))
+
+
+def compute_arrays(
+    evaluation: Evaluation, defended: DefendedClassifier, execution: Execution
+) -> Arrays:
+    """Attack and judge a built defense here and now, keeping nothing: as
+    `compute.ShardComputer` describes it, of all shards.
+    """
+    with exact_float32(execution.device), frozen(defended):
+        compute = ShardComputer(evaluation, defended, execution)
+        return merged({shard: compute(shard) for shard in _shards(evaluation, execution)})
 
 
 def _shards(evaluation: Evaluation, execution: Execution) -> list[Shard]:

@@ -1,12 +1,13 @@
 """Shards: image ranges of an evaluation, claimed, saved whole and resumed by any process.
 
 Any number of processes may work on one evaluation; whoever holds the claim on a shard computes it.
+A saved shard is looked at before it is used: what is damaged is computed anew.
 """
 
 from __future__ import annotations
 
 import io
-import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bench.storage.claims import claimed
-from bench.storage.files import write_whole
+from bench.errors import one_line
+from bench.storage.claims import Claim, claimed
+from bench.storage.files import write_whole, writing
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Shard = tuple[int, int]
@@ -34,19 +36,42 @@ def shards_of(n: int, batch_size: int, unit: int | None = None) -> list[Shard]:
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-class Workspace:
-    """The folder of the unfinished work of one evaluation."""
+Check = Callable[[Shard, Arrays], str]
+"""What is wrong with the arrays of a shard; empty where nothing is."""
 
-    def __init__(self, folder: Path) -> None:
+
+def _nothing_wrong(_: Shard, __: Arrays) -> str:
+    return ""
+
+
+class Workspace:
+    """The folder of the unfinished work of one evaluation.
+
+    Args:
+        folder: need not exist.
+        check: asked of every shard that is read.
+    """
+
+    def __init__(self, folder: Path, check: Check = _nothing_wrong) -> None:
         self.folder = folder
+        self._check = check
 
     def load(self, shard: Shard) -> Arrays | None:
-        """A finished shard, or None."""
+        """A finished shard; None where there is none, or a damaged one."""
+        path = self._file(shard)
         try:
-            with np.load(self._file(shard), allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            wrong = self._check(shard, arrays)
         except FileNotFoundError:
             return None
+        except Exception as error:
+            # zip, zlib, NumPy and the file system have an error of their own for each damage.
+            wrong = one_line(error)
+        if not wrong:
+            return arrays
+        print(f"bench: {path} is damaged ({wrong}): computed anew", file=sys.stderr, flush=True)
+        return None
 
     def save(self, shard: Shard, arrays: Arrays) -> None:
         """Store a finished shard."""
@@ -54,16 +79,13 @@ class Workspace:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         write_whole(self._file(shard), buffer.getvalue())
 
-    def remove(self) -> None:
-        """Drop the folder once the record is stored."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     @contextmanager
-    def claim(self, shard: Shard) -> Iterator[bool]:
-        """Try to claim a shard; yields whether it is ours. The claim beats until the block ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with claimed(self.folder / f"claim-{shard[0]:07d}-{shard[1]:07d}") as ours:
-            yield ours
+    def claim(self, shard: Shard) -> Iterator[Claim | None]:
+        """Try to claim a shard; yields the claim, or None. It beats until the block ends."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with claimed(self.folder / f"claim-{shard[0]:07d}-{shard[1]:07d}") as claim:
+            yield claim
 
     def _file(self, shard: Shard) -> Path:
         return self.folder / f"shard-{shard[0]:07d}-{shard[1]:07d}.npz"
@@ -108,11 +130,14 @@ def _obtain(
     arrays = work.load(shard)
     if arrays is not None:
         return arrays
-    with work.claim(shard) as ours:
-        if not ours or finished():
+    with work.claim(shard) as claim:
+        if not claim or finished():
             return None
         arrays = work.load(shard)
         if arrays is None:
             arrays = compute(shard)
+            if not claim.held():
+                # Another process took us for dead: the shard is that one's.
+                return None
             work.save(shard, arrays)
         return arrays

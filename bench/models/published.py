@@ -66,7 +66,7 @@ def trusted(name: str, url: str, page: str) -> Path:
     digest = digest_of(path, "sha256:").partition(":")[2]
     if not note.exists():
         _place(note, lambda target: target.write(f"{digest}\n".encode()))
-    known = note.read_text(encoding="utf-8").strip()
+    known = note.read_text(encoding="utf-8", errors="replace").strip()[:64]
     if known != digest:
         raise BadInput(
             f"{path} has SHA-256 {digest}, but {known} when it was first used: restore it, or "

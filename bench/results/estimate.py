@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Estimate:
     """A share, a difference, a ratio or a mean with its 95 % interval.
 

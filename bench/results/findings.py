@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Finding(BaseModel):
@@ -16,8 +16,8 @@ class Finding(BaseModel):
         message: what was seen and what to do, in one sentence.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(min_length=1, max_length=200)
     verdict: Literal["note", "warn", "fail"]
     message: str

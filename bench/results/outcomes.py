@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,16 @@ NO_TARGET = -1
 
 Labels = npt.NDArray[np.int64]
 
+MAX_CLASSES = 1_000_000
+
+_DASH = -2
+_VALUES = np.full(256, -3, dtype=np.int64)
+"""What each character of an encoded prediction stands for: a digit, a dash, or nothing."""
+_VALUES[np.frombuffer(_DIGITS.encode(), dtype=np.uint8)] = np.arange(36)
+_VALUES[ord(_WRONG)] = _DASH
+
+_IDS = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?(,[0-9]{1,18}(-[0-9]{1,18})?)*", re.ASCII)
+
 
 def encode(labels: Labels, num_classes: int) -> str:
     """Labels in base 36, fixed width; -1 (a NaN output) as dashes. (n,) to a string of n x width
@@ -32,14 +43,40 @@ def encode(labels: Labels, num_classes: int) -> str:
 
 
 def decode(text: str, num_classes: int) -> Labels:
-    """Inverse of `encode`."""
+    """Inverse of `encode`. Raises `ValueError` for a text that `encode` cannot have written."""
     width = _width(num_classes)
-    codes = [text[i : i + width] for i in range(0, len(text), width)]
-    return np.array([-1 if code[0] == _WRONG else int(code, 36) for code in codes], dtype=np.int64)
+    if len(text) % width or not text.isascii():
+        raise ValueError(f"predictions are not written with {width} digits each")
+    digits = _VALUES[np.frombuffer(text.encode("ascii"), dtype=np.uint8)].reshape(-1, width)
+    dashes = digits == _DASH
+    numbers = digits @ (36 ** np.arange(width - 1, -1, -1, dtype=np.int64))
+    is_wrong = dashes.all(axis=1)
+    is_class = (digits >= 0).all(axis=1) & (numbers < num_classes)
+    if not (is_wrong | is_class).all():
+        raise ValueError(f"a class is not in [0, {num_classes}), nor a dash")
+    return np.where(is_wrong, -1, numbers)
 
 
 def _width(num_classes: int) -> int:
     return len(np.base_repr(max(num_classes - 1, 1), 36))
+
+
+def check_ids(text: str, n: int) -> None:
+    """Raise `ValueError` unless a text is that of n different ids; nothing of their size is
+    allocated before they are counted.
+    """
+    if not _IDS.fullmatch(text):
+        raise ValueError("ids are not of the form 0-99,120,130-131")
+    runs = [run.partition("-") for run in text.split(",")]
+    bounds = [(int(first), int(last or first)) for first, _, last in runs]
+    count = sum(last - first + 1 for first, last in bounds)
+    if count != n or any(first > last for first, last in bounds):
+        raise ValueError(f"ids are of {count} images, labels of {n}")
+    ids = decode_ids(text)
+    if len(np.unique(ids)) != n:
+        raise ValueError("an image id is there twice")
+    if encode_ids(ids) != text:
+        raise ValueError("ids are not folded")
 
 
 def encode_ids(ids: Sequence[int] | Labels) -> str:
@@ -87,12 +124,19 @@ class Outcomes(BaseModel):
     replayed: list[str]
 
     @model_validator(mode="after")
-    def _lengths_agree(self) -> Outcomes:
-        n = len(self.image_ids())
+    def _is_of_one_set_of_images(self) -> Outcomes:
+        if not 2 <= self.num_classes <= MAX_CLASSES:
+            raise ValueError(f"{self.num_classes} classes: there are 2 to {MAX_CLASSES}")
+        n, rest = divmod(len(self.labels), _width(self.num_classes))
         strings = [self.labels, *self.clean, *self.adversarial, *self.replayed]
         paired = 0 < len(self.clean) == len(self.adversarial)
-        if not n or not paired or any(len(s) != n * _width(self.num_classes) for s in strings):
+        if not n or rest or not paired or any(len(s) != len(self.labels) for s in strings):
             raise ValueError("ids, labels and predictions differ in length")
+        check_ids(self.ids, n)
+        for text in strings:
+            decode(text, self.num_classes)
+        if (self.true_labels() < 0).any():
+            raise ValueError("a label is a dash")
         return self
 
     @classmethod
@@ -166,6 +210,14 @@ class Stages(BaseModel):
 
     names: list[str]
     broken_by: str
+
+    @model_validator(mode="after")
+    def _names_what_broke(self) -> Stages:
+        if not 0 < len(set(self.names)) == len(self.names) <= len(_DIGITS):
+            raise ValueError("stages are named twice, are too many, or none")
+        if not self.broken_by or not set(self.broken_by) <= {*_DIGITS[: len(self.names)], ".", "-"}:
+            raise ValueError("an image was broken by a stage that is not there")
+        return self
 
     @classmethod
     def of(cls, names: Sequence[str], stages: Labels) -> Stages:

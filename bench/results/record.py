@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict
 
 from bench.defense import PoolUse
@@ -14,9 +15,19 @@ from bench.results.findings import Finding
 from bench.results.inference import Inference
 from bench.results.outcomes import Outcomes, Stages
 from bench.results.views import ViewScores
+from bench.results.targets import check_targets
 from bench.storage.identity import identity_hash
 
 SCHEMA: Literal[2] = 2
+
+_ROUNDING = 1e-9
+_WHOLE = ConfigDict(extra="forbid")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Passes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
 class Accuracy(BaseModel):
@@ -31,13 +42,35 @@ class Accuracy(BaseModel):
         draws: how many draws an image was judged on.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: Estimate
     all_draws: Estimate
     majority: Estimate
     macro_f1: Estimate
-    draws: int
+    draws: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _are_shares(self) -> Accuracy:
+        for name in ("mean", "all_draws", "majority", "macro_f1"):
+            check_share(name, getattr(self, name), holds_value=name != "macro_f1")
+        return self
+
+
+def check_share(name: str, share: Estimate, *, holds_value: bool) -> None:
+    """Raise `ValueError` unless an estimate is a share.
+
+    Args:
+        name: of the share, for the message.
+        share: the estimate.
+        holds_value: whether its interval must hold its value, as Wilson's does and a bootstrap's
+            may not.
+    """
+    if not 0 <= share.low <= share.high <= 1 or not 0 <= share.value <= 1:
+        raise ValueError(f"{name} {share.value} [{share.low}, {share.high}] is no share in [0, 1]")
+    inside = share.low - _ROUNDING <= share.value <= share.high + _ROUNDING
+    if holds_value and not inside:
+        raise ValueError(f"{name} {share.value} is not in [{share.low}, {share.high}]")
 
 
 class Metrics(BaseModel):
@@ -53,17 +86,24 @@ class Metrics(BaseModel):
         collapsed: the collapse verdict, and its reason.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n: int
+    n: int = Field(ge=1)
     clean: Accuracy
     adversarial: Accuracy
     replayed: Accuracy | None
-    constant_accuracy: float
+    constant_accuracy: Share
     balanced_accuracy: Estimate
-    largest_predicted_share: float
+    largest_predicted_share: Share
     collapsed: bool
     collapse_reason: str
+
+    @model_validator(mode="after")
+    def _are_shares(self) -> Metrics:
+        check_share("balanced_accuracy", self.balanced_accuracy, holds_value=False)
+        if self.collapsed != bool(self.collapse_reason):
+            raise ValueError("collapsed and its reason do not go together")
+        return self
 
 
 class Cost(BaseModel):
@@ -76,46 +116,109 @@ class Cost(BaseModel):
         seconds: wall time of attack and judging, summed over shards.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attack_forwards: float
-    attack_backwards: float
-    max_attack_forwards: int
-    max_attack_backwards: int
-    judge_forwards: float
-    seconds: float
+    attack_forwards: Passes
+    attack_backwards: Passes
+    max_attack_forwards: int = Field(ge=0)
+    max_attack_backwards: int = Field(ge=0)
+    judge_forwards: Passes
+    seconds: Passes
+
+    @model_validator(mode="after")
+    def _are_mean_and_most(self) -> Cost:
+        for kind in ("forwards", "backwards"):
+            mean, most = getattr(self, f"attack_{kind}"), getattr(self, f"max_attack_{kind}")
+            if mean > most * (1 + _ROUNDING):
+                raise ValueError(f"the mean of attack {kind}, {mean}, is above the most, {most}")
+        return self
 
 
 class Points(BaseModel):
     """The sidecar that holds the adversarial points, float32."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: str
-    sha256: str
+    file: str = Field(pattern=r"^[^/\\\x00]{1,255}$")
+    sha256: Sha256
 
 
+@with_config(_WHOLE)
 class Title(TypedDict):
     """Canonical specs to read."""
 
-    defense: str
-    attack: str
-    gradient: str
-    randomness: str
-    dataset: str
-    classifier: str
-    threat: str
-    n: str
-    seed: str
+    defense: Text
+    attack: Text
+    gradient: Text
+    randomness: Text
+    dataset: Text
+    classifier: Text
+    threat: Text
+    n: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")]
+    seed: Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")]
 
 
+@with_config(_WHOLE)
 class Sources(TypedDict):
     """Data set and classifier specs as given, from which both can be loaded again."""
 
-    dataset: str
-    classifier: str
+    dataset: Text
+    classifier: Text
 
 
+class _Part(BaseModel):
+    """A part of an identity: what every reader relies on; the rest is its plugin's."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Plugin(_Part):
+    name: Text
+
+
+class _Dataset(_Part):
+    name: str
+    sha256: str
+    n: int = Field(ge=1)
+
+
+class _Fingerprint(_Part):
+    sha256: str
+
+
+class _Threat(_Part):
+    norm: Text
+    eps: Passes
+
+
+class _Seeds(_Part):
+    build: int
+    attack: int
+
+
+class Identity(_Part):
+    """What an identity must have: more may be in it, less may not."""
+
+    protocol: Any
+    defense: _Plugin
+    attack: _Plugin
+    gradient: Text
+    randomness: Text
+    dataset: _Dataset
+    classifier: _Fingerprint
+    threat: _Threat
+    seeds: _Seeds
+    judged_draws: int = Field(ge=1)
+    data: dict[str, str]
+
+
+class Environment(_Part):
+    """What an environment must have."""
+
+    versions: dict[str, str]
+
+
+@with_config(_WHOLE)
 class UsedImages(TypedDict):
     """How many images were evaluated of how many; `reduced` where not all."""
 
@@ -158,7 +261,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[2] = SCHEMA
-    id: str
+    id: Id
     title: Title
     sources: Sources
     identity: dict[str, Any]
@@ -166,7 +269,7 @@ class Record(BaseModel):
     access: list[str]
     stochastic: bool
     replay_level: Literal["exact", "process", "none"]
-    base: str
+    base: str = Field(pattern=r"^([0-9a-f]{16})?$")
     scale: UsedImages
     pool: PoolUse | None = None
     inference: Inference | None = None
@@ -182,12 +285,47 @@ class Record(BaseModel):
     finished: str
 
     @model_validator(mode="after")
-    def _is_named_by_its_identity(self) -> Record:
+    def _agrees_with_itself(self) -> Record:
         if self.id != identity_hash(self.identity):
             raise ValueError("the id is not the hash of the identity")
-        if self.stages and len(self.stages.broken_by) != self.scale["n"]:
-            raise ValueError("stages and images differ in number")
+        identity = Identity.model_validate(self.identity, strict=True)
+        Environment.model_validate(self.environment, strict=True)
+        datetime.fromisoformat(self.finished)
+        self._check_numbers(identity)
+        self._check_sizes()
         return self
+
+    def _check_numbers(self, identity: Identity) -> None:
+        """Raise `ValueError` where one number is said in two places and they differ."""
+        n, scale = len(self.outcomes.true_labels()), self.scale
+        counts = {
+            "scale": scale["n"],
+            "title": int(self.title["n"]),
+            "metrics": self.metrics.n,
+            "identity": identity.dataset.n,
+        }
+        for where, count in counts.items():
+            if count != n:
+                raise ValueError(f"{where} says {count} images, the outcomes {n}")
+        if scale["available"] < n or scale["reduced"] != (n < scale["available"]):
+            raise ValueError("the scale does not go together")
+        if int(self.title["seed"]) != identity.seeds.attack:
+            raise ValueError("title and identity differ in the seed")
+        draws = len(self.outcomes.clean)
+        told = {identity.judged_draws, self.metrics.clean.draws, self.metrics.adversarial.draws}
+        replayed = self.metrics.replayed.draws if self.metrics.replayed else 0
+        if told != {draws} or replayed != len(self.outcomes.replayed):
+            raise ValueError("outcomes, metrics and identity differ in the number of draws")
+
+    def _check_sizes(self) -> None:
+        """Raise `ValueError` where stages or views are not of these images."""
+        n = self.scale["n"]
+        if self.stages and len(self.stages.broken_by) != n:
+            raise ValueError("stages and images differ in number")
+        if self.targets is not None:
+            check_targets(self.targets, self.outcomes)
+        if self.views:
+            self.views.check(n, self.outcomes.num_classes)
 
     @property
     def stem(self) -> str:

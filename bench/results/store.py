@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from bench.errors import BadInput
 from bench.results.record import SCHEMA, Failure, Record, file_stem
-from bench.storage.files import write_whole
+from bench.storage.files import check_folder, write_whole
+
+MAX_BYTES = 1 << 28
+"""No record is larger: a million images of 36 classes under 20 draws take 41 MB."""
+
+
+class UnknownSchema(BadInput):
+    """A record of a schema that is not ours: it is neither read nor overwritten."""
 
 
 class Store:
@@ -26,9 +36,7 @@ class Store:
     def check_writable(self) -> None:
         """Raise `BadInput` where records cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / f".probe-{os.getpid()}", b"")
-            (self.folder / f".probe-{os.getpid()}").unlink()
+            check_folder(self.folder)
         except OSError as error:
             raise BadInput(
                 f"cannot write to {self.folder} ({error.strerror}): give another folder with --out"
@@ -37,30 +45,49 @@ class Store:
     def find(self, evaluation: str) -> Record | None:
         """The record of an evaluation, by its id; None where there is none. A damaged one counts as
         none, and will be replaced.
+
+        Raises `UnknownSchema` where the file is of another schema.
         """
         for path in self.folder.glob(f"*--{evaluation}.json"):
             try:
                 return read_record(path)
+            except UnknownSchema:
+                raise
             except BadInput:
                 continue
         return None
 
     def save(self, record: Record) -> Path:
         """Write a record and drop an earlier failure of the same evaluation."""
-        path = self.folder / f"{record.stem}.json"
-        write_whole(path, to_json(record))
+        path = self.write(f"{record.stem}.json", to_json(record), record.id)
         for failure in self.folder.glob(f"*--{record.id}.error.json"):
             failure.unlink(missing_ok=True)
+        self.clear(record.id, shards=False)
         return path
 
     def save_failure(self, failure: Failure) -> Path:
-        path = self.folder / f"{file_stem(failure.title, failure.id)}.error.json"
-        write_whole(path, to_json(failure))
+        name = f"{file_stem(failure.title, failure.id)}.error.json"
+        path = self.write(name, to_json(failure), failure.id)
+        self.clear(failure.id, shards=False)
+        return path
+
+    def write(self, name: str, data: bytes, evaluation: str) -> Path:
+        """Write a file of an evaluation; it grows where `clear` clears it away."""
+        path = self.folder / name
+        write_whole(path, data, scratch=self.work(evaluation))
         return path
 
     def work(self, evaluation: str) -> Path:
         """Folder of an evaluation's unfinished work."""
         return self.folder / ".work" / evaluation
+
+    def clear(self, evaluation: str, *, shards: bool = True) -> None:
+        """Drop an evaluation's unfinished work, or its folder alone where no shards are in it."""
+        if shards:
+            shutil.rmtree(self.work(evaluation), ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            self.work(evaluation).rmdir()
 
 
 def to_json(model: BaseModel) -> bytes:
@@ -87,19 +114,53 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _read_as(kind: type[M], path: Path) -> M:
+    content = _content(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BadInput(
-            f"cannot read the record {path} ({error.strerror}): check the path"
-        ) from error
+        return kind.model_validate_json(content, strict=True)
     except ValidationError as error:
+        if kind is Record:
+            _check_schema(path, content)
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise BadInput(
-            f"{path} is no record of schema {SCHEMA} ({where}: {first['msg']}): run the evaluation "
-            "again"
+            f"{path} is no record of schema {SCHEMA} ({where[:200]}: {first['msg']}): run the "
+            "evaluation again"
         ) from None
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a plain file of bounded size: a device has no end, a pipe no beginning."""
+    try:
+        with open(path, "rb", opener=_opened) as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise BadInput(f"cannot read the record {path} (no plain file): check the path")
+            if state.st_size > MAX_BYTES:
+                raise BadInput(f"{path} holds {state.st_size} bytes: no record is that large")
+            return file.read(MAX_BYTES)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        shown = str(path) if len(str(path)) < 300 else f"{str(path)[:300]}..."
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read the record {shown} ({reason}): check the path") from error
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_schema(path: Path, content: bytes) -> None:
+    """Raise `UnknownSchema` where a record says that it is of another one."""
+    try:
+        said = json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if said != SCHEMA or isinstance(said, bool | float):
+        raise UnknownSchema(
+            f"{path} is no record of schema {SCHEMA} but of {str(said)[:40]!r}, which this version "
+            "neither reads nor overwrites: install the version that wrote it, or move it away"
+        )
 
 
 def read(path: Path) -> Record | Failure:
@@ -108,15 +169,21 @@ def read(path: Path) -> Record | Failure:
 
 def read_folder(folder: Path) -> Iterator[Record | Failure]:
     """All records and failures below a folder, sorted by path; hidden folders are passed over."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BadInput(
-            f"no such folder: {folder}: run some evaluations first, or name the folder that holds "
+            f"no such folder: {str(folder)[:300]}: run some evaluations first, or name the folder that holds "
             "records"
         )
-    for path in sorted(folder.rglob("*--*.json")):
-        if any(name.startswith(".") for name in path.relative_to(folder).parts):
-            continue
-        yield read(path)
+    yield from map(read, files_below(folder))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files of records and failures below a folder, sorted; hidden folders are passed over."""
+    return [
+        path
+        for path in sorted(folder.rglob("*--*.json"))
+        if not any(name.startswith(".") for name in path.relative_to(folder).parts)
+    ]
 
 
 def read_all(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
@@ -126,7 +193,7 @@ def read_all(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:
     records: dict[str, Record] = {}
     failures: dict[str, Failure] = {}
     for place in places:
-        for result in [read(place)] if place.is_file() else read_folder(place):
+        for result in [read(place)] if os.path.isfile(place) else read_folder(place):
             if isinstance(result, Record):
                 records.setdefault(result.id, result)
             else:

@@ -37,6 +37,17 @@ class ViewScores(BaseModel):
     detector: dict[str, list[float]]
     attacked: str
 
+    def check(self, n: int, num_classes: int) -> None:
+        """Raise `ValueError` unless these are the views of n images."""
+        pairs = [*self.answers.values(), *([self.detector] if self.detector else [])]
+        if any(set(pair) != set(_PAIR) for pair in pairs):
+            raise ValueError("a view is not of clean and adversarial images")
+        texts = [text for pair in self.answers.values() for text in pair.values()]
+        lengths = [len(decode(text, num_classes)) for text in texts]
+        lengths += [len(scores) for scores in self.detector.values()]
+        if {*lengths, len(self.attacked)} != {n} or not set(self.attacked) <= {"0", "1"}:
+            raise ValueError("views and images differ in number")
+
     def moved(self) -> Bools:
         """Which images were attacked, (n,)."""
         return np.array([digit == "1" for digit in self.attacked])

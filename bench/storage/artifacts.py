@@ -19,15 +19,14 @@ import shutil
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
-from bench.storage.claims import claimed
-from bench.storage.files import write_whole
+from bench.storage.claims import Claim, claimed
+from bench.storage.files import check_folder, write_whole, writing
 from bench.storage.identity import identity_hash
 
 ABOUT = "identity.json"
@@ -83,16 +82,19 @@ def artifact(
     """
     plain = json.loads(json.dumps(identity, allow_nan=False))
     name = identity_hash(plain)
-    home = _writable(cache_root() / kind)
+    home = cache_root() / kind
     folder = home / name
+    if _is_whole(folder, plain):
+        return folder
+    _check_writable(home)
     waited = False
     while not _is_whole(folder, plain):
-        with claimed(home / f".claim-{name}") as ours:
-            if ours:
-                # Somebody may have finished it just before the claim.
-                if not _is_whole(folder, plain):
-                    _put(home / f".work-{name}", folder, plain, make)
-                return folder
+        with claimed(home / f".claim-{name}") as claim:
+            # Somebody may have finished it just before the claim.
+            if claim and not _is_whole(folder, plain):
+                _put(claim, home / f".work-{name}", folder, plain, make)
+            if claim:
+                continue
         if not waited:
             print(
                 f"{'waiting for' if assist is None else 'assisting'} another process that makes "
@@ -103,33 +105,62 @@ def artifact(
         waited = True
         work = home / f".work-{name}"
         if assist is not None and work.exists():
-            assist(work)
+            _assist(assist, work)
         time.sleep(POLL_SECONDS)
     return folder
 
 
-def _writable(home: Path) -> Path:
-    probe = home / f".probe-{uuid.uuid4().hex}"
+def _assist(assist: Make, work: Path) -> None:
+    """A share of the work, unless its folder goes meanwhile: then it is done."""
     try:
-        write_whole(probe, b"")
-        probe.unlink()
+        assist(work)
+    except FileNotFoundError:
+        if work.exists():
+            raise
+
+
+def _check_writable(home: Path) -> None:
+    try:
+        check_folder(home)
     except OSError as error:
         raise BadInput(
             f"cannot write the cache folder {home} ({error.strerror}): set BENCH_CACHE to a folder "
             "that can be written"
         ) from error
-    return home
 
 
-def _put(work: Path, folder: Path, identity: dict[str, Any], make: Make) -> None:
-    """Make the artifact in its work folder, describe it, and rename it into place."""
-    work.mkdir(exist_ok=True)
-    make(work)
-    about = {"identity": identity, "files": _hashes(work)}
-    write_whole(work / ABOUT, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+def _put(claim: Claim, work: Path, folder: Path, identity: dict[str, Any], make: Make) -> None:
+    """Make the artifact in its work folder, describe it, and rename it into place.
+
+    Where another process took over the claim meanwhile, the work is that one's, whatever became of
+    ours.
+    """
+    try:
+        with writing(work):
+            work.mkdir(exist_ok=True)
+        make(work)
+        _clear_unfinished(work)
+        about = {"identity": identity, "files": _hashes(work)}
+        described = (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
+        if claim.held():
+            write_whole(work / ABOUT, described)
+            _replace(folder, work)
+    except Exception:
+        if claim.held():
+            raise
+
+
+def _clear_unfinished(work: Path) -> None:
+    """Remove the files that a killed process was writing."""
+    for path in work.rglob(".tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+def _replace(folder: Path, work: Path) -> None:
+    grave = folder.with_name(f".dead-{folder.name}")
+    shutil.rmtree(grave, ignore_errors=True)
     if folder.exists():
         # A damaged one. Readers that hold its files open keep them.
-        grave = folder.with_name(f".dead-{uuid.uuid4().hex}")
         folder.rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
     work.rename(folder)

@@ -213,5 +213,5 @@ def check_length(announced: str | None, received: int) -> None:
     """Raise `ConnectionError` where less came than the header announced: `http.client` ends a
     broken answer without a word.
     """
-    if announced is not None and received != int(announced):
+    if announced is not None and announced.strip() != str(received):
         raise ConnectionError(f"the connection broke after {received} of {announced} bytes")

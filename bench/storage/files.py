@@ -1,22 +1,129 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what is said where they cannot be written."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from bench.errors import BadInput
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees all of it or nothing, even after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+    errno.EIO,
+}
+
+
+class CannotWrite(BadInput, OSError):
+    """The disk is full, read-only or broken: every further write would fail alike.
+
+    Args:
+        number, reason, path: as `OSError` takes them.
+    """
+
+    def __str__(self) -> str:
+        advice = (
+            "free some space; nothing that was finished is lost, and the same command goes on"
+            if self.errno in _FULL
+            else "give a place that can be written"
+        )
+        return f"cannot write {self.filename} ({self.strerror}): {advice}"
+
+
+def cannot_write(error: BaseException, path: Path | None = None) -> CannotWrite | None:
+    """What such an error means for whoever wrote to `path`; None where it is of another kind."""
+    if isinstance(error, CannotWrite):
+        return error
+    if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN:
+        where = path or error.filename or "a file"
+        return CannotWrite(error.errno, error.strerror, str(where))
+    return None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failures of a disk inside the block into `CannotWrite`; others pass."""
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        told = cannot_write(error, path)
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def write_whole(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Write a file so that a reader sees all of it or nothing, even after a crash.
+
+    A process that is killed meanwhile leaves `.tmp-NAME-...`.
+
+    Args:
+        path: the file; folders that are missing are made.
+        data: its content.
+        scratch: a folder of the same file system for the unfinished file; that of `path` by
+            default. Who gives one clears it away.
+
+    Raises `CannotWrite` where the disk is full or may not be written.
+    """
+    folder = scratch or path.parent
+    temporary = folder / f"{_mark(path)}{uuid.uuid4().hex}"
+    with writing(path):
+        for parent in {path.parent, folder}:
+            parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], scratch: Path) -> None:
+    """Write a folder of files, by name, that appears whole under its name.
+
+    Args:
+        folder: must not exist.
+        files: their contents.
+        scratch: where it grows, on the same file system; what is there is thrown away.
+    """
+    with writing(folder):
+        shutil.rmtree(scratch, ignore_errors=True)
+        for name, data in files.items():
+            write_whole(scratch / name, data)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(scratch, folder)
+
+
+def clear_unfinished(path: Path) -> None:
+    """Remove what killed processes left of a file that only one process writes at a time."""
+    mark = _mark(path)
+    for left in path.parent.glob(".tmp-*"):
+        if left.name.startswith(mark):
+            left.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `OSError` where no file can be made in a folder; it is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"\0" * 4096)
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def _mark(path: Path) -> str:
+    return f".tmp-{path.name[:100]}-"

@@ -81,7 +81,7 @@ def made(
                 "attack": attack,
                 "n": str(n),
             },
-            "scale": {"n": n, "available": 1000, "reduced": True},
+            "scale": {"n": n, "available": max(n + 1, 1000), "reduced": True},
             "outcomes": outcomes,
             "metrics": measure(outcomes, by_gradient=False),
         }

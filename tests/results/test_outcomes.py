@@ -66,8 +66,59 @@ def test_outcomes_of_other_lengths_are_refused():
         {"clean": good.clean[:1]},
         {"adversarial": [*good.adversarial, good.clean[0]]},
         {"replayed": ["0"]},
-        {"ids": "0-2"},
         {"clean": [], "adversarial": []},
     ):
         with pytest.raises(ValueError, match="differ in length"):
             Outcomes.model_validate({**good.model_dump(), **change})
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        ("0-2", "ids are of 3 images, labels of 4"),
+        ("0-99999999999", "ids are of 100000000000 images"),
+        ("0-1,1-2", "there twice"),
+        ("0,1,2,3", "not folded"),
+        ("3-0", "labels of 4"),
+        ("0-2,x", "not of the form"),
+        ("", "not of the form"),
+        ("0-3\n", "not of the form"),
+        ("٠-٣", "not of the form"),
+    ],
+)
+def test_ids_are_counted_before_they_are_made(ids, told):
+    good = outcomes_of(np.ones((4, 2), dtype=bool))
+    with pytest.raises(ValueError, match=told):
+        Outcomes.model_validate({**good.model_dump(), "ids": ids})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_classes": 1}, "1 classes"),
+        ({"num_classes": 0}, "0 classes"),
+        ({"num_classes": 10**12}, "classes"),
+        ({"labels": "01-1"}, "a label is a dash"),
+        ({"labels": "01!1"}, "is not in"),
+        ({"labels": "0121"}, "is not in"),
+        ({"labels": "01 1"}, "is not in"),
+        ({"labels": "01é1"}, "not written with"),
+    ],
+)
+def test_classes_and_labels_are_in_range(change, told):
+    good = outcomes_of(np.ones((4, 2), dtype=bool))
+    with pytest.raises(ValueError, match=told):
+        Outcomes.model_validate({**good.model_dump(), **change})
+
+
+def test_a_code_is_digits_or_dashes_and_nothing_between():
+    assert decode("00--0q", 37).tolist() == [0, -1, 26]
+    for text in ("0-", "-0", "11", "+1", "1_"):
+        with pytest.raises(ValueError, match="is not in"):
+            decode(text, 37)
+
+
+def test_stages_name_what_broke():
+    for names, broken in ((["a", "a"], "00"), ([], "--"), (["a"], "01"), (["a"], "")):
+        with pytest.raises(ValueError):
+            Stages(names=names, broken_by=broken)

@@ -42,7 +42,7 @@ def test_what_was_saved_is_found_and_a_success_drops_the_failure(tmp_path, recor
     assert read(crash) == failure_of(record)
     path = store.save(record)
     assert store.find(record.id) == read_record(path) == read(path) == record
-    assert list(store.folder.iterdir()) == [path]
+    assert [left for left in store.folder.rglob("*") if left.name != ".work"] == [path]
 
 
 def test_files_and_folders_are_read_once_and_a_failure_only_without_a_record(tmp_path, record):

@@ -1,0 +1,94 @@
+"""Whether the arrays of a saved shard can be those of its evaluation: names, shapes and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.defense import DefendedClassifier
+from bench.engine.compute import fixed_draws
+from bench.engine.evaluation import Evaluation
+from bench.engine.shards import Arrays, Shard
+from bench.results.findings import Finding
+from bench.results.outcomes import WRONG_BEFORE
+from bench.results.views import DETECTOR
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """Says what is wrong with the arrays of a shard; empty where nothing is.
+
+    Arrays that are not known here are left to those who read them.
+    """
+
+    evaluation: Evaluation
+    defended: DefendedClassifier
+
+    def __call__(self, shard: Shard, arrays: Arrays) -> str:
+        missing = sorted(self._names() - set(arrays))
+        if missing:
+            return f"{missing[0]} is missing"
+        return next(self._problems(shard, arrays), "")
+
+    def _names(self) -> set[str]:
+        names = {"points", "clean", "adversarial", "replayed", "stages", "forwards", "backwards"}
+        names |= {"reprojected", "blocked", "findings", "seconds"}
+        for view in self.defended.scored:
+            names |= {"moved", f"score/{view}/clean", f"score/{view}/adversarial"}
+        return names
+
+    def _problems(self, shard: Shard, arrays: Arrays) -> Iterator[str]:
+        n, evaluation = shard[1] - shard[0], self.evaluation
+        K, judged = evaluation.setup.classifier.num_classes, evaluation.judged_draws
+        fixed = fixed_draws(evaluation.randomness) if self.defended.stochastic else 0
+        answers = {"clean": judged, "adversarial": judged, "replayed": fixed}
+        for name, draws in answers.items():
+            yield from _integers(name, arrays[name], (n, draws), -1, K)
+        stages = len(evaluation.attack.plugin.stages)
+        yield from _integers("stages", arrays["stages"], (n,), WRONG_BEFORE, stages)
+        for name, size in {"forwards": n, "backwards": n, "reprojected": 1, "blocked": 1}.items():
+            yield from _integers(name, arrays[name], (size,), 0, 1 << 62)
+        yield from self._score_problems(n, arrays, K)
+        seconds: Any = arrays["seconds"]
+        if seconds.shape != (1,) or seconds.dtype.kind != "f" or not 0 <= seconds[0] < np.inf:
+            yield "seconds is no time"
+        for text in arrays["findings"].ravel():
+            Finding.model_validate_json(str(text))
+        yield from self._point_problems(shard, arrays["points"])
+
+    def _score_problems(self, n: int, arrays: Arrays, K: int) -> Iterator[str]:
+        for view in self.defended.scored:
+            for name in (f"score/{view}/clean", f"score/{view}/adversarial"):
+                scores: Any = arrays[name]
+                if view != DETECTOR:
+                    yield from _integers(name, scores, (n,), -1, K)
+                elif scores.shape != (n,) or scores.dtype.kind != "f":
+                    yield f"{name} holds no scores of {n} images"
+        if self.defended.scored and arrays["moved"].shape != (n,):
+            yield "moved is of other images"
+
+    def _point_problems(self, shard: Shard, points: Any) -> Iterator[str]:
+        images = self.evaluation.setup.images.at(np.arange(*shard)).pixels()
+        if points.dtype != np.float32 or points.shape != tuple(images.shape):
+            yield f"points are {points.dtype} {points.shape}, not float32 {tuple(images.shape)}"
+        elif not np.isfinite(points).all():
+            yield "points are not finite"
+        else:
+            inside = self.evaluation.setup.threat.contains(torch.from_numpy(points), images)
+            if not bool(inside.all()):
+                yield f"{int((~inside).sum())} points lie outside ball or box"
+
+
+def _integers(
+    name: str, values: npt.NDArray[Any], shape: tuple[int, ...], low: int, high: int
+) -> Iterator[str]:
+    """A problem unless these are integers of this shape in [low, high)."""
+    if values.dtype.kind not in "iub" or values.shape != shape:
+        yield f"{name} is {values.dtype} {values.shape}, not integers {shape}"
+    elif values.size and not (low <= int(values.min()) and int(values.max()) < high):
+        yield f"{name} is not in [{low}, {high})"
