@@ -43,12 +43,14 @@ class _Aim:
         losses: a loss for each view; their sum is maximised.
         until_all_err: whether a success needs an error of every view, not of the answer alone.
         targets: what the losses are given in place of the labels, and what a success answers.
+        any_wrong: whether, with targets, any wrong answer is a success.
     """
 
     labels: Tensor
     losses: Mapping[str, Loss]
     until_all_err: bool = False
     targets: Tensor | None = None
+    any_wrong: bool = False
 
 
 class Victim:
@@ -139,6 +141,7 @@ class Victim:
         restart: int = 0,
         view: str = "logits",
         targets: Tensor | None = None,
+        any_wrong: bool = False,
     ) -> Objective:
         """The mean of `loss(output, labels)` over a query's draws, to be maximised by `ascend`.
 
@@ -154,9 +157,12 @@ class Victim:
             targets: classes that all the victim's images are to become, int64 (n,). `loss` is given
                 them in place of the labels, and a success is an image that is answered with its
                 target. A point that is wrong otherwise ranks above all where the answer is right,
-                but the search goes on.
+                but the search goes on, unless `any_wrong`.
+            any_wrong: whether, with targets, any wrong answer is a success.
         """
-        return self.joint(labels, {view: loss}, rows=rows, restart=restart, targets=targets)
+        return self.joint(
+            labels, {view: loss}, rows=rows, restart=restart, targets=targets, any_wrong=any_wrong
+        )
 
     def joint(
         self,
@@ -167,18 +173,19 @@ class Victim:
         restart: int = 0,
         until_all_err: bool = False,
         targets: Tensor | None = None,
+        any_wrong: bool = False,
     ) -> Objective:
         """The sum of losses over several views, each as in `objective`.
 
         Args:
-            labels, rows, restart, targets: as in `objective`.
+            labels, rows, restart, targets, any_wrong: as in `objective`.
             aims: a loss for each view.
             until_all_err: a success is an image that every view and the answer get wrong, so that
                 the search goes on where the answer alone is wrong; such a point still ranks above
                 all where the answer is right. The views must be logits.
         """
         chosen = torch.arange(len(self.ids), device=self._device) if rows is None else rows
-        aim = _Aim(labels, aims, until_all_err, targets)
+        aim = _Aim(labels, aims, until_all_err, targets, any_wrong)
 
         def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
             draws = self._draws(Query(restart, iteration))
@@ -329,7 +336,7 @@ class Victim:
             logits = self._outputs(x, rows, draws, "logits")
         labels = aim.labels[rows]
         wrong = misclassified(logits.detach()[:, 0], labels)
-        if aim.targets is not None:
+        if aim.targets is not None and not aim.any_wrong:
             return reached(logits.detach()[:, 0], aim.targets[rows]), _RANK * wrong
         if not aim.until_all_err:
             return wrong, none
