@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Wrapper,
         straight_through,
     )
+    from bench.engine.modules import ModuleDefense
     from bench.engine.request import Request
     from bench.losses import cross_entropy, dlr, kl, margin
     from bench.maximise import ascend
@@ -76,6 +77,7 @@ __all__ = [
     "Forward",
     "ImageSet",
     "InputTransform",
+    "ModuleDefense",
     "Need",
     "Noise",
     "Number",
@@ -135,6 +137,7 @@ _HOMES = {
         "Wrapper",
         "straight_through",
     ),
+    "bench.engine.modules": ("ModuleDefense",),
     "bench.engine.request": ("Request",),
     "bench.losses": (
         "cross_entropy",

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from bench.attack import Attack
+from bench.data.arrays import Arrays
 from bench.data.dataset import Dataset
-from bench.defense import DefendedClassifier
+from bench.defense import DefendedClassifier, Defense
 from bench.engine.execution import Progress, read_execution
+from bench.engine.fingerprint import fingerprint
+from bench.engine.modules import ModuleDefense
 from bench.engine.plan import plan
 from bench.engine.preflight import check_probabilities
-from bench.engine.request import SetupRequest, read_request
+from bench.engine.request import Request, SetupRequest, read_request
 from bench.engine.run import run_evaluations
 from bench.engine.setup import load_setup
 from bench.errors import BadInput
 from bench.models.foreign import set_training, unwrapped
-from bench.plugins.create import DATASETS, create
+from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, Named, create, named
+from bench.plugins.registry import Registry
 from bench.report.leaderboard import boards, table
 from bench.report.rows import rows_table
+from bench.report.tables import percent
+from bench.report.words import attack_label, failure_label, flags
 from bench.results import store
 from bench.results.record import Failure, Record
 from bench.spec import parse
@@ -33,16 +40,60 @@ from bench.storage.data_root import rooted
 if TYPE_CHECKING:
     import pandas
 
+_Attack: TypeAlias = str | Attack[Any] | type[Attack[Any]]
+_Defense: TypeAlias = str | Defense[Any] | type[Defense[Any]]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Report:
-    """Records of one `evaluate` call; printing it shows the table."""
+    """Records of one `evaluate` call; printing it shows the table, as a notebook does."""
 
     records: list[Record]
     failures: list[Failure]
 
     def __str__(self) -> str:
         return rows_table(self.records, self.failures)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{record.title['defense'][:60]} x {attack_label(record)[:60]}: clean "
+            f"{percent(record.metrics.clean.mean.value)}, robust "
+            f"{percent(record.metrics.adversarial.mean.value)}"
+            for record in self.records
+        ]
+        lines += [failure_label(failure)[:160] for failure in self.failures]
+        return "\n".join([f"<Report: {len(lines)} rows>", *(f"  {line}" for line in lines)])
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a record; failures are left out.
+
+        Columns: the title (defense, attack, gradient, randomness, dataset, classifier, threat, n,
+        seed); the accuracies `clean`, `robust` and, where the attack had fixed noise, `replayed`,
+        as shares in [0, 1], each with the bounds `_low` and `_high` of its 95 % interval; `base`,
+        the robust accuracy of the undefended classifier; `flags`; `id`.
+        """
+        import pandas
+
+        robust = {record.id: record.metrics.adversarial.mean.value for record in self.records}
+        return pandas.DataFrame([_row(record, robust.get(record.base)) for record in self.records])
+
+
+def _row(record: Record, base: float | None) -> dict[str, Any]:
+    metrics, row = record.metrics, dict[str, Any](record.title)
+    row.update(n=int(row["n"]), seed=int(row["seed"]))
+    accuracies = {
+        "clean": metrics.clean,
+        "robust": metrics.adversarial,
+        "replayed": metrics.replayed,
+    }
+    for name, accuracy in accuracies.items():
+        row[name] = accuracy.mean.value if accuracy else None
+        row[f"{name}_low"] = accuracy.mean.low if accuracy else None
+        row[f"{name}_high"] = accuracy.mean.high if accuracy else None
+    return {**row, "base": base, "flags": ", ".join(flags([record])), "id": record.id}
 
 
 class _Probabilities(nn.Module):
@@ -65,9 +116,9 @@ class _Probabilities(nn.Module):
 def evaluate(
     model: nn.Module | None = None,
     *,
-    dataset: str | Sequence[str] = "mnist5k",
-    attacks: str | Sequence[str] = ("pgd",),
-    defenses: str | Sequence[str] = ("undefended",),
+    dataset: str | Sequence[str] | tuple[Any, Any] = "mnist5k",
+    attacks: _Attack | Sequence[_Attack] = ("pgd",),
+    defenses: _Defense | Sequence[_Defense] = ("undefended",),
     eps: float | str | Sequence[float | str] | None = None,
     norm: str | Sequence[str] | None = None,
     n: int | None = None,
@@ -76,6 +127,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     build_seed: int = 0,
     classifier: str | Sequence[str] | None = None,
+    classes: int | None = None,
     output: str = "logits",
     out: str | Path | None = None,
     data_root: str | Path | None = None,
@@ -92,12 +144,16 @@ def evaluate(
             `DefendedClassifier` takes its randomness as an argument. None evaluates `classifier`,
             or the data set's own.
         dataset, classifier, attacks, defenses: specs as on the command line; of several, every
-            combination is evaluated.
+            combination is evaluated. `dataset` may also be arrays `(images, labels)`: images
+            (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or floats in [0, 1], labels (n,), of
+            NumPy or torch; eps must then be given. Attacks and defenses may also be instances such
+            as `Jitter(sigma=0.1)`, classes, and a `ModuleDefense`, whose base is `model`.
         randomness, gradient: as on the command line.
         eps, norm: the threat model, or several; eps in pixel units of [0, 1], a number or a
             fraction such as `8/255`.
         n: how many images, in evaluation order; the first 1,000 by default.
         seeds, build_seed: attack seeds, and the seed of the defense's construction.
+        classes: number of classes K of arrays; the largest label plus one by default.
         output: `logits`, or `probabilities` to take their logarithm.
         out: folder for records; kept nowhere by default.
         data_root: folder of published data and weights; BENCH_DATA_ROOT or ~/.cache/bench by
@@ -124,13 +180,15 @@ def evaluate(
     if model is not None and output == "probabilities":
         model = _Probabilities(unwrapped(model))
         set_training(model, False)
+    objects: dict[str, Named[Any]] = {}
+    notes: list[str] = []
     request = read_request(
         {
-            "defenses": defenses,
-            "attacks": attacks,
+            "defenses": _texts(defenses, "defenses", DEFENSES, objects),
+            "attacks": _texts(attacks, "attacks", ATTACKS, objects),
             "seeds": tuple(seeds) if isinstance(seeds, Iterable) else seeds,
             "build_seed": build_seed,
-            "dataset": dataset,
+            "dataset": _data(dataset, classes, objects),
             "classifier": classifier,
             "norm": norm,
             "eps": eps,
@@ -142,7 +200,13 @@ def evaluate(
     )
     execution = read_execution(device, batch_size, progress)
     with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
-        evaluations = plan(request, model=model, note=warnings.warn)
+        evaluations = [
+            evaluation
+            for one, beside, given in _plans(request, model, objects)
+            for evaluation in plan(one, model=beside, note=notes.append, objects=given)
+        ]
+        for text in dict.fromkeys(notes):
+            warnings.warn(text, stacklevel=2)
         folder = store.Store(Path(out) if out is not None else Path(scratch))
         folder.check_writable()
         results = list(run_evaluations(evaluations, folder, execution))
@@ -152,6 +216,82 @@ def evaluate(
     return Report(
         [r.record for r in results if r.record], [r.failure for r in results if r.failure]
     )
+
+
+ARRAYS = "python:arrays"
+"""What stands for arrays in a request, and says in a record that no file holds its images."""
+
+
+def _data(
+    dataset: str | Sequence[str] | tuple[Any, Any],
+    classes: int | None,
+    objects: dict[str, Named[Any]],
+) -> object:
+    """The data set as a request names it; arrays are entered into `objects`."""
+    texts: Any = [dataset] if isinstance(dataset, str) else dataset
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        if classes is not None:
+            raise BadInput("classes belongs to arrays: write npz:FILE,classes=K for a file")
+        return dataset
+    if not isinstance(texts, list | tuple) or len(texts) != 2:
+        raise BadInput(
+            f"dataset is a {type(dataset).__name__}: give a spec such as mnist5k, or arrays "
+            "(images, labels)"
+        )
+    objects[ARRAYS] = Named("arrays", "arrays", Arrays(texts[0], texts[1], classes), ())
+    return ARRAYS
+
+
+def _texts(
+    given: object, what: str, registry: Registry[Any], objects: dict[str, Named[Any]]
+) -> object:
+    """Specs as a request takes them; instances and classes are entered into `objects`."""
+    several = isinstance(given, Iterable) and not isinstance(given, str | nn.Module)
+    texts: list[str | None] = []
+    for one in cast(Iterable[object], given) if several else (given,):
+        if isinstance(one, str) or one is None:
+            texts.append(one)
+            continue
+        named_one = _named(one, what, registry)
+        known = objects.setdefault(named_one.spec, named_one)
+        if known is not named_one and known.identity != named_one.identity:
+            raise BadInput(f"two {what} are called {named_one.spec!r}: rename one")
+        texts.append(named_one.spec)
+    return texts
+
+
+def _named(one: object, what: str, registry: Registry[Any]) -> Named[Any]:
+    if isinstance(one, ModuleDefense):
+        return Named(one.name, one.name, one, (), fingerprint(one.module))
+    if isinstance(one, nn.Module):
+        raise BadInput(
+            f"{type(one).__name__} among the {what} is a module without a name: give "
+            "bench.ModuleDefense(module, name='mine')"
+        )
+    if not registry.holds(one if isinstance(one, type) else type(one)):
+        raise BadInput(
+            f"{what} holds a {type(one).__name__}: give specs such as 'pgd', or instances or "
+            f"classes of bench.{registry.kind.title()}"
+        )
+    return named(registry, one)
+
+
+def _plans(
+    request: Request, model: nn.Module | None, objects: dict[str, Named[Any]]
+) -> Iterator[tuple[Request, nn.Module | None, dict[str, Named[Any]]]]:
+    """What to plan: all in one, but for modules without a model beside them, which stand alone."""
+    modules = {
+        text: one.plugin for text, one in objects.items() if isinstance(one.plugin, ModuleDefense)
+    }
+    if model is not None or request.classifiers or not modules:
+        yield request, model, objects
+        return
+    others = tuple(text for text in request.defenses if text not in modules)
+    if others:
+        yield request.model_copy(update={"defenses": others}), None, objects
+    for text, plugin in modules.items():
+        alone = {**objects, text: replace(objects[text], plugin=plugin.alone())}
+        yield request.model_copy(update={"defenses": (text,)}), plugin.module, alone
 
 
 def load_dataset(spec: str, data_root: str | Path | None = None) -> Dataset[Any]:

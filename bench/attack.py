@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from bench.data.dataset import ImageSet
 from bench.defense import Card, NoParams, Setting
 from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE
-from bench.spec import Params
+from bench.spec import Params, own_params
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
@@ -65,6 +65,8 @@ class AttackResult:
 class Attack(ABC, Generic[P]):
     """Subclasses set the class attributes and write `run`; callers use the instance as a function.
 
+    Parameters are given by keyword, `MyAttack(steps=5)`, or as their model.
+
     Attributes:
         Params: the parameter model.
         version: raise it when the points may change; it enters the identity of every result.
@@ -77,8 +79,8 @@ class Attack(ABC, Generic[P]):
     version: ClassVar[int] = 1
     card: ClassVar[Card] = Card()
 
-    def __init__(self, params: P) -> None:
-        self.params = params
+    def __init__(self, params: P | None = None, /, **parameters: Any) -> None:
+        self.params: P = own_params(self, params, parameters)
 
     @property
     def stages(self) -> tuple[str, ...]:

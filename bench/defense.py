@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bench.errors import AccessDenied, BadInput
 from bench.noise import Noise
 from bench.randomness import RandomnessModel
-from bench.spec import Params
+from bench.spec import Params, own_params
 from bench.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class PoolUse(BaseModel):
     attacked.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    images: int
-    adversarial: float
+    images: int = Field(ge=0)
+    adversarial: float = Field(ge=0, le=1)
 
 
 class DataAccess:
@@ -348,8 +348,19 @@ class NoParams(Params):
 P = TypeVar("P", bound=Params)
 
 
+def declares(kind: type, name: str) -> bool:
+    """Whether a plugin's class, or one that it derives from outside this module, sets `name`."""
+    return any(name in vars(one) for one in kind.__mro__ if one.__module__ != __name__)
+
+
 class Defense(ABC, Generic[P]):
     """How to build a defended classifier. Subclasses set the class attributes and write `build`.
+
+    Parameters are given by keyword, `Jitter(sigma=0.1)`, or as their model.
+
+    `stochastic` and `gradients` decide, before anything is built, which attacks make sense. One
+    place is enough: either this class, which the built module then follows, or the module's class,
+    which `builds` names. What `build` returns is checked against it.
 
     Attributes:
         Params: the parameter model; `name:key=value` fills it.
@@ -357,9 +368,13 @@ class Defense(ABC, Generic[P]):
         seeded: whether `build` draws anything. Otherwise the build seed is no part of a row's
             identity.
         needs: the data that `build` may ask for.
+        builds: class of the module that `build` returns; `stochastic` and `gradients` are then
+            taken from it.
         gradients: the names that the result's `forward_pass` accepts, beside those of the
-            classifier given to it. `("full",)` says that nothing in it blocks gradients. Checked
-            against what `build` returns, as is `stochastic`.
+            classifier given to it. `("full",)` says that nothing in it blocks gradients.
+        encloses: whether the result is made of the classifier given to it, whose randomness and
+            gradients then count as well.
+        has_base: whether rows are compared with the undefended classifier.
         card: paper, note, fitting attacks.
     """
 
@@ -367,11 +382,20 @@ class Defense(ABC, Generic[P]):
     version: ClassVar[int] = 1
     seeded: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
+    builds: ClassVar[type[DefendedClassifier] | None] = None
     gradients: ClassVar[tuple[str, ...]] = ("full",)
+    encloses: ClassVar[bool] = True
+    has_base: ClassVar[bool] = True
     card: ClassVar[Card] = Card()
 
-    def __init__(self, params: P) -> None:
-        self.params = params
+    def __init__(self, params: P | None = None, /, **parameters: Any) -> None:
+        self.params: P = own_params(self, params, parameters)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("stochastic", "gradients"):
+            if cls.builds is not None and not declares(cls, name):
+                setattr(cls, name, getattr(cls.builds, name))
 
     @property
     def stochastic(self) -> bool:
@@ -399,10 +423,9 @@ class Defense(ABC, Generic[P]):
         """Raise `BadInput` where the parameters make no sense here; nothing has been computed."""
 
     @abstractmethod
-    def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
-    ) -> DefendedClassifier:
-        """The defended classifier.
+    def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> nn.Module:
+        """The defended classifier: a `DefendedClassifier`, or any module with `forward(images)` or
+        `forward(images, noise)`, which the engine wraps.
 
         Args:
             classifier: the undefended one, in evaluation mode; a copy of its own, which it may

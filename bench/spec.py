@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, TypeVar
@@ -105,6 +105,11 @@ def _split_item(item: str) -> tuple[str, bool, str]:
     if not equals:
         return "", False, item
     return key.strip(), True, value.strip().strip('"')
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a list joined by `+`, such as `diffpure+(revpure:t=100,steps=5)`."""
+    return list(_split(text, text, "+"))
 
 
 def unnest(text: str) -> str:
@@ -241,13 +246,52 @@ def read_params(kind: type[P], spec: Spec, what: str, positional: str | None = N
                 f"{what} got {positional!r} twice, once without and once with its key: keep one"
             )
         options[positional] = spec.positional
+    return check_params(kind, options, what, spec.name, positional)
+
+
+def check_params(
+    kind: type[P],
+    options: Mapping[str, Any],
+    what: str,
+    name: str = "",
+    positional: str | None = None,
+) -> P:
+    """Typed parameters from text or from Python's values. Raises `BadInput` where they do not fit.
+
+    Args:
+        kind: the plugin's parameter model.
+        options: parameters by name.
+        what: how to name the plugin in an error.
+        name, positional: its name in a spec, and the field that an item without key fills; for
+            the message on a missing one.
+    """
     for key in options:
         if key not in kind.model_fields:
             raise BadInput(f"{what} has no parameter {key!r}.{nearest(key, kind.model_fields)}")
     try:
-        return kind.model_validate(options)
+        return kind.model_validate(dict(options))
     except ValidationError as error:
-        raise BadInput(f"{what}: {_first_problem(error, spec.name, positional)}") from None
+        raise BadInput(f"{what}: {_first_problem(error, name, positional)}") from None
+
+
+def own_params(plugin: object, params: P | None, options: Mapping[str, Any]) -> P:
+    """Parameters of a plugin that Python makes: the model as an object, or its fields by keyword.
+
+    Raises `BadInput` where both are given, or do not fit.
+    """
+    kind: type[P] = type(plugin).Params  # type: ignore[attr-defined]
+    name = type(plugin).__name__
+    if params is None:
+        return check_params(kind, options, name)
+    if options or not isinstance(params, Params):
+        raise BadInput(f"{name} takes its parameters by keyword, such as {_example(kind, name)}")
+    return params
+
+
+def _example(kind: type[Params], name: str) -> str:
+    """A call with one keyword parameter."""
+    fields = list(kind.model_fields)
+    return f"{name}({fields[0]}=...)" if fields else f"{name}()"
 
 
 def _first_problem(error: ValidationError, name: str, positional: str | None) -> str:

@@ -1,11 +1,14 @@
 """The Python interface."""
 
 import pytest
+import torch
 from torch import nn
 
 import bench
+from bench.commands.verify import verify
+from bench.engine.execution import Execution
 from bench.noise import generators
-from tests import toy_model, toy_plugins  # noqa: F401
+from tests import toy_model, toy_plugins
 
 
 class Dropout(nn.Module):
@@ -68,3 +71,83 @@ def test_evaluate_refuses_what_the_command_refuses(arguments):
 def test_evaluate_wants_a_module():
     with pytest.raises(bench.BadInput, match="give the module itself"):
         bench.evaluate(toy_model.make_model, dataset="toy:n=5")
+
+
+def arrays(n: int = 12):
+    test = toy_plugins.Toy(n=n).test()
+    return test.images.numpy(), test.labels.numpy()
+
+
+def test_arrays_are_a_data_set(tmp_path):
+    images, labels = arrays()
+    options = {"eps": "1/20", "attacks": "pgd:steps=2", "device": "cpu", "out": tmp_path}
+    (first,) = bench.evaluate(toy_model.make_model(), dataset=(images, labels), **options).records
+    assert first.title["dataset"] == "arrays" and first.scale["n"] == 12
+    tensors = (torch.tensor(images).permute(0, 2, 3, 1), torch.tensor(labels)[:, None])
+    (again,) = bench.evaluate(toy_model.make_model(), dataset=tensors, **options).records
+    assert again.id == first.id, "the hash of the images is the identity"
+    images[0] = 0.5
+    (other,) = bench.evaluate(toy_model.make_model(), dataset=(images, labels), **options).records
+    assert other.id != first.id
+    with pytest.raises(bench.BadInput, match="from Python"):
+        verify(next(tmp_path.glob(f"*{first.id}.json")), Execution())
+
+
+def test_arrays_may_lack_a_class():
+    images, labels = arrays()
+    few = (images[labels < 2], labels[labels < 2])
+    options = {"eps": 0.05, "attacks": "null", "device": "cpu"}
+    with pytest.raises(bench.BadInput):
+        bench.evaluate(toy_model.make_model(), dataset=few, **options)
+    report = bench.evaluate(toy_model.make_model(), dataset=few, classes=3, **options)
+    assert report.records[0].outcomes.num_classes == 3
+
+
+def test_pixels_clipped_by_rounding_are_told():
+    images, labels = arrays()
+    images[0, 0, 0, 0] = 1.0000002
+    with pytest.warns(UserWarning, match="by rounding"):
+        (record,) = bench.evaluate(
+            toy_model.make_model(), dataset=(images, labels), eps=0.05, attacks="null", device="cpu"
+        ).records
+    assert any(finding.name == "images" for finding in record.findings)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": arrays()[0]}, "arrays (images, labels)"),
+        ({"dataset": (1, 2, 3)}, "arrays (images, labels)"),
+        ({"dataset": arrays(), "eps": None}, "eps='8/255'"),
+        ({"dataset": (arrays()[0], torch.eye(3)[arrays()[1]])}, "it is one-hot"),
+        ({"dataset": "toy:n=5", "classes": 3}, "npz:FILE,classes=K"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_one_short_line(change, words):
+    with pytest.raises(bench.BadInput) as error:
+        bench.evaluate(toy_model.make_model(), **{"eps": 0.05, "attacks": "null", **change})
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 250, "no array is dumped"
+
+
+def test_a_report_is_short_and_a_frame(monkeypatch):
+    report = bench.evaluate(
+        toy_model.make_model(),
+        dataset="toy:n=12",
+        attacks=["null", "pgd+replay:steps=2"],
+        defenses=["toy-jitter"],
+        device="cpu",
+    )
+    lines = repr(report).splitlines()
+    assert lines[0] == "<Report: 4 rows>" and len(lines) == 5
+    assert all(len(line) < 200 for line in lines)
+    assert report._repr_markdown_() == str(report)
+    frame = report.to_frame()
+    assert frame.defense.tolist() == [r.title["defense"] for r in report.records]
+    row = frame[(frame.defense == "toy-jitter") & (frame.randomness == "replay")].iloc[0]
+    record = next(record for record in report.records if record.id == row.id)
+    assert row.robust == record.metrics.adversarial.mean.value
+    assert row.robust_low <= row.robust <= row.robust_high and 0 <= row.replayed <= 1
+    base = next(one for one in report.records if one.id == record.base)
+    assert row.base == base.metrics.adversarial.mean.value and row.n == 12
+    assert frame.replayed.isna().sum() == 3

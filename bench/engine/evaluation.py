@@ -44,14 +44,16 @@ class Evaluation:
     @property
     def stochastic(self) -> bool:
         """Whether the defended classifier draws random numbers."""
-        return bool(self.defense.plugin.stochastic) or self.setup.classifier.stochastic
+        plugin = self.defense.plugin
+        inside = plugin.encloses and self.setup.classifier.stochastic
+        return bool(plugin.stochastic) or inside
 
     @property
     def gradients(self) -> tuple[str, ...]:
         """The backward passes that the defended classifier offers."""
-        return tuple(
-            dict.fromkeys((*self.defense.plugin.gradients, *self.setup.classifier.gradients))
-        )
+        plugin = self.defense.plugin
+        inside = self.setup.classifier.gradients if plugin.encloses else ()
+        return tuple(dict.fromkeys((*plugin.gradients, *inside)))
 
     @property
     def setting(self) -> Setting:
@@ -170,7 +172,7 @@ class Evaluation:
 
     def base(self) -> Evaluation | None:
         """The undefended base under the same attack; None for the base itself."""
-        if self.defense.name == BASE:
+        if self.defense.name == BASE or not self.defense.plugin.has_base:
             return None
         return settled(replace(self, defense=create(DEFENSES, parse(BASE))))
 

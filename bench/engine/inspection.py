@@ -13,7 +13,9 @@ from bench.defense import DataAccess, DefendedClassifier, Need, PoolUse
 from bench.engine.evaluation import Evaluation
 from bench.engine.inference import inspect
 from bench.engine.preflight import check, replay_level
+from bench.engine.setup import OWN_RANDOMNESS
 from bench.noise import isolated
+from bench.plugins.create import BASE
 from bench.results.findings import Finding
 from bench.results.inference import Inference
 from bench.victim import frozen
@@ -50,12 +52,21 @@ def inspect_defended(
         with isolated(evaluation.build_seed):
             inference = inspect(defended, pixels, labels, defended.stochastic or level == "none")
     notes = [Finding(name="built", verdict="note", message=note) for note in defended.notes]
+    notes += _given_from_python(evaluation)
     return Inspection(
         [*findings, *_trained_on(evaluation), *_transductive(access.pool), *notes],
         level,
         inference,
         access.pool,
     )
+
+
+def _given_from_python(evaluation: Evaluation) -> Iterator[Finding]:
+    setup = evaluation.setup
+    for note in setup.images.notes:
+        yield Finding(name="images", verdict="note", message=note)
+    if evaluation.defense.name == BASE and setup.has_own_randomness:
+        yield Finding(name="own-randomness", verdict="note", message=OWN_RANDOMNESS)
 
 
 def _transductive(pool: PoolUse | None) -> Iterator[Finding]:

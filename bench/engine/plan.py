@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -12,10 +13,11 @@ from torch import nn
 from bench.attack import Attack
 from bench.defense import Defense, gradient_name
 from bench.engine.evaluation import Evaluation, settled
+from bench.engine.modules import ModuleDefense
 from bench.engine.request import Request
-from bench.engine.setup import Setup, load_setups
+from bench.engine.setup import OWN_RANDOMNESS, Setup, load_setups
 from bench.errors import BadInput
-from bench.plugins.create import DEFENSES, AttackChoice, Named, create, create_attack
+from bench.plugins.create import BASE, DEFENSES, AttackChoice, Named, create, create_attack
 from bench.randomness import RandomnessModel, read_randomness
 from bench.spec import parse
 
@@ -29,6 +31,7 @@ def plan(
     setup: Setup | None = None,
     model: nn.Module | None = None,
     note: Callable[[str], None] = _ignore,
+    objects: Mapping[str, Named[Any]] = MappingProxyType({}),
 ) -> list[Evaluation]:
     """All evaluations of a request, each base before the first row that needs it, none twice.
 
@@ -38,6 +41,8 @@ def plan(
         model: the user's own network in place of a classifier.
         note: called with what a user should know: where a gradient is not
             offered, a default was taken, a step is too long; each once.
+        objects: defenses, attacks and data sets that Python gave, by the text that stands for them
+            in the request.
 
     Raises:
         BadInput: for anything that cannot work, before anything is computed.
@@ -46,16 +51,33 @@ def plan(
         raise BadInput(
             "no defense or no attack given: add --defense NAME and --attack NAME (see `bench list`)"
         )
-    defenses = [create(DEFENSES, parse(text)) for text in request.defenses]
+    defenses: list[Named[Defense[Any]]] = [
+        objects.get(text) or create(DEFENSES, parse(text)) for text in request.defenses
+    ]
     note = _once(note)
-    choices = [_chosen(text, request, note) for text in request.attacks]
+    choices = [_chosen(text, request, note, objects) for text in request.attacks]
     evaluations: dict[str, Evaluation] = {}
-    for one_setup in [setup] if setup else load_setups(request, model):
+    for one_setup in [setup] if setup else load_setups(request, model, objects):
+        _look(one_setup, defenses, note)
         for seed, defense, choice in product(request.seeds, defenses, choices):
             evaluation = _evaluation(one_setup, defense, choice, seed, request.build_seed, note)
             for one in filter(None, (evaluation.base(), evaluation)):
                 evaluations.setdefault(one.id, one)
     return list(evaluations.values())
+
+
+def _look(
+    setup: Setup, defenses: Sequence[Named[Defense[Any]]], note: Callable[[str], None]
+) -> None:
+    """What is to be known of images, model and modules before their evaluations are planned."""
+    for text in setup.images.notes:
+        note(text)
+    for defense in defenses:
+        if isinstance(defense.plugin, ModuleDefense):
+            sample = setup.images.first(min(4, len(setup.images)))
+            defense.plugin.look(setup.classifier.num_classes, sample.pixels())
+    if setup.has_own_randomness and any(defense.name == BASE for defense in defenses):
+        note(OWN_RANDOMNESS)
 
 
 @dataclass(frozen=True)
@@ -107,9 +129,12 @@ def _once(note: Callable[[str], None]) -> Callable[[str], None]:
     return note_once
 
 
-def _chosen(text: str, request: Request, note: Callable[[str], None]) -> _Choice:
+def _chosen(
+    text: str, request: Request, note: Callable[[str], None], objects: Mapping[str, Named[Any]]
+) -> _Choice:
     """The attack of a spec; its settings and the request's must not contradict each other."""
-    choice = create_attack(text)
+    own = objects.get(text)
+    choice = AttackChoice(own, None, None) if own else create_attack(text)
     gradient, randomness = _settings(choice, text, request)
     asked = parse(request.randomness or choice.randomness or "fresh")
     if asked.name in ("eot", "replay-set") and "k" not in asked.options:

@@ -71,8 +71,12 @@ class Classifier(DefendedClassifier):
             "std", torch.tensor(std or (1.0,)).reshape(1, -1, 1, 1), persistent=False
         )
 
-    def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """Logits (n, num_classes)."""
+    def forward(self, images: Tensor, noise: Noise | None = None) -> Tensor:
+        """Logits (n, num_classes).
+
+        Without noise a stochastic one draws from the global generator: a module around it that
+        takes no noise runs under one of its own.
+        """
         return self._run(self.network, images, noise)
 
     def views(self) -> tuple[str, ...]:
@@ -93,10 +97,12 @@ class Classifier(DefendedClassifier):
             set_training(part, mode)
         return self
 
-    def _run(self, network: Callable[[Tensor], Any], images: Tensor, noise: Noise) -> Tensor:
+    def _run(
+        self, network: Callable[[Tensor], Any], images: Tensor, noise: Noise | None
+    ) -> Tensor:
         if self.normalised:
             images = (images - self.mean) / self.std
-        if not self.stochastic:
+        if not self.stochastic or noise is None:
             if not self.alone:
                 return self._answer(network, images)
             return torch.cat([self._answer(network, image[None]) for image in images])

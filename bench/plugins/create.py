@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from bench.errors import BadInput, one_line
+from bench.plugins.code import code_sha256
 from bench.plugins.registry import Alias, Registry
 from bench.spec import Params, Spec, canonical, identity_params, nearest, parse, read_params, unnest
 
@@ -61,12 +62,14 @@ class Named(Generic[T]):
         spec: the canonical printed form.
         plugin: the instance.
         given: the parameters that the user wrote; the others took their defaults.
+        source: hash of the code, where Python gave the plugin as an object.
     """
 
     name: str
     spec: str
     plugin: T
     given: tuple[str, ...]
+    source: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -77,11 +80,9 @@ class Named(Generic[T]):
         """
         plugin = cast(Any, self.plugin)
         path, _, name = self.name.rpartition("@")
-        source = (
-            {"source": hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()}
-            if path
-            else {}
-        )
+        source = {"source": self.source} if self.source else {}
+        if path:
+            source["source"] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
         return {
             "name": name,
             "version": plugin.version,
@@ -114,6 +115,30 @@ def create(registry: Registry[T], spec: Spec) -> Named[T]:
             f"{registry.kind} {spec.name!r} cannot be made ({one_line(error)}): fix its __init__"
         ) from error
     return Named(spec.name, canonical(spec.name, params, positional), plugin, given)
+
+
+def named(registry: Registry[T], given: T | type[T]) -> Named[T]:
+    """A plugin that Python gives as an instance, or as a class with its default parameters.
+
+    A registered class goes by its registered name. Another one goes by its own, and its code
+    enters the identity.
+
+    Raises:
+        BadInput: where it is no plugin of this kind, or cannot be made without parameters.
+    """
+    kind = cast(Any, given if isinstance(given, type) else type(given))
+    registry.check(kind, kind.__name__)
+    plugin = cast(Any, kind() if isinstance(given, type) else given)
+    known = registry.name_of(kind)
+    name = known or kind.__name__
+    positional: str | None = getattr(kind, "positional", None)
+    return Named(
+        name,
+        canonical(name, plugin.params, positional),
+        plugin,
+        tuple(sorted(plugin.params.model_fields_set)),
+        "" if known else code_sha256(kind),
+    )
 
 
 @dataclass(frozen=True)

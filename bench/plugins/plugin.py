@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from bench.spec import Params
+from bench.spec import Params, own_params
 
 P = TypeVar("P", bound=Params)
 
@@ -23,5 +23,5 @@ class Plugin(ABC, Generic[P]):
     positional: ClassVar[str | None] = None
     version: ClassVar[int] = 1
 
-    def __init__(self, params: P) -> None:
-        self.params = params
+    def __init__(self, params: P | None = None, /, **parameters: Any) -> None:
+        self.params: P = own_params(self, params, parameters)

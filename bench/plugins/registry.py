@@ -96,6 +96,13 @@ class Registry(Generic[T]):
         matches = [one for one in known if one.lower() == name.lower()]
         return matches[0] if len(matches) == 1 else name
 
+    def name_of(self, plugin: type[T]) -> str:
+        """The name under which a class is registered; empty where it is not."""
+        home = f"{plugin.__module__}:{plugin.__qualname__}"
+        installed = (name for name, point in self._entry_points().items() if point.value == home)
+        local = (name for name, one in self._local.items() if one is plugin)
+        return next(installed, None) or next(local, "")
+
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted({*self._entry_points(), *self._local})
