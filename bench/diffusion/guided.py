@@ -20,7 +20,8 @@ from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.source import DiffusionSource
 from bench.diffusion.unet import build_unet
 from bench.errors import BadInput
-from bench.models.file import fill_exactly, frozen, read_state
+from bench.models.checkpoint import read_state
+from bench.models.file import fill_exactly, frozen
 from bench.plugins.registry import existing_file
 from bench.spec import Integers, Params
 
@@ -78,10 +79,10 @@ class Guided(DiffusionSource[GuidedParams]):
         asked = self.params
         _check(asked)
         path = _existing(asked.path)
+        # Before the network: building it takes a minute.
+        state = dict(converted(read_state(path, path.read_bytes()), asked, path))
         network = build_unet(configuration(asked))
-        fill_exactly(
-            network, dict(converted(read_state(path, path.read_bytes()), asked, path)), path
-        )
+        fill_exactly(network, state, path)
         published = asked == GuidedParams(path=asked.path)
         trained_on = ("imagenet/train",) if published else ()
         return frozen(

@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType
@@ -76,7 +77,10 @@ def _torchscript(module: torch.jit.ScriptModule) -> str:
     the process has seen.
     """
     buffer = io.BytesIO()
-    torch.jit.save(module, buffer)
+    with warnings.catch_warnings():
+        # torch.jit is deprecated as a whole, which users of it know.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.save(module, buffer)
     with zipfile.ZipFile(buffer) as archive:
         members = [
             (re.sub(_MANGLED, "", name), re.sub(_MANGLED.encode(), b"", archive.read(name)))

@@ -165,9 +165,7 @@ def _check_shape(classifier: DefendedClassifier, output: object, n: int) -> None
     todo = "return one row of K logits an image"
     if isinstance(got, tuple) and len(got) == 2 and got[0] == n:
         todo = wrong_classes(got[1], classifier.num_classes).partition(": ")[2]
-    raise BadInput(
-        f"the classifier returned {got} where logits {expected} were expected: {todo}"
-    )
+    raise BadInput(f"the classifier returned {got} where logits {expected} were expected: {todo}")
 
 
 def _check_outputs_are_logits(classifier: DefendedClassifier, images: Tensor) -> Iterator[Finding]:

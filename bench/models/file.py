@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bench.errors import BadInput, one_line
+from bench.models.checkpoint import State, read_state, read_states
 from bench.models.classifier import Classifier
-from bench.models.nets import build, wrong_channels, wrong_classes
+from bench.models.fitting import (
+    check_surplus,
+    check_values,
+    expected_state,
+    find,
+    normalisation,
+    surplus_message,
+)
+from bench.models.nets import build
 from bench.models.source import ClassifierSource
 from bench.plugins.registry import existing_file
 from bench.spec import Numbers, Params
 
 _MANIFEST = "MANIFEST.json"
 _TRAINED_ON = {"mnist": ("mnist/train",), "cifar": ("cifar10/train",)}
-_EXPORT = "export the state dict to safetensors (safetensors.torch.save_file)"
-
+_LARGEST_MEAN = 2.0
+"""No mean of pixels in [0, 1] is larger; those of pixels up to 255 are."""
 
 M = TypeVar("M", bound=nn.Module)
 B = TypeVar("B", bound=BaseModel)
@@ -55,12 +60,15 @@ class Description(BaseModel):
 
 
 class FileParams(Params):
-    path: str = Field(description="weights: .safetensors, or .pt/.pth with a state dict")
+    path: str = Field(description="weights: safetensors, or a checkpoint of torch.save")
     arch: str = Field("", description="architecture, where no JSON file beside the weights says it")
     mean: Numbers = Field(
         (), description="mean of each channel; without it images are not normalised"
     )
     std: Numbers = Field((), description="standard deviation of each channel")
+    key: str = Field(
+        "", description="which weights, where the file holds several for the network, such as ema"
+    )
 
 
 class File(ClassifierSource[FileParams]):
@@ -76,7 +84,8 @@ class File(ClassifierSource[FileParams]):
         used.
         """
         path = existing_file(self.params.path, "file:PATH")
-        return read_classifier(path, self._description(path), num_classes, channels)
+        about = self._description(path)
+        return read_classifier(path, about, num_classes, channels, self.params.key)
 
     def _description(self, path: Path) -> Description:
         described = describe(path)
@@ -139,18 +148,22 @@ def validated(kind: type[B], content: Any, what: str) -> B:
         ) from None
 
 
-def read_classifier(path: Path, about: Description, num_classes: int, channels: int) -> Classifier:
-    """The classifier whose weights lie in `path`, frozen, in evaluation mode.
+def read_classifier(
+    path: Path, about: Description, num_classes: int, channels: int, key: str = ""
+) -> Classifier:
+    """The classifier whose weights lie in `path`, frozen, in evaluation mode; `key` says which of
+    several weights.
 
     Raises `BadInput` where the file is damaged, is not the one described, or does not fit
     architecture or data set.
     """
-    return assemble(path, read_verified(path, about.sha256), about, num_classes, channels)
+    states = read_states(path, verified_content(path, about.sha256))
+    return assemble(path, states, about, num_classes, channels, key)
 
 
-def read_verified(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The state dict in a weights file. Raises `BadInput` where its SHA-256 is another one; an
-    empty one is not compared.
+def verified_content(path: Path, sha256: str) -> bytes:
+    """The bytes of a file. Raises `BadInput` where their SHA-256 is another one; an empty one is
+    not compared.
     """
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -158,30 +171,69 @@ def read_verified(path: Path, sha256: str) -> dict[str, Tensor]:
         raise BadInput(
             f"{path} has SHA-256 {digest}, but its description says {sha256}: get the right file"
         )
-    return read_state(path, content)
+    return content
+
+
+def read_verified(path: Path, sha256: str) -> State:
+    """The state dict in a weights file, once its SHA-256 is compared."""
+    return read_state(path, verified_content(path, sha256))
 
 
 def assemble(
-    path: Path, state: dict[str, Tensor], about: Description, num_classes: int, channels: int
+    path: Path,
+    states: Mapping[str, State],
+    about: Description,
+    num_classes: int,
+    channels: int,
+    key: str = "",
 ) -> Classifier:
-    """The described classifier with this state, frozen, in evaluation mode; `path` is where the
-    state came from.
+    """The described classifier with the fitting one of these states, frozen, in evaluation mode;
+    `path` is where they came from.
 
-    Raises `BadInput` where the state does not fit architecture or data set.
+    Raises `BadInput` where no state fits architecture and data set.
     """
     network = build(about.arch, num_classes, channels)
-    fill(network, state, path)
-    check_normalisation(path, about.mean, channels)
+    brought, surplus = normalisation(load(network, states, path, key))
+    check_surplus(path, surplus)
+    mean, std = _settled(path, about, brought, channels)
+    check_normalisation(path, mean, channels)
     trained_on = about.trained_on or _TRAINED_ON.get(about.dataset, ())
     return frozen(
-        Classifier(
-            network,
-            num_classes,
-            mean=about.mean or None,
-            std=about.std or None,
-            trained_on=trained_on,
-        )
+        Classifier(network, num_classes, mean=mean or None, std=std or None, trained_on=trained_on)
     )
+
+
+def _settled(
+    path: Path, about: Description, brought: Mapping[str, Tensor], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std as described, or as the checkpoint brings them. Both must agree."""
+    if not brought:
+        return about.mean, about.std
+    mean, std = (
+        tuple(brought[name].double().expand(channels).tolist())
+        if brought[name].numel() == 1
+        else tuple(brought[name].double().tolist())
+        for name in ("mean", "std")
+    )
+    told = f"{path} brings a normalisation with mean {_rounded(mean)} and std {_rounded(std)}"
+    if about.mean or about.std:
+        given = torch.tensor([*about.mean, *about.std])
+        own = torch.tensor([*mean, *std])
+        if given.shape != own.shape or not torch.allclose(given, own, atol=1e-4):
+            raise BadInput(
+                f"{told}, but mean={_rounded(about.mean)}, std={_rounded(about.std)} was given: "
+                "drop one of them"
+            )
+        return about.mean, about.std
+    if max(mean) > _LARGEST_MEAN:
+        raise BadInput(
+            f"{told}, which is not of pixels in [0, 1]: make its first layer take [0, 1]"
+        )
+    return mean, std
+
+
+def _rounded(values: Sequence[float]) -> str:
+    return "+".join(f"{value:.4g}" for value in values) or "none"
 
 
 def frozen(module: M) -> M:
@@ -189,19 +241,35 @@ def frozen(module: M) -> M:
     return module.eval().requires_grad_(False)
 
 
-def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """`fill_exactly` for a classifier, with a clearer message where it was made for other channels
-    or classes.
+def fill(network: nn.Module, states: Mapping[str, State], path: Path) -> None:
+    """Load the fitting one of these states into a network. Raises `BadInput` where none fits, with
+    a message of its own where it was made for other channels or classes.
     """
-    _check_ends(path, _expected(network), state)
-    fill_exactly(network, state, path)
+    check_surplus(path, load(network, states, path))
 
 
-def fill_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load(network: nn.Module, states: Mapping[str, State], path: Path, key: str = "") -> State:
+    """The same; returns the tensors that came beside, which the caller must account for."""
+    state, surplus = find(network, states, path, key)
+    check_values(path, expected_state(network), state)
+    network.load_state_dict(state, strict=False)
+    return surplus
+
+
+def fill_exactly(network: nn.Module, state: State, path: Path) -> None:
     """Load a state into a network. Raises `BadInput` for a tensor that is missing, surplus or of
-    another shape.
+    another shape or kind.
     """
-    _check_state(path, network, state)
+    expected = expected_state(network)
+    missing = sorted(set(expected) - set(state))
+    if missing:
+        raise BadInput(
+            f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all): check the "
+            "architecture"
+        )
+    if surplus := sorted(set(state) - set(network.state_dict())):
+        raise BadInput(surplus_message(path, surplus))
+    check_values(path, expected, state)
     network.load_state_dict(state, strict=False)
 
 
@@ -210,99 +278,3 @@ def check_normalisation(path: Path, mean: Sequence[float], channels: int) -> Non
     if mean and len(mean) != channels:
         counts = f"the mean has {len(mean)} numbers, but the images have {channels} channels"
         raise BadInput(f"{path}: {counts}: give one each")
-
-
-def read_state(path: Path, content: bytes) -> dict[str, Tensor]:
-    """The state dict in a weights file, by the file's suffix. Raises `BadInput` where it holds
-    anything else.
-    """
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".pt": _read_torch,
-        ".pth": _read_torch,
-        ".bin": _read_torch,
-    }
-    reader = readers.get(path.suffix)
-    if reader is None:
-        raise BadInput(f"{path} is neither .safetensors nor .pt nor .pth nor .bin: {_EXPORT}")
-    return reader(path, content)
-
-
-def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise BadInput(
-            f"{path} is not complete safetensors ({one_line(error)}): get or write it again"
-        ) from error
-    return state
-
-
-def read_torch(path: Path, content: bytes) -> Any:
-    """What a file of torch.save holds, tensors and plain containers. Raises `BadInput` where it
-    holds other objects.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Of another pickle protocol; what follows says what to do.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises many kinds, among them the pickle module's, for damaged files and for refused
-        # objects alike.
-        raise BadInput(
-            f"{path} is damaged or a pickled object, which is never unpickled: {_EXPORT}"
-        ) from error
-
-
-def _read_torch(path: Path, content: bytes) -> dict[str, Tensor]:
-    state = read_torch(path, content)
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise BadInput(f"{path} holds more than a state dict of tensors: {_EXPORT}")
-    return dict(state)
-
-
-def _expected(network: nn.Module) -> dict[str, Tensor]:
-    # A counter of training batches changes nothing here, and exporters differ in whether they keep
-    # it.
-    return {
-        key: value
-        for key, value in network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-
-
-def _check_state(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
-    expected = _expected(network)
-    missing = sorted(set(expected) - set(state))
-    if missing:
-        raise BadInput(
-            f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all): check the "
-            "architecture"
-        )
-    unexpected = sorted(set(state) - set(network.state_dict()))
-    if unexpected:
-        surplus = f"{unexpected[0]!r} ({len(unexpected)} in all)"
-        raise BadInput(f"{path} has a surplus tensor {surplus}: check the architecture")
-    for key, value in expected.items():
-        if state[key].shape != value.shape:
-            shapes = f"{tuple(state[key].shape)}, not {tuple(value.shape)}"
-            raise BadInput(
-                f"the tensor {key!r} in {path} has shape {shapes}: check the architecture"
-            )
-
-
-def _check_ends(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """The first and the last weight show the channels and classes that the network was made for."""
-    weights = [key for key, value in expected.items() if value.dim() >= 2]
-    first, last = weights[0], weights[-1]
-    if (
-        first in state
-        and state[first].dim() == 4
-        and state[first].shape[1] != expected[first].shape[1]
-    ):
-        raise BadInput(f"{path}: {wrong_channels(state[first].shape[1], expected[first].shape[1])}")
-    if last in state and state[last].dim() == 2 and state[last].shape[0] != expected[last].shape[0]:
-        raise BadInput(f"{path}: {wrong_classes(state[last].shape[0], expected[last].shape[0])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -65,9 +66,12 @@ def copied(module: M) -> M:
 
 def _reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     buffer = io.BytesIO()
-    torch.jit.save(module, buffer)
-    buffer.seek(0)
-    fresh: torch.jit.ScriptModule = torch.jit.load(buffer)
+    with warnings.catch_warnings():
+        # torch.jit is deprecated as a whole, which users of it know.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.save(module, buffer)
+        buffer.seek(0)
+        fresh: torch.jit.ScriptModule = torch.jit.load(buffer)
     return fresh
 
 
@@ -123,9 +127,7 @@ def _tensor(output: Any) -> Tensor:
         return output
     if isinstance(output, tuple | list) and len(output) == 1:
         return _tensor(output[0])
-    inner = (
-        output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    )
+    inner = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(inner, Tensor):
         return inner
     raise BadInput(

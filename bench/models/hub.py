@@ -16,13 +16,14 @@ from pydantic import Field
 from torch import nn
 
 from bench.errors import BadInput, one_line
+from bench.models.checkpoint import read_states
 from bench.models.classifier import Classifier
-from bench.models.file import check_normalisation, fill, frozen, read_state
+from bench.models.file import check_normalisation, fill, frozen
 from bench.models.nets import wrong_channels, wrong_classes
 from bench.models.source import ClassifierSource
 from bench.noise import isolated
 from bench.plugins.registry import existing_file
-from bench.spec import Params, nearest
+from bench.spec import Numbers, Params, nearest
 from bench.storage.download import offline
 
 _WEIGHTS = "model.safetensors"
@@ -41,7 +42,15 @@ _RESERVED = {
 class TimmParams(Params):
     name: str = Field(description="model name in timm, such as resnet18 or resnet18.a1_in1k")
     weights: str = Field(
-        "", description=".safetensors or .pt/.pth with a state dict; published weights where empty"
+        "", description="safetensors or a checkpoint of torch.save; published weights where empty"
+    )
+    mean: Numbers = Field((), description="mean of each channel; timm's where empty")
+    std: Numbers = Field((), description="standard deviation of each channel; timm's where empty")
+    in_chans: int = Field(
+        0,
+        ge=0,
+        description="channels that the network takes, where not those of the images: grey images "
+        "are repeated in each",
     )
 
 
@@ -59,12 +68,15 @@ class Timm(ClassifierSource[TimmParams]):
         Raises `BadInput` for an unknown name, an unfit data set, a package that is missing, or
         weights that are.
         """
-        name = self.params.name
+        name, asked = self.params.name, self.params
         about = _published(name)
-        if self.params.weights:
-            path = existing_file(self.params.weights, "timm:NAME,weights=PATH")
+        takes = asked.in_chans or channels
+        if takes != channels and channels != 1:
+            raise BadInput(wrong_channels(takes, channels))
+        if asked.weights:
+            path = existing_file(asked.weights, "timm:NAME,weights=PATH")
         else:
-            _check_fit(about.num_classes, about.input_size[0], num_classes, channels)
+            _check_fit(about.num_classes, about.input_size[0], num_classes, takes)
             if not about.hf_hub_id:
                 raise BadInput(
                     f"timm publishes no weights for {name!r} on the hub: give weights=PATH"
@@ -72,8 +84,24 @@ class Timm(ClassifierSource[TimmParams]):
             path = from_hub(
                 about.hf_hub_id, about.hf_hub_filename or _WEIGHTS, None, "weights=PATH"
             )
-        network = _build(name, num_classes, channels, {})
-        return _assembled(network, path, about.mean, about.std, num_classes, channels)
+        mean, std = self._normalisation(about, takes)
+        network = _build(name, num_classes, takes, {})
+        # Grey images become as many channels as the mean has.
+        return _assembled(network, path, mean, std, num_classes, takes)
+
+    def _normalisation(
+        self, about: Any, channels: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        asked = self.params
+        if bool(asked.mean) != bool(asked.std):
+            raise BadInput("mean= and std= belong together: give both, or neither for timm's own")
+        mean, std = asked.mean or _floats(about.mean), asked.std or _floats(about.std)
+        if len(mean) != channels:
+            raise BadInput(
+                f"the mean of timm:{self.params.name} has {len(mean)} numbers, but the network "
+                f"takes {channels} channels: give mean= and std= with {channels} each"
+            )
+        return mean, std
 
 
 class HfParams(Params):
@@ -257,5 +285,5 @@ def _assembled(
     channels: int,
 ) -> Classifier:
     check_normalisation(path, mean, channels)
-    fill(network, read_state(path, path.read_bytes()), path)
+    fill(network, read_states(path, path.read_bytes()), path)
     return frozen(Classifier(network, num_classes, mean=mean, std=std))

@@ -95,11 +95,20 @@ class FlatCNN(nn.Module):
 
 
 class LayerList(nn.Sequential):
-    """A plain network from a list of layers.
+    """A network from a list of layers.
 
-    A layer is `["conv", in, out, kernel, stride, padding]`, `["relu"]`, `["flat"]` or `["lin", in,
-    out]`. Keys of the state are `0.weight`, `0.bias` and so on, by place in the list. Raises
-    `BadInput` for a layer that cannot be built, or a last layer that is not linear.
+    | layer | |
+    |---|---|
+    | `["conv", in, out, kernel, stride, padding]` | convolution |
+    | `["lin", in, out]` | linear layer |
+    | `["bn", channels]` | batch normalisation of maps |
+    | `["relu"]`, `["flat"]` | ReLU; maps to a vector |
+    | `["pool", kernel, stride, padding]` | max pooling; the stride is the kernel by default |
+    | `["avgpool", kernel, stride, padding]` | average pooling; `["avgpool"]` over the whole map |
+    | `["add", place]` | adds the output of the layer at that place in the list, from 0 |
+
+    Keys of the state are `0.weight`, `0.bias` and so on, by place in the list. Raises `BadInput`
+    for a layer that cannot be built, or a last layer that is not linear.
     """
 
     version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
@@ -114,17 +123,57 @@ class LayerList(nn.Sequential):
 
     def features(self, x: Tensor) -> Tensor:
         """Images (n, C, H, W) to the input of the last layer (n, d)."""
-        for layer in list(self)[:-1]:
-            x = layer(x)
+        return self._run(x, len(self) - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, C, H, W) to logits (n, K)."""
+        return self._run(x, len(self))
+
+    def _run(self, x: Tensor, count: int) -> Tensor:
+        layers = list(self)[:count]
+        wanted = {layer.place for layer in layers if isinstance(layer, _Add)}
+        kept: dict[int, Tensor] = {}
+        for place, layer in enumerate(layers):
+            x = x + kept[layer.place] if isinstance(layer, _Add) else layer(x)
+            if place in wanted:
+                kept[place] = x
         return x
 
 
-# Each kind of layer with the smallest value that each of its numbers may take.
-_LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
-    "conv": (nn.Conv2d, (1, 1, 1, 1, 0)),
-    "relu": (nn.ReLU, ()),
-    "flat": (nn.Flatten, ()),
-    "lin": (nn.Linear, (1, 1)),
+class _Add(nn.Module):
+    """The sum with the output of the layer at `place`; a residual connection."""
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+
+class _GlobalAverage(nn.AdaptiveAvgPool2d):
+    """Maps (n, C, H, W) to (n, C, 1, 1)."""
+
+    version: ClassVar[int] = 1  # part of the fingerprint: raise it when the outputs change
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+# Each kind of layer with the smallest value that each of its numbers may take, and how many of them
+# must be given.
+_LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], int]] = {
+    "conv": (nn.Conv2d, (1, 1, 1, 1, 0), 5),
+    "relu": (nn.ReLU, (), 0),
+    "flat": (nn.Flatten, (), 0),
+    "lin": (nn.Linear, (1, 1), 2),
+    "bn": (nn.BatchNorm2d, (1,), 1),
+    "pool": (nn.MaxPool2d, (1, 1, 0), 1),
+    "avgpool": (
+        lambda *numbers: nn.AvgPool2d(*numbers) if numbers else _GlobalAverage(),
+        (1, 1, 0),
+        0,
+    ),
+    "add": (_Add, (0,), 1),
 }
 
 
@@ -135,14 +184,20 @@ def _layer(place: int, layer: tuple[Any, ...]) -> nn.Module:
             f"layer {place} of the architecture is of unknown kind "
             f"{kind!r}.{nearest(str(kind), _LAYERS)}"
         )
-    make, lowest = _LAYERS[kind]
-    fits = len(numbers) == len(lowest) and all(
-        type(number) is int and number >= low for number, low in zip(numbers, lowest, strict=True)
+    make, lowest, least = _LAYERS[kind]
+    fits = least <= len(numbers) <= len(lowest) and all(
+        type(number) is int and number >= low for number, low in zip(numbers, lowest, strict=False)
     )
     if not fits:
+        sizes = str(least) if least == len(lowest) else f"{least} to {len(lowest)}"
         raise BadInput(
             f"layer {place} of the architecture, {list(layer)}, is wrong: {kind} takes "
-            f"{len(lowest)} sizes"
+            f"{sizes} sizes"
+        )
+    if kind == "add" and numbers[0] >= place:
+        raise BadInput(
+            f"layer {place} of the architecture adds layer {numbers[0]}, which comes no earlier: "
+            "name one before it"
         )
     return make(*numbers)
 
@@ -167,12 +222,12 @@ def _wide(depth: int, factor: int) -> Builder:
     return lambda num_classes, channels: WideResNet(depth, factor, num_classes, channels)
 
 
+_CIFAR_BLOCKS = (1, 2, 3, 4, 5, 7, 9, 18)
+
 ARCHITECTURES: dict[str, Builder] = {
-    "resnet20": _cifar(3, projection=False),
-    "resnet20-projection": _cifar(3, projection=True),
-    "resnet56": _cifar(9, projection=False),
-    "resnet56-projection": _cifar(9, projection=True),
-    "resnet110-projection": _cifar(18, projection=True),
+    # He et al. 2016, section 4.2: 6 n + 2 layers for n blocks a stage.
+    **{f"resnet{6 * n + 2}": _cifar(n, projection=False) for n in _CIFAR_BLOCKS},
+    **{f"resnet{6 * n + 2}-projection": _cifar(n, projection=True) for n in _CIFAR_BLOCKS},
     "resnet18": _full_width((2, 2, 2, 2), bottleneck=False),
     "resnet50": _full_width((3, 4, 6, 3), bottleneck=True),
     "wrn16-4": _wide(16, 4),

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.errors import BadInput
+from bench.models.checkpoint import read_state
 from bench.models.classifier import Classifier
-from bench.models.file import Description, assemble, read_state
+from bench.models.file import Description, assemble
 from bench.models.published import unzipped
 from bench.models.source import ClassifierSource
 from bench.spec import Params, nearest
@@ -85,7 +86,7 @@ class Pytorchcv(ClassifierSource[PytorchcvParams]):
         file = f"{name}-{error}-{sha1[:8]}.pth"
         path = unzipped(f"pytorchcv/{file}", f"{_RELEASES}/{release}/{file}.zip", f"sha1:{sha1}")
         state = renamed(read_state(path, path.read_bytes()))
-        return assemble(path, state, description(name), num_classes, channels)
+        return assemble(path, {"": state}, description(name), num_classes, channels)
 
 
 def description(name: str) -> Description:

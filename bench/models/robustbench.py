@@ -23,8 +23,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench.errors import BadInput, one_line
+from bench.models.checkpoint import read_torch
 from bench.models.classifier import Classifier
-from bench.models.file import fill, frozen, read_torch
+from bench.models.file import fill, frozen
 from bench.models.nets import wrong_channels, wrong_classes
 from bench.models.published import trusted
 from bench.models.source import ClassifierSource
@@ -73,7 +74,7 @@ class Robustbench(ClassifierSource[RobustbenchParams]):
         network = build_network(asked.name, entry)
         fill(
             network,
-            fitted(checkpoint_state(read_torch(path, path.read_bytes()), path), network),
+            {"": fitted(checkpoint_state(read_torch(path, path.read_bytes()), path), network)},
             path,
         )
         return frozen(Classifier(network, num_classes, trained_on=(f"{asked.dataset}/train",)))

@@ -1,6 +1,7 @@
 """`guided:PATH`, against an independent forward pass."""
 
 import math
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,17 @@ def test_guided_names_imagenet_for_the_published_network_alone(monkeypatch, tmp_
             Guided(GuidedParams(path=str(tmp_path / "net.pt"), **changes)).load().trained_on
             == expected
         )
+
+
+def bomb(path, size=2 * 10**8):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * size)
+    return path
+
+
+def test_guided_refuses_other_files_before_it_builds(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.diffusion.guided.build_unet", None)
+    (tmp_path / "words").write_text("root:x:0:0:root:/root:/bin/bash\n")
+    for path, word in ((tmp_path / "words", "neither"), (bomb(tmp_path / "bomb.pt"), "unpack to")):
+        text = message(lambda path=path: Guided(GuidedParams(path=str(path))).load())
+        assert word in text and "\n" not in text

@@ -127,3 +127,35 @@ def test_hub_failures_are_one_line(monkeypatch):
     assert "(OSError: no route)" in message(
         lambda: hub.from_hub("a/b", "model.safetensors", None, "weights=PATH")
     )
+
+
+def test_timm_takes_a_normalisation_of_yours(made, tmp_path):
+    torch.save({"state_dict": made.state_dict()}, tmp_path / "w.tar")
+    own = {"weights": str(tmp_path / "w.tar"), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    classifier = Timm(TimmParams(name=NAME, **own)).load(10, 3)
+    mean, std = (torch.tensor(own[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    assert torch.equal(classifier(IMAGES, noise()), made((IMAGES - mean) / std))
+    del own["std"]
+    assert "belong together" in message(lambda: Timm(TimmParams(name=NAME, **own)).load(10, 3))
+
+
+def test_timm_on_grey_images(timm, made, tmp_path):
+    with isolated(1):
+        grey = timm.create_model(NAME, num_classes=10, in_chans=1).eval()
+    torch.save(grey.state_dict(), tmp_path / "grey.pt")
+    torch.save(made.state_dict(), tmp_path / "colour.pt")
+    images = IMAGES[:, :1]
+    params = {"name": NAME, "weights": str(tmp_path / "grey.pt")}
+    text = message(lambda: Timm(TimmParams(**params)).load(10, 1))
+    assert "give mean= and std= with 1" in text
+    one = Timm(TimmParams(**params, mean=(0.5,), std=(0.25,))).load(10, 1)
+    assert torch.equal(one(images, noise()), grey((images - 0.5) / 0.25))
+    # A network of colour images sees a grey one in each of its channels.
+    params["weights"] = str(tmp_path / "colour.pt")
+    three = Timm(TimmParams(**params, in_chans=3)).load(10, 1)
+    cfg = made.pretrained_cfg
+    mean, std = (torch.tensor(cfg[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    assert torch.equal(three(images, noise()), made((images.expand(-1, 3, -1, -1) - mean) / std))
+    assert "takes 1 channels, but the images have 3" in message(
+        lambda: Timm(TimmParams(**params, in_chans=1)).load(10, 3)
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from bench.models.nets import ARCHITECTURES, build
 from tests.models.helpers import LAYERS, count
@@ -58,6 +59,43 @@ def test_layer_list():
     assert torch.equal(network(images), network[5](network.features(images)))
 
 
+def test_layer_list_with_pools_and_a_residual_sum():
+    layers = [
+        ["conv", 1, 4, 3, 1, 1],
+        ["relu"],
+        ["conv", 4, 4, 3, 1, 1],
+        ["bn", 4],
+        ["add", 1],
+        ["pool", 2],
+        ["avgpool", 3, 2, 1],
+        ["avgpool"],
+        ["flat"],
+        ["lin", 4, 3],
+    ]
+    network = build(layers, 3, 1).eval()
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    first = F.relu(network[0](images))
+    total = network[3](network[2](first)) + first
+    maps = F.avg_pool2d(F.max_pool2d(total, 2), 3, 2, 1)
+    assert torch.equal(network(images), network[9](maps.mean((2, 3))))
+    assert torch.equal(network[9](network.features(images)), network(images))
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 26, 32, 44, 56, 110])
+@pytest.mark.parametrize("shortcut", ["", "-projection"])
+def test_cifar_resnets_have_their_depth(depth, shortcut):
+    """He et al. 2016, section 4.2: 6 n + 2 layers with weights."""
+    network = build(f"resnet{depth}{shortcut}", 10, 3)
+    kinds = [
+        layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and "shortcut" not in name
+    ]
+    assert len(kinds) == depth
+    shortcuts = [name for name in network.state_dict() if "shortcut" in name]
+    assert bool(shortcuts) == bool(shortcut)
+
+
 def test_build_depends_on_its_seed_only():
     one, same, other = (build("cnn", 10, 1, seed).linear.weight for seed in (3, 3, 4))
     assert torch.equal(one, same)
@@ -66,7 +104,9 @@ def test_build_depends_on_its_seed_only():
 
 def test_bad_architectures():
     assert "resnet20" in message(lambda: build("resnet-20", 10, 3))
-    assert "unknown kind 'pool'" in message(lambda: build([["pool", 2]], 3, 1))
+    assert "unknown kind 'gelu'" in message(lambda: build([["gelu", 2]], 3, 1))
+    assert "pool takes 1 to 3 sizes" in message(lambda: build([["pool"]], 3, 1))
+    assert "comes no earlier" in message(lambda: build([["relu"], ["add", 1], ["lin", 2, 3]], 3, 1))
     assert "layer 0" in message(lambda: build([[]], 3, 1))
     assert "conv takes 5 sizes" in message(lambda: build([["conv", 1, 2]], 3, 1))
     assert "lin takes 2 sizes" in message(lambda: build([["lin", -1, 3]], 3, 1))
