@@ -11,9 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.commands.arguments import AsJson, BatchSize, DataRoot, Device, Memory, takes_request
+from bench.commands.arguments import (
+    AsJson,
+    BatchSize,
+    DataRoot,
+    Device,
+    Memory,
+    completion,
+    takes_request,
+)
 from bench.engine.request import Request, read_suite
 from bench.errors import BadInput
+from bench.plugins.create import (
+    ATTACKS,
+    CLASSIFIERS,
+    DATASETS,
+    DEFENSES,
+    DIFFUSION_MODELS,
+    MODIFIERS,
+    STUDIES,
+)
 
 if TYPE_CHECKING:
     from bench.engine.evaluation import Evaluation
@@ -211,7 +228,12 @@ def gallery(
 def study(
     request: Request,
     spec: Annotated[
-        str, typer.Argument(metavar="STUDY", help="study spec, such as theorem:trials=1000")
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="study spec, such as theorem:trials=1000",
+            autocompletion=completion(STUDIES),
+        ),
     ],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     batch_size: BatchSize = None,
@@ -250,8 +272,6 @@ def list_plugins(
     as_json: AsJson = False,
 ) -> None:
     """List what is registered."""
-    from bench.plugins.create import MODIFIERS
-
     kinds = _registries()
     if kind != "all" and kind not in kinds:
         raise BadInput(f"unknown kind {kind!r}: use {', '.join(kinds)} or all")
@@ -271,15 +291,6 @@ def list_plugins(
 
 
 def _registries() -> dict[str, Any]:
-    from bench.plugins.create import (
-        ATTACKS,
-        CLASSIFIERS,
-        DATASETS,
-        DEFENSES,
-        DIFFUSION_MODELS,
-        STUDIES,
-    )
-
     named = {
         "defenses": DEFENSES,
         "attacks": ATTACKS,
@@ -294,7 +305,10 @@ def info(
     name: Annotated[
         str,
         typer.Argument(
-            help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME"
+            help="a registered name, KIND/NAME where several kinds have it, or FILE.py@NAME",
+            autocompletion=completion(
+                DEFENSES, ATTACKS, DATASETS, CLASSIFIERS, DIFFUSION_MODELS, STUDIES
+            ),
         ),
     ],
     as_json: AsJson = False,
@@ -314,7 +328,8 @@ def check(
     plugin: Annotated[
         str,
         typer.Argument(
-            help="spec of a defense or an attack, such as my_defense.py@MyDefense:sigma=0.1"
+            help="spec of a defense or an attack, such as my_defense.py@MyDefense:sigma=0.1",
+            autocompletion=completion(DEFENSES, ATTACKS),
         ),
     ],
     dataset: Annotated[
@@ -358,7 +373,10 @@ def new(
 
 @app.command()
 def train(
-    dataset: Annotated[str, typer.Argument(help="data set spec, such as mnist5k")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="data set spec, such as mnist5k", autocompletion=completion(DATASETS)),
+    ],
     out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
     arch: Annotated[str, typer.Option(help="architecture")] = "cnn",
     seed: Annotated[int, typer.Option(help="seed of initialisation, order and augmentation")] = 0,
@@ -382,7 +400,10 @@ def train(
 
 @app.command("train-diffusion")
 def train_diffusion(
-    dataset: Annotated[str, typer.Argument(help="data set spec, such as mnist5k")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="data set spec, such as mnist5k", autocompletion=completion(DATASETS)),
+    ],
     out: Annotated[Path, typer.Option(help="folder to write, in the layout of diffusers")],
     seed: Annotated[int, typer.Option(help="seed of initialisation, order, times and noise")] = 0,
     steps: Annotated[

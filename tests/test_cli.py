@@ -590,3 +590,62 @@ def test_without_a_command_the_help_is_shown(capsys):
     assert execute([]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Usage: bench") and "\n  gallery " in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("run --defense random-re", "random-resize"),
+        ("run --attack pg", "pgd"),
+        ("run --dataset mnist5", "mnist5k"),
+        ("run --classifier pytorch", "pytorchcv"),
+        ("info fashion", "fashion-mnist"),
+        ("study theore", "theorem"),
+        ("check jpe", "jpeg"),
+        ("train pneu", "pneumoniamnist"),
+    ],
+)
+def test_the_shell_completes_names_without_torch(typed, expected):
+    words = ["bench", *typed.split()]
+    code = (
+        "import sys\nfrom bench.cli import execute\n"
+        "try: execute([])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "_BENCH_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout.split()
+
+
+def test_too_little_memory_is_one_line_that_names_the_batch_size(capsys, tmp_path):
+    (tmp_path / "big.py").write_text(
+        "import torch\nfrom bench import Defense, Wrapper\n"
+        "class Greedy(Wrapper):\n"
+        "    def forward_pass(self, gradient='full', view='logits'):\n"
+        "        inner = self.inner(gradient, view)\n"
+        "        def run(images, noise):\n"
+        "            if len(images) > 8: torch.empty(2**55)\n"
+        "            return inner(images, noise)\n"
+        "        return run\n"
+        "class Big(Defense):\n"
+        "    'Wants more memory than there is for more than 8 images.'\n"
+        "    def build(self, classifier, access, noise): return Greedy(classifier)\n"
+    )
+    run = ["run", "--defense", f"{tmp_path}/big.py@Big", "--attack", "null", *TOY]
+    code, stdout, stderr = call(capsys, *run, "--out", str(tmp_path / "r"), "--batch-size", "20")
+    assert code == 1 and "Traceback" not in stdout + stderr
+    assert "out of memory on cpu with --batch-size 20: give a smaller one, such as 5" in stderr
+    code, *_ = call(capsys, *run, "--out", str(tmp_path / "r"), "--batch-size", "5")
+    assert code == 0

@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from bench.engine.request import Request, option_name, read_request
+from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
+from bench.plugins.registry import Registry
 from bench.storage.data_root import rooted
 
 
@@ -50,6 +52,27 @@ Memory = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+def completion(*registries: Registry[Any]) -> Callable[[str], list[tuple[str, str]]]:
+    """Shell completion: registered names, with their descriptions, that begin with what is
+    typed. Only entry points are read.
+    """
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        typed = incomplete.lower()
+        entries = [entry for registry in registries for entry in registry.entries()]
+        return [(one.name, one.summary) for one in entries if one.name.lower().startswith(typed)]
+
+    return complete
+
+
+_names = {
+    "defense": completion(DEFENSES),
+    "attack": completion(ATTACKS),
+    "dataset": completion(DATASETS),
+    "classifier": completion(CLASSIFIERS),
+}
+
+
 def takes_request(*, only: tuple[str, ...] = (), **helps: str) -> Callable[[Any], Any]:
     """Give a command the options of a `Request`, which it gets as its argument `request`.
 
@@ -74,7 +97,10 @@ def takes_request(*, only: tuple[str, ...] = (), **helps: str) -> Callable[[Any]
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[
-                    _typed(field.annotation), typer.Option(help=helps.get(word, field.description))
+                    _typed(field.annotation),
+                    typer.Option(
+                        help=helps.get(word, field.description), autocompletion=_names.get(word)
+                    ),
                 ],
             )
             for word, field in chosen.items()

@@ -70,6 +70,16 @@ def limited(size: str | None) -> Iterator[None]:
             os.environ[_VARIABLE] = before
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a computation failed because it asked for more memory than there is."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
 class SavedBytes:
     """Counts the bytes that autograd keeps for a backward pass inside the block, each storage once,
     but for `known` tensors.

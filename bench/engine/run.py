@@ -15,6 +15,7 @@ from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import inspect_defended
+from bench.engine.memory import is_out_of_memory
 from bench.engine.recording import make_record, now, outcomes_of
 from bench.engine.shard_check import ShardCheck
 from bench.engine.shards import Arrays, Shard, Workspace, complete, shards_of
@@ -79,7 +80,7 @@ def run_evaluations(
                 )
                 continue
             _raise_if_full(error)
-            failure = _failure(evaluation, error)
+            failure = _failure(evaluation, error, execution)
             yield Result(evaluation, failure=failure, path=_save_failure(store, failure))
 
 
@@ -98,14 +99,21 @@ def _save_failure(store: Store, failure: Failure) -> Path:
         raise BadInput(f"{full}; not written: {failure.id} failed with {error}") from full
 
 
-def _failure(evaluation: Evaluation, error: Exception) -> Failure:
+def _failure(evaluation: Evaluation, error: Exception, execution: Execution) -> Failure:
+    full = is_out_of_memory(error)
     return Failure(
         id=evaluation.id,
         title=evaluation.title,
-        error=f"{type(error).__name__}: {error}",
+        error=_out_of_memory(execution) if full else f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
         finished=now(),
     )
+
+
+def _out_of_memory(execution: Execution) -> str:
+    rows, device = execution.batch_size, execution.device
+    smaller = f"give a smaller one, such as {rows // 4 or 1}" if rows > 1 else "use another device"
+    return f"out of memory on {device} with --batch-size {rows}: {smaller}"
 
 
 def run_evaluation(

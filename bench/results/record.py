@@ -14,8 +14,8 @@ from bench.results.estimate import Estimate
 from bench.results.findings import Finding
 from bench.results.inference import Inference
 from bench.results.outcomes import Outcomes, Stages
-from bench.results.views import ViewScores
 from bench.results.targets import check_targets
+from bench.results.views import ViewScores
 from bench.storage.identity import identity_hash
 
 SCHEMA: Literal[2] = 2
@@ -345,11 +345,19 @@ class Failure(BaseModel):
     finished: str
 
 
+_FOLDERS = re.compile(
+    r"(?:(?<=[:=,\"])(?:~|\.{1,2})?/|(?<=\bimagefolder:)|(?<=\bimagenet:))[^:=,\"]*?([^/:=,\"]+)/*"
+    r"(?=[,\")]|$)"
+)
+
+
 def without_folders(spec: str) -> str:
     """A spec without the folders of its paths: npz:/data/x.npz becomes npz:x.npz, but step=2/255
-    stays.
+    stays. So do a hub's names, such as hf:organisation/model.
     """
-    return re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", spec)
+    spec = re.sub(r"[^:=,]*/([^/:=,]*\.[A-Za-z])", r"\1", spec)
+    # A folder has no ending: it is told by how its path begins, or by who takes a folder.
+    return _FOLDERS.sub(r"\1", spec)
 
 
 def file_stem(title: Title, identity: str) -> str:
