@@ -26,7 +26,11 @@ from bench.studies.study import IMAGES, StudySetting
 
 @runtime_checkable
 class ImageMaker(Protocol):
-    """A defense that trains on images of its own making, and gives them away."""
+    """A defense that trains on images of its own making, and gives them away.
+
+    One that does so under some of its parameters only has an attribute `makes_images` that says
+    whether it does now.
+    """
 
     def training_images(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
@@ -120,6 +124,11 @@ def check_maker(plugin: object, spec: str) -> ImageMaker:
         raise BadInput(
             f"defense {spec!r} trains on no images of its own making, which this study looks at: "
             "leave it out"
+        )
+    if not getattr(plugin, "makes_images", True):
+        raise BadInput(
+            f"defense {spec!r} trains on no fixed set of images, which this study looks at: give "
+            "mode=staged"
         )
     return plugin
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from bench.engine.build import build
-from bench.errors import BadInput
 from bench.spec import Specs
 from bench.storage.artifacts import empty_cache
 from bench.studies.deployed import DefenseStudy, evaluation_of
@@ -62,7 +62,8 @@ class Timing(DefenseStudy[TimingParams]):
     the network, and seconds?
 
     Passes are counted, for each image and iteration (of the synthesis; of the training an epoch),
-    beside those that the method claims. Seconds are wall time for 10,000 images, on this
+    beside those that the method claims; of a defense that claims none, such as a baseline in two
+    stages, for each image in all. Seconds are wall time for 10,000 images, on this
     machine and under its load. Nothing comes from the cache.
     """
 
@@ -71,7 +72,7 @@ class Timing(DefenseStudy[TimingParams]):
 
     def run(self, setting: StudySetting) -> StudyResult:
         for spec in self.params.defenses:
-            check_claims(evaluation_of(setting, spec).defense.plugin, spec)
+            check_maker(evaluation_of(setting, spec).defense.plugin, spec)
         table = pd.DataFrame(
             [row for spec in self.params.defenses for row in stages(setting, spec)]
         )
@@ -82,21 +83,11 @@ class Timing(DefenseStudy[TimingParams]):
         )
 
 
-def check_claims(plugin: object, spec: str) -> Claims:
-    """Raise `BadInput` for a defense that makes no images, or does not say what that costs."""
-    check_maker(plugin, spec)
-    if not isinstance(plugin, Claims):
-        raise BadInput(
-            f"defense {spec!r} does not say what its method costs: give it a method "
-            "`claimed_passes`, or leave it out"
-        )
-    return plugin
-
-
 def stages(setting: StudySetting, spec: str) -> Iterator[dict[str, object]]:
     """The costs of a defense's images, and of its training on them."""
     evaluation = evaluation_of(setting, spec)
-    claims = check_claims(evaluation.defense.plugin, spec).claimed_passes()
+    plugin = check_maker(evaluation.defense.plugin, spec)
+    claims = plugin.claimed_passes() if isinstance(plugin, Claims) else {}
     kind = type(evaluation.setup.classifier)
     with empty_cache():
         setting.progress(f"{evaluation.defense.spec}: synthesis")
@@ -110,16 +101,16 @@ def stages(setting: StudySetting, spec: str) -> Iterator[dict[str, object]]:
             "defense": evaluation.defense.spec,
             "stage": stage,
             "images": count,
-            **_row(passes, count, claims[stage]),
+            **_row(passes, count, claims.get(stage)),
         }
 
 
-def _row(passes: Passes, images: int, claimed: Mapping[str, int]) -> dict[str, float]:
-    iterations = claimed["iterations"]
+def _row(passes: Passes, images: int, claimed: Mapping[str, int] | None) -> dict[str, float]:
+    iterations = claimed["iterations"] if claimed else 1
     row: dict[str, float] = {"iterations": iterations}
     for name in _PASSES:
         measured = getattr(passes, name) / images / iterations
-        row |= {name: measured, f"{name}_claimed": claimed[name]}
+        row |= {name: measured, f"{name}_claimed": claimed[name] if claimed else math.nan}
     return {**row, "seconds": passes.seconds * TEN_THOUSAND / images}
 
 
@@ -163,10 +154,14 @@ def sentence(table: pd.DataFrame) -> str:
     return f"Passes an image and iteration, measured (claimed): {'; '.join(stages)}."
 
 
+def _claim(claimed: float) -> str:
+    return "" if math.isnan(claimed) else f" ({claimed:.0f})"
+
+
 def _about(row: dict[Any, Any]) -> str:
     words = ("F", "B to the image", "B to the weights")
     counts = [
-        f"{row[key]:.4g} {word} ({row[f'{key}_claimed']})"
+        f"{row[key]:.4g} {word}" + _claim(row[f"{key}_claimed"])
         for key, word in zip(_PASSES, words, strict=True)
         if row[key]
     ]

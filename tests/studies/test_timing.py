@@ -1,5 +1,7 @@
 """The study `time`: its counts, and that nothing comes from the cache."""
 
+import math
+
 import pytest
 import torch
 from bench_defenses.adversarial.objectives import OBJECTIVES
@@ -8,7 +10,7 @@ from bench_defenses.adversarial.trainer import Schedule, passes
 from bench.models.classifier import Classifier
 from bench.noise import Noise, isolated
 from bench.studies import timing
-from tests.studies.helpers import QUICK, study
+from tests.studies.helpers import QUICK, STAGED, study
 from tests.toys import message
 
 
@@ -68,9 +70,18 @@ def test_the_study_of_time_measures_anew(setting):
     assert "synthesis of " in results[0].sentence and "10000 images" in results[0].sentence
 
 
-def test_time_is_for_defenses_that_say_what_they_cost(setting):
-    assert "trains on no images of its own making" in message(
-        lambda: study("time:defenses=bit-depth").run(setting)
-    )
-    maker = type("Maker", (), {"training_images": lambda *_: None})()
-    assert "claimed_passes" in message(lambda: timing.check_claims(maker, "maker"))
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [("bit-depth", "trains on no images of its own making"), ("dfme", "give mode=staged")],
+)
+def test_time_is_for_defenses_that_make_images(setting, spec, what):
+    assert what in message(lambda: study(f"time:defenses={spec}").run(setting))
+
+
+def test_a_baseline_claims_nothing_and_is_measured_an_image(setting):
+    result = study(f"time:defenses=(dfme:{STAGED})").run(setting)
+    synthesis, training = result.tables["time"].to_dict("records")
+    assert (synthesis["iterations"], synthesis["images"]) == (1, 30)
+    # Each of ten updates of a throw-away student, whose batches are of six.
+    assert synthesis["forwards"] > 10 * 6 / 30 and training["forwards"] > 0
+    assert math.isnan(synthesis["forwards_claimed"]) and "nan" not in result.sentence

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense
 from bench.errors import BadInput
@@ -18,7 +19,7 @@ from bench_defenses.adversarial.params import ATTACKS, TrainingEps, training_bal
 from bench_defenses.adversarial.students import trained_student
 from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
 from bench_defenses.adversarial.trainer import StudentTraining
-from bench_defenses.adversarial.training_step import Descent
+from bench_defenses.adversarial.training_step import Descent, logits_of
 from bench_defenses.datafree.datafreeshield import BUDGET, DataFreeShieldParams
 from bench_defenses.datafree.synthesis import norm_layers
 from bench_defenses.generators.inundation import Inundation
@@ -160,13 +161,7 @@ class Baseline(Defense[P]):
     ) -> DefendedClassifier:
         """The trained student."""
         self._check(classifier)
-        pair = trained_pair(
-            classifier,
-            self.plan(access),
-            self.method.adaptation,
-            self._settings().from_scratch,
-            noise,
-        )
+        pair = self._pair(classifier, access, noise)
         student = (
             pair.student
             if self.params.mode == "online"
@@ -174,6 +169,24 @@ class Baseline(Defense[P]):
         )
         student.notes = (*self._notes(pair, access), *student.notes)
         return student
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the deployed student is trained on one set of images; online it meets new ones in
+        every batch.
+        """
+        return self.params.mode == "staged"
+
+    def training_images(
+        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """The images (n, C, H, W) in [0, 1] that the deployed student of two stages is trained on,
+        and the classifier's answers (n,) to them; on the CPU.
+        """
+        self._check(classifier)
+        pair = self._pair(classifier, access, noise)
+        made = self._second_images(classifier, pair, access, noise)
+        return made, logits_of(classifier, made).argmax(1).cpu()
 
     def plan(self, access: DataAccess) -> Plan:
         """How generator and student are trained."""
@@ -197,6 +210,10 @@ class Baseline(Defense[P]):
     def objective_params(self) -> dict[str, Any]:
         """Parameters of the student's objective that the defense offers."""
         return {}
+
+    def _pair(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> Pair:
+        fresh = self._settings().from_scratch
+        return trained_pair(classifier, self.plan(access), self.method.adaptation, fresh, noise)
 
     def _settings(self) -> Settings:
         params = self.params
@@ -241,7 +258,7 @@ class Baseline(Defense[P]):
         its own.
         """
         stage = self._second_params()
-        made = samples(pair.generator, classifier, self.plan(access), stage.sizes.images, noise)
+        made = self._second_images(classifier, pair, access, noise)
         training = StudentTraining(
             images=TaggedImages(made, None, Tag.SYNTHETIC),
             objective=read_objective(stage.objective or stage.training_recipe.objective),
@@ -250,6 +267,12 @@ class Baseline(Defense[P]):
             from_scratch=bool(self.params.from_scratch),
         )
         return trained_student(classifier, training, noise, self.needs)
+
+    def _second_images(
+        self, classifier: DefendedClassifier, pair: Pair, access: DataAccess, noise: Noise
+    ) -> Tensor:
+        count = self._second_params().sizes.images
+        return samples(pair.generator, classifier, self.plan(access), count, noise)
 
     def _second_params(self) -> DataFreeShieldParams:
         params = self.params
