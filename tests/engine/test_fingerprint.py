@@ -5,6 +5,7 @@ import importlib
 import logging
 import pkgutil
 import sys
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,9 +19,10 @@ from torch import nn
 import bench
 from bench.diffusion.gaussian import Gaussian
 from bench.diffusion.unet import build_unet
-from bench.engine.fingerprint import fingerprint
+from bench.engine.fingerprint import fingerprint, weights_sha256
 from bench.engine.plan import plan
 from bench.engine.request import Request
+from bench.models.classifier import Classifier
 from bench.models.nets import FlatCNN, SmallCNN, build
 from bench.noise import isolated
 from bench.results.store import read_folder
@@ -81,7 +83,7 @@ def test_every_architecture_says_its_version():
     from bench import diffusion, models
 
     kinds = list(networks_of(models, diffusion))
-    assert SmallCNN in kinds and len(kinds) == 12
+    assert SmallCNN in kinds and len(kinds) == 14
     assert all(vars(kind)["version"] == 1 for kind in kinds)
 
 
@@ -301,3 +303,76 @@ def test_a_models_hooks_are_part_of_its_identity():
         return fingerprint(net)
 
     assert made(1.0) == made(1.0) != made(2.0)
+
+
+def scripted(scale=1.0, weight=0.0):
+    with isolated(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inner = nn.Linear(3, 2)
+        with torch.no_grad():
+            inner.bias += weight
+        return torch.jit.script(Scaled(inner, scale).eval())
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner, scale):
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+class ScaledOtherwise(Scaled):
+    def forward(self, x):
+        return self.inner(x) + self.scale
+
+
+def frozen(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.freeze(module)
+
+
+@pytest.mark.parametrize("kind", [lambda m: m, frozen, lambda m: nn.Sequential(m)])
+def test_torchscript_by_code_constants_and_attributes(kind):
+    """Weights of a frozen module are constants, a scale is an attribute: neither is a parameter."""
+    one = fingerprint(kind(scripted()))
+    assert one == fingerprint(kind(scripted()))
+    assert one != fingerprint(kind(scripted(scale=2.0)))
+    assert one != fingerprint(kind(scripted(weight=1.0)))
+    with isolated(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = torch.jit.script(ScaledOtherwise(nn.Linear(3, 2), 1.0).eval())
+    assert one != fingerprint(kind(other))
+
+
+def test_exported_graphs_by_their_code():
+    def exported(kind):
+        with isolated(0):
+            module = kind(nn.Linear(3, 2), 2.0).eval()
+        return torch.export.export(module, (torch.ones(2, 3),)).module()
+
+    assert fingerprint(exported(Scaled)) == fingerprint(exported(Scaled))
+    assert fingerprint(exported(Scaled)) != fingerprint(exported(ScaledOtherwise))
+
+
+def test_quantised_layers_by_their_weights():
+    def quantised(shift):
+        with isolated(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = nn.Sequential(nn.Linear(3, 2)).eval()
+            with torch.no_grad():
+                module[0].weight += shift
+            return torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+
+    assert fingerprint(quantised(0)) == fingerprint(quantised(0))
+    assert fingerprint(quantised(0)) != fingerprint(quantised(1.0))
+    assert weights_sha256(quantised(0)) != weights_sha256(quantised(1.0))
+
+
+def test_how_a_network_is_run_leaves_no_trace_where_nothing_is_said():
+    """Rows of plain float32 networks keep their identity."""
+    with isolated(0):
+        classifier = Classifier(nn.Linear(3, 2), 2)
+    assert not {"takes", "doubles_one", "alone"} & set(vars(classifier))

@@ -156,7 +156,7 @@ class Colours(nn.Module):
 def torchvision_vit():
     vision = pytest.importorskip("torchvision").models
     network = vision.VisionTransformer(28, 7, 2, 2, 32, 64, num_classes=K)
-    nn.init.normal_(network.heads.head.weight)
+    nn.init.normal_(network.heads.head.weight, std=0.1)
     return Colours(network)
 
 
@@ -339,9 +339,9 @@ def plain_pgd(network, images, labels, eps, step, steps):
 def test_pgd_has_the_numbers_of_a_plain_loop(name):
     network = make(name).eval()
     data = bench.load_dataset("mnist5k")
-    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     train = data.train().first(512)
-    for _ in range(6):
+    for _ in range(15):
         for at in range(0, 512, 64):
             optimiser.zero_grad()
             logits = network(train.pixels()[at : at + 64])
@@ -349,15 +349,15 @@ def test_pgd_has_the_numbers_of_a_plain_loop(name):
             optimiser.step()
     images = data.test().first(60)
     pixels, labels = images.pixels(), images.labels
-    attack = "pgd:steps=5,step=0.02,random_start=false"
-    (record,) = bench.evaluate(network, n=60, attacks=attack, eps=0.05, device="cpu").records
+    attack = "pgd:steps=5,step=0.004,random_start=false"
+    (record,) = bench.evaluate(network, n=60, attacks=attack, eps=0.015, device="cpu").records
     assert [f.name for f in record.findings if f.verdict == "fail"] == []
     with torch.no_grad():
         clean = float((network(pixels).argmax(1) == labels).float().mean())
-    robust = float(plain_pgd(network, pixels, labels, 0.05, 0.02, 5).float().mean())
+    robust = float(plain_pgd(network, pixels, labels, 0.015, 0.004, 5).float().mean())
     assert record.metrics.clean.mean.value == pytest.approx(clean)
     assert record.metrics.adversarial.mean.value == pytest.approx(robust)
-    assert 0 < robust < clean
+    assert 0 < robust < clean, (clean, robust)
 
 
 def test_a_stochastic_squeezing_network_repeats():
