@@ -197,7 +197,10 @@ def _unit_l1(normal: Tensor) -> Tensor:
     """
     size = -torch.special.log_ndtr(-normal.double().abs()) - math.log(2)
     whole = size.flatten(1).sum(1)
-    return (normal.sign() * size / _like(whole, normal)).to(normal.dtype)
+    unit: Tensor = (normal.sign() * size.reshape(normal.shape) / _like(whole, normal)).to(
+        normal.dtype
+    )
+    return unit
 
 
 def _step_l1(x: Tensor, gradient: Tensor, size: float) -> Tensor:

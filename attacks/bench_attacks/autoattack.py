@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -24,13 +25,14 @@ from torch import Tensor
 from bench.attack import Attack, AttackOutput
 from bench.defense import Card, Setting
 from bench.errors import BadInput
-from bench.losses import misclassified
+from bench.losses import misclassified, reached
 from bench.noise import isolated
 from bench.results.findings import Finding
-from bench.results.outcomes import NO_STAGE, WRONG_BEFORE
+from bench.results.outcomes import NO_STAGE, NO_TARGET, WRONG_BEFORE
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim
+from bench_attacks.targets import EACH, TARGET_HELP, Target, check_target, target_classes
 
 DEFAULT_CHUNK = 100
 SQUARE_GAIN = 0.002
@@ -147,8 +149,20 @@ class LibraryAttack(Attack[P]):
             suite = self.suite(model, threat, victim.num_classes, seed, str(images.device))
             _fit_to_classes(suite, victim.num_classes)
             _check(suite, images, labels, randomised=self.is_randomised)
-            points, stages = _cascade(suite, images, labels)
-        return AttackOutput(points, stages, (*_findings(heard), *self._remarks(victim)))
+            classes = self.classes(victim, images, labels)
+            points, stages = _cascade(suite, images, labels, classes)
+        return AttackOutput(
+            points,
+            stages,
+            (*_findings(heard), *self._remarks(victim)),
+            classes[0] if self.targeted else None,
+        )
+
+    def classes(self, victim: Victim, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """Classes that images are to become, one after the other, (n,) each; none where any wrong
+        class will do.
+        """
+        return []
 
     def _remarks(self, victim: Victim) -> Iterator[Finding]:
         if victim.num_classes < 4:
@@ -258,23 +272,43 @@ class ApgdParams(LibraryParams):
 
     steps: int = Field(100, ge=1, le=100_000, description="gradient steps a restart")
     restarts: int = Field(1, ge=1, le=10_000, description="independent starts")
+    targeted: Target = Field(None, description=TARGET_HELP)
 
 
 class ApgdCe(LibraryStage[ApgdParams]):
-    """Auto-PGD on the cross-entropy, untargeted: the first stage of AutoAttack."""
+    """Auto-PGD on the cross-entropy, the first stage of AutoAttack; or towards a target class."""
 
     Params = ApgdParams
     stage = "apgd-ce"
     card = Card(paper="Croce and Hein, ICML 2020, arXiv 2003.01690, algorithm 1")
 
+    @property
+    def targeted(self) -> bool:
+        """Whether each image has one class to become; under `each` any wrong class will do."""
+        return self.params.targeted not in (None, EACH)
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a class that is not there, too."""
+        super().check(setting)
+        check_target(self.params.targeted, setting)
+
+    def classes(self, victim: Victim, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """The targets."""
+        if self.params.targeted is None:
+            return []
+        return target_classes(self.params.targeted, victim, images, labels)
+
     def set_budget(self, suite: Suite) -> None:
-        """Steps and restarts."""
+        """Steps and restarts; the same for the library's targeted version of the loss."""
         suite.apgd = _apgd(APGDAttack, suite, self.params.steps)
         suite.apgd.n_restarts = self.params.restarts
+        suite.apgd_targeted = _apgd(APGDAttack_targeted, suite, self.params.steps)
+        suite.apgd_targeted.loss = f"{self.stage.removeprefix('apgd-')}-targeted"
+        suite.apgd_targeted.n_restarts = self.params.restarts
 
 
 class ApgdDlr(ApgdCe):
-    """Auto-PGD on the difference of logits ratio, untargeted."""
+    """Auto-PGD on the difference of logits ratio; or on its targeted version."""
 
     stage = "apgd-dlr"
 
@@ -339,7 +373,7 @@ class Square(LibraryStage[SquareParams]):
 
 def _apgd(kind: type[APGDAttack], suite: Suite, steps: int) -> Any:
     """An APGD of the suite's setting with another number of steps, on which its checkpoints
-    depend.
+    depend; in L1 it begins in larger balls, as in the suite.
     """
     return kind(
         suite.model,
@@ -348,6 +382,7 @@ def _apgd(kind: type[APGDAttack], suite: Suite, steps: int) -> Any:
         eps=suite.epsilon,
         seed=suite.seed,
         device=suite.device,
+        use_largereps=suite.norm == "L1" and steps > 1,
         logger=suite.logger,
     )
 
@@ -385,8 +420,11 @@ def _check(suite: Suite, images: Tensor, labels: Tensor, *, randomised: bool) ->
         sys.settrace(tracer)
 
 
-def _cascade(suite: Suite, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (n, ...) and the stage that broke each image (n,).
+def _cascade(
+    suite: Suite, images: Tensor, labels: Tensor, classes: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Points (n, ...) and the stage that broke each image (n,); towards these classes in turn,
+    where there are any.
 
     As the library's own harness does it, but a success ends an image's attack only where no
     rounding turns it around.
@@ -398,7 +436,11 @@ def _cascade(suite: Suite, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
         rows = (stages == NO_STAGE).nonzero().squeeze(1)
         if not len(rows):
             break
-        candidates = perturb(suite, name, images[rows], labels[rows])
+        if classes:
+            targets = [each[rows] for each in classes]
+            candidates = _perturb_towards(suite, images[rows], labels[rows], targets)
+        else:
+            candidates = perturb(suite, name, images[rows], labels[rows])
         logits = suite.model(candidates)
         fooled = logits.argmax(1) != labels[rows]
         points[rows[fooled]] = candidates[fooled]
@@ -423,6 +465,45 @@ def perturb(suite: Suite, name: str, images: Tensor, labels: Tensor) -> Tensor:
         attack.n_restarts = 1
     points: Tensor = attack.perturb(images.clone(), labels.clone())
     return points.detach()
+
+
+def _perturb_towards(
+    suite: Suite, images: Tensor, labels: Tensor, classes: Sequence[Tensor]
+) -> Tensor:
+    """The library's targeted APGD towards given classes, where its own harness aims at the most
+    likely ones.
+
+    The point that reached its class, else one that is wrong otherwise, else the image. With several
+    classes any wrong answer ends an image's attack.
+    """
+    attack = suite.apgd_targeted
+    points, enough = images.clone(), 1 if len(classes) > 1 else 2
+    rank = torch.zeros_like(labels)
+    attack.init_hyperparam(images)
+    for targets in (each for each in classes for _ in range(attack.n_restarts)):
+        rows = ((rank < enough) & (targets != NO_TARGET)).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        attack.y_target = targets[rows]
+        largest, _, _, wrong = _single_run(attack, images[rows].clone(), labels[rows].clone())
+        for candidates in (largest, wrong):
+            logits = suite.model(candidates)
+            is_wrong = misclassified(logits, labels[rows]).long()
+            value = is_wrong + reached(logits, targets[rows])
+            better = value > rank[rows]
+            points[rows[better]] = candidates[better].detach()
+            rank[rows[better]] = value[better]
+    return points
+
+
+def _single_run(attack: Any, images: Tensor, labels: Tensor) -> Any:
+    """One start: the point of largest loss, whether all were right, that loss, a wrong point."""
+    if not attack.use_largereps:
+        return attack.attack_single_run(images, labels)
+    steps = attack.n_iter_orig
+    first = ceil(0.3 * steps)
+    radii = [factor * attack.eps_orig for factor in (3.0, 2.0, 1.0)]
+    return attack.decr_eps_pgd(images, labels, radii, [first, first, steps - 2 * first])
 
 
 @contextmanager

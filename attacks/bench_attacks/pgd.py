@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from bench.attack import Attack
+from bench.attack import Attack, AttackOutput
 from bench.defense import Card, Setting
-from bench.losses import LOSSES, Loss
+from bench.errors import BadInput
+from bench.losses import LOSSES, Loss, towards
 from bench.maximise import Ascent, Objective, ascend
 from bench.plugins.registry import Alias
+from bench.results.outcomes import NO_TARGET
 from bench.spec import Params, read_number
 from bench.threat import ThreatModel
 from bench.victim import Victim
+from bench_attacks.targets import EACH, TARGET_HELP, Target, check_target, target_classes
 
 _STEP = re.compile(r"eps(?:/(?P<divisor>\d*[1-9]\d*(?:\.\d+)?))?$")
 
@@ -69,6 +74,22 @@ class SearchParams(Params):
 P = TypeVar("P", bound=SearchParams)
 
 
+@dataclass(frozen=True)
+class _Search:
+    """One search for all images.
+
+    Attributes:
+        objective: from the rows that are still searched to what is maximised.
+        classes: the classes that `loss` takes, int64 (n,): the true ones, or targets; `NO_TARGET`
+            where an image is not searched.
+        loss: what candidates are compared by on fresh draws.
+    """
+
+    objective: Callable[[Tensor], Objective]
+    classes: Tensor
+    loss: Loss
+
+
 class Search(Attack[P]):
     """Projected gradient ascent on an objective that subclasses name.
 
@@ -94,37 +115,52 @@ class Search(Attack[P]):
         """What a restart maximises."""
         return victim.objective(labels, self.loss, rows=rows, restart=restart)
 
-    def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    def run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> Tensor | AttackOutput:
         """Each image's first success, else its best point over all restarts."""
+        searches = [
+            _Search(partial(self.objective, victim, labels, restart=restart), labels, self.loss)
+            for restart in range(self.params.restarts)
+        ]
+        return self._best(victim, images, threat, searches)
+
+    def _best(
+        self, victim: Victim, images: Tensor, threat: ThreatModel, searches: Sequence[_Search]
+    ) -> Tensor:
+        """Each image's first success, else its best point over these searches; the image itself
+        where none is meant for it.
+        """
         points = images.clone()
         best = torch.full((len(images),), -torch.inf, device=images.device)
-        rows = torch.arange(len(images), device=images.device)
-        for restart in range(self.params.restarts):
+        open_ = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        for number, search in enumerate(searches):
+            rows = (open_ & (search.classes != NO_TARGET)).nonzero().squeeze(1)
             if not len(rows):
-                break
-            ascent = self._search(victim, images[rows], labels, rows, threat, restart)
+                continue
+            ascent = self._ascend(victim, images[rows], rows, threat, search, number)
             candidates, values = ascent.points, ascent.values
             if not victim.fixed:
-                candidates, values = _best_by_fresh_draws(victim, ascent, rows, labels, self.loss)
+                candidates, values = _best_by_fresh_draws(victim, ascent, rows, search)
             better = ascent.success | (values > best[rows])
             points[rows[better]], best[rows[better]] = candidates[better], values[better]
-            rows = rows[~ascent.success]
+            open_[rows[ascent.success]] = False
         return points
 
-    def _search(
+    def _ascend(
         self,
         victim: Victim,
         images: Tensor,
-        labels: Tensor,
         rows: Tensor,
         threat: ThreatModel,
-        restart: int,
+        search: _Search,
+        number: int,
     ) -> Ascent:
         start = images
         if self.params.random_start:
-            start = random_point(victim, images, rows, threat, restart)
-        objective = self.objective(victim, labels, rows, restart)
+            start = random_point(victim, images, rows, threat, number)
         size = step_length(self.params.step, threat.eps, self.params.steps)
+        objective = search.objective(rows)
         return ascend(objective, start, images, threat, steps=self.params.steps, size=size)
 
 
@@ -132,10 +168,16 @@ class PGDParams(SearchParams):
     """Parameters of `pgd`."""
 
     loss: Literal["ce", "margin", "dlr"] = Field("ce", description="what is maximised")
+    targeted: Target = Field(None, description=TARGET_HELP)
 
 
 class PGD(Search[PGDParams]):
-    """Projected gradient descent on the true label's loss, Linf and L2."""
+    """Projected gradient descent on the true label's loss, or towards a target class; Linf, L2
+    and L1.
+
+    Towards a class it minimises the loss of that class, and an image's search ends when it is
+    answered with it. A point that is wrong otherwise is kept before all where the answer is right.
+    """
 
     Params = PGDParams
     card = Card(paper="Madry et al., ICLR 2018, arXiv 1706.06083, section 2.1")
@@ -144,6 +186,51 @@ class PGD(Search[PGDParams]):
     def loss(self) -> Loss:
         """The one that the parameters name."""
         return LOSSES[self.params.loss]
+
+    @property
+    def targeted(self) -> bool:
+        """Whether each image has one class to become; under `each` any wrong class will do."""
+        return self.params.targeted not in (None, EACH)
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a class that is not there, and the loss that leads to none."""
+        check_target(self.params.targeted, setting)
+        if self.params.targeted is not None and self.params.loss == "dlr":
+            raise BadInput(
+                "loss=dlr does not lead towards a class: give loss=ce or loss=margin, or "
+                "apgd-dlr:targeted=..., which has a targeted version"
+            )
+
+    def run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> Tensor | AttackOutput:
+        """As `Search`; towards each target class in turn, with all restarts, where there are
+        any.
+        """
+        if self.params.targeted is None:
+            return super().run(victim, images, labels, threat)
+        loss = towards(self.loss)
+        classes = target_classes(self.params.targeted, victim, images, labels)
+        searches = [
+            _Search(self._aimed(victim, labels, targets, number), targets, loss)
+            for number, targets in enumerate(
+                targets for targets in classes for _ in range(self.params.restarts)
+            )
+        ]
+        points = self._best(victim, images, threat, searches)
+        return AttackOutput(points, targets=classes[0] if self.targeted else None)
+
+    def _aimed(
+        self, victim: Victim, labels: Tensor, targets: Tensor, number: int
+    ) -> Callable[[Tensor], Objective]:
+        loss, any_wrong = towards(self.loss), not self.targeted
+
+        def objective(rows: Tensor) -> Objective:
+            return victim.objective(
+                labels, loss, rows=rows, restart=number, targets=targets, any_wrong=any_wrong
+            )
+
+        return objective
 
 
 def random_point(
@@ -162,15 +249,17 @@ SCORING_DRAWS = 10
 
 
 def _best_by_fresh_draws(
-    victim: Victim, ascent: Ascent, rows: Tensor, labels: Tensor, loss: Loss
+    victim: Victim, ascent: Ascent, rows: Tensor, search: _Search
 ) -> tuple[Tensor, Tensor]:
     """The better of two points, by their mean loss over draws of their own, and that loss (n,).
 
     The two are the point with the largest loss seen during the search, and the last iterate. Under
     fresh randomness the largest loss is a chance hit as often as it is a good point.
     """
-    largest = victim.score(ascent.points, rows, labels, loss, SCORING_DRAWS)
-    last = victim.score(ascent.last, rows, labels, loss, SCORING_DRAWS)
+    largest, last = (
+        victim.score(points, rows, search.classes, search.loss, SCORING_DRAWS)
+        for points in (ascent.points, ascent.last)
+    )
     take_last = (last > largest).reshape(-1, *[1] * (ascent.points.dim() - 1))
     points = torch.where(take_last, ascent.last, ascent.points)
     return points, torch.maximum(largest, last)
