@@ -17,6 +17,10 @@ _STOCHASTIC = (
     "under the attack's own fixed noise. An answer counts as robust if it was right on the clean "
     "image under the same draw."
 )
+_TARGETED = (
+    " `target reached`: attacked images that are answered with the class they were to become; "
+    "`robust` counts every wrong answer."
+)
 _VIEWS = (
     " `any view`: some scored view (see `bench show`) is right without and under attack; no choice "
     "among them can exceed it on these points. `detector`: attacked images flagged, clean images "
@@ -39,7 +43,8 @@ def column_notes(records: Sequence[Record]) -> str:
     """What the columns of these records mean, without those that they leave empty."""
     stochastic = any(record.stochastic for record in records)
     with_views = any(record.views for record in records)
-    return _SHARES + _STOCHASTIC * stochastic + _VIEWS * with_views
+    targeted = any(record.targets is not None for record in records)
+    return _SHARES + _STOCHASTIC * stochastic + _TARGETED * targeted + _VIEWS * with_views
 
 
 def board_notes(records: Sequence[Record]) -> str:

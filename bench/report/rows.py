@@ -17,6 +17,7 @@ from bench.report.words import (
     heading,
     stages_line,
     struck_through,
+    targets_reached,
 )
 from bench.results.intervals import share
 from bench.results.record import Failure, Record
@@ -78,6 +79,7 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
         "seed": record.title["seed"] if with_seed else "",
         "clean": str(clean.mean),
         "robust": str(attacked.mean),
+        "target reached": targets_reached(record),
         "replayed": str(replayed.mean) if replayed else "",
         "all draws": all_draws if record.stochastic else "",
         "base": percent(base.metrics.adversarial.mean.value) if base else "",

@@ -9,7 +9,9 @@ from bench.plugins.create import DEFENSES
 from bench.plugins.registry import Alias
 from bench.report.tables import percent
 from bench.results.inference import Inference
+from bench.results.outcomes import NO_TARGET, decode
 from bench.results.record import Failure, Record, without_folders
+from bench.results.targets import share_reached
 from bench.results.views import detection
 
 BUILT = "How these were built:"
@@ -49,7 +51,7 @@ def attack_label(record: Record) -> str:
     title = record.title
     extra = [title["gradient"]] * (title["gradient"] != "full")
     extra += [title["randomness"]] * (title["randomness"] not in ("none", "fresh"))
-    return title["attack"] + (f" ({', '.join(extra)})" if extra else "")
+    return without_folders(title["attack"]) + (f" ({', '.join(extra)})" if extra else "")
 
 
 def denoiser_passes(inference: Inference | None) -> str:
@@ -103,6 +105,17 @@ def detector_rates(record: Record) -> str:
     true = "-" if rates.true_positive_rate is None else f"{100 * rates.true_positive_rate:.0f}"
     area = "-" if rates.auroc is None else f"{rates.auroc:.2f}"
     return f"TPR {true} FPR {100 * rates.false_positive_rate:.0f} AUROC {area}"
+
+
+def targets_reached(record: Record) -> str:
+    """Share of the attacked images that are answered with their target; empty where there is
+    none.
+    """
+    if record.targets is None:
+        return ""
+    targets = decode(record.targets, record.outcomes.num_classes)
+    aimed = bool((targets != NO_TARGET).any())
+    return str(share_reached(targets, record.outcomes)) if aimed else "-"
 
 
 def stages_line(record: Record) -> str:
