@@ -19,12 +19,14 @@ from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
 if TYPE_CHECKING:
     from bench.api import (
         Report,
+        eps_curve,
         evaluate,
         leaderboard,
         load_classifier,
         load_dataset,
         read_record,
         read_records,
+        smallest_eps,
     )
     from bench.attack import Attack, AttackOutput
     from bench.data.dataset import Dataset, ImageSet
@@ -96,6 +98,7 @@ __all__ = [
     "ascend",
     "cross_entropy",
     "dlr",
+    "eps_curve",
     "evaluate",
     "kl",
     "leaderboard",
@@ -104,18 +107,21 @@ __all__ = [
     "margin",
     "read_record",
     "read_records",
+    "smallest_eps",
     "straight_through",
 ]
 
 _HOMES = {
     "bench.api": (
         "Report",
+        "eps_curve",
         "evaluate",
         "leaderboard",
         "load_classifier",
         "load_dataset",
         "read_record",
         "read_records",
+        "smallest_eps",
     ),
     "bench.attack": (
         "Attack",

@@ -28,6 +28,7 @@ from bench.errors import BadInput
 from bench.models.foreign import set_training, unwrapped
 from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, Named, create, named
 from bench.plugins.registry import Registry
+from bench.report import curve
 from bench.report.leaderboard import boards, table
 from bench.report.rows import rows_table
 from bench.report.tables import percent
@@ -346,6 +347,29 @@ def read_records(*places: str | Path) -> list[Record]:
         BadInput: where there is no such file or folder, or a file in it is no record.
     """
     return store.read_all([Path(place) for place in places])[0]
+
+
+def eps_curve(records: Sequence[Record]) -> pandas.DataFrame:
+    """Robust accuracy over eps, from records that differ in eps alone: one row an eps, shares in
+    [0, 1].
+
+    Columns: `clean`, `robust` with its interval `low` and `high`, and `nested`, the share of images
+    that neither this eps nor a smaller one broke.
+
+    Raises:
+        BadInput: where the records differ in more than eps, or are fewer than two.
+    """
+    return curve.frame(curve.curve(records))
+
+
+def smallest_eps(records: Sequence[Record]) -> pandas.Series[float]:
+    """Per image id the smallest eps that broke it: 0 where it is wrong without an attack, infinite
+    where none did.
+
+    Raises:
+        BadInput: as `eps_curve`.
+    """
+    return curve.series(curve.curve(records))
 
 
 def leaderboard(records: Sequence[Record]) -> pandas.DataFrame:

@@ -1,0 +1,165 @@
+"""One defense under one attack at several eps: robust accuracy over eps, and per image the smallest
+eps that broke it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.errors import BadInput
+from bench.report.escape import terminal
+from bench.report.tables import markdown
+from bench.report.words import attack_label, defense_label
+from bench.results.arrays import Bools, Floats, Ints
+from bench.results.estimate import Estimate
+from bench.results.intervals import share
+from bench.results.record import Record, without_folders
+from bench.spec import show_number
+
+_NOTE = (
+    "robust: the number of each row. nested: images that no smaller eps broke either; a ball holds "
+    "the smaller ones, so where it lies below robust, the attack at that eps missed points."
+)
+_STOCHASTIC = " An image counts as broken, in nested, where at most half of its draws are right."
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Robust accuracy over eps.
+
+    Attributes:
+        records: one an eps, in rising order.
+        smallest: per image the smallest eps that broke it, (n,); 0 where it is wrong without an
+            attack, infinite where none did.
+    """
+
+    records: Sequence[Record]
+    smallest: Floats
+
+    @property
+    def eps(self) -> list[float]:
+        return [eps_of(record) for record in self.records]
+
+    @property
+    def ids(self) -> Ints:
+        """Image ids (n,), in the order of `smallest`."""
+        return self.records[0].outcomes.image_ids()
+
+    def nested(self) -> list[Estimate]:
+        """At each eps the share of images that neither it nor a smaller one broke."""
+        return [share((self.smallest > eps).astype(float)) for eps in self.eps]
+
+
+def eps_of(record: Record) -> float:
+    return float(record.identity["threat"]["eps"])
+
+
+def is_curve(records: Sequence[Record]) -> bool:
+    """Whether these records differ in eps, and in nothing else."""
+    return (
+        len(records) > 1
+        and len(records) == len({eps_of(record) for record in records})
+        and (len({_rest(record) for record in records}) == 1)
+    )
+
+
+def _rest(record: Record) -> str:
+    identity = record.identity
+    rest = {**identity, "threat": identity["threat"]["norm"]}
+    return json.dumps([rest, record.outcomes.ids, record.outcomes.labels], sort_keys=True)
+
+
+def curve(records: Sequence[Record]) -> Curve:
+    """The curve of these records.
+
+    Raises:
+        BadInput: where they differ in more than eps, or are fewer than two.
+    """
+    if not is_curve(records):
+        raise BadInput(
+            "an eps curve takes records of one defense under one attack that differ in eps alone, "
+            "at least two: run with --eps given several times"
+        )
+    ordered = sorted(records, key=eps_of)
+    smallest = np.full(len(ordered[0].outcomes.image_ids()), np.inf)
+    for record in reversed(ordered):
+        smallest[_broken(record.outcomes.correct("adversarial"))] = eps_of(record)
+    smallest[_broken(ordered[0].outcomes.correct("clean"))] = 0.0
+    return Curve(ordered, smallest)
+
+
+def _broken(correct: Bools) -> Bools:
+    return np.asarray(correct.mean(1) <= 0.5)
+
+
+def frame(made: Curve) -> pd.DataFrame:
+    """One row an eps, shares in [0, 1]."""
+    rows = []
+    for record, nested in zip(made.records, made.nested(), strict=True):
+        robust = record.metrics.adversarial.mean
+        rows.append(
+            {
+                "eps": eps_of(record),
+                "clean": record.metrics.clean.mean.value,
+                "robust": robust.value,
+                "low": robust.low,
+                "high": robust.high,
+                "nested": nested.value,
+            }
+        )
+    return pd.DataFrame(rows).set_index("eps")
+
+
+def series(made: Curve) -> pd.Series[float]:
+    """Per image id the smallest eps that broke it."""
+    return pd.Series(made.smallest, index=made.ids, name="smallest eps")
+
+
+def render(made: Curve) -> str:
+    """Plain text."""
+    first = made.records[0]
+    title, rows = first.title, []
+    for record, nested in zip(made.records, made.nested(), strict=True):
+        metrics = record.metrics
+        rows.append(
+            {
+                "eps": show_number(eps_of(record)),
+                "clean": str(metrics.clean.mean),
+                "robust": str(metrics.adversarial.mean),
+                "nested": str(nested),
+            }
+        )
+    where = f"{title['dataset']}, {title['classifier']}, {first.identity['threat']['norm']}"
+    heads = [
+        f"{defense_label(first)} under {attack_label(first)}, seed {title['seed']}",
+        f"{without_folders(where)}, {first.scale['n']} of {first.scale['available']} images",
+    ]
+    note = _NOTE + _STOCHASTIC * first.stochastic
+    return "\n\n".join(["\n".join(map(terminal, heads)), markdown(pd.DataFrame(rows)), note])
+
+
+def as_json(made: Curve) -> dict[str, Any]:
+    """With plain numbers: the curve, and per image the smallest eps that broke it (None where none
+    did).
+    """
+    points = [
+        {
+            "eps": eps_of(record),
+            "id": record.id,
+            "clean": asdict(record.metrics.clean.mean),
+            "robust": asdict(record.metrics.adversarial.mean),
+            "nested": asdict(nested),
+        }
+        for record, nested in zip(made.records, made.nested(), strict=True)
+    ]
+    smallest = {
+        int(image): None if np.isinf(eps) else float(eps)
+        for image, eps in zip(made.ids, made.smallest, strict=True)
+    }
+    return {"points": points, "smallest_eps": smallest}
