@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -10,7 +11,13 @@ from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier, Forward
 from bench.errors import BadInput
-from bench.models.foreign import as_logits, is_training, set_training, unwrapped
+from bench.models.foreign import (
+    as_logits,
+    is_training,
+    remember_torchscript,
+    set_training,
+    unwrapped,
+)
 from bench.noise import Noise, isolated
 
 
@@ -79,6 +86,13 @@ class Classifier(DefendedClassifier):
         """
         return self._run(self.network, images, noise)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Classifier:
+        fresh = type(self).__new__(type(self))
+        memo[id(self)] = fresh
+        remember_torchscript(self, memo)
+        fresh.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return fresh
+
     def views(self) -> tuple[str, ...]:
         """`logits`, and `features` (n, d) where the network has a `features` method."""
         return ("logits", "features") if hasattr(self.network, "features") else ("logits",)
@@ -97,9 +111,7 @@ class Classifier(DefendedClassifier):
             set_training(part, mode)
         return self
 
-    def _run(
-        self, network: Callable[[Tensor], Any], images: Tensor, noise: Noise | None
-    ) -> Tensor:
+    def _run(self, network: Callable[[Tensor], Any], images: Tensor, noise: Noise | None) -> Tensor:
         if self.normalised:
             images = (images - self.mean) / self.std
         if not self.stochastic or noise is None:

@@ -52,16 +52,21 @@ def set_training(module: nn.Module, mode: bool) -> None:
 
 
 def copied(module: M) -> M:
-    """A deep copy; TorchScript is written and read again, since its own copies are no leaves of
-    autograd and could not be trained. Raises what copy.deepcopy raises.
-    """
+    """A deep copy, which can be trained. Raises what copy.deepcopy raises."""
     memo: dict[int, Any] = {}
+    remember_torchscript(module, memo)
+    return copy.deepcopy(module, memo)
+
+
+def remember_torchscript(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Enter copies of a module's TorchScript into the memo of a deep copy: written and read again,
+    since its own copies are no leaves of autograd and cannot be trained.
+    """
     inside: set[int] = set()
     for part in module.modules():
         if isinstance(part, torch.jit.ScriptModule) and id(part) not in inside:
-            memo[id(part)] = _reloaded(part)
+            memo.setdefault(id(part), _reloaded(part))
             inside.update(id(inner) for inner in part.modules())
-    return copy.deepcopy(module, memo)
 
 
 def _reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

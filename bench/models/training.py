@@ -347,11 +347,12 @@ def save(classifier: Classifier, path: str | Path, about: dict[str, Any]) -> Non
     known = {"num_classes": classifier.num_classes, "channels": len(mean), "mean": mean, "std": std}
     digest = hashlib.sha256(content).hexdigest()
     sidecar = {**known, "trained_on": list(classifier.trained_on), "sha256": digest, **about}
-    write_whole(target, content)
+    # The weights come last: where they are, all is there.
     write_whole(
         target.with_name(f"{target.name}.json"),
         f"{json.dumps(sidecar, indent=1, sort_keys=True)}\n".encode(),
     )
+    write_whole(target, content)
 
 
 def _shortest(values: Tensor) -> list[float]:

@@ -310,7 +310,8 @@ def test_what_cannot_run_is_said_in_one_line_before_anything_is_computed(
 def test_copies_can_be_trained_and_leave_the_original(name):
     classifier = _own(make(name), K)
     before = classifier(IMAGES, noise(4)).detach()
-    copy_ = copied(classifier)
+    # A student of a teacher is a copy of a copy.
+    copy_ = copy.deepcopy(copied(classifier))
     parameters = list(copy_.parameters())
     assert all(p.is_leaf for p in parameters)
     with torch.no_grad():
