@@ -38,7 +38,10 @@ class Claims(Protocol):
 
 class TimingParams(MadeParams):
     defenses: Specs = Field(
-        ("datafreeshield:images=200,iterations=150,synthesis_batch=50,epochs=5,batch=50,group=2",),
+        (
+            "datafreeshield:images=200,iterations=150,synthesis_batch=50,synthesis_rate=0.1,"
+            "epochs=5,batch=50,group=2",
+        ),
         min_length=1,
         description="defenses that train on images of their own making, joined by +, in "
         "parentheses where they hold commas",

@@ -17,7 +17,7 @@ from tests.helpers import ROOT
 MEAN, STD = 0.1, 0.5  # in diffusion space
 MODEL = "model=(gaussian:channels=3,side=16,mean=0.55,std=0.25)"
 DIFFPURE, REVPURE = f"(diffpure:steps=4,{MODEL})", f"(revpure:steps=4,{MODEL})"
-QUICK = "images=30,iterations=10,synthesis_batch=10,epochs=2,batch=10,group=1"
+QUICK = "images=30,iterations=10,synthesis_batch=10,epochs=2,batch=10,group=1,synthesis_rate=0.1"
 STAGED = "mode=staged,images=30,updates=10,batch=6,width=4,epochs=1"
 SELF_MADE = "(datafreeshield:images=30,iterations=20,synthesis_batch=10)"
 

@@ -56,7 +56,8 @@ def test_an_epoch_takes_thirteen_forwards_an_image():
 
 def test_the_study_of_time_measures_anew(setting):
     texts = f"(datafreeshield:{QUICK})+(datafreeshield:{QUICK},epochs=1)".replace(
-        ",epochs=2,batch=10,group=1,epochs=1", ",epochs=1,batch=10"
+        ",epochs=2,batch=10,group=1,synthesis_rate=0.1,epochs=1",
+        ",epochs=1,batch=10,synthesis_rate=0.1",
     )
     results = [study(f"time:defenses={texts}").run(setting) for _ in range(2)]
     for result in results:

@@ -175,8 +175,9 @@ class DataFreeShieldParams(Params):
     synthesis_rate: float | None = Field(
         None,
         gt=0,
-        description="Adam's step size in the units of `space`; the published step, 0.1 of the "
-        "network's input, where empty: of pixels 0.1 times their deviation",
+        description="Adam's step size in the units of `space`; where empty, the published 0.1 of "
+        "the network's input, which is 0.1 std of a pixel, or 0.1 of a pixel if one batch ends at "
+        "a smaller loss so",
     )
     coefficients: Coefficient | None = Field(
         None, description="of the synthesis losses, by batch: fixed, dss or linear"
@@ -294,6 +295,7 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
     """Adversarial training on images synthesised from the classifier alone."""
 
     Params = DataFreeShieldParams
+    version = 2  # released recipes keep rate x batches at smaller scales; the step is chosen
     card = Card(
         paper="Lee et al., ICML 2024 (DataFreeShield)",
         note="the classifier is trained again on images that its BatchNorm statistics and "

@@ -53,7 +53,7 @@ class SynthesisRecipe:
 
     Attributes:
         images, batch, iterations: how many, how many at once, Adam's steps on a batch.
-        rate: Adam's step size in the units of `space`, constant; None: what `step_size` says.
+        rate: Adam's step size in the units of `space`, constant; None: the first of `step_sizes`.
         coefficients: of class loss and BatchNorm statistics. `fixed`: 1 each. `dss` (diversified
             sample synthesis): two numbers, uniform in [0, 1), drawn once a batch. `linear`: such a
             number, and 1 minus it.
@@ -373,7 +373,7 @@ def _descend(
 ) -> tuple[Tensor, Losses, int]:
     """Adam on the variable; the kept iterate, its losses, and how many steps led to it."""
     z = start.requires_grad_(True)
-    rate = step_size(recipe.space, inversion.std) if recipe.rate is None else recipe.rate
+    rate = recipe.rate or step_sizes(recipe.space, inversion.std)[0]
     optimiser = torch.optim.Adam([z], lr=rate)
     kept: tuple[Tensor, Losses, int] | None = None
     for step, offset in enumerate(offsets, 1):
@@ -433,9 +433,9 @@ def decoded(z: Tensor, space: Space, mean: Tensor, std: Tensor) -> Tensor:
     return z.sigmoid() if space == "sigmoid" else z
 
 
-def step_size(space: Space, std: Tensor) -> float:
-    """Adam's step size in the units of `space` that moves the network input by about 0.1, the
-    published step.
+def step_sizes(space: Space, std: Tensor) -> tuple[float, ...]:
+    """Adam's step sizes to choose from, in the units of `space`; the first one moves the network
+    input by the published step.
 
     Args:
         space: what Adam moves. Of `sigmoid` it is 0.1 as well: a logit's step moves its pixel by a
@@ -443,10 +443,10 @@ def step_size(space: Space, std: Tensor) -> float:
         std: that the classifier divides pixels by, (1, C, 1, 1); all 1 where it does not say.
     """
     if space != "pixels":
-        return PUBLISHED_STEP
+        return (PUBLISHED_STEP,)
     # u = (x - mean) / std: a step of 0.1 in u is one of 0.1 std in x.
     spread = UNSTATED_SPREAD if bool((std == 1).all()) else float(std.mean())
-    return PUBLISHED_STEP * spread
+    return PUBLISHED_STEP * spread, PUBLISHED_STEP
 
 
 def normalisation(classifier: DefendedClassifier) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,13 @@ from bench_defenses.adversarial.students import trained_student
 from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
 from bench_defenses.adversarial.trainer import StudentTraining
 from bench_defenses.adversarial.training_step import Descent, logits_of
-from bench_defenses.datafree.datafreeshield import BUDGET, DataFreeShieldParams
+from bench_defenses.datafree.datafreeshield import BUDGET, DataFreeShieldParams, percent
 from bench_defenses.datafree.synthesis import norm_layers
 from bench_defenses.generators.inundation import Inundation
 from bench_defenses.generators.loop import PairSchedule, Plan
 from bench_defenses.generators.methods import (
     METHODS,
+    SCALES,
     Method,
     Settings,
     paper_settings,
@@ -39,6 +40,12 @@ _OF_STAGES = ("images", "epochs", "objective")
 _OF_ATTACK = ("eps", "steps", "warmup", "clean_weight")
 
 
+def _share(updates: int, batch: int) -> float:
+    """Of the images that the student is trained on at the full scale."""
+    full = SCALES["full"]
+    return updates * batch / float(full["updates"] * full["batch"])
+
+
 class BaselineParams(Params):
     """Parameters of all of them. What is left out is the scale's or the recipe's.
 
@@ -50,7 +57,8 @@ class BaselineParams(Params):
     scale: Literal["quick", "full"] = Field(
         "quick",
         description="how much is computed: quick takes minutes on two cores, full has the budget "
-        "of datafreeshield's",
+        "of datafreeshield's published training, of which quick has "
+        + percent(_share(**{name: SCALES["quick"][name] for name in ("updates", "batch")})),
     )
     recipe: Literal["shared", "paper"] = Field(
         "shared",
@@ -287,7 +295,12 @@ class Baseline(Defense[P]):
     def _notes(self, pair: Pair, access: DataAccess) -> tuple[str, ...]:
         plan, passes, last = self.plan(access), pair.about["passes"], pair.about["rounds"][-1]
         params, schedule = self.params, plan.schedule
-        settings = "recipe paper" if params.recipe == "paper" else f"scale {params.scale}"
+        share = percent(_share(schedule.updates, schedule.batch))
+        settings = (
+            "recipe paper"
+            if params.recipe == "paper"
+            else f"scale {params.scale}, {share} of the training at the full one"
+        )
         start = _start(self._settings().from_scratch)
         notes = [
             f"fidelity {self.fidelity()}",

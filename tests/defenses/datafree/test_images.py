@@ -4,6 +4,7 @@ import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bench_defenses.datafree.images as images_module
 import pytest
@@ -11,13 +12,14 @@ import torch
 from bench_defenses.datafree.images import summary, synthetic_images
 from bench_defenses.datafree.synthesis import (
     norm_layers,
+    step_sizes,
     synthesise,
 )
 from torch import nn
 
 from bench.contract.toys import SmallNet, gratings
 from bench.models.classifier import Classifier
-from bench.noise import isolated
+from bench.noise import Noise, Stream, isolated
 from tests.defenses.datafree.helpers import NOISE, RECIPE, SHAPE
 from tests.toys import message
 
@@ -163,3 +165,39 @@ def test_images_of_another_shape_are_refused_in_one_line(net):
     assert "does not run on images of shape (4, 16, 16)" in message(
         lambda: synthetic_images(plain, (4, 16, 16), RECIPE, NOISE)
     )
+
+
+def test_the_step_of_pixels_is_the_one_that_ends_a_batch_at_the_smaller_loss(
+    net, cache, tmp_path, monkeypatch
+):
+    recipe = replace(RECIPE, rate=None, space="pixels", coefficients="dss", tv_random=True)
+    tried = []
+
+    def synthesise(classifier, shape, recipe, number, noise):
+        tried.append((recipe.rate, recipe.coefficients, recipe.images, number))
+        return SimpleNamespace(losses=SimpleNamespace(total=losses[recipe.rate]))
+
+    monkeypatch.setattr(images_module, "synthesise", synthesise)
+    published = 0.1 * float(net.std.mean())
+    for seed, best in enumerate((published, 0.1)):
+        losses = {published: 2.0, 0.1: 2.0, best: 1.0}
+        noise = Noise.of(seed, Stream.BUILD, [0])
+        for _ in range(2):
+            assert images_module.with_step(net, SHAPE, recipe, noise) == replace(recipe, rate=best)
+        assert tried[-2:] == [(published, "fixed", 5, 0), (0.1, "fixed", 5, 0)]
+    assert len(tried) == 4
+
+
+def test_a_step_that_is_given_is_not_tried(net, monkeypatch):
+    monkeypatch.setattr(images_module, "synthesise", None)
+    given = replace(RECIPE, rate=0.07, space="pixels")
+    assert images_module.with_step(net, SHAPE, given, NOISE) == given
+    for space in ("normalised", "sigmoid"):
+        free = replace(RECIPE, space=space)
+        assert images_module.with_step(net, SHAPE, free, NOISE) == replace(free, rate=0.1)
+
+
+@pytest.mark.parametrize(("std", "step"), [((0.2, 0.3, 0.4), 0.03), ((1.0,), 0.02)])
+def test_the_published_step_in_pixels(std, step):
+    sizes = step_sizes("pixels", torch.tensor(std).reshape(1, -1, 1, 1))
+    assert sizes == pytest.approx((step, 0.1))

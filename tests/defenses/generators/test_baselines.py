@@ -57,6 +57,8 @@ def test_the_defense_builds_once_and_says_what_it_is(teacher, cache, tmp_path, m
     rounds = json.loads((folder / "training.json").read_text())["rounds"]
     assert {"entropy", "largest_share", "distance", "terms", "loss"} <= rounds[-1].keys()
     fidelity, budget, answered, unseen = student.notes
+    # Ten updates of six images of 60,000 of 200.
+    assert budget.startswith("scale quick, 0.0005 % of the training at the full one, mode online")
     assert fidelity.startswith("fidelity approximate" if name == "dfard" else "fidelity adapted")
     assert "10 updates of 6" in budget and "60 adversarial images" in budget and "n/a" in budget
     assert "class entropy" in answered and "no test" in unseen
