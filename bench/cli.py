@@ -463,6 +463,30 @@ def show(
 
 
 @app.command()
+def export(
+    record: Annotated[Path, typer.Argument(help="a record's JSON file")],
+    out: Annotated[Path, typer.Option(help="file to write (npz), or folder (png, pt)")],
+    form: Annotated[str, typer.Option("--format", help="npz, png or pt")] = "npz",
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="run FILE.py@NAME of the record wherever that file is")
+    ] = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the adversarial images of a record, and say how many verdicts rounding changes."""
+    from bench.commands.export import export as write
+    from bench.engine.execution import read_execution
+
+    done = write(record, form, out, read_execution(device, batch_size), trust=trust)
+    if as_json:
+        _print_json({**vars(done), "path": str(done.path)})
+    else:
+        print(done)
+
+
+@app.command()
 def compare(
     records: Annotated[
         list[Path], typer.Argument(help="JSON files of records, or folders of them")
