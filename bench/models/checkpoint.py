@@ -169,7 +169,7 @@ def _states(content: Any, place: tuple[str, ...]) -> Iterator[tuple[str, State]]
     tensors = {
         key: value.detach()
         for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
+        if isinstance(key, str) and isinstance(value, Tensor) and not value.is_nested
     }
     if tensors:
         yield ".".join(place), tensors

@@ -19,6 +19,7 @@ _COMPILED = "_orig_mod."
 # Names of others for the layers of the CIFAR ResNets.
 _OTHER_NAMES = ((r"(^|\.)fc\.(?=\w+$)", r"\1linear."), (r"\.downsample\.", ".shortcut."))
 _MEANS = {"mean": "std", "_mean": "_std", "mu": "sigma", "new_mean": "new_std"}
+_REAL = torch.zeros(())
 _NORMALISING = {*_MEANS, *_MEANS.values()}
 _BESIDE = re.compile(r"^(n_averaged|(criterion|loss\w*|\w*metrics?)\..*)$")
 """Tensors that do not take part in an answer: a counter of averages, losses' and metrics' own."""
@@ -116,13 +117,21 @@ def normalisation(surplus: State) -> tuple[dict[str, Tensor], State]:
         home, _, leaf = name.rpartition(".")
         if leaf in _MEANS:
             other = f"{home}.{_MEANS[leaf]}".removeprefix(".")
-            if other in surplus and surplus[other].numel() == value.numel():
+            if other in surplus and _are_numbers(value, surplus[other]):
                 pairs.append((name, other))
     if len(pairs) != 1:
         return {}, dict(surplus)
     mean, std = pairs[0]
     left = {name: value for name, value in surplus.items() if name not in (mean, std)}
     return {"mean": surplus[mean].flatten(), "std": surplus[std].flatten()}, left
+
+
+def _are_numbers(mean: Tensor, std: Tensor) -> bool:
+    """Whether these can normalise: as many finite numbers each, and no std of 0."""
+    if mean.numel() != std.numel() or not mean.numel() or _unfit(mean, _REAL) or _unfit(std, _REAL):
+        return False
+    values = torch.stack([mean.flatten().double(), std.flatten().double()])
+    return bool(torch.isfinite(values).all()) and bool((values[1] > 0).all())
 
 
 def expected_state(network: nn.Module) -> State:
@@ -152,7 +161,8 @@ def check_values(path: Path, expected: State, state: State) -> None:
                 f"the tensor {key!r} in {path} is {kind}: save the weights as plain floating-point "
                 "tensors"
             )
-        if value.is_floating_point() and not bool(torch.isfinite(given).all()):
+        # Eight-bit floats cannot be asked themselves.
+        if value.is_floating_point() and not bool(torch.isfinite(given.to(value.dtype)).all()):
             raise BadInput(
                 f"the tensor {key!r} in {path} holds NaN or infinite numbers, as a training that "
                 "diverged leaves them: take an earlier checkpoint"

@@ -1,14 +1,18 @@
 """The layouts in which trainers leave weights: which load, and what is said of the others."""
 
 import argparse
+import io
 import warnings
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
+from bench.errors import BadInput
 from bench.models.nets import build
 from bench.noise import isolated
 from tests.models.helpers import load, noise
@@ -293,3 +297,64 @@ def test_other_names_of_the_cifar_resnets(tmp_path):
     torch.save({"state_dict": under("module.", renamed)}, tmp_path / "net.pt")
     loaded = load(str(tmp_path / "net.pt"), channels=3, arch="resnet8-projection").network
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def saved(**options):
+    buffer = io.BytesIO()
+    torch.save({"state_dict": STATE, "acc": np.float64(1)}, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("net.pt", saved()),
+        ("legacy.pth", saved(_use_new_zipfile_serialization=False)),
+        ("net.safetensors", safetensors.torch.save(STATE)),
+        ("net", safetensors.torch.save(STATE)),
+    ],
+)
+def test_mangled_files_load_or_are_refused_in_one_line(tmp_path, name, content):
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        mangled = bytearray(content)
+        reach = min(len(mangled), int(generator.choice([200, 3000, 10**9])))
+        for place in generator.integers(0, reach, size=int(generator.choice([1, 20]))):
+            mangled[place] = int(generator.integers(256))
+        if generator.random() < 0.3:
+            del mangled[int(generator.integers(len(mangled))) :]
+        (tmp_path / name).write_bytes(mangled)
+        try:
+            answers(tmp_path / name)
+        except BadInput as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        3,
+        [STATE],
+        {},
+        {1: torch.zeros(2)},
+        {"": torch.zeros(1)},
+        {key: torch.tensor(0.0) for key in STATE},
+        {"0.mean": torch.zeros(1), "0.std": torch.zeros(1), **under("1.")},
+        {"0.mean": torch.zeros(1).to_sparse(), "0.std": torch.ones(1), **under("1.")},
+        {"0.mean": torch.zeros(1, device="meta"), "0.std": torch.ones(1), **under("1.")},
+        {"mean": torch.zeros(0), "std": torch.zeros(0), **STATE},
+        {**STATE, "a\nb": torch.zeros(1)},
+        {f"p{place}.{key}": value for place in range(40) for key, value in STATE.items()},
+    ],
+)
+def test_odd_contents_are_refused_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "net.pt")
+    assert "\n" not in message(lambda: answers(tmp_path / "net.pt"))
+
+
+def test_a_zip_that_unpacks_to_more_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    with zipfile.ZipFile(tmp_path / "net.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10**8)
+    assert "would unpack to 100,000,000 bytes" in message(lambda: answers(tmp_path / "net.pt"))
