@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,32 @@ from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (n, K), labels (n,)) to one value an image (n,); larger is worse for the defense."""
+
+RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""As `Loss`, with the rows (n,) behind the labels: which of the victim's images these are, once for
+each draw.
+"""
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """A loss that needs to know its images, for guides of their own or for answers known of them.
+
+        base = victim.logits(images, everything, Query(), view="base")[:, 0]
+        away = RowLoss(lambda output, labels, rows: kl(base[rows], output))
+        victim.joint(labels, {"logits": away})
+
+    Attributes:
+        of: (outputs (n, ...), labels (n,), rows (n,)) to one value an image (n,).
+    """
+
+    of: RowFunction
+
+
+def value_of(loss: Loss | RowLoss, output: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """The loss of each output (n,)."""
+    return loss.of(output, labels, rows) if isinstance(loss, RowLoss) else loss(output, labels)
+
 
 # Success must survive the rounding by which sums differ between batch sizes; float32 convolutions
 # differ by a few 1e-6.

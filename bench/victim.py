@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier, Forward, gradient_name
-from bench.losses import Loss, misclassified, reached
+from bench.losses import Loss, RowLoss, misclassified, reached, value_of
 from bench.maximise import Objective, Reading
 from bench.noise import Noise, Stream, pack_draw
 from bench.randomness import Draws, Query, RandomnessModel
@@ -47,7 +47,7 @@ class _Aim:
     """
 
     labels: Tensor
-    losses: Mapping[str, Loss]
+    losses: Mapping[str, Loss | RowLoss]
     until_all_err: bool = False
     targets: Tensor | None = None
     any_wrong: bool = False
@@ -135,7 +135,7 @@ class Victim:
     def objective(
         self,
         labels: Tensor,
-        loss: Loss,
+        loss: Loss | RowLoss,
         *,
         rows: Tensor | None = None,
         restart: int = 0,
@@ -150,7 +150,7 @@ class Victim:
 
         Args:
             labels: true labels of all the victim's images, int64 (n,).
-            loss: takes the view's output and the labels.
+            loss: takes the view's output and the labels; a `RowLoss` the rows as well.
             rows: the images to work on; all by default.
             restart: number of the restart, part of the key of every draw.
             view: the output that `loss` reads. Success is always read off the logits.
@@ -167,7 +167,7 @@ class Victim:
     def joint(
         self,
         labels: Tensor,
-        aims: Mapping[str, Loss],
+        aims: Mapping[str, Loss | RowLoss],
         *,
         rows: Tensor | None = None,
         restart: int = 0,
@@ -308,7 +308,9 @@ class Victim:
         with torch.set_grad_enabled(gradient):
             passes = {v: self._classifier.forward_pass(self._gradient, v) for v in aim.losses}
             outputs = {v: self._forward(p, leaf, rows, draws) for v, p in passes.items()}
-            losses = [self._mean_loss(outputs[v], labels, loss) for v, loss in aim.losses.items()]
+            losses = [
+                self._mean_loss(outputs[v], labels, rows, loss) for v, loss in aim.losses.items()
+            ]
             values = torch.stack(losses).sum(0)
         success, rank = self._successes(x, rows, draws, aim, outputs)
         slope = None
@@ -343,14 +345,17 @@ class Victim:
         views = [misclassified(output.detach()[:, 0], labels) for output in outputs.values()]
         return torch.stack([wrong, *views]).all(0), _RANK * wrong
 
-    def _mean_loss(self, outputs: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    def _mean_loss(
+        self, outputs: Tensor, labels: Tensor, rows: Tensor, loss: Loss | RowLoss
+    ) -> Tensor:
         """The loss of outputs (n, k, ...) averaged over k draws, or of the averaged output:
         (n,).
         """
         n, k = outputs.shape[:2]
         if self.randomness.average == "logits":
-            return loss(outputs.mean(1), labels)
-        return loss(outputs.flatten(0, 1), labels.repeat_interleave(k)).reshape(n, k).mean(1)
+            return value_of(loss, outputs.mean(1), labels, rows)
+        every = (one.repeat_interleave(k) for one in (labels, rows))
+        return value_of(loss, outputs.flatten(0, 1), *every).reshape(n, k).mean(1)
 
     def _differentiate(self, values: Tensor, leaf: Tensor, success: Tensor) -> Tensor | None:
         """The gradient of the values to the images; None where no backward pass was run."""

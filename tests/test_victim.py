@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.defense import InputTransform, straight_through
 from bench.errors import BadInput
-from bench.losses import cross_entropy, dlr, margin, misclassified
+from bench.losses import RowLoss, cross_entropy, dlr, margin, misclassified
 from bench.noise import Noise, Stream, isolated
 from bench.randomness import Query, read_randomness
 from bench.threat import ThreatModel
@@ -272,3 +272,29 @@ def test_the_replayed_verdict_rests_on_draws_that_no_search_has_seen(problem):
     assert len(set(defended.second)) == 10 * VERDICT_DRAWS
     assert not set(defended.second) & searched
     assert {draw[:2] for draw in defended.first} == {(Stream.FIXED, i) for i in range(10)}
+
+
+@pytest.mark.parametrize("average", ["loss", "logits"])
+def test_a_loss_may_know_its_images(problem, average):
+    model, images, labels = problem
+    randomness = read_randomness(f"eot:k=3,average={average}")
+    seen = []
+
+    def towards(output, labels, rows):
+        seen.append((rows.tolist(), torch.equal(labels, truth[rows])))
+        return -(output - guides[rows]).square().sum(1)
+
+    truth, guides = labels, torch.randn(10, 3, generator=torch.Generator().manual_seed(5))
+    victim = Victim(NoisyLinear(model, 0.3), np.arange(10), randomness=randomness, batch_size=6)
+    rows = torch.tensor([7, 2, 4])
+    reading = victim.joint(labels, {"logits": RowLoss(towards)}, rows=rows)(
+        images[rows], torch.arange(3), 1, True
+    )
+    outputs = victim.logits(images[rows], rows, Query(0, 1))
+    errors = (outputs - guides[rows][:, None]).square().sum(2)
+    if average == "logits":
+        errors = (outputs.mean(1) - guides[rows]).square().sum(1, keepdim=True)
+    assert torch.allclose(reading.value, -errors.mean(1), rtol=1e-5)
+    draws = 3 if average == "loss" else 1
+    assert seen == [([7] * draws + [2] * draws, True), ([4] * draws, True)]
+    assert reading.gradient.abs().amax((1, 2, 3)).min() > 0
