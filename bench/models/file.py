@@ -63,7 +63,8 @@ class FileParams(Params):
     path: str = Field(description="weights: safetensors, or a checkpoint of torch.save")
     arch: str = Field("", description="architecture, where no JSON file beside the weights says it")
     mean: Numbers = Field(
-        (), description="mean of each channel; without it images are not normalised"
+        (),
+        description="mean of each channel; the file's own where empty, else none is subtracted",
     )
     std: Numbers = Field((), description="standard deviation of each channel")
     key: str = Field(

@@ -20,7 +20,7 @@ from bench.models.foreign import as_logits, copied
 from bench.noise import Noise, isolated
 from tests import toy_model
 from tests.helpers import toy_request
-from tests.models.helpers import noise
+from tests.models.helpers import load, noise
 from tests.toys import message
 
 K, SHAPE = 10, (1, 28, 28)
@@ -359,6 +359,24 @@ def test_pgd_has_the_numbers_of_a_plain_loop(name):
     assert record.metrics.clean.mean.value == pytest.approx(clean)
     assert record.metrics.adversarial.mean.value == pytest.approx(robust)
     assert 0 < robust < clean, (clean, robust)
+
+
+@pytest.mark.parametrize("kind", [torch.jit.script, lambda m: m.double(), nn.DataParallel])
+def test_a_real_network_keeps_its_numbers(real_data, kind):
+    """As TorchScript, in double precision, in a wrapper."""
+    plain = load(str(real_data / "models" / "mnist_wk17a.safetensors"))
+    network = nn.Sequential(*plain.network)
+    data = {"dataset": f"npz:{real_data / 'data' / 'mnist.npz'}", "n": 300, "device": "cpu"}
+    with isolated(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = kind(copy.deepcopy(network))
+    attack = "pgd:steps=10,random_start=false"
+    one, two = (
+        bench.evaluate(model, **data, norm="linf", eps=0.1, attacks=attack).records[0].metrics
+        for model in (network, other)
+    )
+    assert one.clean.mean.value == two.clean.mean.value
+    assert one.adversarial.mean.value == pytest.approx(two.adversarial.mean.value, abs=1 / 300)
 
 
 def test_a_stochastic_squeezing_network_repeats():
