@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +32,11 @@ from bench.plugins.create import (
     MODIFIERS,
     STUDIES,
 )
+from bench.report import escape
+from bench.storage.files import cannot_write
 
 if TYPE_CHECKING:
+    from bench.commands.verify import Verified
     from bench.engine.evaluation import Evaluation
     from bench.engine.run import Result
 
@@ -113,7 +117,7 @@ def _planned(requests: Sequence[Request]) -> list[Evaluation]:
 
 
 def _say(text: str) -> None:
-    print(f"bench: note: {text}", file=sys.stderr)
+    _complain(f"note: {text}")
 
 
 def _run(
@@ -143,7 +147,7 @@ def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> 
         _print_json(rows)
         return
     for row, evaluation in zip(rows, evaluations, strict=True):
-        print(
+        _print(
             f"{row['id']}  {'stored' if row['stored'] else 'to run'}  {evaluation}  "
             f"[{row['dataset']}, {row['threat']}, "
             f"n={len(evaluation.setup.images)}, seed {evaluation.seed}]"
@@ -160,21 +164,16 @@ def _print_results(results: Sequence[Result], as_json: bool) -> None:
     if as_json:
         _print_json([one.model_dump(mode="json") for one in (*records, *failures)])
     elif records or failures:
-        print(rows_table(records, failures))
+        _print(rows_table(records, failures))
     for result in results:
         if result.failure:
-            print(
-                f"bench: {result.evaluation} failed: {result.failure.error} (traceback in "
-                f"{result.path})",
-                file=sys.stderr,
+            _complain(
+                f"{result.evaluation} failed: {result.failure.error} (traceback in {result.path})"
             )
         elif result.rejected:
-            print(f"bench: {result.evaluation}: {result.rejected}", file=sys.stderr)
+            _complain(f"{result.evaluation}: {result.rejected}")
         elif not as_json:
-            print(
-                f"{'stored' if result.computed else 'already stored'}: {result.path}",
-                file=sys.stderr,
-            )
+            _tell(f"{'stored' if result.computed else 'already stored'}: {result.path}")
 
 
 def _exit_by(results: Sequence[Result]) -> None:
@@ -186,6 +185,16 @@ def _exit_by(results: Sequence[Result]) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """Print lines for people, without control characters that a file brought along."""
+    print(escape.terminal(text, lines=True), end=end)
+
+
+def _complain(text: str) -> None:
+    """Print one line on stderr."""
+    print(f"bench: {escape.terminal(_shortened(text))}", file=sys.stderr)
 
 
 @app.command()
@@ -215,7 +224,7 @@ def gallery(
     if as_json:
         _print_json([vars(row) for row in table])
     else:
-        print(render(table, results))
+        _print(render(table, results))
     if not all(row.held for row in table):
         raise typer.Exit(1)
 
@@ -251,14 +260,14 @@ def study(
     if as_json:
         _print_json({**done.record.model_dump(mode="json"), "folder": str(done.folder)})
     else:
-        print(done.render())
-        print(f"{'stored' if done.computed else 'already stored'}: {done.folder}", file=sys.stderr)
+        _print(done.render())
+        _tell(f"{'stored' if done.computed else 'already stored'}: {done.folder}")
     if done.record.held is False:
         raise typer.Exit(1)
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(escape.terminal(text), file=sys.stderr, flush=True)
 
 
 @app.command("list")
@@ -320,7 +329,7 @@ def info(
     if as_json:
         _print_json(described)
     else:
-        print(render(described))
+        _print(render(described))
 
 
 @app.command()
@@ -350,7 +359,7 @@ def check(
             {"verdicts": [vars(verdict) for verdict in checked.verdicts], "next": checked.advice}
         )
     else:
-        print(checked)
+        _print(str(checked))
     if checked.broken:
         raise typer.Exit(1)
 
@@ -420,33 +429,64 @@ def train_diffusion(
 
 @app.command()
 def verify(
-    record: Annotated[Path, typer.Argument(help="a record's JSON file")],
+    records: Annotated[
+        list[Path], typer.Argument(help="JSON files of records, or folders of them")
+    ],
     device: Device = "auto",
     batch_size: BatchSize = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is"),
+    ] = False,
     memory: Memory = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Re-score a record's adversarial points under the rebuilt defense, or re-run the attack where
-    they are missing.
+    """Recompute what follows from a record: re-score its points under the rebuilt defense, or
+    re-run the attack where they are missing. Exit code 1 where something differs.
     """
-    from bench.commands.verify import verify as check_record
+    from bench.commands.verify import files_of, verify_all
     from bench.engine.execution import read_execution
 
-    checks = check_record(record, read_execution(device, batch_size))
+    paths, execution = files_of(records), read_execution(device, batch_size)
+    alone = len(paths) == 1
+    done = []
+    for one in verify_all(paths, execution, trust=trust):
+        if alone and one.refused:
+            raise one.refused
+        done.append(one)
+        if not as_json:
+            _print_verified(one, with_name=not alone)
     if as_json:
-        _print_json([vars(check) for check in checks])
-    else:
-        for check in checks:
-            print(f"{'ok  ' if check.held else 'FAIL'}  {check.name}: {check.message}")
-    if not all(check.held for check in checks):
-        raise typer.Exit(1)
+        shown = [
+            {
+                "record": str(one.path),
+                "checks": [vars(check) for check in one.checks],
+                "refused": str(one.refused) if one.refused else None,
+            }
+            for one in done
+        ]
+        _print_json(shown[0]["checks"] if alone else shown)
+    if not all(one.held for one in done):
+        raise typer.Exit(2 if any(one.refused for one in done) else 1)
+
+
+def _print_verified(verified: Verified, *, with_name: bool) -> None:
+    if with_name:
+        _print(str(verified.path))
+    if verified.refused:
+        _complain(f"{verified.refused}")
+    for check in verified.checks:
+        _print(
+            escape.terminal(f"{'ok  ' if check.held else 'FAIL'}  {check.name}: {check.message}")
+        )
 
 
 @app.command()
 def show(
     records: Annotated[
-        list[Path], typer.Argument(help="JSON files of records; several are compared")
+        list[Path],
+        typer.Argument(help="JSON files of records, or folders; those of one defense are compared"),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -455,11 +495,12 @@ def show(
     """
     from bench.report import show as report
 
-    shown = report.read(records)
+    groups = report.read(records)
     if as_json:
-        _print_json(report.as_json(shown))
+        shown = [report.as_json(group) for group in groups]
+        _print_json(shown[0] if len(shown) == 1 else shown)
     else:
-        print(report.render(shown))
+        _print("\n\n\n".join(map(report.render, groups)))
 
 
 @app.command()
@@ -510,7 +551,7 @@ def compare(
     if as_json:
         _print_json(report.as_json(compared))
     else:
-        print(report.render(compared))
+        _print(report.render(compared))
 
 
 @app.command()
@@ -536,7 +577,7 @@ def leaderboard(
     made = boards(records)
     text = page(made, failures) if form == "md" else csv(made)
     if out is None:
-        print(text, end="")
+        _print(text, end="")
         return
     from bench.storage.files import write_whole
 
@@ -564,7 +605,7 @@ def reference(
     if as_json:
         _print_json([row.model_dump(mode="json") for row in references])
     else:
-        print(render(references))
+        _print(render(references))
 
 
 @app.command()
@@ -576,7 +617,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(report)
     else:
-        print(render(report))
+        _print(render(report))
     if report["broken"]:
         raise typer.Exit(1)
 
@@ -598,9 +639,13 @@ def execute(arguments: list[str]) -> int:
             print("bench: interrupted; the same command resumes", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except BadInput as error:
-        print(f"bench: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except Exception as error:
+        full = cannot_write(error)
+        if full is not None:
+            _complain(str(full))
+            return 2
         # Usage errors of the argument parser, which has no public base class; without a command its
         # message is the help.
         message = getattr(error, "format_message", None)
@@ -609,8 +654,10 @@ def execute(arguments: list[str]) -> int:
         if not arguments:
             print(message(), file=sys.stderr)
             return 2
-        print(
-            f"bench: {message() or 'nothing to do; see bench --help'}".replace("\n", " "),
-            file=sys.stderr,
-        )
+        _complain((message() or "nothing to do; see bench --help").replace("\n", " "))
         return int(getattr(error, "exit_code", 2))
+
+
+def _shortened(text: str) -> str:
+    """A message in which no word fills the screen, such as a value of thousands of characters."""
+    return re.sub(r"\S{400,}", lambda word: f"{word[0][:80]}... ({len(word[0])} characters)", text)

@@ -17,6 +17,8 @@ from bench.models.recipes import recipe_for
 from bench.models.training import Epoch, Score, TrainingRun, save, score
 from bench.plugins.create import DATASETS, create
 from bench.spec import parse
+from bench.storage.files import check_folder, clear_unfinished, writing
+from bench.storage.training_state import ResumableRun
 
 
 def train_and_save(
@@ -40,8 +42,8 @@ def train_and_save(
         raise BadInput(
             f"cannot write weights to {out}: name a .safetensors file in a folder that exists"
         )
-    if out.exists():
-        raise BadInput(f"{out} is there already: remove it, or give another --out")
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    check_new(out, checkpoint)
     named = create(DATASETS, parse(dataset))
     source: Dataset[Any] = named.plugin
     if not 0 <= seed < 2**63:
@@ -53,10 +55,10 @@ def train_and_save(
     recipe = replace(
         recipe, **cast(Any, {key: value for key, value in given.items() if value is not None})
     )
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
     run = TrainingRun(
         source, arch, recipe, trained_on=f"{name}/train", seed=seed, device=read_device(device)
     )
+    check_resumable(run, out, checkpoint)
     run.finish(checkpoint, _reporter())
     done = run.trained()
     measured = score(done.classifier, source.test())
@@ -69,8 +71,35 @@ def train_and_save(
         "commit": commit()[0],
     }
     save(done.classifier, out, about)
+    sidecar = out.with_name(f"{out.name}.json")
+    for path in (out, sidecar, checkpoint):
+        clear_unfinished(path)
     checkpoint.unlink(missing_ok=True)
     return f"{out}: {_shown(measured)} on {measured.n} test images\nuse it: --classifier file:{out}"
+
+
+def check_new(out: Path, checkpoint: Path) -> None:
+    """Raise `BadInput` where the result is there already or nothing can be written beside it.
+
+    A checkpoint beside a result says that the run was killed just before it was removed: it is
+    taken up, and changes nothing.
+    """
+    if out.exists() and not checkpoint.exists():
+        raise BadInput(f"{out} is there already: remove it, or give another --out")
+    with writing(out.parent):
+        check_folder(out.parent)
+
+
+def check_resumable(run: ResumableRun[Any], out: Path, checkpoint: Path) -> None:
+    """Raise `BadInput` where a result is there that this run has not written: its checkpoint is of
+    another one, or says that it never came so far.
+    """
+    if out.exists():
+        run.restore(checkpoint)
+        if not run.finished:
+            raise BadInput(
+                f"{out} is there already, and {checkpoint} is of an unfinished run: remove one"
+            )
 
 
 def _choice(text: str | None) -> str | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bench.commands.train import check_new, check_resumable
 from bench.data.dataset import Dataset, ImageSet
 from bench.diffusion.layout import CARD, CONFIG, MAIN, RAW, SCHEDULER, weights_name
 from bench.diffusion.model import FIRST_BETA, LAST_BETA, DiffusionModel
@@ -38,7 +39,7 @@ from bench.models.file import frozen
 from bench.noise import Noise, Stream
 from bench.plugins.create import DATASETS, create
 from bench.spec import parse
-from bench.storage.files import write_whole
+from bench.storage.files import clear_unfinished, write_folder
 
 MEASURED_AT = (20, 50, 100, 200, 300, 500, 800)
 """Time indices at which the denoising error on the test images is measured."""
@@ -53,7 +54,9 @@ def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, dev
     A run that was interrupted goes on from OUT.checkpoint. The test images are used once, after
     training, for the error in the card, and choose nothing.
     """
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
     _check(out, seed, steps)
+    check_new(out, checkpoint)
     named = create(DATASETS, parse(dataset))
     source: Dataset[Any] = named.plugin
     # A data set read from a path has no name of its own.
@@ -61,7 +64,7 @@ def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, dev
     images = source.train()
     recipe = shortened(recipe_for(named.name, tuple(images.images.shape[1:])), steps)
     run = DiffusionRun(images.pixels(), recipe, seed, read_device(device))
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    check_resumable(run, out, checkpoint)
     complete(run, checkpoint, _reporter())
     content = files(run)
     error = measured(run, source.test())
@@ -78,20 +81,29 @@ def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, dev
             if file.endswith(".safetensors")
         },
     }
-    write_folder(out, {**content, CARD: _json(card)})
+    scratch = out.with_name(f".{out.name}.unfinished")
+    if out.exists():
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        write_folder(out, {**content, CARD: _json(card)}, scratch)
+    clear_unfinished(checkpoint)
     checkpoint.unlink(missing_ok=True)
     return f"{out}: {_shown(error)}\nuse it: folder:{out}"
+
+
+MOST_STEPS = 10**9
+"""No run takes more steps; a larger number is a slip."""
 
 
 def _check(out: Path, seed: int, steps: int | None) -> None:
     if not out.parent.is_dir() or not out.name:
         raise BadInput(f"cannot write the folder {out}: name one in a folder that exists")
-    if out.exists():
-        raise BadInput(f"{out} is there already: remove it, or give another --out")
     if not 0 <= seed < 2**63:
         raise BadInput(f"seed is {seed}: give 0 to 2^63 - 1")
     if steps is not None and steps < 1:
         raise BadInput(f"steps={steps} trains nothing: give 1 or more")
+    if steps is not None and steps > MOST_STEPS:
+        raise BadInput(f"steps={steps} never ends: give at most {MOST_STEPS}")
 
 
 def shortened(recipe: DiffusionRecipe, steps: int | None) -> DiffusionRecipe:
@@ -151,14 +163,6 @@ def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _json(content: object) -> bytes:
     return f"{json.dumps(content, indent=1)}\n".encode()
-
-
-def write_folder(out: Path, content: dict[str, bytes]) -> None:
-    """Write files by name into the new folder `out`, which appears whole or not at all."""
-    temporary = out.with_name(f".{out.name}-{os.getpid()}")
-    for name, data in content.items():
-        write_whole(temporary / name, data)
-    os.rename(temporary, out)
 
 
 def measured(run: DiffusionRun, images: ImageSet) -> dict[str, Any]:

@@ -68,13 +68,13 @@ class ShardComputer:
         points = torch.from_numpy(arrays["points"])
         return {
             **arrays,
-            **self._scores(images, points, subset.ids),
+            **self.scores(images, points, subset.ids),
             "clean": clean.numpy(),
             "adversarial": self._judge(points, subset.ids).numpy() if stochastic else attacked,
             "replayed": attacked if stochastic else attacked[:, :0],
         }
 
-    def _scores(self, images: Tensor, points: Tensor, ids: Any) -> dict[str, Any]:
+    def scores(self, images: Tensor, points: Tensor, ids: Any) -> dict[str, Any]:
         """What the scored views say of clean images and of points, under the judge's first draw."""
         if not self.defended.scored:
             return {}

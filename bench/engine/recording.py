@@ -21,6 +21,9 @@ from bench.results.store import Store
 from bench.results.targets import targets_finding
 from bench.results.views import view_scores
 
+NO_GRADIENT, REPROJECTED = "no-gradient", "reprojected"
+"""Findings that only the attack itself can make."""
+
 
 def make_record(
     evaluation: Evaluation,
@@ -40,11 +43,9 @@ def make_record(
     """
     setup = evaluation.setup
     outcomes, cost = outcomes_of(evaluation, arrays), cost_of(evaluation, arrays)
-    base = evaluation.base()
     stem = file_stem(evaluation.title, evaluation.id)
     return Record(
         id=evaluation.id,
-        title=evaluation.title,
         sources=setup.sources,
         identity=evaluation.identity,
         given={
@@ -52,20 +53,10 @@ def make_record(
             "defense": list(evaluation.defense.given),
             "attack": list(evaluation.attack.given),
         },
-        access=sorted(str(need) for need in evaluation.defense.plugin.needs),
-        stochastic=evaluation.stochastic,
-        replay_level=cast(Any, inspection.level),
-        pool=inspection.pool,
-        inference=inspection.inference,
-        base=base.id if base else "",
-        scale={
-            "n": len(setup.images),
-            "available": setup.available,
-            "reduced": len(setup.images) < setup.available,
-        },
+        **declared(evaluation, inspection),
         outcomes=outcomes,
         stages=stages_of(evaluation, arrays),
-        targets=_encoded_targets(evaluation, arrays),
+        targets=encoded_targets(evaluation, arrays),
         views=view_scores(cast(Any, arrays), setup.classifier.num_classes),
         metrics=measure(outcomes, by_gradient=by_gradient(evaluation, cost)),
         findings=findings_of(evaluation, arrays, inspection),
@@ -74,6 +65,25 @@ def make_record(
         environment=made_with,
         finished=now(),
     )
+
+
+def declared(evaluation: Evaluation, inspection: Inspection) -> dict[str, Any]:
+    """The fields of a record that are known before the attack, by name."""
+    setup, base = evaluation.setup, evaluation.base()
+    return {
+        "title": evaluation.title,
+        "access": sorted(str(need) for need in evaluation.defense.plugin.needs),
+        "stochastic": evaluation.stochastic,
+        "replay_level": inspection.level,
+        "pool": inspection.pool,
+        "inference": inspection.inference,
+        "base": base.id if base else "",
+        "scale": {
+            "n": len(setup.images),
+            "available": setup.available,
+            "reduced": len(setup.images) < setup.available,
+        },
+    }
 
 
 def outcomes_of(evaluation: Evaluation, arrays: Arrays) -> Outcomes:
@@ -93,7 +103,9 @@ def by_gradient(evaluation: Evaluation, cost: Cost) -> bool:
 
 def findings_of(evaluation: Evaluation, arrays: Arrays, inspection: Inspection) -> list[Finding]:
     """What was found before the attack, as far as it matters to it, and by the attack."""
-    return [*_relevant(inspection.findings, arrays), *_attack_findings(evaluation, arrays)]
+    used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
+    found = relevant(inspection.findings, asked_gradients=used)
+    return [*found, *_attack_findings(evaluation, arrays)]
 
 
 def stages_of(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
@@ -111,15 +123,15 @@ def _targets(evaluation: Evaluation, arrays: Arrays) -> Labels | None:
     return cast(Labels, arrays["targets"])
 
 
-def _encoded_targets(evaluation: Evaluation, arrays: Arrays) -> str | None:
+def encoded_targets(evaluation: Evaluation, arrays: Arrays) -> str | None:
+    """The class that each image was to become, as labels are encoded; None without targets."""
     targets = _targets(evaluation, arrays)
     return None if targets is None else encode(targets, evaluation.setup.classifier.num_classes)
 
 
-def _relevant(findings: list[Finding], arrays: Arrays) -> list[Finding]:
+def relevant(findings: list[Finding], *, asked_gradients: bool) -> list[Finding]:
     """Without the missing gradient where the attack asked for none."""
-    used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
-    return [finding for finding in findings if used or finding.name != "zero-gradient"]
+    return [one for one in findings if asked_gradients or one.name != "zero-gradient"]
 
 
 def _attack_findings(evaluation: Evaluation, arrays: Arrays) -> Iterator[Finding]:
@@ -134,14 +146,14 @@ def _attack_findings(evaluation: Evaluation, arrays: Arrays) -> Iterator[Finding
     outside = int(cast(Any, arrays["reprojected"]).sum())
     if outside:
         yield Finding(
-            name="reprojected",
+            name=REPROJECTED,
             verdict="warn",
             message=f"{outside} points lay outside ball or box when the attack returned them; they "
             "were projected",
         )
     if bool(cast(Any, arrays["blocked"]).any()):
         yield Finding(
-            name="no-gradient",
+            name=NO_GRADIENT,
             verdict="warn",
             message="no gradient reaches the image at all: the attack was a blind search, no "
             "evidence of robustness",

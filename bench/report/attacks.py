@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+from bench.report import escape
 from bench.report.one_record import (
     Shares,
     plain,
@@ -218,7 +219,7 @@ def render(comparison: Comparison) -> str:
     records, first = comparison.records, comparison.records[0]
     lines = [Line("no attack", "", comparison.clean, ""), *comparison.lines]
     rules = list(dict.fromkeys(rule for line in lines for rule in line.shares))
-    title = f"{defense_label(first)} on {setup_line(first)}"
+    title = escape.terminal(f"{defense_label(first)} on {setup_line(first)}")
     table = markdown(without_empty_columns([_row(line, rules) for line in lines]))
     paragraphs = [title, table, rules_note(records)]
     if comparison.secrecy:
@@ -234,6 +235,7 @@ def _row(line: Line, rules: Iterable[str]) -> dict[str, str]:
 
 
 def _secrecy_lines(secrecy: Secrecy) -> str:
+    lowest = escape.terminal(secrecy.lowest)
     several = ", mean over seeds" if len(secrecy.seeds) > 1 else ", seed"
     ratio = (
         secrecy.ratio.scaled(1, 2) if secrecy.ratio else "none, as nothing survives on fresh draws"
@@ -241,7 +243,7 @@ def _secrecy_lines(secrecy: Secrecy) -> str:
     return "\n".join(
         [
             f"Worst attack for each image{several} {', '.join(secrecy.seeds)}:",
-            f"- fresh draws: {secrecy.fresh} (the lowest single attack: {secrecy.lowest})",
+            f"- fresh draws: {secrecy.fresh} (the lowest single attack: {lowest})",
             f"- replayed: {secrecy.replayed}",
             f"- gap, fresh - replayed: {secrecy.gap.scaled(100, 1)} points",
             f"- ratio, replayed / fresh: {ratio}",

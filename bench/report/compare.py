@@ -14,6 +14,7 @@ import pandas as pd
 
 from bench.errors import BadInput
 from bench.plugins.create import BASE
+from bench.report import escape
 from bench.report.grouping import by_setup, newest
 from bench.report.tables import markdown, percent, without_empty_columns
 from bench.report.words import attack_label, heading
@@ -260,7 +261,10 @@ def render(compared: dict[str, list[BuildScores]]) -> str:
     paragraphs = []
     for setup, defenses in compared.items():
         tables = _means(defenses), _builds(by_build(defenses))
-        paragraphs += [setup, *(markdown(without_empty_columns(rows)) for rows in tables)]
+        paragraphs += [
+            escape.markdown(setup),
+            *(markdown(without_empty_columns(rows)) for rows in tables),
+        ]
     return "\n\n".join([*paragraphs, _NOTE])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bench.report import escape
 from bench.report.grouping import by_defense, by_setup, defense_names, newest
 from bench.report.notes import board_notes
 from bench.report.tables import markdown, percent, without_empty_columns
@@ -235,14 +236,14 @@ def page(made: Sequence[Board], failures: Sequence[Failure] = ()) -> str:
     """All boards as one Markdown page, and what crashed, as errors and not as numbers."""
     sections = [_section(board) for board in made]
     if failures:
-        lines = [f"- {failure_label(failure)}" for failure in failures]
+        lines = [f"- {escape.markdown(failure_label(failure))}" for failure in failures]
         sections.append("## Errors\n\n" + "\n".join(lines) + "\n")
     return "\n".join(["# Leaderboard\n", *sections])
 
 
 def _section(board: Board) -> str:
-    paragraphs = [f"## {board.heading}", markdown(board.table), board.note]
-    paragraphs += [BUILT, "\n".join(board.built)] if board.built else []
+    paragraphs = [f"## {escape.markdown(board.heading)}", markdown(board.table), board.note]
+    paragraphs += [BUILT, "\n".join(map(escape.markdown, board.built))] if board.built else []
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -255,4 +256,4 @@ def table(made: Sequence[Board]) -> pd.DataFrame:
 
 def csv(made: Sequence[Board]) -> str:
     """All boards as one CSV table with plain numbers."""
-    return str(table(made).to_csv(index=False)) if made else ""
+    return str(table(made).map(escape.csv).to_csv(index=False)) if made else ""

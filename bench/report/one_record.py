@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.report import escape
 from bench.report.tables import markdown, without_empty_columns
 from bench.report.words import (
     attack_label,
@@ -83,7 +84,9 @@ def render(shown: Shown) -> str:
         for rule, value in attacked.items()
     ]
     table = markdown(without_empty_columns(rows))
-    return "\n\n".join(["\n".join(_facts(shown.record)), table, rules_note([shown.record])])
+    return "\n\n".join(
+        ["\n".join(map(escape.terminal, _facts(shown.record))), table, rules_note([shown.record])]
+    )
 
 
 def rules_note(records: Sequence[Record]) -> str:
@@ -117,7 +120,7 @@ def _facts(record: Record) -> list[str]:
 
 def _environment(environment: Mapping[str, Any]) -> str:
     versions = ", ".join(
-        f"{name} {environment['versions'][name]}"
+        f"{name} {environment['versions'].get(name, '?')}"
         for name in ("adversarial-bench", "python", "torch")
     )
     changed = " (changed)" if environment.get("dirty") else ""

@@ -224,8 +224,7 @@ def render(references: Sequence[Reference]) -> str:
     badge in it.
     """
     table = without_empty_columns([_shown(reference) for reference in references])
-    # A bar would end the table's cell.
-    text = markdown(table.replace(r"\|", r"\\|", regex=True))
+    text = markdown(table)
     badges = sorted({badge for reference in references for badge in reference.badges})
     legend = "".join(f"\n- {badge}: {BADGES[badge]}" for badge in badges)
     return f"Published numbers, not measured here; they enter no rank.\n\n{text}\n{legend}".rstrip()

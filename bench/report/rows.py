@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.report.escape import markdown as escaped
 from bench.report.grouping import by_defense, by_setup, defense_key, defense_names
 from bench.report.notes import column_notes
 from bench.report.tables import markdown, percent, without_empty_columns
@@ -33,7 +34,7 @@ def rows_table(records: Sequence[Record], failures: Sequence[Failure] = ()) -> s
     paragraphs = []
     for group in by_setup(records):
         paragraphs += _section(group, bases, with_seed)
-    paragraphs += [failure_label(failure) for failure in failures]
+    paragraphs += [escaped(failure_label(failure)) for failure in failures]
     return "\n\n".join([*paragraphs, column_notes(records)])
 
 
@@ -52,9 +53,12 @@ def _section(group: Sequence[Record], bases: dict[str, Record], with_seed: bool)
         for name, record in named
     ]
     constant = f"a constant answer gets {percent(group[0].metrics.constant_accuracy)}"
-    paragraphs = [f"{heading(group[0])}, {constant}\n\n{markdown(without_empty_columns(rows))}"]
+    table = markdown(without_empty_columns(rows))
+    paragraphs = [f"{escaped(heading(group[0]))}, {constant}\n\n{table}"]
     staged = [
-        stages_line(record) for record in group if record.stages and len(record.stages.names) > 1
+        escaped(stages_line(record))
+        for record in group
+        if record.stages and len(record.stages.names) > 1
     ]
     if staged:
         paragraphs.append(
@@ -62,7 +66,7 @@ def _section(group: Sequence[Record], bases: dict[str, Record], with_seed: bool)
         )
     built = built_lines(named)
     if built:
-        paragraphs.append(BUILT + "\n" + "\n".join(built))
+        paragraphs.append(BUILT + "\n" + "\n".join(map(escaped, built)))
     return paragraphs
 
 

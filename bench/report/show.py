@@ -4,37 +4,67 @@ side.
 
 from __future__ import annotations
 
+import json
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
-from bench.report import attacks, one_record
+from bench.report import attacks, curve, one_record
 from bench.results.record import Record
-from bench.results.store import is_failure, read_failure, read_record
+from bench.results.store import files_below, is_failure, read_failure, read_record
 
 
-def read(paths: Sequence[Path]) -> list[Record]:
-    """The records in these files, each evaluation once.
+def read(places: Sequence[Path]) -> list[list[Record]]:
+    """The records in these files and below these folders, each evaluation once, in groups: those of
+    one defense on one setup go together.
 
-    Raises `BadInput` where a file is no record, or where the records are not of the same defense on
-    the same setup.
+    Failures below a folder are passed over. Raises `BadInput` where a file is no record, where a
+    folder has none, or where there are files alone and they do not go together.
     """
+    folders = [place for place in places if os.path.isdir(place)]
+    paths = [path for place in places for path in (_below(place) if place in folders else [place])]
     records = list({record.id: record for record in map(_read_record, paths)}.values())
-    for record in records[1:]:
-        _check_together(records[0], record)
-    return records
+    if not folders:
+        if curve.is_curve(records):
+            return [records]
+        for record in records[1:]:
+            _check_together(records[0], record)
+        return [records]
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[json.dumps(_common(record), sort_keys=True)].append(record)
+    return list(groups.values())
+
+
+def _below(folder: Path) -> list[Path]:
+    paths = [path for path in files_below(folder) if not is_failure(path)]
+    if not paths:
+        raise BadInput(f"no records in {folder}: run something first")
+    return paths
 
 
 def render(records: Sequence[Record]) -> str:
     """One record, or several that go together as `read` checks, as plain text."""
     if len(records) == 1:
         return one_record.render(one_record.under_every_rule(records[0]))
+    if curve.is_curve(records):
+        return curve.render(curve.curve(records))
     return attacks.render(attacks.compare_attacks(records))
 
 
 def as_json(records: Sequence[Record]) -> dict[str, Any]:
     """As `render`, with plain numbers; the comparison is None for one record."""
+    if curve.is_curve(records):
+        return {
+            "records": [
+                one_record.as_json(one_record.under_every_rule(record)) for record in records
+            ],
+            "comparison": None,
+            "curve": curve.as_json(curve.curve(records)),
+        }
     comparison = attacks.compare_attacks(records) if len(records) > 1 else None
     return {
         "records": [one_record.as_json(one_record.under_every_rule(record)) for record in records],

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from tabulate import tabulate
 
+from bench.report import escape
+
 
 def without_empty_columns(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """The rows as a table, without the columns that are empty or missing in every row."""
@@ -15,10 +17,12 @@ def without_empty_columns(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as it is; texts that look like numbers keep their digits."""
+    """A table as text; texts that look like numbers keep their digits, and what would end a cell or
+    be more than text is escaped.
+    """
     return tabulate(
-        table,  # type: ignore[arg-type]
-        headers="keys",
+        [[escape.markdown(str(cell)) for cell in row] for row in table.itertuples(index=False)],
+        headers=[escape.markdown(str(name)) for name in table.columns],
         tablefmt="github",
         showindex=False,
         disable_numparse=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Inference(BaseModel):
@@ -21,13 +21,13 @@ class Inference(BaseModel):
             average; None without one.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: float
+    passes: float = Field(ge=0, allow_inf_nan=False)
     zero_gradient: bool
     randomised: bool
     optimises: bool
-    denoiser_passes: float | None = None
+    denoiser_passes: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     def obstacles(self) -> list[str]:
         """Why RobustBench would not admit the defense; empty where it would."""

@@ -119,7 +119,7 @@ def _read_as(kind: type[M], path: Path) -> M:
         return kind.model_validate_json(content, strict=True)
     except ValidationError as error:
         if kind is Record:
-            _check_schema(path, content)
+            check_schema(path, content)
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise BadInput(
@@ -150,15 +150,15 @@ def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _check_schema(path: Path, content: bytes) -> None:
+def check_schema(path: Path, content: bytes, schema: int = SCHEMA) -> None:
     """Raise `UnknownSchema` where a record says that it is of another one."""
     try:
         said = json.loads(content)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return
-    if said != SCHEMA or isinstance(said, bool | float):
+    if said != schema or isinstance(said, bool | float):
         raise UnknownSchema(
-            f"{path} is no record of schema {SCHEMA} but of {str(said)[:40]!r}, which this version "
+            f"{path} is no record of schema {schema} but of {str(said)[:40]!r}, which this version "
             "neither reads nor overwrites: install the version that wrote it, or move it away"
         )
 
@@ -171,8 +171,8 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
     """All records and failures below a folder, sorted by path; hidden folders are passed over."""
     if not os.path.isdir(folder):
         raise BadInput(
-            f"no such folder: {str(folder)[:300]}: run some evaluations first, or name the folder that holds "
-            "records"
+            f"no such folder: {str(folder)[:300]}: run some evaluations first, or name the folder "
+            "that holds records"
         )
     yield from map(read, files_below(folder))
 

@@ -39,8 +39,9 @@ class ViewScores(BaseModel):
 
     def check(self, n: int, num_classes: int) -> None:
         """Raise `ValueError` unless these are the views of n images."""
-        pairs = [*self.answers.values(), *([self.detector] if self.detector else [])]
-        if any(set(pair) != set(_PAIR) for pair in pairs):
+        pairs = [set(pair) for pair in self.answers.values()]
+        pairs += [set(self.detector)] if self.detector else []
+        if any(pair != set(_PAIR) for pair in pairs):
             raise ValueError("a view is not of clean and adversarial images")
         texts = [text for pair in self.answers.values() for text in pair.values()]
         lengths = [len(decode(text, num_classes)) for text in texts]

@@ -25,7 +25,7 @@ _FORBIDDEN = {
 }
 
 
-class CannotWrite(BadInput, OSError):
+class CannotWrite(OSError, BadInput):
     """The disk is full, read-only or broken: every further write would fail alike.
 
     Args:
@@ -96,16 +96,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes], scratch: Path) -> Non
     """Write a folder of files, by name, that appears whole under its name.
 
     Args:
-        folder: must not exist.
+        folder: must not exist; its parent must.
         files: their contents.
         scratch: where it grows, on the same file system; what is there is thrown away.
     """
     with writing(folder):
         shutil.rmtree(scratch, ignore_errors=True)
-        for name, data in files.items():
-            write_whole(scratch / name, data)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(scratch, folder)
+        try:
+            for name, data in files.items():
+                write_whole(scratch / name, data)
+            os.rename(scratch, folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
 
 
 def clear_unfinished(path: Path) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -25,10 +24,11 @@ from bench.engine.execution import exact_float32, read_execution
 from bench.engine.request import Request, option_name
 from bench.errors import BadInput
 from bench.plugins.create import STUDIES, Named, create
+from bench.report import escape
 from bench.results.record import without_folders
-from bench.results.store import Store
+from bench.results.store import Store, check_schema
 from bench.spec import parse
-from bench.storage.files import write_whole
+from bench.storage.files import write_folder
 from bench.storage.identity import identity_hash
 from bench.studies.plots import png
 from bench.studies.study import IMAGES, Study, StudyResult, StudySetting
@@ -125,14 +125,23 @@ def run_study(
     named: Named[Study[Any]] = create(STUDIES, parse(text))
     setting = _setting(named, request, device, batch_size, progress)
     identity = identity_of(named, setting)
-    stored = find(out, identity_hash(identity))
-    if stored is not None:
-        return stored
-    Store(out).check_writable()
-    began = time.monotonic()
-    with exact_float32(setting.device):
-        result = named.plugin.run(setting)
-    return save(out, named, setting, identity, result, time.monotonic() - began)
+    key = identity_hash(identity)
+    stored = find(out, key)
+    if stored is None:
+        Store(out).check_writable()
+        began = time.monotonic()
+        with exact_float32(setting.device):
+            result = named.plugin.run(setting)
+        stored = save(out, named, setting, identity, result, time.monotonic() - began)
+    for left in out.glob(_unfinished(key, "*")):
+        # Of a process that was killed.
+        shutil.rmtree(left, ignore_errors=True)
+    return stored
+
+
+def _unfinished(study: str, which: str) -> str:
+    """Where a result grows before it takes its name."""
+    return f".unfinished-{study}-{which}"
 
 
 def _setting(
@@ -217,7 +226,9 @@ def find(out: Path, study: str) -> Stored | None:
                 _sha256((path.parent / name).read_bytes()) == sha for name, sha in files.items()
             ):
                 return Stored(record, path.parent, computed=False)
-        except (OSError, ValidationError):
+        except ValidationError:
+            check_schema(path, path.read_bytes(), SCHEMA)
+        except OSError:
             continue
     return None
 
@@ -252,7 +263,18 @@ def save(
     words = [without_folders(word) for word in (*([title["dataset"]] if title else []), named.spec)]
     stem = "--".join([*(re.sub(r"[^A-Za-z0-9.+=-]+", "_", word)[:60] for word in words), record.id])
     about = (record.model_dump_json(indent=1) + "\n").encode()
-    _write_folder(out / stem, {**tables, **figures, "study.json": about})
+    if find(out, record.id) is None:
+        # What is in the way is incomplete.
+        shutil.rmtree(out / stem, ignore_errors=True)
+    scratch = out / _unfinished(record.id, uuid.uuid4().hex)
+    try:
+        write_folder(out / stem, {**tables, **figures, "study.json": about}, scratch)
+    except OSError:
+        # Another process that ran the same study was faster.
+        stored = find(out, record.id)
+        if stored is None:
+            raise
+        return stored
     return Stored(record, out / stem, computed=True)
 
 
@@ -265,25 +287,12 @@ def _checked(named: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """All files appear at once under the folder's name. An incomplete result there is replaced."""
-    temporary = folder.parent / f".tmp-{uuid.uuid4().hex}"
-    try:
-        for name, data in files.items():
-            write_whole(temporary / name, data)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def _csv(table: DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()
+    return table.map(escape.csv).to_csv(index=False, lineterminator="\n").encode()
 
 
 def _read_table(path: Path) -> DataFrame:

@@ -38,7 +38,7 @@ def test_records_that_do_not_go_together_are_refused(capsys, tmp_path):
     )
     first = made(HALF)
     for other, what in [
-        (made(HALF, threat={"norm": "linf", "eps": 0.1}), "threat"),
+        (made(HALF, threat={"norm": "l2", "eps": 0.1}), "threat"),
         (made(HALF, classifier={"sha256": "0"}), "classifier"),
         (made(HALF, seeds={"build": 1, "attack": 0}), "build seed"),
         (made(HALF[:50]), "dataset and images"),
@@ -47,11 +47,22 @@ def test_records_that_do_not_go_together_are_refused(capsys, tmp_path):
             read([Path(path) for path in stored(tmp_path, first, other)])
 
 
+def test_a_folder_is_shown_in_groups_that_go_together(capsys, tmp_path):
+    first, second = made(HALF), made(HALF, seed=1)
+    other = made(HALF, threat={"norm": "linf", "eps": 0.1})
+    stored(tmp_path, first, second, other)
+    assert sorted(map(len, read([tmp_path]))) == [1, 2]
+    code, text, _ = call(capsys, "show", str(tmp_path))
+    assert code == 0 and text.count("Shares of images in percent") == 2
+    printed = json.loads(call(capsys, "show", str(tmp_path), "--json")[1])
+    assert sorted(len(group["records"]) for group in printed) == [1, 2]
+
+
 def test_what_is_no_record_is_refused(capsys, tmp_path):
     assert "cannot read the record" in refused(
         capsys, tmp_path, "show", str(tmp_path / "none.json")
     )
-    assert "cannot read the record" in refused(capsys, tmp_path, "show", str(tmp_path))
+    assert "no records in" in refused(capsys, tmp_path, "show", str(tmp_path))
     (tmp_path / "other.txt").write_text("{}")
     assert "is no record" in refused(capsys, tmp_path, "show", str(tmp_path / "other.txt"))
     base = read_record(FRESH)

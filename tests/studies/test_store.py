@@ -152,13 +152,14 @@ def test_a_crash_leaves_nothing(capsys, tmp_path, monkeypatch):
 
     def full(path, data):
         if path.name == "growth.png":
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device", str(path))
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
 
-    monkeypatch.setattr(store, "write_whole", full)
-    with pytest.raises(OSError, match="No space"):
-        execute(["study", "toy-powers", "--out", str(tmp_path)])
+    monkeypatch.setattr("bench.storage.files.write_whole", full)
+    capsys.readouterr()
+    code, _, told = call(capsys, "study", "toy-powers", "--out", str(tmp_path))
+    assert code == 2 and "No space left on device): free some space" in told
     assert not list(tmp_path.iterdir())
 
 

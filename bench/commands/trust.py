@@ -1,0 +1,56 @@
+"""Before a record is verified: which files of code it names, and whether they may be run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.errors import BadInput
+from bench.results.record import Record
+from bench.spec import parse, split_list, unnest
+
+
+def check_trusted(record: Record) -> None:
+    """Raise `BadInput` where a record names code outside the current folder; nothing is imported
+    to find out.
+
+    A record is data of a stranger, and `FILE.py@NAME` in it would be run as the user. What lies in
+    the current folder, links followed, is taken for the user's own.
+    """
+    title, sources = record.title, record.sources
+    for text in (title["defense"], title["attack"], sources["classifier"], sources["dataset"]):
+        for path in _files(text):
+            if not _is_inside(path):
+                raise BadInput(
+                    f"the record would run {path[:300]}, which is not in the current folder: look "
+                    "at that file, then say --trust, or go to its folder"
+                )
+
+
+def _files(text: str) -> Iterator[str]:
+    """The paths of all `FILE.py@NAME` in a spec, at any depth; the whole text where an @ stands
+    where no plugin can be read.
+    """
+    if text.count("@") > sum(name.count("@") for name in _names(text)):
+        yield text
+    for name in _names(text):
+        if "@" in name:
+            yield name.rpartition("@")[0]
+
+
+def _names(text: str) -> list[str]:
+    """The plugin names in a spec and in the specs inside its values."""
+    try:
+        spec = parse(text)
+        values = [*([spec.positional] if spec.positional else []), *spec.options.values()]
+        inside = [item for value in values if "@" in value for item in split_list(value)]
+    except BadInput:
+        return []
+    return [spec.name, *(name for item in inside for name in _names(unnest(item)))]
+
+
+def _is_inside(path: str) -> bool:
+    try:
+        return Path(path).expanduser().resolve().is_relative_to(Path.cwd().resolve())
+    except (OSError, RuntimeError, ValueError):
+        return False
