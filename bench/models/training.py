@@ -29,6 +29,10 @@ from bench.storage.files import write_whole
 from bench.storage.training_state import ResumableRun, Stateful
 
 
+MOST_EPOCHS = 1_000_000
+"""No run takes more epochs; a larger number is a slip."""
+
+
 @dataclass(frozen=True)
 class Score:
     """How a classifier does on labelled images; macro-F1 is that of
@@ -184,6 +188,8 @@ class TrainingRun(ResumableRun[Epoch]):
     ) -> None:
         if recipe.epochs < 1:
             raise BadInput(f"epochs={recipe.epochs} trains nothing: give at least 1")
+        if recipe.epochs > MOST_EPOCHS:
+            raise BadInput(f"epochs={recipe.epochs} never ends: give at most {MOST_EPOCHS}")
         self.held_out = _validation(dataset)
         if recipe.choose == "best" and self.held_out is None:
             raise BadInput(
