@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from bench.defense import Card
 from bench.errors import BadInput
+from bench.plugins.create import MODIFIERS
 from bench.plugins.registry import Alias
 from bench.spec import Params, nearest, parse, show_number
 
@@ -59,7 +60,12 @@ def kind_of(name: str, registries: dict[str, Any]) -> str:
 
 
 def _bare(name: str) -> str:
-    return parse(name).name.split("+")[0]
+    """The name without modifiers. Raises `BadInput` for one that there is not."""
+    bare, *modifiers = parse(name).name.split("+")
+    for modifier in modifiers:
+        if modifier.lower() not in MODIFIERS:
+            raise BadInput(f"unknown modifier '+{modifier}'.{nearest(modifier, MODIFIERS)}")
+    return bare
 
 
 def _kind_in_file(name: str, registries: dict[str, Any]) -> str:

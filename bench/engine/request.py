@@ -30,7 +30,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.spec import Number, nearest
 
 
@@ -185,16 +185,31 @@ def read_request(values: Mapping[str, Any], where: str) -> Request:
         raise BadInput(f"{where}: option {option!s} got {got!r}: {message}") from None
 
 
+# The parser takes time that grows with the square of what is nested.
+_LONGEST_LINE = 10_000
+_LONGEST_SUITE = 1_000_000
+
+
 def read_suite(path: Path) -> list[Request]:
     """The requests of a suite file. Raises `BadInput` where it is none."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(
             f"cannot read the suite {path} ({error.strerror}): check the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BadInput(f"{path} is not TOML ({error}): correct it") from error
+    longest = max(map(len, text.splitlines()), default=0)
+    if longest > _LONGEST_LINE or len(text) > _LONGEST_SUITE:
+        raise BadInput(
+            f"{path} is no suite: it has {len(text)} characters, {longest} in one line; write "
+            f"lines of at most {_LONGEST_LINE}"
+        )
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not TOML ({one_line(error)}): correct it") from error
     runs = content.pop("run", [{}])
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise BadInput(f"{path}: `run` must be tables: write [[run]]")

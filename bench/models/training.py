@@ -28,7 +28,6 @@ from bench.results.class_scores import macro_f1, tally
 from bench.storage.files import write_whole
 from bench.storage.training_state import ResumableRun, Stateful
 
-
 MOST_EPOCHS = 1_000_000
 """No run takes more epochs; a larger number is a slip."""
 
