@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from bench.errors import BadInput
-from bench.plugins.create import ATTACKS, DEFENSES, create, create_attack
+from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, create, create_attack
 from bench.plugins.registry import Registry
 from bench.spec import (
     Number,
@@ -185,6 +185,14 @@ def test_listing_reads_source_without_importing():
     summaries = {entry.name: entry.summary for entry in ATTACKS.entries()}
     assert summaries["pgd"].startswith("Projected gradient descent")
     assert summaries["bpda"] == "alias of pgd:gradient=bpda"
+
+
+def test_a_summary_is_the_whole_first_paragraph():
+    """Docstrings wrap at 100 characters; half a sentence says nothing."""
+    for registry in (ATTACKS, DATASETS, DEFENSES):
+        for entry in registry.entries():
+            assert "\n" not in entry.summary
+            assert entry.summary.endswith((".", ")")) or entry.summary.startswith("alias"), entry
 
 
 class Listed(Params):

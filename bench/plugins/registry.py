@@ -116,7 +116,7 @@ class Registry(Generic[T]):
         entries += [
             Entry(
                 n,
-                f"alias of {p.spec}" if isinstance(p, Alias) else _first_line(p.__doc__),
+                f"alias of {p.spec}" if isinstance(p, Alias) else _summary(p.__doc__),
                 "this process",
             )
             for n, p in self._local.items()
@@ -224,12 +224,13 @@ def load_file(path: str, what: str) -> ModuleType:
     return module
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
+def _summary(docstring: str | None) -> str:
+    """The first paragraph, on one line."""
+    return " ".join((docstring or "").strip().partition("\n\n")[0].split())
 
 
 def _summary_of_point(point: EntryPoint) -> str:
-    """First docstring line of the class, or the alias's target, read from the source without
+    """The first paragraph of the class, or the alias's target, read from the source without
     importing it.
     """
     try:
@@ -241,7 +242,7 @@ def _summary_of_point(point: EntryPoint) -> str:
         return "(cannot be read)"
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == point.attr:
-            return _first_line(ast.get_docstring(node))
+            return _summary(ast.get_docstring(node))
         if isinstance(node, ast.Assign) and _is_alias(node, point.attr):
             return f"alias of {ast.literal_eval(node.value.args[0])}"  # type: ignore[attr-defined]
     return ""
