@@ -148,7 +148,9 @@ def test_aliases_expand_before_anything_is_hashed():
 def test_identity_holds_every_parameter_but_given_only_the_written_ones():
     attack = create_attack("pgd:steps=40").attack
     assert attack.given == ("steps",)
-    assert set(attack.identity["params"]) == set(PGDParams.model_fields)
+    assert set(attack.identity["params"]) == set(PGDParams.model_fields) - {"targeted"}
+    targeted = create_attack("pgd:targeted=random").attack
+    assert set(targeted.identity["params"]) == set(PGDParams.model_fields)
     assert attack.identity["params"]["steps"] == 40
 
 
