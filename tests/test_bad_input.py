@@ -443,15 +443,9 @@ SUITES = {
 def test_suites(refuses, tmp_path, case):
     path = tmp_path / "s.toml"
     path.write_bytes(SUITES[case].encode(errors="surrogateescape"))
-    asked = {"device": "cpu", "out": "r"}
-    if "attack" not in SUITES[case]:
-        asked["attack"] = "null"
-    else:
-        asked["defense"] = "undefended"
-    arguments = ["run", *(f"--{name}={value}" for name, value in {**VALID["run"], **asked}.items()
-                 if name in asked or name not in ("attack", "defense")), f"--suite={path}"]  # fmt: skip
-    if "attack" not in SUITES[case]:
-        arguments.append("--defense=undefended")
+    named = "attack" in SUITES[case]
+    given = {name: value for name, value in VALID["run"].items() if not named or name != "attack"}
+    arguments = ["run", *(f"--{name}={value}" for name, value in given.items()), f"--suite={path}"]
     assert not refuses(arguments)
 
 

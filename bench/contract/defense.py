@@ -110,7 +110,7 @@ def stochastic_as_declared(case: DefenseCase) -> None:
         demand(
             not differ,
             "its logits change with the noise, but it says stochastic=False: set stochastic on "
-            "both classes",
+            "the defense",
         )
 
 
@@ -152,8 +152,8 @@ def gradients_as_declared(case: DefenseCase) -> None:
     for name in names:
         slope = _slope(defended.forward_pass(name), case)
         fix = (
-            "offer another: derive from InputTransform with gradients = ('full', 'bpda') on both "
-            "classes"
+            "offer another: derive from InputTransform with gradients = ('full', 'bpda') on the "
+            "defense"
             if name == "full"
             else "its proxy must depend on the image"
         )

@@ -11,7 +11,7 @@ def test_check_reports_what_is_broken_and_how_to_fix_it(capsys):
     assert (
         code == 1
         and "FAIL  builds: " in stdout
-        and "set both alike" in stdout
+        and "on the defense" in stdout
         and "skip  shape" in stdout
         and "next:" not in stdout
     )
