@@ -341,6 +341,20 @@ class Setting:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class BuildSetting(Setting):
+    """Where a defense is to be built; an attack never sees this.
+
+    Attributes:
+        classifier: what `build` gets a copy of; to look at, not to change.
+        generator: loads the diffusion model that the defense asks for. Raises `BadInput` where
+            there is none.
+    """
+
+    classifier: DefendedClassifier
+    generator: Callable[[], DiffusionModel]
+
+
 class NoParams(Params):
     """No parameters."""
 
@@ -419,8 +433,10 @@ class Defense(ABC, Generic[P]):
         """
         return {}
 
-    def check(self, setting: Setting) -> None:
-        """Raise `BadInput` where the parameters make no sense here; nothing has been computed."""
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` where the parameters make no sense here, for this classifier or this
+        diffusion model; nothing has been computed.
+        """
 
     @abstractmethod
     def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> nn.Module:

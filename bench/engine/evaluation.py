@@ -10,7 +10,7 @@ from bench.access.pool import POOL_VERSION, outside
 from bench.access.public import PublicImages, check_foreign, load_public
 from bench.attack import Attack
 from bench.data.dataset import ImageSet
-from bench.defense import Defense, Need, Setting, gradient_name
+from bench.defense import BuildSetting, Defense, Need, Setting, gradient_name
 from bench.diffusion.load import load_model
 from bench.diffusion.model import DiffusionModel
 from bench.engine.fingerprint import fingerprint
@@ -65,6 +65,13 @@ class Evaluation:
             setup.threat,
             setup.classifier.num_classes,
             tuple(setup.images.images.shape[1:]),
+        )
+
+    @property
+    def build_setting(self) -> BuildSetting:
+        """What a defense may look at before it is built."""
+        return BuildSetting(
+            **vars(self.setting), classifier=self.setup.classifier, generator=self.generator
         )
 
     @property

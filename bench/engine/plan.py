@@ -109,7 +109,7 @@ def _evaluation(
             f"one, as {choice.attack.spec}"
         )
     evaluation = settled(evaluation)
-    defense.plugin.check(evaluation.setting)
+    defense.plugin.check(evaluation.build_setting)
     choice.attack.plugin.check(evaluation.setting)
     plugin = choice.attack.plugin
     for remark in (*plugin.remarks(evaluation.setting), *plugin.look(setup.images, setup.threat)):

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense
-from bench.noise import Noise
+from bench.defense import BuildSetting, Card, DataAccess, DefendedClassifier, Defense
+from bench.models.training import device_of
+from bench.noise import Noise, Stream
 from bench.spec import Params
 from bench_defenses.adversarial.objectives import Objective, ObjectiveSpec, read_objective
 from bench_defenses.adversarial.params import (
@@ -29,7 +30,14 @@ from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
 from bench_defenses.adversarial.trainer import Schedule, StudentTraining, passes
 from bench_defenses.datafree.fields import FieldRecipe
 from bench_defenses.datafree.images import SyntheticImages, synthetic_images
-from bench_defenses.datafree.synthesis import Coefficient, Keep, Space, SynthesisRecipe, Targets
+from bench_defenses.datafree.synthesis import (
+    Coefficient,
+    Keep,
+    Space,
+    SynthesisRecipe,
+    Targets,
+    check_classifier,
+)
 
 BUDGET = 6.0
 """Learning rate times batches of a whole training run at the published scale: 1e-4 on 60,000
@@ -311,6 +319,14 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         """
         made = self._images(classifier, access, noise)
         return made.images, made.labels
+
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` for a classifier out of which no images can be made."""
+        check_classifier(
+            setting.classifier,
+            setting.shape,
+            Noise.of(0, Stream.BUILD, [0]).to(device_of(setting.classifier)),
+        )
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

@@ -11,7 +11,14 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform
+from bench.defense import (
+    BuildSetting,
+    Card,
+    DataAccess,
+    DefendedClassifier,
+    Defense,
+    InputTransform,
+)
 from bench.errors import BadInput
 from bench.noise import Noise
 from bench.spec import Params
@@ -38,11 +45,7 @@ class Coded(InputTransform):
         """Grey or colour images (n, 1 or 3, H, W) in [0, 1] to the same shape, multiples of
         1/255.
         """
-        if images.shape[1] not in (1, 3):
-            raise BadInput(
-                f"jpeg codes grey and colour images, but these have {images.shape[1]} channels: "
-                "use another data set"
-            )
+        _check_channels(images.shape[1])
         levels = (
             (images.detach() * 255)
             .round()
@@ -60,6 +63,14 @@ class Coded(InputTransform):
             .clone(memory_format=torch.contiguous_format)
         )
         return coded.to(images.device, images.dtype) / 255
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise BadInput(
+            f"jpeg codes grey and colour images, but these have {channels} channels: use another "
+            "data set"
+        )
 
 
 def _coded(pixels: Pixels, quality: int) -> Pixels:
@@ -86,6 +97,10 @@ class JPEG(Defense[JPEGParams]):
         surrogate="the identity",
         attacks=("bpda",),
     )
+
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` for images that are neither grey nor in colour."""
+        _check_channels(setting.shape[0])
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

@@ -6,8 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense
+from bench.defense import BuildSetting, Card, DataAccess, DefendedClassifier, Defense
 from bench.errors import BadInput
+from bench.models.classifier import Classifier
 from bench.noise import Noise
 from bench.spec import Params
 from bench_defenses.gallery.activations import Activation, ActivationSwap
@@ -19,6 +20,12 @@ class SAPParams(Params):
     samples: float = Field(
         1.0, gt=0, le=100, description="draws over number of activations, in each layer"
     )
+
+
+_ONE_PASS = (
+    "sap needs a classifier that runs its batch in one pass: use one that draws no numbers of its "
+    "own"
+)
 
 
 class Pruned(ActivationSwap):
@@ -36,10 +43,7 @@ class Pruned(ActivationSwap):
         """The activations (n, ...), pruned."""
         outputs = original(inputs)
         if len(outputs) != len(noise):
-            raise BadInput(
-                "sap needs a classifier that runs its batch in one pass: use one that draws no "
-                "numbers of its own"
-            )
+            raise BadInput(_ONE_PASS)
         return prune(outputs, max(1, round(self.samples * outputs[0].numel())), noise)
 
 
@@ -78,6 +82,11 @@ class SAP(Defense[SAPParams]):
         expected="base",
         attacks=("pgd:randomness=(eot:k=5)", "pgd"),
     )
+
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` for a classifier that runs its images one by one."""
+        if isinstance(setting.classifier, Classifier) and setting.classifier.stochastic:
+            raise BadInput(_ONE_PASS)
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense
+from bench.defense import BuildSetting, Card, DataAccess, DefendedClassifier, Defense
 from bench.errors import BadInput
 from bench.noise import Noise
 from bench.spec import Params, nested, parse, read_params, unnest
@@ -163,6 +163,12 @@ class Baseline(Defense[P]):
     """
 
     method: ClassVar[Method]
+
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` for a classifier that is random, or lacks the BatchNorm it learns
+        from.
+        """
+        self._check(setting.classifier)
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.defense import (
+    BuildSetting,
     DataAccess,
     DefendedClassifier,
     Defense,
@@ -267,17 +268,7 @@ class Purified(Wrapper):
         return lambda z, origin, index, _: guide(z, origin, index, own.at(f"step{index}"))
 
     def _check_shape(self, images: Tensor) -> None:
-        shape, made = tuple(images.shape[1:]), self.model.shape
-        if shape[0] != made[0]:
-            raise BadInput(
-                f"the diffusion model is for {made[0]} channels, the images have {shape[0]}: give "
-                "another model"
-            )
-        if shape != made and not self.how.resize:
-            raise BadInput(
-                f"the diffusion model is for images of {made[1]} x {made[2]} pixels, not "
-                f"{shape[1]} x {shape[2]}: give another model, or resize=true"
-            )
+        _check_shape(self.model, tuple(images.shape[1:]), resize=self.how.resize)
 
     def _resized(self, images: Tensor, size: Sequence[int]) -> Tensor:
         if tuple(images.shape[2:]) == tuple(size):
@@ -462,7 +453,17 @@ class PurifyingDefense(Defense[P]):
         as far as the chain.
         """
         model = access.generator()
+        return Purified(classifier, model, self._checked(model, access.shape))
+
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` for a model of other images, of too few steps, or without the variance
+        that is asked for.
+        """
+        self._checked(setting.generator(), setting.shape)
+
+    def _checked(self, model: DiffusionModel, shape: tuple[int, ...]) -> Purification:
         how = self.purification(model)
+        _check_shape(model, shape, resize=how.resize)
         for one in how.rounds:
             _check_reach(model, one)
         if (
@@ -473,7 +474,22 @@ class PurifyingDefense(Defense[P]):
             raise BadInput(
                 "this diffusion model has not learned its variance: use variance=small or large"
             )
-        return Purified(classifier, model, how)
+        return how
+
+
+def _check_shape(model: DiffusionModel, shape: tuple[int, ...], *, resize: bool) -> None:
+    """Raise `BadInput` where the model is for other images than (C, H, W)."""
+    made = model.shape
+    if shape[0] != made[0]:
+        raise BadInput(
+            f"the diffusion model is for {made[0]} channels, the images have {shape[0]}: give "
+            "another model"
+        )
+    if tuple(shape) != tuple(made) and not resize:
+        raise BadInput(
+            f"the diffusion model is for images of {made[1]} x {made[2]} pixels, not "
+            f"{shape[1]} x {shape[2]}: give another model, or resize=true"
+        )
 
 
 def _check_reach(model: DiffusionModel, one: Round) -> None:

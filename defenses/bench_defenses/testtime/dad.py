@@ -14,10 +14,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench.data.similarity import gaussian_ssim
-from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Forward, Need, Wrapper
+from bench.defense import (
+    BuildSetting,
+    Card,
+    DataAccess,
+    DefendedClassifier,
+    Defense,
+    Forward,
+    Need,
+    Wrapper,
+)
 from bench.errors import BadInput
 from bench.models.training import device_of
-from bench.noise import Noise
+from bench.noise import Noise, Stream, isolated
 from bench.spec import Integers, Params
 from bench_defenses.testtime.detector import Adaptation, Detector, adapt, shipped_detector
 
@@ -293,6 +302,13 @@ class _Detecting(Defense[P]):
     needs = frozenset({Need.UNLABELLED_TEST})
     gradients = ("full", "blind")
     soft: ClassVar[bool]
+
+    def check(self, setting: BuildSetting) -> None:
+        """Raise `BadInput` for a classifier that does not end in a linear layer."""
+        one = Noise.of(0, Stream.BUILD, [0]).to(device_of(setting.classifier))
+        images = one.uniform("dad", (1, *setting.shape))[0]
+        with isolated(0):
+            last_layer(setting.classifier, images, one)
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
