@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.data.dataset import ImageSet
 from bench.defense import Card, NoParams, Setting
 from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE
@@ -19,6 +20,21 @@ from bench.threat import ThreatModel
 from bench.victim import Victim
 
 P = TypeVar("P", bound=Params)
+
+
+class Images(Protocol):
+    """The images of an evaluation, in their order; see `bench.ImageSet`."""
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Their ids, (n,)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def pixels(self) -> Tensor:
+        """Float32 (n, C, H, W) in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,7 @@ class Attack(ABC, Generic[P]):
         """What a user should know of these parameters in this setting before it runs."""
         return ()
 
-    def look(self, images: ImageSet, threat: ThreatModel) -> Iterable[str]:
+    def look(self, images: Images, threat: ThreatModel) -> Iterable[str]:
         """What a user should know of these parameters on the images that will be attacked.
 
         Raises `BadInput` where they do not fit; nothing has been computed yet.

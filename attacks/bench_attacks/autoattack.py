@@ -40,6 +40,9 @@ SQUARE_GAIN = 0.002
 library's own threshold).
 """
 
+SQUARE_SIDE = 5
+"""Pixels a side that Square needs in L2 and L1; in smaller images its squares are of size 0."""
+
 _LOGGER = "auto-attack"
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -86,8 +89,14 @@ class LibraryAttack(Attack[P]):
 
     def check(self, setting: Setting) -> None:
         """Refuse what the library would misjudge: fresh draws for attacks that trust single ones,
-        and batches of random draws.
+        and batches of random draws; and images that are too small for Square.
         """
+        small = min(setting.shape[1:]) < SQUARE_SIDE
+        if small and setting.threat.norm != "linf" and "square" in self.stages:
+            raise BadInput(
+                f"square takes images of at least {SQUARE_SIDE} pixels a side under "
+                f"{setting.threat.norm}, these are {setting.shape}: use apgd-ce, apgd-t or fab-t"
+            )
         if setting.stochastic and self.params.chunk > 1:
             raise BadInput(
                 f"chunk={self.params.chunk} mixes the draws of a stochastic defense: leave chunk "

@@ -17,8 +17,7 @@ from pydantic import Field
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from bench.attack import Attack, AttackOutput
-from bench.data.dataset import ImageSet
+from bench.attack import Attack, AttackOutput, Images
 from bench.defense import Card
 from bench.errors import BadInput, one_line
 from bench.plugins.registry import existing_file
@@ -74,7 +73,7 @@ class Transfer(Attack[TransferParams]):
         file = existing_file(self.params.points, "transfer:FILE")
         return {"points": f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"}
 
-    def look(self, images: ImageSet, threat: ThreatModel) -> Iterable[str]:
+    def look(self, images: Images, threat: ThreatModel) -> Iterable[str]:
         """Refuse points that are of other images, or that lie outside ball or box."""
         origin = images.pixels()
         points = self._matched(images.ids, np.arange(len(images)), tuple(origin.shape[1:]))

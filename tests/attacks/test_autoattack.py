@@ -4,6 +4,7 @@ under control.
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,38 @@ def test_each_attack_alone_is_the_librarys(kind, params):
         points, _ = library.run_standard_evaluation(images, labels, batch_size=8)
     assert torch.equal(found.points, points)
     assert not torch.equal(points, images)
+
+
+@pytest.mark.parametrize("active_box", [False, True])
+@pytest.mark.parametrize("kind", [FabT, ApgdCe])
+def test_l1_is_close_to_the_exact_robust_accuracy(kind, active_box):
+    model, images, labels = linear_problem(10, 120, active_box=active_box)
+    distance = exact_distance(model, images, labels, "l1")
+    threat = ThreatModel("l1", float(np.median(distance)))
+    attack = make(kind, **({"restarts": 5} if kind is ApgdCe else {}))
+    robust = attack_robust(classifier(model, 10), images, labels, attack, threat)
+    assert abs(robust.mean() - (distance > threat.eps).mean()) <= 0.02
+    clear = abs(distance / threat.eps - 1) > 0.01
+    assert ((robust != (distance > threat.eps)) & clear).mean() <= 0.02
+    assert not (~robust & (distance > 1.001 * threat.eps)).any()
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_images_that_are_too_small_for_square_are_refused(norm):
+    small = Setting(False, RandomnessModel(), ThreatModel(norm, 0.5), 10, (1, 4, 4))
+    for kind in (AutoAttack, Square):
+        assert "5 pixels" in message(lambda kind=kind: make(kind).check(small))
+    make(FabT).check(small)
+    make(Square).check(replace(small, threat=ThreatModel("linf", 0.5)))
+    make(Square).check(replace(small, shape=(1, 5, 5)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_few_steps_in_l1_run(steps):
+    model, images, labels, threat, _ = problem(4, 8, "l1")
+    for targeted in (None, "each"):
+        found, _ = run(model, images, labels, make(ApgdCe, steps=steps, targeted=targeted), threat)
+        assert threat.contains(found.points, images).all()
 
 
 class Unbreakable(nn.Module):
