@@ -3,7 +3,9 @@
 import copy
 import importlib
 import logging
+import os
 import pkgutil
+import subprocess
 import sys
 import warnings
 from functools import partial
@@ -376,3 +378,25 @@ def test_how_a_network_is_run_leaves_no_trace_where_nothing_is_said():
     with isolated(0):
         classifier = Classifier(nn.Linear(3, 2), 2)
     assert not {"takes", "doubles_one", "alone"} & set(vars(classifier))
+
+
+def test_torchscript_has_one_fingerprint_in_every_process():
+    code = (
+        "import torch, warnings; from torch import nn; warnings.simplefilter('ignore')\n"
+        "from bench.engine.fingerprint import fingerprint\n"
+        "torch.manual_seed(0)\n"
+        "net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())\n"
+        "print(fingerprint(torch.jit.script(net.eval())))"
+    )
+    # torch keeps a module's constants in a set.
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(seen) == 1
