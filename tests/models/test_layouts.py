@@ -206,6 +206,20 @@ def test_key_says_which(tmp_path, content, key, state):
     assert "no weights named 'gen'" in message(lambda: answers(tmp_path / "net.pt", key="gen"))
 
 
+def test_a_part_that_was_compiled_alone(tmp_path):
+    state = {key.replace("body.", "body._orig_mod."): value for key, value in STATE.items()}
+    torch.save(state, tmp_path / "net.pt")
+    logits, images = answers(tmp_path / "net.pt")
+    assert torch.equal(logits, right(images))
+
+
+def test_the_state_of_an_optimiser_is_no_network(tmp_path):
+    """Some keep a tensor for each weight, by the same names."""
+    torch.save({"net": STATE, "optimizer": {"momentum": OTHER}}, tmp_path / "net.pt")
+    logits, images = answers(tmp_path / "net.pt")
+    assert torch.equal(logits, right(images))
+
+
 def test_two_names_of_the_same_weights_are_one(tmp_path):
     torch.save({"model": STATE, "best": {**STATE}}, tmp_path / "net.pt")
     logits, images = answers(tmp_path / "net.pt")
