@@ -12,7 +12,7 @@ from bench.commands.verify import verify
 from bench.engine.execution import Execution
 from bench.engine.run import run_evaluation
 from bench.results.store import Store
-from tests.helpers import ROOT, Drifting, drifting_evaluation, run_toys
+from tests.helpers import ROOT, Drifting, call, drifting_evaluation, run_toys
 
 
 def test_a_replayed_verdict_comes_out_of_its_record(tmp_path):
@@ -75,3 +75,63 @@ def test_verify_tells_another_build_from_wrong_predictions(tmp_path, monkeypatch
     assert all(check.held for check in verify(path, Execution()))
     monkeypatch.setattr(Drifting, "factor", 2.0)
     assert [check.name for check in verify(path, Execution()) if not check.held] == ["weights"]
+
+
+def foreign(tmp_path, key, text):
+    """A record that names code, with that name in one of its specs."""
+    record = run_toys(tmp_path, attacks=("null",), dataset="toy:n=20")[-1]
+    path = tmp_path / f"{record.stem}.json"
+    content = json.loads(path.read_text())
+    content["sources" if key in ("dataset", "classifier") else "title"][key] = text
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("key", ["defense", "attack", "dataset", "classifier"])
+@pytest.mark.parametrize(
+    "form", ["{}@Evil", "ensemble:members=({}@Evil:x=1)+tte", 'a:"x@y",b={}@E']
+)
+def test_code_outside_the_current_folder_is_not_run(tmp_path, capsys, monkeypatch, key, form):
+    evil, here = tmp_path / "evil.py", tmp_path / "here"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    here.mkdir()
+    path = foreign(tmp_path, key, form.format(evil))
+    monkeypatch.chdir(here)
+    (here / "link.py").symlink_to(evil)
+    code, _, told = call(capsys, "verify", str(path))
+    assert code == 2 and "--trust" in told and told.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+    path = foreign(tmp_path, key, form.format("link.py"))
+    assert call(capsys, "verify", str(path))[0] == 2 and not (tmp_path / "ran").exists()
+
+
+def test_trusted_code_is_run(tmp_path, capsys):
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    path = foreign(tmp_path, "defense", f"{evil}@Evil")
+    assert call(capsys, "verify", str(path), "--trust")[0] == 2 and (tmp_path / "ran").exists()
+
+
+def test_a_folder_is_verified_record_by_record(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run_toys(tmp_path, attacks=("null",), dataset="toy:n=20")
+    code, out, _ = call(capsys, "verify", str(tmp_path), "--device", "cpu")
+    assert code == 0 and out.count("setup: same images") == 2
+    (tmp_path / "a--b.json").write_text("{}")
+    code, out, told = call(capsys, "verify", str(tmp_path), "--device", "cpu")
+    assert code == 2 and out.count("setup: same images") == 2 and "is no record" in told
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("access", ["training data"]), ("base", "0" * 16), ("stochastic", False), ("findings", None)],
+)
+def test_each_derived_field_is_named(tmp_path, field, value):
+    record = run_toys(tmp_path, dataset="toy:n=40")[-1]
+    path = tmp_path / f"{record.stem}.json"
+    content = json.loads(path.read_text())
+    invented = [{"name": "zero-gradient", "verdict": "warn", "message": "none"}]
+    content[field] = invented if field == "findings" else value
+    path.write_text(json.dumps(content))
+    wrong = [check.message for check in verify(path, Execution()) if not check.held]
+    assert len(wrong) == 1 and field in wrong[0]

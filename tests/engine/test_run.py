@@ -1,5 +1,6 @@
 """Evaluations from end to end on toys: the same outcome however they are run, resumed, failed."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,9 +17,10 @@ from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import run_evaluation, run_evaluations
 from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
+from bench.errors import BadInput
 from bench.report.leaderboard import boards, page
 from bench.results.store import Store, read_folder
-from tests.helpers import MODEL, ROOT, Drifting, drifting_evaluation, run_toys, toy_request
+from tests.helpers import MODEL, ROOT, Drifting, call, drifting_evaluation, run_toys, toy_request
 
 
 @pytest.mark.parametrize(
@@ -188,3 +190,33 @@ def test_shards_of_another_build_are_not_taken_for_this_one(tmp_path, monkeypatc
     record = run_evaluation(drifting, store, options)
     assert not record.outcomes.correct("clean").any(), "the first shard is that of the build before"
     assert not list((tmp_path / ".work").iterdir())
+
+
+def test_a_record_of_another_schema_is_not_overwritten(tmp_path, capsys):
+    record = run_toys(tmp_path, attacks=("null",), dataset="toy:n=20")[-1]
+    path = tmp_path / f"{record.stem}.json"
+    later = path.read_text().replace('"schema_version": 2', '"schema_version": 99')
+    path.write_text(later)
+    evaluations = plan(toy_request(attacks=("null",), dataset="toy:n=20"))
+    with pytest.raises(BadInput, match="neither reads nor overwrites"):
+        list(run_evaluations(evaluations, Store(tmp_path), Execution()))
+    assert path.read_text() == later
+
+
+@pytest.mark.parametrize("defense", ["undefended", "toy-crash"])
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path, capsys, monkeypatch, defense):
+    arguments = ["run", "--defense", defense, "--attack", "null", "--dataset", "toy:n=20"]
+    arguments += ["--classifier", MODEL, "--device", "cpu", "--out", str(tmp_path / "out")]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.storage.files.os.replace", full)
+        code, out, told = call(capsys, *arguments)
+    lines = [line for line in told.splitlines() if "ETA" not in line]
+    assert code == 2 and out == "" and len(lines) == 1, told
+    assert "free some space" in lines[0]
+    assert not list((tmp_path / "out").glob("*.json"))
+    code, _, _ = call(capsys, *arguments)
+    assert code == (1 if defense == "toy-crash" else 0)
