@@ -9,6 +9,7 @@ from bench.commands.verify import verify
 from bench.engine.execution import Execution
 from bench.noise import generators
 from tests import toy_model, toy_plugins
+from tests.helpers import MODEL
 
 
 class Dropout(nn.Module):
@@ -151,3 +152,17 @@ def test_a_report_is_short_and_a_frame(monkeypatch):
     base = next(one for one in report.records if one.id == record.base)
     assert row.base == base.metrics.adversarial.mean.value and row.n == 12
     assert frame.replayed.isna().sum() == 3
+
+
+def test_a_record_of_a_class_from_python_says_so_when_it_is_verified(tmp_path):
+    class Plain(bench.Defense):
+        """Nothing."""
+
+        def build(self, classifier, access, noise):
+            return classifier
+
+    options = {"dataset": "toy:n=6", "attacks": "null", "device": "cpu", "out": tmp_path}
+    bench.evaluate(classifier=MODEL, defenses=[Plain], **options)
+    path = next(tmp_path.glob("*Plain*.json"))
+    with pytest.raises(bench.BadInput, match="from Python"):
+        verify(path, Execution())

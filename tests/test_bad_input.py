@@ -189,18 +189,30 @@ def matrix() -> Iterator[tuple[str, str, list[str]]]:
             yield command, option, families
 
 
-@pytest.mark.parametrize(
-    ("command", "option", "families"),
-    list(matrix()),
-    ids=lambda value: (value or "positional") if isinstance(value, str) else "",
-)
-def test_options(refuses, command, option, families):
+def check_options(refuses, command: str, option: str, families: list[str]) -> None:
     faults = {
         family: fault
         for family in families
         if (fault := refuses(arguments_of(command, option, WORDS[family])))
     }
     assert not faults, "\n".join(f"{family}: {fault}" for family, fault in faults.items())
+
+
+@pytest.mark.parametrize(
+    ("number", "case"),
+    list(enumerate(matrix())),
+    ids=lambda value: f"{value[0]}-{value[1]}" if isinstance(value, tuple) else "",
+)
+def test_options(refuses, number, case):
+    """Every option with a quarter of the families, another quarter for the next option."""
+    command, option, families = case
+    check_options(refuses, command, option, families[number % 4 :: 4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "option", "families"), list(matrix()))
+def test_options_with_every_family(refuses, command, option, families):
+    check_options(refuses, command, option, families)
 
 
 CONFLICTS = [

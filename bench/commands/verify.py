@@ -145,7 +145,12 @@ def rebuild(record: Record) -> Evaluation:
     changed.
     """
     sources = (record.sources["classifier"], record.sources["dataset"])
-    if any(source.startswith("python:") for source in sources):
+    # A class or a module from Python has a hash of its code, and no file before its name.
+    unnamed = any(
+        "source" in record.identity[kind] and "@" not in record.title[kind].partition(":")[0]
+        for kind in ("defense", "attack")
+    )
+    if unnamed or any(source.startswith("python:") for source in sources):
         raise BadInput(
             "this record was made from a Python object, which no file holds: evaluate it again "
             "from Python"
