@@ -27,6 +27,7 @@ from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import Inspection, inspect_defended
 from bench.engine.plan import plan
 from bench.engine.recording import (
+    NO_GRADIENT,
     by_gradient,
     cost_of,
     declared,
@@ -52,6 +53,24 @@ from bench.victim import Victim, frozen
 
 RERUN = "re-running the attack (its points are missing)"
 RESCORED = "re-scoring the stored points"
+
+BEFORE_THE_ATTACK = {
+    "hidden-randomness",
+    "global-generator",
+    "undeclared-randomness",
+    "batch-dependence",
+    "forward-pass",
+    "probabilities",
+    "zero-gradient",
+    "clamped-input",
+    "trained-on-test",
+    "transfer",
+    "transductive",
+    "generator",
+    "public-images",
+    "built",
+}
+"""Findings that no attack makes."""
 
 _PLAIN: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -370,7 +389,7 @@ def _check_known_findings(
     running it again can tell them.
     """
     asked = record.cost.attack_backwards > 0 or any(
-        finding.name == "no-gradient" for finding in record.findings
+        finding.name == NO_GRADIENT for finding in record.findings
     )
     expected = relevant(inspection.findings, asked_gradients=asked)
     if record.stages:
@@ -378,7 +397,7 @@ def _check_known_findings(
     if record.targets is not None:
         targets = decode(record.targets, record.outcomes.num_classes)
         expected.append(targets_finding(targets, record.outcomes))
-    names = {finding.name for finding in [*inspection.findings, *expected]}
+    names = BEFORE_THE_ATTACK | {finding.name for finding in [*inspection.findings, *expected]}
     stored = [finding for finding in record.findings if finding.name in names]
     return _result(
         "findings",

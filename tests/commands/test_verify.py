@@ -101,7 +101,7 @@ def test_code_outside_the_current_folder_is_not_run(tmp_path, capsys, monkeypatc
     code, _, told = call(capsys, "verify", str(path))
     assert code == 2 and "--trust" in told and told.count("\n") == 1
     assert not (tmp_path / "ran").exists()
-    path = foreign(tmp_path, key, form.format("link.py"))
+    path = foreign(tmp_path / "second", key, form.format("link.py"))
     assert call(capsys, "verify", str(path))[0] == 2 and not (tmp_path / "ran").exists()
 
 
