@@ -17,7 +17,6 @@ PATHS = ("bench", "defenses/bench_defenses", "attacks/bench_attacks")
 LIBRARY = "set on an object of a library, which reads it"
 PYDANTIC = "read, checked or written by pydantic"
 ALLOWED = {
-    "n_restarts": LIBRARY,
     "n_iter": LIBRARY,
     "n_queries": LIBRARY,
     "dlr_loss": LIBRARY,
@@ -31,6 +30,8 @@ ALLOWED = {
     "prediction_type": PYDANTIC,
     "rescale_betas_zero_snr": PYDANTIC,
     "audit": "printed through vars(row)",
+    "_repr_markdown_": "called by notebooks",
+    "to_frame": "for users of `bench.evaluate`",
     "provider": "printed through vars(entry)",
     "register": "for authors of plugins: the decorator that adds one for this process",
     "input_backwards": "read by its name, as `Claims` names it",

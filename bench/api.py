@@ -330,7 +330,7 @@ def load_classifier(
         BadInput: where there is no such classifier, or it does not run on these images.
     """
     with rooted(data_root):
-        return load_setup(SetupRequest(dataset, spec, None, None, 1)).classifier
+        return load_setup(SetupRequest(dataset, spec, "linf", 0.1, 1)).classifier
 
 
 def read_record(path: str | Path) -> Record:

@@ -166,3 +166,14 @@ def test_a_record_of_a_class_from_python_says_so_when_it_is_verified(tmp_path):
     path = next(tmp_path.glob("*Plain*.json"))
     with pytest.raises(bench.BadInput, match="from Python"):
         verify(path, Execution())
+
+
+def test_data_and_classifiers_are_loaded_by_their_specs(tmp_path):
+    """An npz file has no threat model of its own, and none is needed to load a classifier."""
+    images = np.zeros((20, 28, 28), np.uint8)
+    np.savez(tmp_path / "own.npz", x_test=images, y_test=np.arange(20) % 10)
+    spec = f"npz:{tmp_path / 'own.npz'}"
+    assert len(bench.load_dataset(spec).test()) == 20
+    classifier = bench.load_classifier("zoo:mnist5k-cnn", spec)
+    assert classifier.num_classes == 10
+    assert bench.load_classifier().num_classes == 10
