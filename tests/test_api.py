@@ -1,5 +1,6 @@
 """The Python interface."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
