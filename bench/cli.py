@@ -524,7 +524,7 @@ def export(
     if as_json:
         _print_json({**vars(done), "path": str(done.path)})
     else:
-        print(done)
+        _print(str(done))
 
 
 @app.command()
