@@ -228,6 +228,8 @@ def test_plugins_from_a_file(capsys, tmp_path):
     assert "Mirror" in stdout and "MyPGD:steps=3" in stdout
     record = next((tmp_path / "r").glob("*Mirror*.json"))
     code, stdout, stderr = call(capsys, "verify", str(record), "--device", "cpu")
+    assert code == 2 and "--trust" in stderr
+    code, stdout, stderr = call(capsys, "verify", str(record), "--device", "cpu", "--trust")
     assert code == 0, stderr
     code, stdout, _ = call(capsys, "info", f"{file}@Mirror")
     assert code == 0 and "Two flips." in stdout
@@ -440,7 +442,7 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
         "def broken(): raise RuntimeError('no weights')\n"
     )
     for name, words in (
-        ("four", "(8, 3) were expected"),
+        ("four", "(4, 3) were expected"),
         ("crash", "does not run"),
         ("broken", "no weights"),
         ("nan", "were expected"),

@@ -54,7 +54,7 @@ COMMANDS = {
     "run": ["run", "--defense", "toy-jitter", "--attack", "pgd:steps=2", *TOY],
     "suite": ["run", "--suite", "SUITE", "--batch-size", "64", "--device", "cpu"],
     "train": ["train", "toy-digits", "--epochs", "1", "--device", "cpu"],
-    "study": ["study", "theorem:trials=100"],
+    "study": ["study", "theorem:trials=100", "--seed", "1"],
     "trained defense": ["run", "--defense", "toy-trained", "--attack", "null", *TOY],
 }
 
