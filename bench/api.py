@@ -21,9 +21,9 @@ from bench.engine.fingerprint import fingerprint
 from bench.engine.modules import ModuleDefense
 from bench.engine.plan import plan
 from bench.engine.preflight import check_probabilities
-from bench.engine.request import Request, SetupRequest, read_request
+from bench.engine.request import Request, read_request
 from bench.engine.run import run_evaluations
-from bench.engine.setup import load_setup
+from bench.engine.setup import classifier_of
 from bench.errors import BadInput
 from bench.models.foreign import set_training, unwrapped
 from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, Named, create, named
@@ -330,7 +330,8 @@ def load_classifier(
         BadInput: where there is no such classifier, or it does not run on these images.
     """
     with rooted(data_root):
-        return load_setup(SetupRequest(dataset, spec, "linf", 0.1, 1)).classifier
+        named = create(DATASETS, parse(dataset))
+        return classifier_of(named, named.plugin.test(), spec)[0]
 
 
 def read_record(path: str | Path) -> Record:

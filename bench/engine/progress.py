@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +22,25 @@ from bench.engine.evaluation import Evaluation
 LOG_SECONDS = 30.0
 
 
-class Reporter:
+class _Live:
+    """Bars that are shown inside a `with` block."""
+
+    _bars: Progress
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+
+class Reporter(_Live):
     """A live bar on a terminal; elsewhere a line at each tenth of an evaluation or every
     half minute.
     """
@@ -42,18 +61,6 @@ class Reporter:
         self._right: dict[str, float] = {}
         self._fresh: dict[str, tuple[int, float]] = {}
         self._logged: dict[str, tuple[int, float]] = {}
-
-    def __enter__(self) -> Reporter:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
 
     def __call__(self, evaluation: Evaluation, images: int, total: int, right: float) -> None:
         """Take note that an evaluation began (no images), or of a finished shard and the share of
@@ -98,7 +105,7 @@ class Reporter:
         return True
 
 
-class Steps:
+class Steps(_Live):
     """Steps of something long that is no evaluation: a live bar on a terminal, elsewhere a line
     every half minute.
 
@@ -110,7 +117,7 @@ class Steps:
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._found = what, total, done
         self._began = self._logged = time.monotonic()
-        self._bar = Progress(
+        self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -119,25 +126,13 @@ class Steps:
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task(what, total=total, completed=done, note="")
-
-    def __enter__(self) -> Steps:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+        self._task = self._bars.add_task(what, total=total, completed=done, note="")
 
     def __call__(self, done: int, note: str = "") -> None:
         """Take note that so many steps are done; `note` says how it goes."""
-        self._bar.update(self._task, completed=done, note=note)
+        self._bars.update(self._task, completed=done, note=note)
         now = time.monotonic()
-        if self._bar.disable and done > self._found and now - self._logged >= LOG_SECONDS:
+        if self._bars.disable and done > self._found and now - self._logged >= LOG_SECONDS:
             self._logged = now
             left = (now - self._began) / (done - self._found) * (self._total - done)
             print(

@@ -86,22 +86,7 @@ def load_setup(
     everything = dataset.plugin.test()
     images = everything.first(_count(asked.n, len(everything)))
     threat = _threat(asked, dataset.plugin, images)
-    text = asked.classifier or dataset.plugin.default_classifier
-    parameters: list[str]
-    if model is not None:
-        text, parameters = f"python:{type(model).__name__}", []
-        classifier = _own(model, dataset.plugin.num_classes)
-    elif not text:
-        raise BadInput(
-            f"dataset {dataset.name!r} has no classifier of its own: give --classifier file:PATH "
-            "or zoo:NAME, or from Python a model"
-        )
-    else:
-        classifier, text, parameters = _load_classifier(
-            text, dataset.plugin.num_classes, images.images.shape[1]
-        )
-    if isinstance(classifier, Classifier):
-        probe(classifier, images.first(min(4, len(images))).pixels().to(classifier.mean.device))
+    classifier, text, parameters = classifier_of(dataset, images, asked.classifier, model)
     return Setup(
         dataset=dataset,
         images=images,
@@ -113,6 +98,39 @@ def load_setup(
         sources={"dataset": asked.dataset, "classifier": asked.classifier or text},
         given={"dataset": list(dataset.given), "classifier": parameters, "request": list(given)},
     )
+
+
+def classifier_of(
+    dataset: Named[Dataset[Any]],
+    images: ImageSet,
+    spec: str | None = None,
+    model: nn.Module | None = None,
+) -> tuple[DefendedClassifier, str, list[str]]:
+    """A classifier that runs on these images, its printed form, and the parameters given for it.
+
+    Args:
+        dataset: whose own classifier is taken where neither `spec` nor `model` is given.
+        images: some of its images; the first few are tried.
+        spec: as on the command line.
+        model: the user's own network.
+
+    Raises:
+        BadInput: where there is none, or it does not run on the images.
+    """
+    text, parameters = spec or dataset.plugin.default_classifier, list[str]()
+    classes = dataset.plugin.num_classes
+    if model is not None:
+        text, classifier = f"python:{type(model).__name__}", _own(model, classes)
+    elif not text:
+        raise BadInput(
+            f"dataset {dataset.name!r} has no classifier of its own: give --classifier file:PATH "
+            "or zoo:NAME, or from Python a model"
+        )
+    else:
+        classifier, text, parameters = _load_classifier(text, classes, images.images.shape[1])
+    if isinstance(classifier, Classifier):
+        probe(classifier, images.first(min(4, len(images))).pixels().to(classifier.mean.device))
+    return classifier, text, parameters
 
 
 def load_setups(

@@ -139,7 +139,8 @@ def counted(kind: type[nn.Module]) -> Iterator[Passes]:
         metered: Tensor = Passed.apply(output, report)
         return metered
 
-    handle = register_module_forward_hook(leave)  # type: ignore[arg-type]  # what it returns takes the output's place
+    # What the hook returns takes the output's place.
+    handle = register_module_forward_hook(leave)  # type: ignore[arg-type]
     try:
         yield passes
     finally:
