@@ -16,6 +16,9 @@ from bench.results.arrays import Bools, Floats
 from bench.results.estimate import Estimate
 from bench.results.intervals import resampled_counts, share
 
+BEATS_CHANCE, BEATS_GAIN = 0.01, 0.005
+"""When one attack beats another: see `beats`."""
+
 
 def gap(a: Floats, b: Floats, resamples: int = 10_000, seed: int = 0) -> Estimate:
     """Mean of `a` minus mean of `b`, both (n,) scores of the same images, with a paired percentile
@@ -81,6 +84,25 @@ def mcnemar(a: Bools, b: Bools) -> float:
         raise ValueError(f"verdicts of shape {a.shape} and {b.shape} are not of the same images")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return min(1.0, 2 * float(binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def beats(a: Bools, b: Bools) -> bool:
+    """Whether attack `a` breaks more images than `b` beyond chance, and enough of them to matter.
+
+    Of the images that one of the two breaks and the other does not, `a` has a share of more than
+    half (one-sided exact binomial test, below 1 %), and it gains half a point of all images. Where
+    `b` breaks nothing that `a` does not, seven images decide.
+
+    Args:
+        a, b: which images each attack broke, bool (n,), the same images.
+    """
+    from scipy.stats import binom
+
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"verdicts of shape {a.shape} and {b.shape} are not of the same images")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    chance = float(binom.sf(only_a - 1, only_a + only_b, 0.5))
+    return chance < BEATS_CHANCE and only_a - only_b >= BEATS_GAIN * len(a)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -61,16 +61,31 @@ def _width(num_classes: int) -> int:
     return len(np.base_repr(max(num_classes - 1, 1), 36))
 
 
-def check_ids(text: str, n: int) -> None:
-    """Raise `ValueError` unless a text is that of n different ids; nothing of their size is
-    allocated before they are counted.
+def is_folded(text: str) -> bool:
+    """Whether a text has the form of image ids: 0-99,120,130-131."""
+    return _IDS.fullmatch(text) is not None
+
+
+def count_ids(text: str) -> int:
+    """How many images a text of ids is of; nothing of their size is made. Raises `ValueError` for
+    another text.
     """
-    if not _IDS.fullmatch(text):
+    if not is_folded(text):
         raise ValueError("ids are not of the form 0-99,120,130-131")
     runs = [run.partition("-") for run in text.split(",")]
     bounds = [(int(first), int(last or first)) for first, _, last in runs]
     count = sum(last - first + 1 for first, last in bounds)
-    if count != n or any(first > last for first, last in bounds):
+    if any(first > last for first, last in bounds):
+        raise ValueError("a run of ids ends before it begins")
+    return count
+
+
+def check_ids(text: str, n: int) -> None:
+    """Raise `ValueError` unless a text is that of n different ids; nothing of their size is
+    allocated before they are counted.
+    """
+    count = count_ids(text)
+    if count != n:
         raise ValueError(f"ids are of {count} images, labels of {n}")
     ids = decode_ids(text)
     if len(np.unique(ids)) != n:

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict
 
 from bench.defense import PoolUse
+from bench.results.arrays import Bools
 from bench.results.estimate import Estimate
+from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
 from bench.results.inference import Inference
-from bench.results.outcomes import Outcomes, Stages
+from bench.results.outcomes import Outcomes, Stages, count_ids
 from bench.results.targets import check_targets
 from bench.results.views import ViewScores
 from bench.storage.identity import identity_hash
@@ -113,6 +115,7 @@ class Cost(BaseModel):
         attack_forwards, attack_backwards: of the attack, exact, mean per image; `max_` for the
             most expensive image.
         judge_forwards: of judging clean and attacked images, per image.
+        check_forwards, check_backwards: of the checks of the run, mean per image.
         seconds: wall time of attack and judging, summed over shards.
     """
 
@@ -123,6 +126,8 @@ class Cost(BaseModel):
     max_attack_forwards: int = Field(ge=0)
     max_attack_backwards: int = Field(ge=0)
     judge_forwards: Passes
+    check_forwards: Passes = 0.0
+    check_backwards: Passes = 0.0
     seconds: Passes
 
     @model_validator(mode="after")
@@ -252,6 +257,7 @@ class Record(BaseModel):
         views: what the views that the defense wants scored said; None where it names none.
         metrics: everything that follows from the outcomes.
         findings: what a reader of the number must know.
+        extra: points found beside the attack's, which the worst case counts as attacks.
         cost: passes and seconds.
         points: the file of adversarial points; None where they were not kept.
         environment: versions, commit, device, threads, and the hash of the built weights.
@@ -279,6 +285,7 @@ class Record(BaseModel):
     views: ViewScores | None = None
     metrics: Metrics
     findings: list[Finding]
+    extra: list[ExtraPoints] = Field(default_factory=list)
     cost: Cost
     points: Points | None
     environment: dict[str, Any]
@@ -318,7 +325,7 @@ class Record(BaseModel):
             raise ValueError("outcomes, metrics and identity differ in the number of draws")
 
     def _check_sizes(self) -> None:
-        """Raise `ValueError` where stages or views are not of these images."""
+        """Raise `ValueError` where stages, views or extra points are not of these images."""
         n = self.scale["n"]
         if self.stages and len(self.stages.broken_by) != n:
             raise ValueError("stages and images differ in number")
@@ -326,6 +333,19 @@ class Record(BaseModel):
             check_targets(self.targets, self.outcomes)
         if self.views:
             self.views.check(n, self.outcomes.num_classes)
+        if len({extra.name for extra in self.extra}) != len(self.extra):
+            raise ValueError("two sets of extra points have one name")
+        for extra in self.extra:
+            extra.check(self.outcomes)
+        for finding in self.findings:
+            if finding.images and count_ids(finding.images) > n:
+                raise ValueError(f"finding {finding.name!r} speaks of more images than there are")
+
+    def extra_correct(self) -> dict[str, Bools]:
+        """By name, whether the answers on extra points are right: bool (n, draws), the row's own
+        verdict where an image has no such point.
+        """
+        return {extra.name: extra.correct(self.outcomes) for extra in self.extra}
 
     @property
     def stem(self) -> str:

@@ -201,3 +201,23 @@ def test_intervals_over_builds_hold_what_they_say():
         mean = comparisons.mean_over_builds(scores, resamples=400, seed=trial)
         held += mean.low <= 0.5 <= mean.high
     assert held >= 0.92 * 150
+
+
+def test_an_attack_beats_another_by_seven_images_that_only_it_breaks():
+    n = 200
+    none = np.zeros(n, dtype=bool)
+
+    def first(k: int) -> npt.NDArray[np.bool_]:
+        return np.arange(n) < k
+
+    # 2^-7 = 0.78 % < 1 % < 2^-6.
+    assert comparisons.beats(first(7), none) and not comparisons.beats(first(6), none)
+    assert not comparisons.beats(none, first(7)) and not comparisons.beats(none, none)
+    # 12 against 2: P(X >= 12 | 14) = 0.65 %; 11 against 2 is 1.12 %.
+    other = (np.arange(n) >= 100) & (np.arange(n) < 102)
+    assert comparisons.beats(first(12), other) and not comparisons.beats(first(11), other)
+    # Seven of two thousand are less than half a point.
+    many = np.arange(2000)
+    assert not comparisons.beats(many < 7, many < 0) and comparisons.beats(many < 10, many < 0)
+    with pytest.raises(ValueError, match="same images"):
+        comparisons.beats(first(3), none[:-1])

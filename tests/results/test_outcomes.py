@@ -79,7 +79,7 @@ def test_outcomes_of_other_lengths_are_refused():
         ("0-99999999999", "ids are of 100000000000 images"),
         ("0-1,1-2", "there twice"),
         ("0,1,2,3", "not folded"),
-        ("3-0", "labels of 4"),
+        ("3-0", "ends before it begins"),
         ("0-2,x", "not of the form"),
         ("", "not of the form"),
         ("0-3\n", "not of the form"),
