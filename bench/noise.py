@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,8 @@ def pack_draw(restart: int, iteration: int, index: int = 0) -> int:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Random numbers for a batch of rows, one (image id, draw) per row; duplicates are allowed.
+class _Key:
+    """What a handle's numbers are made of, and what no defense may see.
 
     Attributes:
         root: the root seed.
@@ -65,112 +65,38 @@ class Noise:
         ids: image id of each row, int64 (n,).
         draws: draw number of each row, uint64 (n,).
         device: where tensors are delivered; their values do not depend on it.
-        site: the name path inside the forward pass that prefixes every request.
-        fixed_noise, fixed_stages: numbers of these stages come from another noise with the same
-            rows; see `stage`.
+        site: the path of names that prefixes every request.
+        fixed: the key of the same rows' fixed noise, where an attack fixes some stages alone.
+        stages: the stages that take their numbers from `fixed`.
+        shared: whether `ids` are all alike, so that the numbers belong to the draws alone.
+        asked: of every place that was asked so far, whether it was asked for shared numbers; one
+            book for all handles that come from one.
     """
 
     root: int
     stream: Stream
     ids: npt.NDArray[np.int64]
     draws: Words
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     site: str = ""
-    fixed_noise: Noise | None = None
-    fixed_stages: tuple[str, ...] = ()
+    fixed: _Key | None = None
+    stages: tuple[str, ...] = ()
+    shared: bool = False
+    asked: dict[str, bool] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        root: int,
-        stream: Stream,
-        ids: object,
-        draws: object = 0,
-        device: str | torch.device = "cpu",
-    ) -> Noise:
-        """Noise for these image ids; `draws` is one number for all rows or one a row."""
-        rows = np.asarray(ids, dtype=np.int64).reshape(-1)
-        numbers = np.broadcast_to(np.asarray(draws, dtype=np.uint64), rows.shape)
-        return cls(root, Stream(stream), rows, numbers, torch.device(device))
+    def map(self, change: Callable[[_Key], _Key]) -> _Key:
+        """This key changed, and the fixed noise's likewise."""
+        changed = change(self)
+        return changed if self.fixed is None else replace(changed, fixed=change(self.fixed))
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def at(self, name: str) -> Noise:
-        """The same rows, at a named place further inside; requests of different sites are
-        independent.
-        """
-        return replace(self, site=f"{self.site}/{name}")
-
-    def stage(self, name: str) -> Noise:
-        """As `at`, for a stage of a defense that an attack may fix alone: its numbers are then
-        fixed.
-        """
-        if self.fixed_noise is None or name not in self.fixed_stages:
-            return self.at(name)
-        return replace(self.fixed_noise, site=self.site).at(name)
-
-    def freeze(self, stages: Sequence[str], fixed_noise: Noise) -> Noise:
-        """This noise, but with these stages on `fixed_noise`, whose rows belong to these rows."""
-        return replace(self, fixed_noise=fixed_noise, fixed_stages=tuple(stages))
-
-    def rows(self, index: slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Noise:
-        """The noise of a selection of rows (a slice, integers or booleans)."""
-        fixed_noise = None if self.fixed_noise is None else self.fixed_noise.rows(index)
-        return replace(self, ids=self.ids[index], draws=self.draws[index], fixed_noise=fixed_noise)
-
-    def common(self) -> Noise:
-        """Noise by draw alone: rows of the same draw get the same numbers, whatever their image."""
-        fixed_noise = None if self.fixed_noise is None else self.fixed_noise.common()
-        return replace(self, ids=np.zeros_like(self.ids), fixed_noise=fixed_noise)
-
-    def to(self, device: str | torch.device) -> Noise:
-        """The same numbers, delivered on another device."""
-        fixed_noise = None if self.fixed_noise is None else self.fixed_noise.to(device)
-        return replace(self, device=torch.device(device), fixed_noise=fixed_noise)
-
-    def uniform(self, site: str, shape: tuple[int, ...] = ()) -> Tensor:
-        """Uniform numbers in [0, 1), multiples of 2^-24: float32 (rows, *shape)."""
-        halves = self._words("uniform", site, shape).view(np.uint32)[:, : _size(shape)]
-        return self._deliver(
-            (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24), shape
-        )
-
-    def normal(self, site: str, shape: tuple[int, ...] = ()) -> Tensor:
-        """Standard normal numbers by Box and Muller's transform: float32 (rows, *shape).
-
-        Computed in float64 and rounded once, so that the last bit of a platform's `log` and `cos`
-        does not show.
-        """
-        halves = self._words("normal", site, shape).view(np.uint32).astype(np.float64)
-        radius = np.sqrt(-2 * np.log((halves[:, 0::2] + 1) * 2.0**-32))
-        angle = halves[:, 1::2] * (2 * np.pi * 2.0**-32)
-        pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-        flat = pairs.reshape(len(self), 2 * pairs.shape[1])
-        return self._deliver(flat[:, : _size(shape)].astype(np.float32), shape)
-
-    def integers(self, site: str, low: int, high: int | Tensor) -> Tensor:
-        """Uniform integers in [low, high), `high` one number or one a row: int64 (rows,).
-
-        The bias of multiplying a 24-bit uniform number is below (high - low) / 2^24.
-        """
-        span = torch.as_tensor(high, device=self.device) - low
-        if bool((span <= 0).any()):
-            raise ValueError(f"no integer lies in [{low}, {high})")
-        return low + (self.uniform(site) * span).floor().long()
-
-    def seed(self, site: str) -> int:
-        """A 63-bit seed for one row's foreign generator. Only for a batch of one row."""
-        if len(self) != 1:
-            raise ValueError("a seed belongs to one row")
-        return int(self._words("seed", site, (1,))[0, 0] >> np.uint64(1))
-
-    def _words(self, kind: str, site: str, shape: tuple[int, ...]) -> Words:
-        count = (_size(shape) + 1) // 2
-        words = np.empty((len(self), count), dtype=np.uint64)
-        source = np.random.Philox(
-            key=philox_key(self.root, self.stream, f"{self.site}/{site}", kind)
-        )
+    def words(self, kind: str, name: str, count: int) -> Words:
+        """64-bit words for each row: (n, count)."""
+        place = joined(self.site, name)
+        # Else a pass could compare: the row whose own numbers are the shared ones is image 0.
+        if self.asked.setdefault(place, self.shared) != self.shared:
+            raise ValueError(f"{name!r} is asked both for a row's own and for shared numbers")
+        words = np.empty((len(self.ids), count), dtype=np.uint64)
+        source = np.random.Philox(key=philox_key(self.root, self.stream, place, kind))
         state = source.state
         # NumPy steps the 256-bit counter before its first block.
         for row, (image, draw) in enumerate(
@@ -182,12 +108,201 @@ class Noise:
             words[row] = source.random_raw(count)
         return words
 
+
+def _key(
+    root: int,
+    stream: Stream | str,
+    ids: object,
+    draws: object,
+    device: str | torch.device,
+    asked: dict[str, bool],
+) -> _Key:
+    rows = np.asarray(ids, dtype=np.int64).reshape(-1)
+    numbers = np.broadcast_to(np.asarray(draws, dtype=np.uint64), rows.shape)
+    return _Key(root, Stream(stream), rows, numbers, torch.device(device), asked=asked)
+
+
+class _NoiseType(type):
+    """Makes noise: a method of the class that its handles do not have."""
+
+    def of(
+        cls,
+        root: int,
+        stream: Stream | str,
+        ids: object,
+        draws: object = 0,
+        device: str | torch.device = "cpu",
+        frozen: Sequence[str] = (),
+    ) -> Noise:
+        """See `Noise`."""
+        asked: dict[str, bool] = {}
+        key = _key(root, stream, ids, draws, device, asked)
+        if frozen:
+            fixed = _key(root, Stream.FIXED, ids, 0, device, asked)
+            key = replace(key, fixed=fixed, stages=tuple(frozen))
+        return Noise(key)
+
+
+class Noise(metaclass=_NoiseType):
+    """Random numbers for a batch of images: one row an image, the same number of rows as images.
+
+    All that a forward pass may know of its randomness. It does not say which images these are,
+    whether an attack or the judge asks, or which draw it is. (No handle keeps a secret from code
+    that means harm in one's own process.)
+
+    The engine, tests and studies make one by `Noise.of(root, stream, ids, draws, device, frozen)`:
+    the root seed, a `Stream`, an image id for each row (duplicates are allowed), one draw number
+    for all rows or one a row, where tensors are delivered, and the names of the stages whose
+    numbers come from the fixed noise of the same rows.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: _Key) -> None:
+        self._key = key
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are delivered; their values do not depend on it."""
+        return self._key.device
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._key.ids)
+
+    def at(self, name: str) -> Self:
+        """The same rows, at a named place further inside; requests of different places are
+        independent.
+        """
+        return self._over(replace(self._key, site=joined(self._key.site, name)))
+
+    def stage(self, name: str) -> Self:
+        """As `at`, for a stage of a defense that an attack may fix alone: its numbers are then
+        fixed.
+        """
+        key = self._key
+        if key.fixed is None or name not in key.stages:
+            return self.at(name)
+        return self._over(replace(key.fixed, site=joined(key.site, name)))
+
+    def rows(self, index: slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Self:
+        """The noise of a selection of rows (a slice, integers or booleans)."""
+        return self._over(
+            self._key.map(lambda one: replace(one, ids=one.ids[index], draws=one.draws[index]))
+        )
+
+    def shared(self) -> Self:
+        """Noise by draw alone: rows of one draw get the same numbers, whatever their image.
+
+        It tells nothing of the images, since a name gives either a row's own numbers or shared
+        ones: asking for both raises `ValueError`.
+        """
+        return self._over(
+            self._key.map(lambda one: replace(one, ids=np.zeros_like(one.ids), shared=True))
+        )
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform numbers in [0, 1), multiples of 2^-24: float32 (rows, *shape)."""
+        halves = self._words("uniform", name, shape).view(np.uint32)[:, : _size(shape)]
+        return self._deliver(
+            (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24), shape
+        )
+
+    def normal(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """Standard normal numbers by Box and Muller's transform: float32 (rows, *shape).
+
+        Computed in float64 and rounded once, so that the last bit of a platform's `log` and `cos`
+        does not show.
+        """
+        halves = self._words("normal", name, shape).view(np.uint32).astype(np.float64)
+        radius = np.sqrt(-2 * np.log((halves[:, 0::2] + 1) * 2.0**-32))
+        angle = halves[:, 1::2] * (2 * np.pi * 2.0**-32)
+        pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        flat = pairs.reshape(len(self), 2 * pairs.shape[1])
+        return self._deliver(flat[:, : _size(shape)].astype(np.float32), shape)
+
+    def integers(self, name: str, low: int, high: int | Tensor) -> Tensor:
+        """Uniform integers in [low, high), `high` one number or one a row: int64 (rows,).
+
+        The bias of multiplying a 24-bit uniform number is below (high - low) / 2^24.
+        """
+        span = torch.as_tensor(high, device=self.device) - low
+        if bool((span <= 0).any()):
+            raise ValueError(f"no integer lies in [{low}, {high})")
+        return low + (self.uniform(name) * span).floor().long()
+
+    def _over(self, key: _Key) -> Self:
+        made = object.__new__(type(self))
+        made._key = key
+        return made
+
+    def _words(self, kind: str, name: str, shape: tuple[int, ...]) -> Words:
+        return self._key.words(kind, name, (_size(shape) + 1) // 2)
+
     def _deliver(self, values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Tensor:
         return (
             torch.from_numpy(np.ascontiguousarray(values))
             .reshape(len(self), *shape)
             .to(self.device)
         )
+
+
+class BuildNoise(Noise):
+    """What builds a defense draws from: one row of the construction stream, and more than a
+    forward pass may do with it.
+
+    Args:
+        seed: the build seed.
+        draw: another number gives other numbers under the same seed.
+        device: where tensors are delivered.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, seed: int, draw: int = 0, device: str | torch.device = "cpu") -> None:
+        super().__init__(_key(seed, Stream.BUILD, [0], draw, device, {}))
+
+    @property
+    def identity(self) -> list[int | str]:
+        """What its numbers follow from, for the identity of an artifact made with them."""
+        return [self._key.root, str(self._key.stream), self._key.site]
+
+    def to(self, device: str | torch.device) -> BuildNoise:
+        """The same numbers, delivered on another device."""
+        return self._over(replace(self._key, device=torch.device(device)))
+
+    def seed(self, name: str) -> int:
+        """A 63-bit seed for a generator that takes no noise."""
+        return int(self._key.words("seed", name, 1)[0, 0] >> np.uint64(1))
+
+    def numbered(self, name: str, numbers: object, draws: object = 0) -> Noise:
+        """Noise of rows of one's own, such as synthetic images: a row is a pure function of its
+        number, its draw and this place.
+
+        Args:
+            name: of the place; one that is not used otherwise.
+            numbers: of the rows, integers of 0 or more (n,).
+            draws: one number for all rows, or one a row.
+        """
+        key = self._key
+        # The second slash sets these rows apart from this handle's own, whose names are not empty.
+        inside = f"/{key.site}" if key.site else ""
+        rows = _key(key.root, key.stream, numbers, draws, key.device, key.asked)
+        return Noise(replace(rows, site=joined(inside, name)))
+
+
+_INNER_SLASH = "\x01"
+
+
+def joined(site: str, name: str) -> str:
+    """A name as the last step of a path: different steps give different paths, since a slash
+    inside a name is written as a character that no name holds.
+
+    Raises `ValueError` for an empty name, or one with control characters.
+    """
+    if not name or min(name) < " ":
+        raise ValueError(f"{name!r} names no place: give it letters or digits")
+    return f"{site}/{name.replace('/', _INNER_SLASH)}"
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -274,10 +274,8 @@ class Victim:
         if self.randomness.name == "common" and draws.stream is Stream.FIXED:
             ids = np.zeros_like(ids)
         numbers = np.tile(np.asarray(draws.numbers, dtype=np.uint64), len(rows))
-        noise = Noise.of(self._root, draws.stream, ids, numbers, self._device)
-        if self.randomness.freeze and draws.stream is Stream.ATTACK:
-            fixed = Noise.of(self._root, Stream.FIXED, ids, 0, self._device)
-            noise = noise.freeze(self.randomness.freeze, fixed)
+        stages = self.randomness.freeze if draws.stream is Stream.ATTACK else ()
+        noise = Noise.of(self._root, draws.stream, ids, numbers, self._device, stages)
         return noise.at("forward")
 
     def _outputs(
