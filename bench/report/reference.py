@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,7 @@ BADGES = {
     "static-transfer": "attacked without the defense: an upper bound that an adaptive attack "
     "lowers",
     "suspect": "damaged, swapped, or contradicted in its source",
+    "unverified": "written down from memory, not read again in its source",
 }
 """What is wrong with a number, and what that means."""
 
@@ -150,25 +152,50 @@ class Reference(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class Line:
+    """A published number where it stands.
+
+    Attributes:
+        file, number: the file, and its line, from 1.
+        reference: what it says.
+        printed: the value as it is written there, with its digits: `53.90`.
+    """
+
+    file: Path
+    number: int
+    reference: Reference
+    printed: str
+
+
 def read_references(path: Path) -> list[Reference]:
     """All rows of a CSV file, or of the CSV files in a folder. Raises `BadInput` naming file, line
     and column.
+    """
+    return [line.reference for line in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The rows of `read_references` with the place of each and the digits of its value. Raises
+    `BadInput` like it.
     """
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     if not files:
         raise BadInput(
             f"no CSV files in {path}: name the folder or file that holds published numbers"
         )
-    return [row for file in files for row in _rows(file)]
+    return [line for file in files for line in _lines(file)]
 
 
-def _rows(file: Path) -> Iterator[Reference]:
+def _lines(file: Path) -> Iterator[Line]:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream, restkey="(beyond the last column)", strict=True)
             _check_header(file, reader.fieldnames or ())
             for values in reader:
-                yield _row(f"{file}, line {reader.line_num}", values)
+                number = reader.line_num
+                row = _row(f"{file}, line {number}", values)
+                yield Line(file, number, row, values["value"].strip())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(
