@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,7 +62,7 @@ def ascend(
     threat: ThreatModel,
     *,
     steps: int,
-    size: float,
+    size: float | Callable[[int], float],
 ) -> Ascent:
     """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, section 2.1): x <- project(x
     + size * direction).
@@ -76,7 +77,7 @@ def ascend(
         origin: the images at the ball's centre.
         threat: ball, box and step direction.
         steps: number of steps.
-        size: step length in the threat's norm.
+        size: step length in the threat's norm, one for all steps or by the step's number.
     """
     count = len(start)
     points, last = start.clone(), start.clone()
@@ -98,5 +99,6 @@ def ascend(
         gradient = reading.gradient
         if not bool(alive.all()):
             rows, x, centre, gradient = rows[alive], x[alive], centre[alive], gradient[alive]
-        x = threat.ascend(x, gradient, size, centre)
+        length = size(iteration) if callable(size) else size
+        x = threat.ascend(x, gradient, length, centre)
     return Ascent(points, values, success, last)

@@ -1,0 +1,9 @@
+"""Searches that need no trust in a defense's gradient, as plain functions over a Victim."""
+
+from bench.searches.margin import margin_steps
+from bench.searches.points import random_points
+from bench.searches.search import SearchResult
+from bench.searches.smoothing import smoothed
+from bench.searches.squares import square
+
+__all__ = ["SearchResult", "margin_steps", "random_points", "smoothed", "square"]

@@ -1,0 +1,117 @@
+"""What all searches share: their result, how they read a victim, and which images still search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.losses import margin, misclassified
+from bench.randomness import Query
+from bench.threat import ThreatModel
+from bench.victim import Victim
+
+DRAWS = 4
+"""Draws behind each value where the victim draws freshly."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found for the images of `rows`, in their order.
+
+    Attributes:
+        points: the first success of each image, else its point of largest margin, (m, C, H, W).
+        margins: best wrong logit minus true logit there, the mean over the draws, (m,).
+        success: whether every draw that was read there is wrong, bool (m,). Final where the victim
+            is `deterministic`; elsewhere only the judge's draws decide.
+    """
+
+    points: Tensor
+    margins: Tensor
+    success: Tensor
+
+
+Reader = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Points (n, C, H, W) and whose they are, int64 (n,), to margins (n,) and successes, bool (n,)."""
+
+
+def reader(victim: Victim, labels: Tensor, restart: int, draws: int = DRAWS) -> Reader:
+    """Reads margins off function values alone; one forward pass a draw, no backward pass.
+
+    Under fixed noise the values are exact. Where the victim draws freshly, all queries of an image
+    read the same `draws` draws of the attack's stream (a sample average): two candidates are
+    compared under the same noise, so that no draw that was lucky once decides the search. Those
+    draws are not the judge's.
+
+    Args:
+        victim: whose function is read; where its gradient is another function's, that one.
+        labels: true labels of all the victim's images, int64 (n,).
+        restart: part of the key of every draw.
+        draws: how many draws an image under fresh randomness.
+    """
+    queries = 1 if victim.fixed else math.ceil(draws / victim.randomness.k)
+
+    def read(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.cat([victim.logits(x, rows, Query(restart, j)) for j in range(queries)], 1)
+        count = logits.shape[1]
+        flat, repeated = logits.flatten(0, 1), labels[rows].repeat_interleave(count)
+        # Two infinite logits differ by NaN; they tie.
+        values = margin(flat, repeated).nan_to_num(nan=0.0).reshape(len(x), count)
+        return values.mean(1), misclassified(flat, repeated).reshape(len(x), count).all(1)
+
+    return read
+
+
+class Incumbents:
+    """The best point of each image so far, and which images still search.
+
+    An image leaves at its first success where the victim is `deterministic`.
+
+    Attributes:
+        active: places in `rows` of the images that still search, int64 (a,).
+        points, margins, success: as in `SearchResult`.
+    """
+
+    def __init__(self, victim: Victim, images: Tensor, rows: Tensor) -> None:
+        self.rows = rows
+        self.active = torch.arange(len(rows), device=rows.device)
+        self.points = images[rows].clone()
+        self.margins = torch.full((len(rows),), -torch.inf, device=rows.device)
+        self.success = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        self._final = victim.deterministic
+
+    def offer(self, read: Reader, candidates: Tensor, *, ties: bool = True) -> None:
+        """Read one candidate (a, C, H, W) of each active image and keep those that are as good.
+
+        A tie counts as good, so that a search walks on where the function is flat.
+        """
+        values, success = read(candidates, self.rows[self.active])
+        better = values >= self.margins[self.active] if ties else values > self.margins[self.active]
+        if self._final:
+            better |= success
+        kept = self.active[better]
+        self.points[kept], self.margins[kept] = candidates[better], values[better]
+        self.success[kept] = success[better]
+        if self._final:
+            self.active = self.active[~success]
+
+    def result(self) -> SearchResult:
+        return SearchResult(self.points, self.margins, self.success)
+
+
+def per_image(numbers: Tensor, images: Tensor) -> Tensor:
+    """One number an image (n,), shaped to be broadcast over images (n, C, H, W)."""
+    return numbers.reshape(-1, *[1] * (images.dim() - 1))
+
+
+def pixel_scale(threat: ThreatModel, pixels: int) -> float:
+    """The standard deviation at which Gaussian noise of so many pixels is about `eps` long."""
+    if threat.norm == "linf":
+        return threat.eps
+    if threat.norm == "l2":
+        return threat.eps / math.sqrt(pixels)
+    # The mean of |g| is sqrt(2 / pi).
+    return threat.eps / (0.7979 * pixels)
