@@ -99,6 +99,7 @@ class Cifar10(Cifar):
     """CIFAR-10: 10 kinds of objects, 50,000 training and 10,000 test images, 32 x 32 colour."""
 
     name: ClassVar[str] = "cifar10"
+    test_counts: ClassVar[tuple[int, ...]] = (1_000,) * 10
     class_names: ClassVar[tuple[str, ...]] = (
         "airplane",
         "automobile",
@@ -135,6 +136,7 @@ class Cifar100(Cifar):
     """
 
     name: ClassVar[str] = "cifar100"
+    test_counts: ClassVar[tuple[int, ...]] = (100,) * 100
     class_names: ClassVar[tuple[str, ...]] = tuple(_FINE.split())
     archive: ClassVar[str] = "cifar-100-binary.tar.gz"
     checksum: ClassVar[str] = "md5:03b5dce01913d631647c71ecec9e9cb8"

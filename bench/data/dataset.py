@@ -74,6 +74,9 @@ class Dataset(Plugin[P]):
         class_names: in label order; empty where they are not known beforehand.
         image_shape: (C, H, W) where it is fixed.
         splits: how many images each split has, where that is fixed.
+        test_counts: how many test images each class has, in label order, where that is fixed and
+            known.
+        other_test_sizes: how many test images other published files of this name have.
         licence, source: the images' licence and where they come from.
     """
 
@@ -84,6 +87,8 @@ class Dataset(Plugin[P]):
     class_names: ClassVar[tuple[str, ...]] = ()
     image_shape: ClassVar[tuple[int, int, int] | None] = None
     splits: ClassVar[dict[str, int]] = {}
+    test_counts: ClassVar[tuple[int, ...]] = ()
+    other_test_sizes: ClassVar[tuple[int, ...]] = ()
     licence: ClassVar[str] = ""
     source: ClassVar[str] = ""
 

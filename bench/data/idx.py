@@ -97,6 +97,18 @@ class Mnist(Idx):
     """MNIST: handwritten digits, 60,000 training and 10,000 test images, 28 x 28 grey."""
 
     name: ClassVar[str] = "mnist"
+    test_counts: ClassVar[tuple[int, ...]] = (
+        980,
+        1_135,
+        1_032,
+        1_010,
+        982,
+        892,
+        958,
+        1_028,
+        974,
+        1_009,
+    )
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
     default_eps: ClassVar[float] = 0.3
     licence: ClassVar[str] = "CC BY-SA 3.0, as commonly stated"
@@ -127,6 +139,7 @@ class FashionMnist(Idx):
     """Fashion-MNIST: articles of clothing, 60,000 training and 10,000 test images, 28 x 28 grey."""
 
     name: ClassVar[str] = "fashion-mnist"
+    test_counts: ClassVar[tuple[int, ...]] = (1_000,) * 10
     class_names: ClassVar[tuple[str, ...]] = (
         "T-shirt/top",
         "trouser",

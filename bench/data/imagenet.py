@@ -63,6 +63,7 @@ class ImageNet(Dataset[ImageNetParams]):
     positional: ClassVar[str | None] = "path"
     default_eps: ClassVar[float] = 4 / 255
     splits: ClassVar[dict[str, int]] = {"test": 50_000}
+    test_counts: ClassVar[tuple[int, ...]] = (50,) * 1_000
     licence: ClassVar[str] = "non-commercial research and education only"
     source: ClassVar[str] = "https://image-net.org/challenges/LSVRC/2012 (on request)"
     synsets: ClassVar[int] = 1_000

@@ -67,6 +67,16 @@ class TissueMnist(MedMnist[Params]):
     md5: ClassVar[str] = "ebe78ee8b05294063de985d821c1c34b"
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 47_280, "train": 165_466, "val": 23_640}
+    test_counts: ClassVar[tuple[int, ...]] = (
+        15_165,
+        2_233,
+        1_677,
+        4_402,
+        3_369,
+        2_202,
+        11_201,
+        7_031,
+    )
     class_names: ClassVar[tuple[str, ...]] = (
         "collecting duct or connecting tubule",
         "distal convoluted tubule",
@@ -88,6 +98,7 @@ class BloodMnist(MedMnist[Params]):
     md5: ClassVar[str] = "7053d0359d879ad8a5505303e11de1dc"
     image_shape: ClassVar[tuple[int, int, int] | None] = (3, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 3_421, "train": 11_959, "val": 1_712}
+    test_counts: ClassVar[tuple[int, ...]] = (244, 624, 311, 579, 243, 284, 666, 470)
     class_names: ClassVar[tuple[str, ...]] = (
         "basophil",
         "eosinophil",
@@ -110,6 +121,7 @@ class DermaMnist(MedMnist[Params]):
     licence: ClassVar[str] = "CC BY-NC 4.0"
     image_shape: ClassVar[tuple[int, int, int] | None] = (3, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 2_005, "train": 7_007, "val": 1_003}
+    test_counts: ClassVar[tuple[int, ...]] = (66, 103, 220, 23, 223, 1_341, 29)
     class_names: ClassVar[tuple[str, ...]] = (
         "actinic keratosis or intraepithelial carcinoma",
         "basal cell carcinoma",
@@ -148,6 +160,7 @@ class OrganCMnist(MedMnist[OrganCParams]):
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 8_216, "train": 12_975, "val": 2_392}
     splits_2021: ClassVar[dict[str, int]] = {"test": 8_268, "train": 13_000, "val": 2_392}
+    other_test_sizes: ClassVar[tuple[int, ...]] = (splits_2021["test"],)
     class_names: ClassVar[tuple[str, ...]] = (
         "bladder",
         "left femur",
@@ -188,6 +201,7 @@ class PathMnist(MedMnist[Params]):
     md5: ClassVar[str] = "a8b06965200029087d5bd730944a56c1"
     image_shape: ClassVar[tuple[int, int, int] | None] = (3, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 7_180, "train": 89_996, "val": 10_004}
+    test_counts: ClassVar[tuple[int, ...]] = (1_338, 847, 339, 634, 1_035, 592, 741, 421, 1_233)
     class_names: ClassVar[tuple[str, ...]] = (
         "adipose",
         "background",
@@ -211,6 +225,7 @@ class PneumoniaMnist(MedMnist[Params]):
     md5: ClassVar[str] = "28209eda62fecd6e6a2d98b1501bb15f"
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 624, "train": 4_708, "val": 524}
+    test_counts: ClassVar[tuple[int, ...]] = (234, 390)
     class_names: ClassVar[tuple[str, ...]] = ("normal", "pneumonia")
 
 
@@ -223,4 +238,5 @@ class BreastMnist(MedMnist[Params]):
     md5: ClassVar[str] = "750601b1f35ba3300ea97c75c52ff8f6"
     image_shape: ClassVar[tuple[int, int, int] | None] = (1, 28, 28)
     splits: ClassVar[dict[str, int]] = {"test": 156, "train": 546, "val": 78}
+    test_counts: ClassVar[tuple[int, ...]] = (42, 114)
     class_names: ClassVar[tuple[str, ...]] = ("malignant", "normal or benign")

@@ -27,6 +27,18 @@ class Svhn(Official[Params]):
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
     image_shape: ClassVar[tuple[int, int, int] | None] = (3, 32, 32)
     splits: ClassVar[dict[str, int]] = {"test": 26_032, "train": 73_257}
+    test_counts: ClassVar[tuple[int, ...]] = (
+        1_744,
+        5_099,
+        4_149,
+        2_882,
+        2_523,
+        2_384,
+        1_977,
+        2_019,
+        1_660,
+        1_595,
+    )
     default_eps: ClassVar[float] = 8 / 255
     licence: ClassVar[str] = "non-commercial use only"
     source: ClassVar[str] = _SITE

@@ -3,6 +3,7 @@
 The tests' own subclasses carry the sizes and checksums of small files.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from bench.data.svhn import Svhn
 from bench.models.zoo import names as shipped
 from bench.noise import isolated
 from bench.plugins.create import DATASETS
+from bench.plugins.registry import Alias
 from tests.data.helpers import random_images, small_breast
 from tests.data.test_idx import LABELS, small_mnist
 from tests.toys import message
@@ -118,3 +120,23 @@ def test_info_shows_what_a_data_set_is(capsys):
     ):
         assert line in text
     assert "classes: 7: actinic" in text and "source: https://zenodo.org/records/10519652" in text
+
+
+def test_class_counts_add_up():
+    """Their sum is the split's size, one number a class."""
+    known = 0
+    for name in DATASETS.names():
+        kind = DATASETS.get(name)
+        if isinstance(kind, Alias) or not kind.test_counts:
+            continue
+        known += 1
+        assert sum(kind.test_counts) == kind.splits["test"], name
+        assert not kind.class_names or len(kind.test_counts) == len(kind.class_names), name
+    assert known >= 10
+
+
+@pytest.mark.parametrize("name", ["mnist", "breastmnist", "pneumoniamnist"])
+def test_class_counts_are_those_of_the_file(real_data, name):
+    with np.load(real_data / "data" / f"{name}.npz", allow_pickle=False) as file:
+        labels = file["y_test" if name == "mnist" else "test_labels"].reshape(-1)
+    assert tuple(np.bincount(labels).tolist()) == DATASETS.get(name).test_counts
