@@ -20,7 +20,7 @@ SEARCHES = {
     "random_points": (random_points, {"points": 1500}),
 }
 # Of the exact distance: what each search has to reach on a linear model with 16 pixels.
-REACH = {"square": 0.93, "smoothed": 0.9, "margin_steps": 0.97, "random_points": 0.6}
+REACH = {"square": 0.93, "smoothed": 0.8, "margin_steps": 0.97, "random_points": 0.6}
 
 
 class Hidden(nn.Module):
@@ -80,7 +80,7 @@ def test_margin_steps_needs_the_gradient(problem):
 def test_an_image_fares_alike_in_any_company(name, problem):
     model, images, labels, threat, _ = problem
     every, _ = run(name, model, images, labels, threat, batch_size=64)
-    rows = torch.tensor([7, 2, 21])
+    rows = torch.tensor([7, 2, 11])
     some, _ = run(name, model, images, labels, threat, rows, batch_size=5)
     assert torch.equal(every.success[rows], some.success)
     assert torch.allclose(every.points[rows], some.points, atol=1e-5)
