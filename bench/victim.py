@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.defense import DefendedClassifier, Forward, gradient_name
+from bench.errors import BadInput
 from bench.losses import Loss, RowLoss, misclassified, reached, value_of
 from bench.maximise import Objective, Reading
 from bench.noise import Noise, Stream, pack_draw
@@ -30,6 +31,8 @@ _SCORING_RESTART = 2**16 - 1
 # More than a sum of losses, and little enough for float32 to tell such sums apart: a point that
 # breaks the answer ranks above those that do not.
 _RANK = 1e4
+BASE_VIEW = "base"
+"""The view that reads the undefended classifier T in the defense's place."""
 VERDICT_DRAWS = 20
 """Draws of the stages that are not frozen, when the frozen ones are replayed for the verdict."""
 
@@ -53,6 +56,53 @@ class _Aim:
     any_wrong: bool = False
 
 
+class Slopes:
+    """How many gradients an attack asked for, and what became of them, by image: int64 (n,) each.
+
+    An image that had succeeded at a query needs no gradient and is not counted there. The gradients
+    of one query are averaged over its draws and count once.
+
+    Attributes:
+        asked: gradients that the attack asked for.
+        partial: those with some entries that are not finite; the search takes 0 for these.
+        lost: those without any finite entry: the search had no direction.
+        zero: those that are 0 everywhere, or do not exist.
+    """
+
+    def __init__(self, n: int, device: str | torch.device) -> None:
+        self.asked = torch.zeros(n, dtype=torch.int64, device=device)
+        self.partial, self.lost, self.zero = (torch.zeros_like(self.asked) for _ in range(3))
+
+    def count(self, slope: Tensor, rows: Tensor, needed: Tensor) -> Tensor:
+        """Count the gradients (m, ...) of these rows where they are needed, bool (m,); returns them
+        with 0 in place of what is not finite.
+        """
+        # The largest entry tells all where everything is finite: NaN and infinity pass through.
+        largest = slope.flatten(1).abs().amax(1)
+        finite, one = torch.isfinite(largest), needed.to(torch.int64)
+        self.asked.index_add_(0, rows, one)
+        self.zero.index_add_(0, rows, one * (largest == 0))
+        if bool(finite.all()):
+            return slope
+        lost = ~torch.isfinite(slope).flatten(1).any(1)
+        self.lost.index_add_(0, rows, one * lost)
+        self.partial.index_add_(0, rows, one * (~finite & ~lost))
+        return torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def count_missing(self, rows: Tensor, needed: Tensor) -> None:
+        """Count gradients that do not exist."""
+        one = needed.to(torch.int64)
+        self.asked.index_add_(0, rows, one)
+        self.zero.index_add_(0, rows, one)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The counts by their names."""
+        return {name: getattr(self, name) for name in SLOPE_COUNTS}
+
+
+SLOPE_COUNTS = ("asked", "partial", "lost", "zero")
+
+
 class Victim:
     """A defended classifier under attack, for one batch of images.
 
@@ -65,13 +115,18 @@ class Victim:
         root: root seed of the attack.
         batch_size: most rows (images x draws) in one forward pass, where one image's draws fit.
         device: where images lie.
+        base: loads the undefended classifier, on `device` and frozen, for the view `base`; None
+            where the defense has none.
 
     Attributes:
         ids: as given.
         places: place of each row in the evaluation order, int64 (n,); the engine sets it.
-        forwards, backwards: passes per image so far, int64 (n,).
+        forwards, backwards: passes per image so far, int64 (n,); those through the base count like
+            those through the defense.
         gradient_blocked: whether some gradient did not exist at all (no path from the objective to
             the image).
+        slopes: what became of the gradients that were asked for.
+        verified: the logits (n, draws, K) behind the last answer of `verify`; None before.
     """
 
     def __init__(
@@ -84,6 +139,7 @@ class Victim:
         root: int = 0,
         batch_size: int = 128,
         device: str | torch.device = "cpu",
+        base: Callable[[], DefendedClassifier] | None = None,
     ) -> None:
         self.ids = ids
         self.places = np.arange(len(ids))
@@ -93,6 +149,8 @@ class Victim:
         self.forwards = torch.zeros(len(ids), dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
         self.gradient_blocked = False
+        self.slopes = Slopes(len(ids), device)
+        self.verified: Tensor | None = None
         self.views = classifier.views()
         self._classifier = classifier
         self._gradient = gradient
@@ -100,6 +158,7 @@ class Victim:
         self._root = root
         self._batch_size = batch_size
         self._device = torch.device(device)
+        self._base = base
 
     @property
     def deterministic(self) -> bool:
@@ -128,7 +187,9 @@ class Victim:
             x: images (n, C, H, W).
             rows: which of the victim's images these are, int64 (n,).
             query: names the draws.
-            view: which output; one of `views`.
+            view: which output; one of `views`, or `base`: the logits of the undefended classifier.
+
+        Raises `BadInput` for the view `base` of a defense that has none.
         """
         return self._outputs(x, rows, self._draws(query), view)
 
@@ -179,7 +240,8 @@ class Victim:
 
         Args:
             labels, rows, restart, targets, any_wrong: as in `objective`.
-            aims: a loss for each view.
+            aims: a loss for each view; the view `base` is that of the undefended classifier at the
+                attacked image, of which no success is asked.
             until_all_err: a success is an image that every view and the answer get wrong, so that
                 the search goes on where the answer alone is wrong; such a point still ranks above
                 all where the answer is right. The views must be logits.
@@ -221,7 +283,8 @@ class Victim:
         if self.stochastic and not self.randomness.has_fixed_noise:
             return torch.empty(len(points), 0, dtype=torch.int64, device=points.device)
         rows = torch.arange(len(points), device=self._device)
-        return predict(self._outputs(points, rows, self._verdict_draws(), "logits", native=True))
+        self.verified = self._outputs(points, rows, self._verdict_draws(), "logits", native=True)
+        return predict(self.verified)
 
     def as_function(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """The victim as a plain differentiable function, (m, C, H, W) to logits (m, K), for attacks
@@ -242,9 +305,8 @@ class Victim:
         def function(x: Tensor) -> Tensor:
             rows = _nearest(x, images)
             draws = self._draws(Query(0, next(calls)))
-            count_backward = partial(self._count_backward, rows, len(draws.numbers))
-            metered: Tensor = _Meter.apply(x, count_backward)
-            forward = self._classifier.forward_pass(self._gradient, "logits")
+            metered: Tensor = _Meter.apply(x, partial(self._metered, rows, len(draws.numbers)))
+            forward = self._pass(self._gradient, "logits")
             output = self._forward(forward, metered, rows, draws).mean(1)
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return output
@@ -254,6 +316,12 @@ class Victim:
             return output + 0 * x.flatten(1).sum(1, keepdim=True)
 
         return function
+
+    def _metered(self, rows: Tensor, draws: int, slope: Tensor) -> Tensor:
+        """Count a backward pass that another library ran, and what came of it."""
+        self._count_backward(rows, draws)
+        # Such a library tells no successes.
+        return self.slopes.count(slope, rows, torch.ones_like(rows, dtype=torch.bool))
 
     def _count_backward(self, rows: Tensor, draws: int) -> None:
         self.backwards.index_add_(0, rows, torch.full_like(rows, draws))
@@ -278,12 +346,25 @@ class Victim:
         noise = Noise.of(self._root, draws.stream, ids, numbers, self._device, stages)
         return noise.at("forward")
 
+    def _pass(self, gradient: str, view: str) -> Forward:
+        """The defense's forward pass to a view, or the base's to its logits."""
+        if view != BASE_VIEW:
+            return self._classifier.forward_pass(gradient, view)
+        if self._base is None:
+            raise BadInput(
+                "the view 'base' reads the undefended classifier, and this defense has none: use "
+                "another view"
+            )
+        base = self._base()
+        # The base is a function of its own: a gradient that the defense alone offers is not its.
+        return base.forward_pass(gradient if gradient_name(gradient) in base.gradients else "full")
+
     def _outputs(
         self, x: Tensor, rows: Tensor, draws: Draws, view: str, *, native: bool = False
     ) -> Tensor:
         """Outputs without gradient, (n, draws, ...)."""
         gradient = self._gradient if self._transfer and not native else "full"
-        forward, size = self._classifier.forward_pass(gradient, view), self._chunk(draws)
+        forward, size = self._pass(gradient, view), self._chunk(draws)
         with torch.no_grad():
             outputs = [
                 self._forward(forward, x_chunk, row_chunk, draws)
@@ -304,7 +385,7 @@ class Victim:
         leaf = x.detach().requires_grad_(gradient)
         labels = (aim.labels if aim.targets is None else aim.targets)[rows]
         with torch.set_grad_enabled(gradient):
-            passes = {v: self._classifier.forward_pass(self._gradient, v) for v in aim.losses}
+            passes = {v: self._pass(self._gradient, v) for v in aim.losses}
             outputs = {v: self._forward(p, leaf, rows, draws) for v, p in passes.items()}
             losses = [
                 self._mean_loss(outputs[v], labels, rows, loss) for v, loss in aim.losses.items()
@@ -313,7 +394,7 @@ class Victim:
         success, rank = self._successes(x, rows, draws, aim, outputs)
         slope = None
         if gradient:
-            slope = self._differentiate(values, leaf, success)
+            slope = self._differentiate(values, leaf, rows, ~success)
             if slope is None:
                 slope = torch.zeros_like(leaf)
             else:
@@ -340,7 +421,8 @@ class Victim:
             return reached(logits.detach()[:, 0], aim.targets[rows]), _RANK * wrong
         if not aim.until_all_err:
             return wrong, none
-        views = [misclassified(output.detach()[:, 0], labels) for output in outputs.values()]
+        asked = [output for view, output in outputs.items() if view != BASE_VIEW]
+        views = [misclassified(output.detach()[:, 0], labels) for output in asked]
         return torch.stack([wrong, *views]).all(0), _RANK * wrong
 
     def _mean_loss(
@@ -355,32 +437,37 @@ class Victim:
         every = (one.repeat_interleave(k) for one in (labels, rows))
         return value_of(loss, outputs.flatten(0, 1), *every).reshape(n, k).mean(1)
 
-    def _differentiate(self, values: Tensor, leaf: Tensor, success: Tensor) -> Tensor | None:
+    def _differentiate(
+        self, values: Tensor, leaf: Tensor, rows: Tensor, needed: Tensor
+    ) -> Tensor | None:
         """The gradient of the values to the images; None where no backward pass was run."""
-        if bool(success.all()):
+        if not bool(needed.any()):
             return None
         if not values.requires_grad:
             self.gradient_blocked = True
+            self.slopes.count_missing(rows, needed)
             return None
         (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
         if slope is None:
             self.gradient_blocked = True
+            self.slopes.count_missing(rows, needed)
             return torch.zeros_like(leaf)
-        return torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+        return self.slopes.count(slope, rows, needed)
 
 
 class _Meter(torch.autograd.Function):
-    """The identity, which reports each backward pass through it and lets no NaN out."""
+    """The identity, which reports each backward pass through it and lets through what the report
+    makes of it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, report: Callable[[], None]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, report: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.report = report
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        ctx.report()
-        return torch.nan_to_num(slope.contiguous(), nan=0.0, posinf=0.0, neginf=0.0), None
+        return ctx.report(slope.contiguous()), None
 
 
 def _nearest(x: Tensor, images: Tensor) -> Tensor:
@@ -423,14 +510,26 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        changed = [n for n, b in module.named_buffers() if n in before and not _same(b, before[n])]
+        now = dict(module.named_buffers())
+        changed = [n for n, b in before.items() if n not in now or not _same(now[n], b)]
         for name in changed:
-            module.get_buffer(name).copy_(before[name])
+            _put_back(module, name, before[name])
     if changed:
         raise RuntimeError(
             f"the forward pass changed the buffer {changed[0]!r}: put the model into evaluation "
             "mode"
         )
+
+
+def _put_back(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a buffer the value it had, whatever became of it."""
+    owner, _, leaf = name.rpartition(".")
+    buffers = module.get_submodule(owner)._buffers
+    now = buffers.get(leaf)
+    if now is None or now.shape != value.shape:
+        buffers[leaf] = value
+    else:
+        now.copy_(value)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

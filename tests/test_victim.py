@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.defense import InputTransform, straight_through
 from bench.errors import BadInput
-from bench.losses import RowLoss, cross_entropy, dlr, margin, misclassified
+from bench.losses import RowLoss, cross_entropy, dlr, kl, margin, misclassified
 from bench.noise import Noise, Stream, isolated
 from bench.randomness import Query, read_randomness
 from bench.threat import ThreatModel
@@ -298,3 +298,155 @@ def test_a_loss_may_know_its_images(problem, average):
     draws = 3 if average == "loss" else 1
     assert seen == [([7] * draws + [2] * draws, True), ([4] * draws, True)]
     assert reading.gradient.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_the_base_is_read_beside_the_defense(problem):
+    """KL(S(x') || T(x)) against the clean answers of the base, by hand; both are counted."""
+    model, images, labels = problem
+    defended = Shift(classifier(model, 3))
+    seen = Victim(defended, np.arange(10), base=lambda: classifier(model, 3), batch_size=4)
+    rows = torch.arange(10)
+    known = seen.logits(images, rows, Query(), view="base")[:, 0]
+    assert torch.equal(known, model(images).detach()) and (seen.forwards == 1).all()
+    away = RowLoss(lambda output, _, rows: kl(output, known[rows]))
+    x = (images + 0.01).clamp(0, 1)[4:]
+    reading = seen.joint(labels, {"logits": away}, rows=rows[4:])(x, rows[:6], 0, True)
+    ours = model((x + 0.01).clamp(0, 1)).double().softmax(1)
+    by_hand = (ours * (ours / known[4:].double().softmax(1)).log()).sum(1)
+    assert torch.allclose(reading.value.double(), by_hand, rtol=1e-5)
+    assert seen.forwards.tolist() == [1] * 4 + [2] * 6
+    assert seen.backwards.tolist() == [0] * 4 + [1] * 6
+
+
+def test_the_gradient_flows_through_the_base_and_no_success_is_asked_of_it(problem):
+    model, images, labels = problem
+    rows = torch.arange(10)
+    wrong = nn.Sequential(model, Turn())
+    seen = Victim(classifier(wrong, 3), np.arange(10), base=lambda: classifier(model, 3))
+    reading = seen.joint(labels, {"base": margin}, until_all_err=True)(images, rows, 0, True)
+    assert reading.success.all() and not reading.gradient.any()
+    right = Victim(classifier(model, 3), np.arange(10), base=lambda: classifier(wrong, 3))
+    reading = right.joint(labels, {"base": margin})(images, rows, 0, True)
+    x = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(margin(wrong(x), labels).sum(), x)
+    assert torch.allclose(reading.gradient, slope, rtol=1e-5) and slope.any()
+    assert torch.allclose(reading.value, margin(wrong(images), labels).detach())
+    # The pass through the base, and one that says whether the defense is broken.
+    assert (right.forwards == 2).all() and (right.backwards == 1).all()
+    assert "base" not in right.views
+
+
+def test_a_defense_without_a_base_offers_no_view_of_it(problem):
+    model, images, labels = problem
+    with pytest.raises(BadInput, match="has none"):
+        Victim(classifier(model, 3), np.arange(10)).logits(
+            images, torch.arange(10), Query(), view="base"
+        )
+
+
+class Shift(InputTransform):
+    """Adds 0.01."""
+
+    def transform(self, images, noise):
+        return (images + 0.01).clamp(0, 1)
+
+
+class Turn(nn.Module):
+    """Gives each class the logit of the next one."""
+
+    def forward(self, logits):
+        return logits.roll(1, 1)
+
+
+class Spoiled(nn.Module):
+    """A linear model whose gradient is spoiled by the first pixel: above 1 everywhere, above 0.5
+    in some entries, below 0 it is zero.
+    """
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        first = x[:, 0, 0, 0].detach()
+
+        def spoil(slope):
+            slope = slope.clone()
+            slope[first > 1] = float("nan")
+            slope[(first > 0.5) & (first <= 1), 0, 0, 1] = float("inf")
+            slope[first < 0] = 0
+            return slope
+
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(spoil)
+        return self.inner(x)
+
+
+def test_no_gradient_is_lost_without_being_counted():
+    model, images, labels = linear_problem(3, 4, active_box=False)
+    images = images.clone()
+    images[:, 0, 0, 0] = torch.tensor([0.2, 0.7, 2.0, -1.0])
+    for success in (None, 2):
+        victim = Victim(classifier(Spoiled(model), 3), np.arange(4), batch_size=3)
+        answers = predict(model(images))
+        if success is not None:
+            answers[success] = (answers[success] + 1) % 3
+        objective = victim.objective(answers, margin)
+        for iteration in range(2):
+            reading = objective(images, torch.arange(4), iteration, True)
+        asked = torch.tensor([2, 2, 2, 2])
+        lost = torch.tensor([0, 0, 2, 0])
+        if success is not None:
+            asked[success] = lost[success] = 0
+        counts = victim.slopes.by_name()
+        assert counts["asked"].equal(asked) and counts["lost"].equal(lost)
+        assert counts["partial"].tolist() == [0, 2, 0, 0]
+        assert counts["zero"].tolist() == [0, 0, 0, 2]
+        # What is finite is used.
+        assert torch.isfinite(reading.gradient).all()
+        assert reading.gradient[1].abs().sum() > 0 and reading.gradient[1, 0, 0, 1] == 0
+
+
+def test_gradients_that_another_library_takes_are_counted_too():
+    model, images, labels = linear_problem(3, 4, active_box=False)
+    images = images.clone()
+    images[:, 0, 0, 0] = torch.tensor([0.2, 0.7, 2.0, -1.0])
+    victim = Victim(classifier(Spoiled(model), 3), np.arange(4))
+    x = images.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(victim.as_function(images)(x).sum(), x)
+    assert torch.isfinite(slope).all()
+    counts = victim.slopes.by_name()
+    assert counts["asked"].tolist() == [1, 1, 1, 1] and counts["lost"].tolist() == [0, 0, 1, 0]
+    assert counts["partial"].tolist() == [0, 1, 0, 0] and counts["zero"].tolist() == [0, 0, 0, 1]
+
+
+def test_a_gradient_that_does_not_exist_counts_as_zero():
+    model, images, labels = linear_problem(3, 4, active_box=False)
+
+    class Blind(nn.Module):
+        def forward(self, x):
+            return model(x.detach())
+
+    victim = Victim(classifier(Blind(), 3), np.arange(4))
+    victim.objective(labels, margin)(images, torch.arange(4), 0, True)
+    assert victim.gradient_blocked
+    assert victim.slopes.zero.tolist() == victim.slopes.asked.tolist() == [1, 1, 1, 1]
+
+
+def test_a_buffer_that_changed_its_shape_or_went_away_is_put_back():
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("grows", torch.zeros(2))
+            self.register_buffer("goes", torch.ones(2))
+
+        def forward(self, x):
+            self.grows = torch.zeros(3)
+            self.goes = None
+            return x
+
+    net = Fickle()
+    with pytest.raises(RuntimeError, match="changed the buffer"), frozen(net):
+        net(torch.zeros(1))
+    assert net.grows.tolist() == [0, 0] and net.goes.tolist() == [1, 1]

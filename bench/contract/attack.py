@@ -56,7 +56,8 @@ def inputs_left_alone(case: AttackCase) -> None:
     """Images and labels that it was given stay as they are."""
     images, labels = case.images.pixels().clone(), case.images.labels.clone()
     with isolated(0), frozen(case.setup.classifier):
-        case.plugin(Victim(case.setup.classifier, case.images.ids), images, labels, case.threat)
+        victim = Victim(case.setup.classifier, case.images.ids, base=lambda: case.setup.classifier)
+        case.plugin(victim, images, labels, case.threat)
     same = torch.equal(images, case.images.pixels()) and torch.equal(labels, case.images.labels)
     demand(same, "it changes the images or labels that it was given: work on a clone")
 

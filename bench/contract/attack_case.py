@@ -109,7 +109,13 @@ class AttackCase:
         randomness: RandomnessModel,
     ) -> AttackResult:
         gradient = self.gradient if self.gradient in classifier.gradients else "full"
-        victim = Victim(classifier, images.ids, randomness=randomness, gradient=gradient or "full")
+        victim = Victim(
+            classifier,
+            images.ids,
+            randomness=randomness,
+            gradient=gradient or "full",
+            base=lambda: self.setup.classifier,
+        )
         return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
 
 

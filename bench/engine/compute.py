@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from bench.data.dataset import ImageSet
 from bench.defense import DefendedClassifier
+from bench.engine.build import own_copy
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
 from bench.engine.shards import Arrays, Shard
+from bench.plugins.create import BASE
 from bench.randomness import Query, RandomnessModel, judging
 from bench.results.outcomes import NO_TARGET, WRONG_BEFORE
 from bench.results.views import DETECTOR
@@ -141,6 +144,16 @@ class ShardComputer:
             return None
         return self._victim(ids).verify(images)[:, 0].cpu()
 
+    @property
+    def _has_base(self) -> bool:
+        return self.evaluation.defense.name == BASE or self.evaluation.base() is not None
+
+    @cached_property
+    def _base(self) -> DefendedClassifier:
+        """The undefended classifier, copied where an attack asks for it and not before."""
+        base = own_copy(self.evaluation.setup.classifier)[0].to(self.execution.device)
+        return base.requires_grad_(False)
+
     def _victim(self, ids: Any) -> Victim:
         victim = Victim(
             self.defended,
@@ -150,6 +163,7 @@ class ShardComputer:
             root=self.evaluation.seed,
             batch_size=self.execution.batch_size,
             device=self.execution.device,
+            base=(lambda: self._base) if self._has_base else None,
         )
         victim.places = _places(self.evaluation.setup.images.ids, ids)
         return victim

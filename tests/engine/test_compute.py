@@ -1,9 +1,13 @@
 """Attack and judge on one shard."""
 
+import pytest
+import torch
 from safetensors.numpy import load_file
 from torch import nn
 
 import bench
+from bench.attack import Attack
+from bench.randomness import Query
 from tests import toy_model
 from tests.helpers import run_toys
 from tests.toy_plugins import Toy
@@ -36,3 +40,37 @@ def test_a_shard_without_a_right_image_is_not_attacked():
             Wrong(), dataset="toy:n=3", attacks=attack, norm="l2", eps=0.1, device="cpu"
         ).records
         assert record.cost.attack_forwards == 0 and record.metrics.adversarial.mean.value == 0
+
+
+class LooksAtBase(Attack):
+    """Keeps what the base says of the clean images, and changes nothing."""
+
+    said: list
+
+    def run(self, victim, images, labels, threat):
+        self.said.append(victim.logits(images, torch.arange(len(images)), Query(), "base")[:, 0])
+        return images
+
+
+@pytest.mark.parametrize("defenses", ["undefended", "constant"])
+def test_an_attack_may_ask_the_base_of_a_defense(defenses):
+    LooksAtBase.said = []
+    model = toy_model.make_model()
+    report = bench.evaluate(
+        model, dataset="toy:n=6", defenses=defenses, attacks=[LooksAtBase], device="cpu"
+    )
+    images = Toy(Toy.Params(n=6)).test().pixels()
+    assert all(
+        any(torch.equal(row, one) for one in model(images))
+        for said in LooksAtBase.said
+        for row in said
+    )
+    assert report.records[-1].cost.max_attack_forwards == 2
+
+
+def test_a_module_without_a_base_refuses_its_view():
+    LooksAtBase.said = []
+    module = bench.ModuleDefense(toy_model.make_model(), name="mine")
+    with pytest.raises(bench.BadInput, match="'base'"):
+        bench.evaluate(dataset="toy:n=6", defenses=[module], attacks=[LooksAtBase], device="cpu")
+    assert not LooksAtBase.said
