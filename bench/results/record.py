@@ -6,11 +6,12 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator, with_config
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator, with_config
 from typing_extensions import TypedDict
 
 from bench.defense import PoolUse
 from bench.results.arrays import Bools
+from bench.results.audit import AuditReport
 from bench.results.estimate import Estimate
 from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
@@ -291,6 +292,25 @@ class Record(BaseModel):
     environment: dict[str, Any]
     finished: str
 
+    _audit: AuditReport | None = PrivateAttr(default=None)
+
+    @property
+    def audit(self) -> AuditReport | None:
+        """The audit that lies beside the record's file, where it was read with one."""
+        return self._audit
+
+    def with_audit(self, report: AuditReport | None) -> Record:
+        """The same record with its audit, which is no part of its file.
+
+        Raises:
+            ValueError: where it is the audit of another record.
+        """
+        if report is not None:
+            report.check(self.id, self.outcomes)
+        copy = self.model_copy()
+        copy._audit = report
+        return copy
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Record:
         if self.id != identity_hash(self.identity):
@@ -343,9 +363,10 @@ class Record(BaseModel):
 
     def extra_correct(self) -> dict[str, Bools]:
         """By name, whether the answers on extra points are right: bool (n, draws), the row's own
-        verdict where an image has no such point.
+        verdict where an image has no such point. Those that an audit found are among them.
         """
-        return {extra.name: extra.correct(self.outcomes) for extra in self.extra}
+        audited = self._audit.extra if self._audit else []
+        return {extra.name: extra.correct(self.outcomes) for extra in [*self.extra, *audited]}
 
     @property
     def stem(self) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from bench.errors import BadInput
+from bench.results.audit import AuditReport
 from bench.results.record import SCHEMA, Failure, Record, file_stem
 from bench.storage.files import check_folder, write_whole
 
@@ -50,11 +51,14 @@ class Store:
         """
         for path in self.folder.glob(f"*--{evaluation}.json"):
             try:
-                return read_record(path)
+                record = _read_as(Record, path)
             except UnknownSchema:
                 raise
             except BadInput:
                 continue
+            with contextlib.suppress(BadInput):
+                return _audited(record, path)
+            return record
         return None
 
     def save(self, record: Record) -> Path:
@@ -62,6 +66,12 @@ class Store:
         path = self.write(f"{record.stem}.json", to_json(record), record.id)
         for failure in self.folder.glob(f"*--{record.id}.error.json"):
             failure.unlink(missing_ok=True)
+        self.clear(record.id, shards=False)
+        return path
+
+    def save_audit(self, report: AuditReport, record: Record) -> Path:
+        """Write the audit of a record beside it, in place of an earlier one."""
+        path = self.write(f"{record.stem}{_AUDIT}", to_json(report), record.id)
         self.clear(record.id, shards=False)
         return path
 
@@ -96,8 +106,38 @@ def to_json(model: BaseModel) -> bytes:
 
 
 def read_record(path: Path) -> Record:
-    """Raises `BadInput` where the file is no record."""
-    return _read_as(Record, path)
+    """A record, with the audit that lies beside it. Raises `BadInput` where the file is no record,
+    or what lies beside it is no audit of it.
+    """
+    return _audited(_read_as(Record, path), path)
+
+
+_AUDIT = ".audit.json"
+
+
+def audit_path(path: Path) -> Path:
+    """Where the audit of a record's file lies."""
+    return path.with_name(path.name.removesuffix(".json") + _AUDIT)
+
+
+def is_audit(path: Path) -> bool:
+    """Whether a file of the store is an audit, by its name."""
+    return path.name.endswith(_AUDIT)
+
+
+def _audited(record: Record, path: Path) -> Record:
+    beside = audit_path(path)
+    if not beside.is_file():
+        return record
+    try:
+        return record.with_audit(_read_as(AuditReport, beside))
+    except ValueError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{beside} does not fit the record beside it ({error}): {_AGAIN}") from None
+
+
+_AGAIN = "remove it, or run `bench audit` again"
 
 
 def is_failure(path: Path) -> bool:
@@ -122,6 +162,10 @@ def _read_as(kind: type[M], path: Path) -> M:
             check_schema(path, content)
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        if kind is AuditReport:
+            raise BadInput(
+                f"{path} is no audit ({where[:200]}: {first['msg']}): {_AGAIN}"
+            ) from None
         raise BadInput(
             f"{path} is no record of schema {SCHEMA} ({where[:200]}: {first['msg']}): run the "
             "evaluation again"
@@ -178,11 +222,14 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files of records and failures below a folder, sorted; hidden folders are passed over."""
+    """The files of records and failures below a folder, sorted; hidden folders and audits are
+    passed over.
+    """
     return [
         path
         for path in sorted(folder.rglob("*--*.json"))
-        if not any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if not is_audit(path)
+        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
     ]
 
 
