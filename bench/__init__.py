@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from bench.losses import cross_entropy, dlr, kl, margin
     from bench.maximise import ascend
     from bench.models.classifier import Classifier
-    from bench.noise import Noise, Stream
+    from bench.noise import BuildNoise, Noise, Stream
     from bench.randomness import Query, RandomnessModel
     from bench.results.estimate import Estimate
     from bench.results.findings import Finding
@@ -66,6 +66,7 @@ __all__ = [
     "Attack",
     "AttackContract",
     "AttackOutput",
+    "BuildNoise",
     "Card",
     "Classifier",
     "DataAccess",
@@ -154,6 +155,7 @@ _HOMES = {
     "bench.maximise": ("ascend",),
     "bench.models.classifier": ("Classifier",),
     "bench.noise": (
+        "BuildNoise",
         "Noise",
         "Stream",
     ),

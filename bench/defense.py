@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bench.errors import AccessDenied, BadInput
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.randomness import RandomnessModel
 from bench.spec import Params, own_params
 from bench.threat import ThreatModel
@@ -439,7 +439,9 @@ class Defense(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def build(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> nn.Module:
+    def build(
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
+    ) -> nn.Module:
         """The defended classifier: a `DefendedClassifier`, or any module with `forward(images)` or
         `forward(images, noise)`, which the engine wraps.
 
@@ -448,5 +450,5 @@ class Defense(ABC, Generic[P]):
                 change or train (its weights take gradients). As a function it takes noise with one
                 row an image; a deterministic one ignores it.
             access: the accessor to the declared data.
-            noise: one row of the construction stream.
+            noise: the build's random numbers; see `BuildNoise`.
         """

@@ -273,7 +273,7 @@ class BuildNoise(Noise):
 
     def seed(self, name: str) -> int:
         """A 63-bit seed for a generator that takes no noise."""
-        return int(self._key.words("seed", name, 1)[0, 0] >> np.uint64(1))
+        return seed_of(self, name)
 
     def numbered(self, name: str, numbers: object, draws: object = 0) -> Noise:
         """Noise of rows of one's own, such as synthetic images: a row is a pure function of its
@@ -289,6 +289,13 @@ class BuildNoise(Noise):
         inside = f"/{key.site}" if key.site else ""
         rows = _key(key.root, key.stream, numbers, draws, key.device, key.asked)
         return Noise(replace(rows, site=joined(inside, name)))
+
+
+def seed_of(noise: Noise, name: str) -> int:
+    """A 63-bit seed of one row, for libraries and opaque models that take no noise."""
+    if len(noise) != 1:
+        raise ValueError("a seed belongs to one row")
+    return int(noise._key.words("seed", name, 1)[0, 0] >> np.uint64(1))
 
 
 _INNER_SLASH = "\x01"

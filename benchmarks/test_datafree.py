@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from bench.models.classifier import Classifier
 from bench.models.resnet import CifarResNet
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, Noise, Stream, isolated
 from bench.threat import ThreatModel
 from bench.victim import frozen
 
@@ -37,7 +37,7 @@ BATCH, BATCHES, GROUP, STEPS, ITERATIONS = 200, 2, 2, 10, 8
 EPS, RATE, TAU = 4 / 255, 1e-4, 20.0
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SHAPE = (3, 32, 32)
-NOISE = Noise.of(0, Stream.BUILD, [0])
+NOISE = BuildNoise(0)
 
 
 def network():
@@ -159,7 +159,7 @@ def released_synthesis(iterations=ITERATIONS, jitter=2):
         for part in net.modules()
         if isinstance(part, nn.BatchNorm2d)
     ]
-    z = Noise.of(0, Stream.BUILD, range(BATCH)).at("/image").normal("start", SHAPE).requires_grad_()
+    z = NOISE.numbered("image", range(BATCH)).normal("start", SHAPE).requires_grad_()
     labels = torch.zeros(BATCH, dtype=torch.long)
     optimiser = torch.optim.Adam([z], lr=0.1)
     best = float("inf")

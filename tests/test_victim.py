@@ -234,7 +234,7 @@ class Watching(InputTransform):
     def transform(self, images, noise):
         self.rows.append(len(images))
         for stage, draws in (("first", self.first), ("second", self.second)):
-            here = noise.stage(stage)
+            here = noise.stage(stage)._key
             draws += [
                 (str(here.stream), int(i), int(d))
                 for i, d in zip(here.ids, here.draws, strict=True)

@@ -26,7 +26,7 @@ from bench.attack import Attack, AttackOutput
 from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import misclassified, reached
-from bench.noise import isolated
+from bench.noise import isolated, seed_of
 from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE, NO_TARGET, WRONG_BEFORE
 from bench.spec import Params
@@ -151,7 +151,7 @@ class LibraryAttack(Attack[P]):
     ) -> AttackOutput:
         """The point of the first stage that broke an image, else the image itself."""
         images = images.contiguous()
-        seed = victim.random(torch.zeros(1, dtype=torch.int64)).seed("library")
+        seed = seed_of(victim.random(torch.zeros(1, dtype=torch.int64)), "library")
         heard: list[str] = []
         with isolated(seed), torch.no_grad(), _listening(heard):
             model = victim.as_function(images)

@@ -74,7 +74,7 @@ def fill(
             "ones: evaluate fewer (--n), or ask for a smaller pool"
         )
     chosen = free.first(n)
-    noise = Noise.of(seed, Stream.BUILD, chosen.ids).at("pool")
+    noise = Noise.of(seed, Stream.BUILD, chosen.ids, device=device_of(classifier)).at("pool")
     pixels, attacked = chosen.pixels(), round(adversarial * n)
     pixels = torch.cat(
         [
@@ -82,7 +82,7 @@ def fill(
             pixels[attacked:],
         ]
     )
-    return pixels[noise.uniform("order").argsort(stable=True)]
+    return pixels[noise.uniform("order").argsort(stable=True).to(pixels.device)]
 
 
 def attack(
@@ -100,7 +100,7 @@ def attack(
         classifier: in evaluation mode.
         images: (n, C, H, W).
         threat: ball and box.
-        noise: one row an image.
+        noise: one row an image, on the classifier's device.
         labels: int64 (n,); by default what the classifier predicts.
         steps: each of length 2.5 eps / steps, from a random point of the ball.
     """
@@ -111,7 +111,7 @@ def attack(
                 classifier,
                 images[i : i + _BATCH].to(place),
                 threat,
-                noise.rows(slice(i, i + _BATCH)).to(place),
+                noise.rows(slice(i, i + _BATCH)),
                 None if labels is None else labels[i : i + _BATCH].to(place),
                 steps,
             )
@@ -153,7 +153,7 @@ def _away_from(classifier: DefendedClassifier, labels: Tensor, noise: Noise) -> 
         index = rows.cpu().numpy()
         with torch.set_grad_enabled(gradient):
             values = cross_entropy(
-                classifier(leaf, noise.rows(index).at(f"step/{iteration}")), labels[rows]
+                classifier(leaf, noise.rows(index).at("step").at(str(iteration))), labels[rows]
             )
         slopes = torch.autograd.grad(values.sum(), leaf)[0] if gradient else None
         return Reading(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.unet import build_unet
 from bench.errors import BadInput
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench.storage.training_state import ResumableRun, Stateful
 
 
@@ -135,7 +135,7 @@ class DiffusionRun(ResumableRun[Progress]):
         self.images = (2 * images - 1).to(self.device)
         shape = tuple(images.shape[1:])
         network = (
-            build_unet(recipe.config(shape), Noise.of(seed, Stream.BUILD, [0]).seed("network"))
+            build_unet(recipe.config(shape), BuildNoise(seed).seed("network"))
             .to(self.device)
             .train()
         )

@@ -18,7 +18,7 @@ from bench.engine.fingerprint import fingerprint
 from bench.engine.modules import follow, wrapped
 from bench.errors import BadInput, one_line
 from bench.models.foreign import allow_gradients, copied, is_training, set_training
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, isolated
 
 _CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def build(
     Raises:
         BadInput: where the defense cannot be built, or is not what it declared.
     """
-    noise = Noise.of(evaluation.build_seed, Stream.BUILD, [0])
+    noise = BuildNoise(evaluation.build_seed)
     access = access or data_access(evaluation, device)
     classifier, shared = own_copy(evaluation.setup.classifier)
     classifier = classifier.to(device)

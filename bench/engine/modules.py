@@ -19,7 +19,7 @@ from bench.defense import (
 from bench.engine.preflight import probe
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import parse
 
 
@@ -160,7 +160,7 @@ class ModuleDefense(Defense[NoParams]):
         return other
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The module, wrapped where it is a plain one."""
         images = noise.at("look").uniform("pixels", (1, *access.shape))[0].repeat(2, 1, 1, 1)

@@ -18,7 +18,7 @@ from bench.models.foreign import (
     set_training,
     unwrapped,
 )
-from bench.noise import Noise, isolated
+from bench.noise import Noise, isolated, seed_of
 
 
 class Classifier(DefendedClassifier):
@@ -120,7 +120,7 @@ class Classifier(DefendedClassifier):
             return torch.cat([self._answer(network, image[None]) for image in images])
         outputs = []
         for row in range(len(images)):
-            with isolated(noise.rows(slice(row, row + 1)).seed("opaque")):
+            with isolated(seed_of(noise.rows(slice(row, row + 1)), "opaque")):
                 outputs.append(self._answer(network, images[row : row + 1]))
         return torch.cat(outputs)
 

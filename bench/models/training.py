@@ -23,7 +23,7 @@ from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.models.nets import build
 from bench.models.recipes import Recipe
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench.results.class_scores import macro_f1, tally
 from bench.storage.files import write_whole
 from bench.storage.training_state import ResumableRun, Stateful
@@ -270,9 +270,7 @@ def rate_at(recipe: Recipe, step: int, total: int) -> float:
 
 
 def _fresh(images: Tensor, arch: str, num_classes: int, seed: int, trained_on: str) -> Classifier:
-    network = build(
-        arch, num_classes, images.shape[1], Noise.of(seed, Stream.BUILD, [0]).seed("network")
-    )
+    network = build(arch, num_classes, images.shape[1], BuildNoise(seed).seed("network"))
     mean = [round(value, 4) for value in images.mean((0, 2, 3)).tolist()]
     std = [round(value, 4) for value in images.std((0, 2, 3)).tolist()]
     return Classifier(network, num_classes, mean=mean, std=std, trained_on=(trained_on,))

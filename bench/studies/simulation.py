@@ -255,7 +255,7 @@ def draw(trials: range, k: int, n: int, seed: int) -> Draws:
     """The numbers of these trials: attack, fixed noise and judge draw from streams of their own."""
 
     def normal(stream: Stream, count: int) -> Tensor:
-        return Noise.of(seed, stream, trials).normal(f"theorem/{n}", (count, n))
+        return Noise.of(seed, stream, trials).at("theorem").normal(str(n), (count, n))
 
     return Draws(normal(Stream.ATTACK, k), normal(Stream.FIXED, k), normal(Stream.EVAL, TRIES))
 

@@ -17,7 +17,7 @@ from bench.defense import DataAccess, DefendedClassifier
 from bench.engine.build import data_access
 from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, isolated
 from bench.spec import Specs, parse
 from bench.studies.deployed import DefensesParams, DefenseStudy, evaluation_of, features
 from bench.studies.sets import Floats
@@ -33,7 +33,7 @@ class ImageMaker(Protocol):
     """
 
     def training_images(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) in [0, 1] and labels (n,), on the CPU; takes what `Defense.build`
         takes and draws the same.
@@ -136,7 +136,7 @@ def check_maker(plugin: object, spec: str) -> ImageMaker:
 def images_of(evaluation: Evaluation, device: torch.device) -> Made:
     """The images of an evaluation's defense."""
     classifier = copy.deepcopy(evaluation.setup.classifier).to(device)
-    noise = Noise.of(evaluation.build_seed, Stream.BUILD, [0])
+    noise = BuildNoise(evaluation.build_seed)
     with isolated(evaluation.build_seed):
         images, labels = check_maker(
             evaluation.defense.plugin, evaluation.defense.spec

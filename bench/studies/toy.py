@@ -19,7 +19,7 @@ from bench.defense import DataAccess
 from bench.models.classifier import Classifier
 from bench.models.recipes import Recipe
 from bench.models.training import fit
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, Noise, Stream, isolated
 from bench.plugins.create import DEFENSES, create
 from bench.spec import Specs, parse
 from bench.studies import plots, sets
@@ -117,7 +117,7 @@ class Scene:
 
 def scenes_of(params: ToyParams, seed: int, repeat: int) -> list[Scene]:
     """The points of each defense on one data set."""
-    noise = Noise.of(seed, Stream.BUILD, [0], repeat)
+    noise = BuildNoise(seed, repeat)
     real, labels = moons(noise)
     classifier = learned(real, labels, noise)
     flat = real.flatten(1).double().numpy()
@@ -127,7 +127,7 @@ def scenes_of(params: ToyParams, seed: int, repeat: int) -> list[Scene]:
         access = DataAccess(
             frozenset(), {}, named.name, ThreatModel("linf", 0.05), tuple(real.shape[1:])
         )
-        root = Noise.of(noise.seed("defense"), Stream.BUILD, [0])
+        root = BuildNoise(noise.seed("defense"))
         images, aims = check_maker(named.plugin, named.spec).training_images(
             classifier, access, root
         )
@@ -163,7 +163,7 @@ def moons(noise: Noise) -> tuple[Tensor, Tensor]:
     return ((points - torch.tensor(_MIDDLE)) / _WIDTH + 0.5)[:, :, None, None], labels
 
 
-def learned(real: Tensor, labels: Tensor, noise: Noise) -> Classifier:
+def learned(real: Tensor, labels: Tensor, noise: BuildNoise) -> Classifier:
     """A network 2-64-64-2 with BatchNorm, trained on the points."""
     with isolated(noise.seed("network")):
         hidden = [

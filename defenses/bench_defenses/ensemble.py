@@ -41,7 +41,7 @@ class Ensemble(Wrapper):
         def run(images: Tensor, noise: Noise) -> Tensor:
             # One draw a pass, so that the batch is never larger than it was asked to be.
             answers = [
-                inner(images, noise.at(f"{self.site}/{i}")).log_softmax(1)
+                inner(images, noise.at(self.site).at(str(i))).log_softmax(1)
                 for i in range(self.draws)
             ]
             return torch.stack(answers).logsumexp(0) - math.log(self.draws)

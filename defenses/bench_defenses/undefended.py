@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, NoParams
-from bench.noise import Noise
+from bench.noise import BuildNoise
 
 
 class Undefended(Defense[NoParams]):
@@ -13,7 +13,7 @@ class Undefended(Defense[NoParams]):
     card = Card(note="the base that every other row is compared with", attacks=("pgd",))
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The classifier itself."""
         return classifier

@@ -9,7 +9,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from bench import Card, DataAccess, DefendedClassifier, Defense, InputTransform, Noise, Params
+from bench import (
+    BuildNoise,
+    Card,
+    DataAccess,
+    DefendedClassifier,
+    Defense,
+    InputTransform,
+    Noise,
+    Params,
+)
 
 
 class MedianSmoothingParams(Params):
@@ -57,7 +66,7 @@ class MedianSmoothing(Defense[MedianSmoothingParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The transform in front of the classifier."""
         return MedianSmoothingTransform(classifier, self.params.radius)

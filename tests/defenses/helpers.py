@@ -5,7 +5,7 @@ from torch import nn
 
 from bench.defense import DataAccess
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench.plugins.create import DEFENSES, create
 from bench.spec import parse
 from bench.threat import ThreatModel
@@ -24,7 +24,7 @@ class Sum(nn.Module):
 def around_sum(text: str):
     defense = create(DEFENSES, parse(text)).plugin
     access = DataAccess(frozenset(defense.needs), {}, text, THREAT, SHAPE)
-    return defense.build(Classifier(Sum(), 2).eval(), access, Noise.of(0, Stream.BUILD, [0]))
+    return defense.build(Classifier(Sum(), 2).eval(), access, BuildNoise(0))
 
 
 def noise(n, draw=0):

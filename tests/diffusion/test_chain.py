@@ -121,8 +121,8 @@ class _Handed(Noise):
 
 
 def _handing_noise(w):
-    noise = _Handed(0, Stream.FIXED, np.arange(len(w)), np.zeros(len(w), np.uint64))
-    object.__setattr__(noise, "handed", w)
+    noise = _Handed(Noise.of(0, Stream.FIXED, range(len(w)))._key)
+    noise.handed = w
     return noise
 
 

@@ -27,7 +27,7 @@ def test_the_toy_counts_more_strays_under_drawn_coefficients():
 
 
 def test_moons_lie_in_the_middle_and_are_learned():
-    noise = toy.Noise.of(0, toy.Stream.BUILD, [0])
+    noise = toy.BuildNoise(0)
     real, labels = toy.moons(noise)
     assert real.shape == (2000, 2, 1, 1) and bool(((real > 0.15) & (real < 0.85)).all())
     upper = real[labels == 0][:, :, 0, 0]

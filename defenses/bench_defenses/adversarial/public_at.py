@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench.spec import nested, parse, unnest
 from bench_defenses.adversarial.objectives import ObjectiveSpec, read_objective
 from bench_defenses.adversarial.params import ATTACKS, TrainingParams
@@ -49,7 +49,7 @@ class PublicAt(Defense[PublicAtParams]):
         return {Need.PUBLIC_IMAGES: self.params.images}
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The trained student."""
         images = access.public_images()

@@ -19,7 +19,7 @@ from bench.engine.fingerprint import fingerprint
 from bench.engine.progress import Steps
 from bench.errors import BadInput
 from bench.models.training import device_of
-from bench.noise import Noise, isolated
+from bench.noise import BuildNoise, isolated
 from bench.storage.artifacts import artifact
 from bench.storage.files import write_whole
 from bench_defenses.adversarial.objectives import objective_name
@@ -42,7 +42,7 @@ _WEIGHTS, _LOG = "student.safetensors", "training.json"
 def trained_student(
     classifier: DefendedClassifier,
     training: StudentTraining,
-    noise: Noise,
+    noise: BuildNoise,
     needs: Collection[Need],
 ) -> DefendedClassifier:
     """The student of `classifier`, frozen, in evaluation mode: out of the cache, or trained now.
@@ -50,7 +50,7 @@ def trained_student(
     Args:
         classifier: the teacher, in evaluation mode; it is not changed.
         training: on what, and how.
-        noise: one row of the construction stream.
+        noise: of the build.
         needs: the data that the defense declared.
     """
 
@@ -94,7 +94,7 @@ def _note_on(training: StudentTraining) -> str:
 def _train(
     classifier: DefendedClassifier,
     training: StudentTraining,
-    noise: Noise,
+    noise: BuildNoise,
     needs: Collection[Need],
     work: Path,
 ) -> TrainedStudent:
@@ -139,7 +139,7 @@ def reset(student: DefendedClassifier, seed: int) -> None:
 
 
 def _identity(
-    classifier: DefendedClassifier, training: StudentTraining, noise: Noise
+    classifier: DefendedClassifier, training: StudentTraining, noise: BuildNoise
 ) -> dict[str, object]:
     return {
         "version": VERSION,

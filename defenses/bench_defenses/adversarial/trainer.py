@@ -21,7 +21,7 @@ from bench.defense import DefendedClassifier, Need
 from bench.errors import BadInput
 from bench.losses import cross_entropy
 from bench.models.training import device_of
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench.storage.training_state import ResumableRun, Stateful, stored_counters
 from bench.threat import ThreatModel
 from bench_defenses.adversarial.gradrefine import GradRefine
@@ -111,7 +111,7 @@ def train_student(
     student: DefendedClassifier,
     teacher: DefendedClassifier,
     training: StudentTraining,
-    noise: Noise,
+    noise: BuildNoise,
     *,
     needs: Collection[Need],
     folder: Path | None = None,
@@ -230,7 +230,7 @@ class StudentRun(ResumableRun[Epoch]):
         student: DefendedClassifier,
         teacher: DefendedClassifier,
         training: StudentTraining,
-        noise: Noise,
+        noise: BuildNoise,
     ) -> None:
         self.student = student.eval().requires_grad_(True)
         self.training, self.schedule = training, training.schedule
@@ -247,7 +247,7 @@ class StudentRun(ResumableRun[Epoch]):
         self.kept: tuple[Epoch, dict[str, Tensor]] | None = None
         self.agreement = None if training.held_out is None else self._agreement(teacher, noise)
 
-    def _agreement(self, teacher: DefendedClassifier, noise: Noise) -> HeldOutAgreement:
+    def _agreement(self, teacher: DefendedClassifier, noise: BuildNoise) -> HeldOutAgreement:
         held_out = self.training.held_out
         assert held_out is not None
         return HeldOutAgreement(
@@ -311,7 +311,7 @@ class StudentRun(ResumableRun[Epoch]):
         objective, threat = self.training.objective, self.training.threat
         threat = replace(threat, eps=threat.eps * share)
         points = adversarial_points(self.student, batch, objective, threat, self.schedule.steps)
-        dropout_seed = self._noise([0]).seed(f"dropout{place}")
+        dropout_seed = BuildNoise(self.seed, self.done).seed(f"dropout{place}")
         step = training_step(self.student, batch, points, objective, self.schedule, dropout_seed)
         self.refine.add(clipped(step.gradients, self.schedule.clip))
         if self.refine.full or place + 1 == self.batches:

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 from pydantic import Field
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench_defenses.adversarial.objectives import Ard, Mart, Objective, PgdAt, Rslad, Trades
 from bench_defenses.adversarial.params import ATTACKS, TrainingParams
 from bench_defenses.adversarial.students import trained_student
@@ -36,7 +36,7 @@ class AdversarialTraining(Defense[P]):
     objective: ClassVar[type[Objective]]
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The trained student."""
         images, labels = access.training_data()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.defense import BuildSetting, Card, DataAccess, DefendedClassifier, Defense
 from bench.models.training import device_of
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise
 from bench.spec import Params
 from bench_defenses.adversarial.objectives import Objective, ObjectiveSpec, read_objective
 from bench_defenses.adversarial.params import (
@@ -312,7 +312,7 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
     )
 
     def training_images(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> tuple[Tensor, Tensor]:
         """The images (n, C, H, W) in [0, 1] that `build` trains on, and the classes (n,) that they
         aim at.
@@ -325,11 +325,11 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         check_classifier(
             setting.classifier,
             setting.shape,
-            Noise.of(0, Stream.BUILD, [0]).to(device_of(setting.classifier)),
+            BuildNoise(0, device=device_of(setting.classifier)),
         )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The trained copy of the classifier, which must have BatchNorm layers."""
         made = self._images(classifier, access, noise)
@@ -373,14 +373,14 @@ class DataFreeShield(Defense[DataFreeShieldParams]):
         )
 
     def _images(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> SyntheticImages:
         return synthetic_images(
             classifier, access.shape, self.params.synthesis_recipe(), noise.at(_IMAGES_SITE)
         )
 
     def _held_out(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> TaggedImages | None:
         """Images of other batches or of another population, not a split: those of one share their
         coefficients or ancestors. None where no epoch is chosen.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.defense import DefendedClassifier
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench_defenses.datafree.synthesis import gaps, norm_layers
 
 SHARED = 10
@@ -79,7 +79,7 @@ def draw_population(
     classifier: DefendedClassifier,
     shape: tuple[int, ...],
     recipe: FieldRecipe,
-    noise: Noise,
+    noise: BuildNoise,
     report: Callable[[int], None],
 ) -> Population:
     """The images of a classifier.
@@ -88,7 +88,7 @@ def draw_population(
         classifier: deterministic, frozen, in evaluation mode, with BatchNorm layers.
         shape: of an image, (C, H, W).
         recipe: how.
-        noise: one row; only its root, stream and site matter.
+        noise: only its identity matters.
         report: called after each round, numbered from 1.
     """
     reader = _Reader(classifier)
@@ -113,10 +113,8 @@ def draw_population(
     return Population(images, logits, tuple(effective), gap[0], gap[-1])
 
 
-def _round_noise(recipe: FieldRecipe, noise: Noise, number: int) -> Noise:
-    return Noise.of(noise.root, noise.stream, range(recipe.images), number, noise.device).at(
-        f"{noise.site}/population"
-    )
+def _round_noise(recipe: FieldRecipe, noise: BuildNoise, number: int) -> Noise:
+    return noise.numbered("population", range(recipe.images), number)
 
 
 # Images -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from bench.engine.fingerprint import fingerprint
 from bench.engine.progress import Steps
 from bench.errors import BadInput
 from bench.models.training import device_of
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench.storage.artifacts import POLL_SECONDS, artifact
 from bench.storage.claims import claimed
 from bench.storage.files import write_whole
@@ -74,7 +74,7 @@ def synthetic_images(
     classifier: DefendedClassifier,
     shape: tuple[int, ...],
     recipe: SynthesisRecipe | FieldRecipe,
-    noise: Noise,
+    noise: BuildNoise,
 ) -> SyntheticImages:
     """The classifier's images, made now unless they are in the cache.
 
@@ -82,7 +82,7 @@ def synthetic_images(
         classifier: in evaluation mode; left as it was.
         shape: of an image, (C, H, W).
         recipe: how.
-        noise: one row; only its root, stream and site matter.
+        noise: only its identity matters.
 
     Raises `BadInput` for a classifier without BatchNorm, one that draws random numbers or takes
     other images, or a class that would get no image.
@@ -97,7 +97,7 @@ def synthetic_images(
         "classifier": fingerprint(classifier),
         "shape": list(shape),
         "recipe": asdict(recipe),
-        "noise": [noise.root, str(noise.stream), noise.site],
+        "noise": noise.identity,
         "version": VERSION,
     }
 
@@ -110,7 +110,10 @@ def synthetic_images(
 
 
 def with_step(
-    classifier: DefendedClassifier, shape: tuple[int, ...], recipe: SynthesisRecipe, noise: Noise
+    classifier: DefendedClassifier,
+    shape: tuple[int, ...],
+    recipe: SynthesisRecipe,
+    noise: BuildNoise,
 ) -> SynthesisRecipe:
     """The recipe with a step size: its own, else the one of `step_sizes` that ends the first batch
     at the smaller loss, under fixed coefficients.
@@ -133,7 +136,7 @@ def with_step(
         "shape": list(shape),
         "recipe": asdict(trial),
         "steps": list(steps),
-        "noise": [noise.root, str(noise.stream), noise.site],
+        "noise": noise.identity,
         "version": VERSION,
     }
 
@@ -159,7 +162,7 @@ class _Job:
     classifier: DefendedClassifier
     shape: tuple[int, ...]
     recipe: SynthesisRecipe
-    noise: Noise
+    noise: BuildNoise
 
     def make(self, work: Path) -> None:
         """Make all batches, together with whoever assists, and put them together."""
@@ -233,7 +236,7 @@ def _draw(
     classifier: DefendedClassifier,
     shape: tuple[int, ...],
     recipe: FieldRecipe,
-    noise: Noise,
+    noise: BuildNoise,
     work: Path,
 ) -> None:
     """Random fields take seconds, so that an interrupted drawing starts anew."""

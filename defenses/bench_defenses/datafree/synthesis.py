@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 
 TV_WEIGHT, TV_BATCH = 2.5e-5, 250
 """The weight of L_tv (a_tv), for batches of this size: L_tv grows with the root of the size. Class
@@ -256,28 +256,23 @@ def draw_targets(recipe: SynthesisRecipe, classes: int, number: int, rows: Noise
     if recipe.targets == "per_batch":
         return torch.full((len(rows),), number % classes, device=rows.device)
     if recipe.targets == "balanced":
-        return torch.as_tensor(rows.ids, device=rows.device) % classes
+        return torch.tensor(recipe.rows(number), device=rows.device) % classes
     return rows.integers("target", 0, classes)
 
 
-def all_targets(recipe: SynthesisRecipe, classes: int, noise: Noise) -> Tensor:
+def all_targets(recipe: SynthesisRecipe, classes: int, noise: BuildNoise) -> Tensor:
     """The target classes of all images (n,), on the CPU."""
     parts = [
-        draw_targets(recipe, classes, k, numbered(noise, recipe.rows(k), "image"))
+        draw_targets(recipe, classes, k, noise.numbered("image", recipe.rows(k)))
         for k in range(recipe.batches)
     ]
     return torch.cat(parts).cpu()
 
 
-def numbered(noise: Noise, ids: object, what: str, draws: object = 0) -> Noise:
-    """The noise of images, or of batches, by their numbers."""
-    return Noise.of(noise.root, noise.stream, ids, draws, noise.device).at(f"{noise.site}/{what}")
-
-
-def jitter_offsets(recipe: SynthesisRecipe, noise: Noise, number: int) -> list[list[int]]:
+def jitter_offsets(recipe: SynthesisRecipe, noise: BuildNoise, number: int) -> list[list[int]]:
     """By how many rows and columns each iteration rolls the batch."""
     steps = range(recipe.iterations)
-    draws = numbered(noise, [number] * len(steps), "jitter", steps)
+    draws = noise.numbered("jitter", [number] * len(steps), steps)
     return (
         (draws.uniform("offset", (2,)) * (2 * recipe.jitter + 1))
         .floor()
@@ -344,7 +339,7 @@ def synthesise(
     shape: tuple[int, ...],
     recipe: SynthesisRecipe,
     number: int,
-    noise: Noise,
+    noise: BuildNoise,
 ) -> SynthesisedBatch:
     """One batch.
 
@@ -354,10 +349,10 @@ def synthesise(
         shape: of an image, (C, H, W).
         recipe: how.
         number: of the batch, from 0.
-        noise: one row, its root the seed of the synthesis; on the classifier's device.
+        noise: of the synthesis, on the classifier's device.
     """
-    rows = numbered(noise, recipe.rows(number), "image")
-    coefficients = draw_coefficients(recipe, numbered(noise, [number], "batch"), len(rows))
+    rows = noise.numbered("image", recipe.rows(number))
+    coefficients = draw_coefficients(recipe, noise.numbered("batch", [number]), len(rows))
     labels = draw_targets(recipe, classifier.num_classes, number, rows)
     with gaps(classifier) as gap_terms:
         inversion = Inversion(classifier, gap_terms, coefficients, labels)
@@ -475,7 +470,7 @@ def check_classifier(classifier: DefendedClassifier, shape: tuple[int, ...], noi
     _check_shape(classifier, shape, noise)
 
 
-def check_classes(recipe: SynthesisRecipe, classes: int, noise: Noise) -> None:
+def check_classes(recipe: SynthesisRecipe, classes: int, noise: BuildNoise) -> None:
     """Raise `BadInput` where a recipe would leave out a class."""
     counts = torch.bincount(all_targets(recipe, classes, noise), minlength=classes)
     if bool((counts == 0).any()):

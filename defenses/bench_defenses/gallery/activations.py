@@ -47,7 +47,8 @@ class ActivationSwap(Wrapper):
 
         def run(images: Tensor, noise: Noise) -> Tensor:
             def replace(inputs: Tensor, original: Activation, place: int) -> Tensor:
-                return self.activate(inputs, original, noise.at(f"activation/{place}"), gradient)
+                own = noise.at("activation").at(str(place))
+                return self.activate(inputs, original, own, gradient)
 
             with _Replaced(replace) as replaced:
                 output = inner(images, noise.at("classifier"))

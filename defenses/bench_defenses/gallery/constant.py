@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Setting
 from bench.errors import BadInput
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
 
@@ -54,7 +54,7 @@ class Constant(Defense[ConstantParams]):
             )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """A classifier that does not look."""
         return ConstantClass(classifier.num_classes, self.params.label)

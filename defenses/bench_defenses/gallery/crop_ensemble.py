@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 from bench_defenses.ensemble import Ensemble
 
@@ -70,7 +70,7 @@ class CropEnsemble(Defense[CropEnsembleParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The classifier asked several times, each time about another crop; the log of the mean
         softmax.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform, NoParams
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 
 
 class Detached(InputTransform):
@@ -30,7 +30,7 @@ class GradientKiller(Defense[NoParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The cut in front of the classifier."""
         return Detached(classifier)

@@ -20,7 +20,7 @@ from bench.defense import (
     InputTransform,
 )
 from bench.errors import BadInput
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
 Pixels = npt.NDArray[np.uint8]
@@ -103,7 +103,7 @@ class JPEG(Defense[JPEGParams]):
         _check_channels(setting.shape[0])
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The coder in front of the classifier; its surrogate is the identity."""
         return Coded(classifier, self.params.quality)

@@ -8,7 +8,7 @@ from torch import Tensor
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need, straight_through
 from bench.models.recipes import Recipe
 from bench.models.training import device_of, fit
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 from bench_defenses.gallery.activations import Activation, ActivationSwap
 
@@ -69,7 +69,7 @@ class KWTA(Defense[KWTAParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The classifier with its activations exchanged, then trained a little further."""
         defended = Winners(classifier, self.params.gamma)

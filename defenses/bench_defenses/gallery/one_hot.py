@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, NoParams
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench_defenses.gallery.outputs import OutputTransform
 
 
@@ -31,7 +31,7 @@ class OneHot(Defense[NoParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The classifier with hard outputs."""
         return Hardened(classifier)

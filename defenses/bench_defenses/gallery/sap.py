@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.defense import BuildSetting, Card, DataAccess, DefendedClassifier, Defense
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 from bench_defenses.gallery.activations import Activation, ActivationSwap
 
@@ -89,7 +89,7 @@ class SAP(Defense[SAPParams]):
             raise BadInput(_ONE_PASS)
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The classifier with pruned activations."""
         return Pruned(classifier, self.params.samples)

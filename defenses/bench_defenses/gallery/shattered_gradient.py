@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
 
@@ -51,7 +51,7 @@ class ShatteredGradient(Defense[ShatteredGradientParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The ripple in front of the classifier."""
         return Rippled(classifier, self.params)

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench.spec import Params
 from bench_defenses.gallery.outputs import OutputTransform
 
@@ -46,7 +46,7 @@ class Temperature(Defense[TemperatureParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The classifier with scaled logits."""
         return Scaled(classifier, self.params.t)

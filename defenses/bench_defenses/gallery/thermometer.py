@@ -11,7 +11,7 @@ from bench.models.classifier import Classifier
 from bench.models.nets import build
 from bench.models.recipes import Recipe
 from bench.models.training import device_of, fit
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
 
@@ -75,7 +75,7 @@ class Thermometer(Defense[ThermometerParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """A new network, trained on encoded training images; the given classifier is not used."""
         images, labels = access.training_data()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
 # Both steps of the primal-dual method; their product times 8, the squared norm of the difference
@@ -115,7 +115,7 @@ class TVM(Defense[TVMParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The reconstruction in front of the classifier."""
         return Reconstructed(classifier, self.params)

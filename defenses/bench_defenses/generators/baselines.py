@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.defense import BuildSetting, Card, DataAccess, DefendedClassifier, Defense
 from bench.errors import BadInput
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench.spec import Params, nested, parse, read_params, unnest
 from bench_defenses.adversarial.objectives import Match, ObjectiveSpec, read_objective
 from bench_defenses.adversarial.params import ATTACKS, TrainingEps, training_ball
@@ -171,7 +171,7 @@ class Baseline(Defense[P]):
         self._check(setting.classifier)
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The trained student."""
         self._check(classifier)
@@ -192,7 +192,7 @@ class Baseline(Defense[P]):
         return self.params.mode == "staged"
 
     def training_images(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> tuple[Tensor, Tensor]:
         """The images (n, C, H, W) in [0, 1] that the deployed student of two stages is trained on,
         and the classifier's answers (n,) to them; on the CPU.
@@ -225,7 +225,7 @@ class Baseline(Defense[P]):
         """Parameters of the student's objective that the defense offers."""
         return {}
 
-    def _pair(self, classifier: DefendedClassifier, access: DataAccess, noise: Noise) -> Pair:
+    def _pair(self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise) -> Pair:
         fresh = self._settings().from_scratch
         return trained_pair(classifier, self.plan(access), self.method.adaptation, fresh, noise)
 
@@ -266,7 +266,7 @@ class Baseline(Defense[P]):
     # Two stages
 
     def _second_stage(
-        self, classifier: DefendedClassifier, pair: Pair, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, pair: Pair, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """A student trained on a set of the generator's images, as `datafreeshield` trains
         its own.
@@ -283,7 +283,7 @@ class Baseline(Defense[P]):
         return trained_student(classifier, training, noise, self.needs)
 
     def _second_images(
-        self, classifier: DefendedClassifier, pair: Pair, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, pair: Pair, access: DataAccess, noise: BuildNoise
     ) -> Tensor:
         count = self._second_params().sizes.images
         return samples(pair.generator, classifier, self.plan(access), count, noise)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.defense import DefendedClassifier
 from bench.errors import BadInput
 from bench.models.training import device_of
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench.storage.training_state import ResumableRun, Stateful, stored_counters
 from bench.threat import ThreatModel
 from bench.victim import frozen
@@ -172,7 +172,7 @@ def train_pair(
     classifier: DefendedClassifier,
     plan: Plan,
     adaptation: NoAdaptation,
-    noise: Noise,
+    noise: BuildNoise,
     *,
     folder: Path | None = None,
     report: Callable[[Round], None] | None = None,
@@ -238,7 +238,7 @@ class PairRun(ResumableRun[Round]):
         self.student = student.eval().requires_grad_(True)
         self.classifier, self.plan = classifier, plan
         self.adaptation, self.seed, self.device = adaptation, seed, device_of(student)
-        fresh = Noise.of(seed, Stream.BUILD, [0]).seed("generator")
+        fresh = BuildNoise(seed).seed("generator")
         mean, std = (value.flatten() for value in normalisation(classifier))
         self.generator = plan.generator.build(
             plan.shape, classifier.num_classes, fresh, mean, std
@@ -342,7 +342,7 @@ class PairRun(ResumableRun[Round]):
         eps_share = plan.descent.eps_share(self.student_updates + 1, plan.schedule.updates)
         threat = replace(plan.threat, eps=plan.threat.eps * eps_share)
         points = adversarial_points(self.student, batch, objective, threat, plan.descent.steps)
-        dropout = Noise.of(self.seed, Stream.BUILD, [0], self.student_updates).seed("dropout")
+        dropout = BuildNoise(self.seed, self.student_updates).seed("dropout")
         step = training_step(self.student, batch, points, objective, plan.descent, dropout)
         self._descend(clipped(step.gradients, plan.descent.clip))
         self.adaptation.student_updated(objective, step.outputs, self._share)
@@ -492,7 +492,12 @@ def distance(images: Tensor) -> float:
 
 
 def sampled(
-    generator: Generator, spec: GeneratorSpec, count: int, batch: int, classes: int, noise: Noise
+    generator: Generator,
+    spec: GeneratorSpec,
+    count: int,
+    batch: int,
+    classes: int,
+    noise: BuildNoise,
 ) -> Iterator[Tensor]:
     """Batches of images (n, C, H, W) of a trained generator, `count` in all, each batch normalised
     by itself as in training.

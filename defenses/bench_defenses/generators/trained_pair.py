@@ -23,7 +23,7 @@ from bench.defense import DefendedClassifier
 from bench.engine.fingerprint import fingerprint
 from bench.engine.progress import Steps
 from bench.models.training import device_of
-from bench.noise import Noise
+from bench.noise import BuildNoise
 from bench.storage.artifacts import artifact
 from bench.storage.files import write_whole
 from bench_defenses.adversarial.objectives import Match, objective_name
@@ -74,7 +74,7 @@ def trained_pair(
     plan: Plan,
     adaptation: type[NoAdaptation],
     from_scratch: bool,
-    noise: Noise,
+    noise: BuildNoise,
 ) -> Pair:
     """The student and the generator, out of the cache or trained now.
 
@@ -122,7 +122,7 @@ def _note(done: Round) -> str:
 
 
 def _write(
-    work: Path, done: PairResult, classifier: DefendedClassifier, plan: Plan, noise: Noise
+    work: Path, done: PairResult, classifier: DefendedClassifier, plan: Plan, noise: BuildNoise
 ) -> None:
     write_whole(work / STUDENT, packed(done.student))
     write_whole(work / GENERATOR, packed(done.generator))
@@ -134,7 +134,7 @@ def _write(
 
 
 def samples(
-    generator: Generator, classifier: DefendedClassifier, plan: Plan, count: int, noise: Noise
+    generator: Generator, classifier: DefendedClassifier, plan: Plan, count: int, noise: BuildNoise
 ) -> Tensor:
     """Images (count, C, H, W) of a trained generator, on the CPU; `noise` is one row of the
     construction stream.
@@ -150,7 +150,7 @@ def _identity(
     plan: Plan,
     adaptation: type[NoAdaptation],
     from_scratch: bool,
-    noise: Noise,
+    noise: BuildNoise,
 ) -> dict[str, object]:
     return {
         "version": VERSION,
@@ -158,7 +158,7 @@ def _identity(
         "plan": {name: _plain(value) for name, value in vars(plan).items()},
         "adaptation": adaptation.__name__,
         "from_scratch": from_scratch,
-        "noise": [noise.root, str(noise.stream), noise.site],
+        "noise": noise.identity,
     }
 
 

@@ -32,7 +32,7 @@ from bench.diffusion.chain import Guide, Link, Sampler, indices, links, noised, 
 from bench.diffusion.model import DiffusionModel
 from bench.engine.memory import SavedBytes, budget
 from bench.errors import BadInput
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params, parse, read_params
 
 FORWARD, REVERSE, GUIDANCE = "forward", "reverse", "guidance"
@@ -447,7 +447,7 @@ class PurifyingDefense(Defense[P]):
         return self.params.how(self.rounds(model))
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The purifier in front of the classifier. Raises `BadInput` where the model does not reach
         as far as the chain.

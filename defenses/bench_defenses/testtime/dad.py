@@ -26,7 +26,7 @@ from bench.defense import (
 )
 from bench.errors import BadInput
 from bench.models.training import device_of
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, Noise, isolated
 from bench.spec import Integers, Params
 from bench_defenses.testtime.detector import Adaptation, Detector, adapt, shipped_detector
 
@@ -259,11 +259,9 @@ def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def pool_logits(classifier: DefendedClassifier, images: Tensor, noise: Noise) -> Tensor:
+def pool_logits(classifier: DefendedClassifier, images: Tensor, noise: BuildNoise) -> Tensor:
     """Logits (n, K) of many images, on the CPU."""
-    everyone = Noise.of(noise.root, noise.stream, range(len(images)), device=images.device).at(
-        "pool"
-    )
+    everyone = noise.to(images.device).numbered("pool", range(len(images)))
     parts = range(0, len(images), _BATCH)
     return torch.cat(
         [classifier(images[i : i + _BATCH], everyone.rows(slice(i, i + _BATCH))) for i in parts]
@@ -305,13 +303,13 @@ class _Detecting(Defense[P]):
 
     def check(self, setting: BuildSetting) -> None:
         """Raise `BadInput` for a classifier that does not end in a linear layer."""
-        one = Noise.of(0, Stream.BUILD, [0]).to(device_of(setting.classifier))
+        one = BuildNoise(0, device=device_of(setting.classifier))
         images = one.uniform("dad", (1, *setting.shape))[0]
         with isolated(0):
             last_layer(setting.classifier, images, one)
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The shipped source detector, adapted to the pool, and the correction."""
         params = self.params

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, InputTransform
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 from bench_defenses.ensemble import Ensemble
 
@@ -56,7 +56,7 @@ class ResizedAndPadded(InputTransform):
     def transform(self, images: Tensor, noise: Noise) -> Tensor:
         """Images (n, C, S, S) to (n, C, S + grow, S + grow)."""
         if self.params.draw == "batch":
-            noise = noise.common()
+            noise = noise.shared()
         side = images.shape[-1]
         canvas = side + self.params.grow
         sides = noise.integers("side", side - self.params.shrink, canvas + 1)
@@ -130,7 +130,7 @@ class RandomResize(Defense[RandomResizeParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The random transform in front of the classifier."""
         once = ResizedAndPadded(classifier, self.params)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Forward, Wrapper
-from bench.noise import Noise
+from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
 Transform = Callable[[Tensor], Tensor]
@@ -155,7 +155,7 @@ class TTE(Defense[TTEParams]):
     )
 
     def build(
-        self, classifier: DefendedClassifier, access: DataAccess, noise: Noise
+        self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """Crops are drawn here, once: each origin uniform on {0, ..., 2 pad - 1}, as released; 2
         pad itself is never drawn.
@@ -165,7 +165,7 @@ class TTE(Defense[TTEParams]):
             self.params.pad or max(1, round(height / 8)),
             self.params.pad or max(1, round(width / 8)),
         )
-        places = [noise.at(f"crop/{i}") for i in range(self.params.crops)]
+        places = [noise.at("crop").at(str(i)) for i in range(self.params.crops)]
         origins = [
             (int(at.integers("top", 0, 2 * pads[0])), int(at.integers("left", 0, 2 * pads[1])))
             for at in places

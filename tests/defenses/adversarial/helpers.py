@@ -7,7 +7,7 @@ from bench_defenses.adversarial.trainer import (
 
 from bench.engine.plan import plan
 from bench.engine.request import Request
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise
 from bench.threat import ThreatModel
 
 THREAT = ThreatModel("linf", 0.05)
@@ -21,7 +21,7 @@ def rng(seed=0):
 
 
 def noise(seed=0):
-    return Noise.of(seed, Stream.BUILD, [0])
+    return BuildNoise(seed)
 
 
 def same(one, other):

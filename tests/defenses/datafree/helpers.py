@@ -4,12 +4,12 @@ from bench_defenses.datafree.synthesis import (
     SynthesisRecipe,
 )
 
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise
 
 SHAPE = (3, 16, 16)
 
 
-NOISE = Noise.of(0, Stream.BUILD, [0])
+NOISE = BuildNoise(0)
 
 
 RECIPE = SynthesisRecipe(images=15, batch=5, iterations=12, every=4)

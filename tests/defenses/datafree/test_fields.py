@@ -21,10 +21,10 @@ from torch import nn
 
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 
 SHAPE = (1, 12, 12)
-NOISE = Noise.of(3, Stream.BUILD, [0])
+NOISE = BuildNoise(3)
 
 
 class Bright(nn.Module):

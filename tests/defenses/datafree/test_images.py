@@ -19,7 +19,7 @@ from torch import nn
 
 from bench.contract.toys import SmallNet, gratings
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, isolated
 from tests.defenses.datafree.helpers import NOISE, RECIPE, SHAPE
 from tests.toys import message
 
@@ -181,7 +181,7 @@ def test_the_step_of_pixels_is_the_one_that_ends_a_batch_at_the_smaller_loss(
     published = 0.1 * float(net.std.mean())
     for seed, best in enumerate((published, 0.1)):
         losses = {published: 2.0, 0.1: 2.0, best: 1.0}
-        noise = Noise.of(seed, Stream.BUILD, [0])
+        noise = BuildNoise(seed)
         for _ in range(2):
             assert images_module.with_step(net, SHAPE, recipe, noise) == replace(recipe, rate=best)
         assert tried[-2:] == [(published, "fixed", 5, 0), (0.1, "fixed", 5, 0)]

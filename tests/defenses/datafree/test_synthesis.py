@@ -18,7 +18,7 @@ from torch import nn
 
 from bench.contract.toys import gratings
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise
 from tests.defenses.datafree.helpers import NOISE, RECIPE, SHAPE
 
 
@@ -85,7 +85,7 @@ def test_the_gradient_at_equal_statistics_is_zero_and_no_nan():
 
 def coefficients(number=0, **changes):
     recipe = replace(RECIPE, images=5_000, **changes)
-    noise = synthesis.numbered(NOISE, [number], "batch")
+    noise = NOISE.numbered("batch", [number])
     return synthesis.draw_coefficients(recipe, noise, len(recipe.rows(number)))
 
 
@@ -141,7 +141,7 @@ def test_a_batch_depends_on_its_number_and_seed_alone(net):
     make(net, 0)
     assert same(make(net, 1), again)
     assert not torch.equal(make(net, 2).images, again.images)
-    assert not torch.equal(make(net, 1, Noise.of(1, Stream.BUILD, [0])).images, again.images)
+    assert not torch.equal(make(net, 1, BuildNoise(1)).images, again.images)
     assert not torch.equal(make(net, 1, NOISE.at("other")).images, again.images)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from bench.defense import DataAccess, Need
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, Noise, Stream, isolated
 from bench.plugins.create import DEFENSES, create
 from bench.spec import parse
 from bench.threat import ThreatModel
@@ -61,7 +61,7 @@ def build(text, network=None, channels=1):
         frozenset(defense.needs), sources, text, ThreatModel("linf", 0.1), tuple(images.shape[1:])
     )
     classifier = Classifier(network or net(channels), 10).eval()
-    return defense.build(classifier, access, Noise.of(0, Stream.BUILD, [0])).eval()
+    return defense.build(classifier, access, BuildNoise(0)).eval()
 
 
 def slope(defended, images, gradient):

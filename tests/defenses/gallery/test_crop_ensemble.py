@@ -17,10 +17,9 @@ def test_crops_by_slicing_and_their_answer_by_a_loop():
             outputs[i : i + 1], F.interpolate(part, size=(12, 10), mode="bilinear"), atol=1e-6
         )
     defended = build("crop-ensemble:crops=3", channels=2)
-    parts = [
-        defended.classifier.classifier(crop(images, 0.9, rows_of.at(f"crop/{i}")), rows_of).softmax(
-            1
-        )
-        for i in range(3)
-    ]
+    inner, places = (
+        defended.classifier.classifier,
+        [rows_of.at("crop").at(str(i)) for i in range(3)],
+    )
+    parts = [inner(crop(images, 0.9, place), rows_of).softmax(1) for place in places]
     assert torch.allclose(defended(images, rows_of), torch.stack(parts).mean(0).log(), atol=1e-5)

@@ -79,7 +79,8 @@ class Log:
 
     def _noting(self, plain):
         def noting(noise, site, *shape):
-            self.requests.append((str(noise.stream), int(noise.draws[0]), f"{noise.site}/{site}"))
+            key = noise._key
+            self.requests.append((str(key.stream), int(key.draws[0]), f"{key.site}/{site}"))
             return plain(noise, site, *shape)
 
         return noting

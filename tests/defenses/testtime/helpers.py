@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.defense import DataAccess, Need
 from bench.models.classifier import Classifier
-from bench.noise import Noise, Stream, isolated
+from bench.noise import BuildNoise, Noise, Stream, isolated
 from bench.plugins.create import DEFENSES, create
 from bench.spec import parse
 from bench.threat import ThreatModel
@@ -42,7 +42,7 @@ def build(text, classifier, shape, pool=None):
     defense = create(DEFENSES, parse(text)).plugin
     sources = {} if pool is None else {Need.UNLABELLED_TEST: lambda: lambda n, share: pool[:n]}
     access = DataAccess(frozenset(defense.needs), sources, text, THREAT, shape)
-    return defense.build(classifier, access, Noise.of(0, Stream.BUILD, [0])).eval()
+    return defense.build(classifier, access, BuildNoise(0)).eval()
 
 
 def slow_ssim(a, b, span):

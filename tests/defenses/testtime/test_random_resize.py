@@ -22,7 +22,7 @@ def test_random_resize_draws_once_a_batch_and_averages_softmaxes():
         build(f"random-resize:ensemble={k}", network(3, (1, 16, 16)), (1, 12, 12)) for k in (1, 4)
     )
     mean = torch.stack(
-        [single(images, noise(6).at(f"draw/{i}")).softmax(1) for i in range(4)]
+        [single(images, noise(6).at("draw").at(str(i))).softmax(1) for i in range(4)]
     ).mean(0)
     assert torch.allclose(many(images, noise(6)).exp(), mean, atol=1e-6)
 

@@ -8,7 +8,7 @@ from bench_defenses.testtime.tte import TTEParams, blurred, cropped, terms_of
 from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.errors import BadInput
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise
 from bench.plugins.create import DEFENSES, create
 from bench.randomness import Query
 from bench.spec import parse
@@ -44,7 +44,7 @@ def test_tte_is_the_average_written_by_hand(shape, pad):
     views = [images, images.flip(3)]
     for source in (images, images.flip(3)):
         for i in range(3):
-            at = Noise.of(0, Stream.BUILD, [0]).at(f"crop/{i}")
+            at = BuildNoise(0).at("crop").at(str(i))
             top, left = (
                 int(at.integers(name, 0, 2 * p))
                 for name, p in zip(("top", "left"), pads, strict=True)
