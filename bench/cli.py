@@ -483,6 +483,24 @@ def _print_verified(verified: Verified, *, with_name: bool) -> None:
 
 
 @app.command()
+def audit(
+    places: Annotated[
+        list[Path], typer.Argument(help="CSV files of published numbers, or folders of them")
+    ],
+    form: Annotated[str, typer.Option("--format", help="md, json or csv")] = "md",
+) -> None:
+    """Look for what cannot be in numbers, or means less than it seems to. Exit code 1 where a check
+    fails.
+    """
+    from bench.commands.audit import audit as run_audit
+
+    done = run_audit(places, form)
+    _print(done.text.rstrip("\n"))
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(
     records: Annotated[
         list[Path],

@@ -1,0 +1,1 @@
+"""Audits: what can be said against a number, as data."""
