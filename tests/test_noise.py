@@ -8,7 +8,7 @@ import torch
 from scipy.stats import kstest
 
 from bench.errors import BadInput
-from bench.noise import Noise, Stream, generators, isolated, pack_draw
+from bench.noise import BuildNoise, Noise, Stream, generators, isolated, pack_draw, seed_of
 from bench.randomness import Query, RandomnessModel, judging, read_randomness
 
 
@@ -89,7 +89,96 @@ def test_odd_sizes_are_prefixes_of_even_ones():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_fixed_noise_is_the_same_on_a_gpu():
-    assert torch.equal(noise().to("cuda").normal("x", (9,)).cpu(), noise().normal("x", (9,)))
+    far = Noise.of(7, Stream.FIXED, range(4), device="cuda")
+    assert torch.equal(far.normal("x", (9,)).cpu(), noise().normal("x", (9,)))
+
+
+# What a forward pass sees -------------------------------------------------------------------------
+
+SHOWN = {"normal", "uniform", "integers", "at", "stage", "rows", "shared", "device"}
+
+
+def test_a_handle_shows_numbers_and_nothing_else():
+    """Neither which images these are nor who asks, at whatever depth."""
+    whole = Noise.of(7, Stream.ATTACK, range(4), 3, frozen=("first",))
+    inner = (whole.at("a"), whole.stage("first"), whole.rows(slice(2)), whole.shared())
+    for handle in (whole, *inner):
+        assert type(handle) is Noise and not hasattr(handle, "__dict__")
+        assert {name for name in dir(handle) if not name.startswith("_")} == SHOWN
+    assert len(inner[2]) == 2 and "ATTACK" not in repr(whole)
+
+
+def test_different_paths_give_different_numbers():
+    """A slash inside a name is no step; a name without one keeps its number."""
+    paths = [("a", "b/c"), ("a/b", "c"), ("a", "b", "c"), ("a/b/c",), ("a/", "b", "c"), ("/a/b/c",)]
+    drawn = []
+    for *places, name in paths:
+        handle = noise()
+        for place in places:
+            handle = handle.at(place)
+        drawn.append(handle.normal(name, (8,)))
+    assert len(torch.stack(drawn).flatten(1).unique(dim=0)) == len(paths)
+    for bad in ("", "a\x01b", "a\x00b", "line\n"):
+        for ask in (noise().at, noise().stage, noise().uniform):
+            with pytest.raises(ValueError, match="names no place"):
+                ask(bad)
+
+
+def test_shared_numbers_belong_to_the_draw():
+    rows = noise(ids=[5, 9, 5, 0], draws=[0, 0, 1, 1])
+    first = rows.at("x").shared().normal("n", (3,))
+    assert torch.equal(first[0], first[1]) and torch.equal(first[2], first[3])
+    assert not torch.equal(first[0], first[2])
+    assert torch.equal(rows.rows(slice(2, 4)).shared().at("x").normal("n", (3,)), first[2:])
+
+
+@pytest.mark.parametrize("shared_first", [True, False])
+def test_shared_and_own_numbers_cannot_be_compared(shared_first):
+    """Else the row whose own numbers are the shared ones would be image 0."""
+    whole = Noise.of(7, Stream.ATTACK, range(4), frozen=("first",))
+    for place in (whole.at("x"), whole.stage("first"), whole.rows(slice(0, 2))):
+        asks = [place.shared(), place.rows(slice(1, 2))]
+        first, second = asks if shared_first else asks[::-1]
+        first.normal("n", (3,))
+        with pytest.raises(ValueError, match="own and for shared"):
+            second.uniform("n")
+        first.normal("n")
+        second.normal("m")
+
+
+def test_frozen_stages_take_the_fixed_noise():
+    numbers = pack_draw(0, 5)
+    handle = Noise.of(7, Stream.ATTACK, range(4), numbers, frozen=("first",)).at("forward")
+    fixed, fresh = noise().at("forward"), noise(draws=numbers, stream=Stream.ATTACK).at("forward")
+    assert torch.equal(handle.stage("first").normal("x"), fixed.at("first").normal("x"))
+    assert torch.equal(handle.stage("second").normal("x"), fresh.at("second").normal("x"))
+    part = handle.rows(slice(1, 3)).stage("first").normal("x")
+    assert torch.equal(part, fixed.at("first").normal("x")[1:3])
+
+
+# What builds a defense draws ----------------------------------------------------------------------
+
+
+SEED, GOLDEN_ROWS = 2377628179646959140, [0.661552, 0.75228, 0.926782]
+
+
+def test_a_build_derives_seeds_rows_and_an_identity():
+    """The very numbers of earlier versions, so that what is in a cache is found again."""
+    build = BuildNoise(7).at("synthesis")
+    assert build.identity == [7, "build", "/synthesis"]
+    assert build.seed("x") == seed_of(build, "x") == SEED and build.seed("y") != SEED
+    rows = build.numbered("image", [3, 0, 3], [0, 0, 2])
+    assert type(rows) is Noise
+    assert rows.uniform("u").tolist() == pytest.approx(GOLDEN_ROWS, abs=1e-6)
+    assert torch.equal(build.numbered("image", [0]).uniform("u"), rows.uniform("u")[1:2])
+    assert not torch.equal(build.at("image").uniform("u"), rows.uniform("u")[1:2])
+    assert torch.equal(build.to("cpu").normal("n"), build.normal("n"))
+    assert BuildNoise(7, 1).seed("x") != BuildNoise(7).seed("x")
+    with pytest.raises(ValueError, match="one row"):
+        seed_of(rows, "x")
+
+
+# Draws and models ---------------------------------------------------------------------------------
 
 
 def test_draws_are_packed_without_collision():
