@@ -28,6 +28,38 @@ class Reading:
     success: Tensor
 
 
+class Trace:
+    """What searches read of each image, step by step; kept where somebody asks for it.
+
+    A reading is kept as it came, so that a trace costs no pass and next to no time.
+    """
+
+    def __init__(self) -> None:
+        self._readings: list[tuple[int, Tensor, Reading]] = []
+
+    def add(self, restart: int, rows: Tensor, reading: Reading) -> None:
+        """Keep values and successes of one query of these rows, without the gradients."""
+        kept = Reading(reading.value, None, reading.success)
+        self._readings.append((restart, rows, kept))
+
+    def paths(self, restart: int = 0) -> dict[int, list[float]]:
+        """By row: the values read in one restart, in the order of the steps."""
+        paths: dict[int, list[float]] = {}
+        for number, rows, reading in self._readings:
+            if number == restart:
+                for row, value in zip(rows.tolist(), reading.value.tolist(), strict=True):
+                    paths.setdefault(row, []).append(value)
+        return paths
+
+    def succeeded(self) -> set[int]:
+        """Rows of which some query was a success that stays one."""
+        return {
+            int(row)
+            for _, rows, reading in self._readings
+            for row in rows[reading.success].tolist()
+        }
+
+
 class Objective(Protocol):
     """Something to maximise over images."""
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench.defense import DefendedClassifier, Forward, gradient_name
 from bench.errors import BadInput
 from bench.losses import Loss, RowLoss, misclassified, reached, value_of
-from bench.maximise import Objective, Reading
+from bench.maximise import Objective, Reading, Trace
 from bench.noise import Noise, Stream, pack_draw
 from bench.randomness import Draws, Query, RandomnessModel
 
@@ -126,6 +126,7 @@ class Victim:
         gradient_blocked: whether some gradient did not exist at all (no path from the objective to
             the image).
         slopes: what became of the gradients that were asked for.
+        trace: where objectives enter what they read, step by step; nowhere by default.
         verified: the logits (n, draws, K) behind the last answer of `verify`; None before.
     """
 
@@ -143,6 +144,7 @@ class Victim:
     ) -> None:
         self.ids = ids
         self.places = np.arange(len(ids))
+        self.trace: Trace | None = None
         self.num_classes = classifier.num_classes
         self.stochastic = classifier.stochastic
         self.randomness = randomness or RandomnessModel()
@@ -256,7 +258,10 @@ class Victim:
                 self._read(x_chunk, row_chunk, draws, aim, gradient)
                 for x_chunk, row_chunk in zip(x.split(size), chosen[rows].split(size), strict=True)
             ]
-            return readings[0] if len(readings) == 1 else _join(readings)
+            joined = readings[0] if len(readings) == 1 else _join(readings)
+            if self.trace is not None:
+                self.trace.add(restart, chosen[rows], joined)
+            return joined
 
         return read
 

@@ -9,6 +9,7 @@ from torch import nn
 from bench.defense import InputTransform, straight_through
 from bench.errors import BadInput
 from bench.losses import RowLoss, cross_entropy, dlr, kl, margin, misclassified
+from bench.maximise import Trace
 from bench.noise import Noise, Stream, isolated
 from bench.randomness import Query, read_randomness
 from bench.threat import ThreatModel
@@ -450,3 +451,22 @@ def test_a_buffer_that_changed_its_shape_or_went_away_is_put_back():
     with pytest.raises(RuntimeError, match="changed the buffer"), frozen(net):
         net(torch.zeros(1))
     assert net.grows.tolist() == [0, 0] and net.goes.tolist() == [1, 1]
+
+
+def test_a_trace_holds_what_a_search_read_and_changes_nothing(problem):
+    model, images, labels = problem
+    threat, points = ThreatModel("linf", 0.005), []
+    for trace in (None, Trace()):
+        victim = Victim(classifier(model, 3), np.arange(10))
+        victim.trace = trace
+        attack = PGD(PGDParams(steps=6, restarts=2))
+        points.append(attack(victim, images, labels, threat).points)
+        forwards = victim.forwards
+    assert torch.equal(*points)
+    first, second = trace.paths(0), trace.paths(1)
+    broken = {int(row) for row in (predict(model(points[1])) != labels).nonzero()}
+    assert trace.succeeded() == broken and 0 < len(broken) < 10
+    assert set(first) == set(range(10)) and broken <= set(first)
+    assert all(len(path) == 7 for row, path in first.items() if row not in broken)
+    lengths = [len(first[row]) + len(second.get(row, [])) + 1 for row in range(10)]
+    assert lengths == forwards.tolist()
