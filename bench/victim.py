@@ -32,7 +32,9 @@ _SCORING_RESTART = 2**16 - 1
 # breaks the answer ranks above those that do not.
 _RANK = 1e4
 BASE_VIEW = "base"
-"""The view that reads the undefended classifier T in the defense's place."""
+"""The view that reads the undefended classifier T in the defense's place. A defense may offer a
+view of this name itself.
+"""
 VERDICT_DRAWS = 20
 """Draws of the stages that are not frozen, when the frozen ones are replayed for the verdict."""
 
@@ -353,7 +355,7 @@ class Victim:
 
     def _pass(self, gradient: str, view: str) -> Forward:
         """The defense's forward pass to a view, or the base's to its logits."""
-        if view != BASE_VIEW:
+        if view != BASE_VIEW or view in self.views:
             return self._classifier.forward_pass(gradient, view)
         if self._base is None:
             raise BadInput(
@@ -426,7 +428,7 @@ class Victim:
             return reached(logits.detach()[:, 0], aim.targets[rows]), _RANK * wrong
         if not aim.until_all_err:
             return wrong, none
-        asked = [output for view, output in outputs.items() if view != BASE_VIEW]
+        asked = [o for view, o in outputs.items() if view != BASE_VIEW or view in self.views]
         views = [misclassified(output.detach()[:, 0], labels) for output in asked]
         return torch.stack([wrong, *views]).all(0), _RANK * wrong
 

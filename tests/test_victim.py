@@ -470,3 +470,20 @@ def test_a_trace_holds_what_a_search_read_and_changes_nothing(problem):
     assert all(len(path) == 7 for row, path in first.items() if row not in broken)
     lengths = [len(first[row]) + len(second.get(row, [])) + 1 for row in range(10)]
     assert lengths == forwards.tolist()
+
+
+def test_a_view_of_that_name_that_a_defense_offers_stays_its_own(problem):
+    model, images, labels = problem
+
+    class Offers(Shift):
+        def views(self):
+            return ("base", *super().views())
+
+        def forward_pass(self, gradient="full", view="logits"):
+            return super().forward_pass(gradient, "logits" if view == "base" else view)
+
+    seen = Victim(Offers(classifier(model, 3)), np.arange(10), base=lambda: pytest.fail("asked"))
+    own = seen.logits(images, torch.arange(10), Query(), view="base")[:, 0]
+    assert torch.equal(own, model((images + 0.01).clamp(0, 1)))
+    reading = seen.joint(labels, {"base": margin}, until_all_err=True)
+    assert not reading(images, torch.arange(10), 0, False).success.any()

@@ -16,13 +16,20 @@ from bench.attack import Attack, AttackOutput
 from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import LOSSES, Loss, towards
-from bench.maximise import Ascent, Objective, ascend
+from bench.maximise import Ascent, Objective, Reading, ascend
 from bench.plugins.registry import Alias
 from bench.results.outcomes import NO_TARGET
 from bench.spec import Params, read_number
 from bench.threat import ThreatModel
 from bench.victim import Victim
-from bench_attacks.targets import EACH, TARGET_HELP, Target, check_target, target_classes
+from bench_attacks.targets import (
+    EACH,
+    TARGET_HELP,
+    Target,
+    annealed_margin,
+    check_target,
+    target_classes,
+)
 
 _STEP = re.compile(r"eps(?:/(?P<divisor>\d*[1-9]\d*(?:\.\d+)?))?$")
 
@@ -167,7 +174,11 @@ class Search(Attack[P]):
 class PGDParams(SearchParams):
     """Parameters of `pgd`."""
 
-    loss: Literal["ce", "margin", "dlr"] = Field("ce", description="what is maximised")
+    loss: Literal["ce", "margin", "dlr", "softmin"] = Field(
+        "ce",
+        description="what is maximised; softmin, with targeted=: the margin with a gradient that "
+        "is smoothed less and less",
+    )
     targeted: Target = Field(None, description=TARGET_HELP)
 
 
@@ -177,6 +188,8 @@ class PGD(Search[PGDParams]):
 
     Towards a class it minimises the loss of that class, and an image's search ends when it is
     answered with it. A point that is wrong otherwise is kept before all where the answer is right.
+    With more than three classes `loss=softmin` finds targets that the others miss, whose ascent
+    stalls where several classes tie.
     """
 
     Params = PGDParams
@@ -184,8 +197,8 @@ class PGD(Search[PGDParams]):
 
     @property
     def loss(self) -> Loss:
-        """The one that the parameters name."""
-        return LOSSES[self.params.loss]
+        """The one that the parameters name; points are compared by the margin under `softmin`."""
+        return LOSSES["margin" if self.params.loss == "softmin" else self.params.loss]
 
     @property
     def targeted(self) -> bool:
@@ -193,8 +206,12 @@ class PGD(Search[PGDParams]):
         return self.params.targeted not in (None, EACH)
 
     def check(self, setting: Setting) -> None:
-        """Refuse a class that is not there, and the loss that leads to none."""
+        """Refuse a class that is not there, and a loss that leads to none or needs one."""
         check_target(self.params.targeted, setting)
+        if self.params.targeted is None and self.params.loss == "softmin":
+            raise BadInput(
+                "loss=softmin leads towards a class: give targeted=..., such as targeted=each"
+            )
         if self.params.targeted is not None and self.params.loss == "dlr":
             raise BadInput(
                 "loss=dlr does not lead towards a class: give loss=ce or loss=margin, or "
@@ -223,11 +240,23 @@ class PGD(Search[PGDParams]):
     def _aimed(
         self, victim: Victim, labels: Tensor, targets: Tensor, number: int
     ) -> Callable[[Tensor], Objective]:
-        loss, any_wrong = towards(self.loss), not self.targeted
-
         def objective(rows: Tensor) -> Objective:
-            return victim.objective(
-                labels, loss, rows=rows, restart=number, targets=targets, any_wrong=any_wrong
+            def towards_targets(loss: Loss) -> Objective:
+                return victim.objective(
+                    labels,
+                    loss,
+                    rows=rows,
+                    restart=number,
+                    targets=targets,
+                    any_wrong=not self.targeted,
+                )
+
+            def annealed(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
+                loss = annealed_margin(iteration / self.params.steps)
+                return towards_targets(loss)(x, rows, iteration, gradient)
+
+            return (
+                annealed if self.params.loss == "softmin" else towards_targets(towards(self.loss))
             )
 
         return objective

@@ -14,8 +14,9 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from bench.defense import Setting
+from bench.defense import Setting, straight_through
 from bench.errors import BadInput
+from bench.losses import Loss, margin
 from bench.randomness import Query
 from bench.results.outcomes import NO_TARGET
 from bench.spec import IfGiven
@@ -69,3 +70,39 @@ def target_classes(target: str, victim: Victim, images: Tensor, labels: Tensor) 
     logits = torch.nan_to_num(victim.logits(images, rows, Query()).mean(1))
     others = logits.scatter(1, labels[:, None], torch.inf).argsort(dim=1, stable=True)[:, :-1]
     return list(others.flip(1).T) if target == EACH else [others[:, 0]]
+
+
+WIDEST, NARROWEST = 1.0, 0.01
+"""Temperature of the soft minimum at the begin and the end of a search, in units of the spread of
+the logits.
+"""
+
+
+def annealed_margin(progress: float) -> Loss:
+    """The target's logit minus the best other one, to be maximised, with a smoothed gradient.
+
+    The margin over K - 1 other classes is a minimum of K - 1 functions. Where several of them tie,
+    its gradient follows one and loses on the others, so that an ascent stalls at a kink. The
+    gradient here is that of the soft minimum -T log sum_j exp(-m_j / T) of the margins m_j, which
+    weighs them by softmax(-m / T). T falls geometrically (graduated smoothing: Nesterov 2005,
+    Math. Program. 103, section 4). The value is the margin itself, so that the points of a search
+    compare.
+
+    Args:
+        progress: how much of the search is done, 0 to 1.
+    """
+    share = WIDEST * (NARROWEST / WIDEST) ** progress
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        target = targets[:, None]
+        gaps = logits.gather(1, target) - logits
+        above = (gaps - gaps.scatter(1, target, torch.inf).amin(1, keepdim=True)).detach()
+        above = above.scatter(1, target, torch.inf)
+        # The median distance from the smallest margin, which a masked class does not move.
+        spread = above.sort(1).values[:, (logits.shape[1] - 1) // 2, None]
+        weights = (-above / (share * spread).clamp(min=torch.finfo(spread.dtype).tiny)).softmax(1)
+        # A class masked by -inf has weight 0 and an infinite margin.
+        soft = torch.where(weights > 0, weights * gaps, 0).sum(1)
+        return straight_through(-margin(logits, targets), soft)
+
+    return loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench_attacks.autoattack import ApgdCe, ApgdDlr
 from bench_attacks.pgd import PGD, PGDParams
-from bench_attacks.targets import target_classes
+from bench_attacks.targets import annealed_margin, target_classes
 
 import bench
 from bench.engine.plan import plan
@@ -61,6 +61,45 @@ def test_pgd_reaches_the_exact_rate_of_targets(norm, active_box):
     assert torch.equal(result.targets, targets)
     assert abs(hit.mean() - (distance <= threat.eps).mean()) <= 0.01
     assert not (hit & (distance > 1.001 * threat.eps)).any()
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10])
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("active_box", [False, True])
+def test_a_smoothed_margin_reaches_the_exact_rate_among_many_classes(norm, active_box, classes):
+    """Where three classes and more tie, the margin alone stalls 0 to 6 points below."""
+    model, images, labels, targets, threat, distance = case(norm, active_box, classes)
+    attack = PGD(PGDParams(targeted="random", loss="softmin", steps=100, restarts=3))
+    result = attacked(attack, model, images, labels, threat, classes)
+    hit = (result.predictions[:, 0] == targets).numpy()
+    assert abs(hit.mean() - (distance <= threat.eps).mean()) <= 0.01
+    assert not (hit & (distance > 1.001 * threat.eps)).any()
+
+
+def test_the_smoothed_margin_is_the_margin_with_the_gradient_of_its_soft_minimum():
+    logits = torch.tensor([[1.0, 2.0, 0.5, 3.0]], requires_grad=True)
+    loss = annealed_margin(0.5)(logits, torch.tensor([1]))
+    assert loss.tolist() == [-1.0]
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    # Margins 1, 1.5 and -1 of class 1; the median is 2 above the smallest, so T = 0.1 * 2.
+    soft = logits.detach().double().requires_grad_()
+    margins = (soft[:, 1:2] - soft)[:, [0, 2, 3]]
+    (exact,) = torch.autograd.grad((-0.2 * (-margins / 0.2).logsumexp(1)).sum(), soft)
+    assert torch.allclose(slope.double(), exact, atol=1e-6) and float(slope[0, 1]) == 1
+    wide = torch.autograd.grad(annealed_margin(0.0)(logits, torch.tensor([1])).sum(), logits)[0]
+    assert wide[0, 0] < -0.15 and slope[0, 0] > -1e-4
+
+
+def test_a_masked_class_neither_widens_nor_spoils_the_soft_minimum():
+    logits = torch.tensor([[1.0, 2.0, -torch.inf, 3.0, 0.5]], requires_grad=True)
+    loss = annealed_margin(0.0)(logits, torch.tensor([1]))
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    assert torch.isfinite(slope).all() and slope[0, 2] == 0 and slope[0, 3] < -0.5
+
+
+def test_softmin_without_a_class_to_reach_is_refused():
+    text = message(lambda: plan(toy_request(attacks=("pgd:loss=softmin",))))
+    assert "targeted=" in text
 
 
 @pytest.mark.parametrize(("kind", "within"), [(ApgdCe, 0.04), (ApgdDlr, 0.06)])
