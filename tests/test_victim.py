@@ -476,14 +476,20 @@ def test_a_view_of_that_name_that_a_defense_offers_stays_its_own(problem):
     model, images, labels = problem
 
     class Offers(Shift):
+        """Wrong everywhere, with a view `base` that is right."""
+
         def views(self):
             return ("base", *super().views())
 
         def forward_pass(self, gradient="full", view="logits"):
-            return super().forward_pass(gradient, "logits" if view == "base" else view)
+            own = super().forward_pass(gradient, "logits")
+            return (lambda x, _: model(x)) if view == "base" else own
 
-    seen = Victim(Offers(classifier(model, 3)), np.arange(10), base=lambda: pytest.fail("asked"))
+    wrong = classifier(nn.Sequential(model, Turn()), 3)
+    seen = Victim(Offers(wrong), np.arange(10), base=lambda: pytest.fail("asked"))
     own = seen.logits(images, torch.arange(10), Query(), view="base")[:, 0]
-    assert torch.equal(own, model((images + 0.01).clamp(0, 1)))
-    reading = seen.joint(labels, {"base": margin}, until_all_err=True)
-    assert not reading(images, torch.arange(10), 0, False).success.any()
+    assert torch.equal(own, model(images))
+    for until_all_err in (False, True):
+        objective = seen.joint(labels, {"base": margin}, until_all_err=until_all_err)
+        success = objective(images, torch.arange(10), 0, False).success
+        assert bool(success.any()) != until_all_err
