@@ -1,0 +1,97 @@
+"""How much an audit computes, and from where on a check speaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is computed under a profile.
+
+    Attributes:
+        images: most audited images: correctly classified ones, spread over the classes.
+        searched: most images on which a search that is dear for survivors runs.
+        queries: of the search with squares.
+        points: random points an image.
+        smoothing: steps along the smoothed gradient.
+        margin: steps on the margin.
+        restarts: further starts of the row's attack.
+        doublings: how often the steps of the row's attack are doubled while that helps.
+        eps: factors of eps under which the row's attack runs again.
+        targets: wrong classes aimed at one by one, the most likely ones first.
+        binarised: images of the binarization test.
+        inner: inner points of each.
+        thorough: whether the checks that only `full` has run too.
+    """
+
+    images: int
+    searched: int
+    queries: int
+    points: int
+    smoothing: int
+    margin: int
+    restarts: int
+    doublings: int
+    eps: tuple[float, ...]
+    targets: int
+    binarised: int
+    inner: int
+    thorough: bool = False
+
+
+STANDARD = Scale(
+    images=128,
+    searched=32,
+    queries=1000,
+    points=500,
+    smoothing=30,
+    margin=100,
+    restarts=4,
+    doublings=1,
+    eps=(0.5, 2, 4),
+    targets=3,
+    binarised=12,
+    inner=300,
+)
+FULL = Scale(
+    images=512,
+    searched=128,
+    queries=5000,
+    points=10_000,
+    smoothing=100,
+    margin=100,
+    restarts=10,
+    doublings=5,
+    eps=(0.25, 0.5, 2, 4),
+    targets=9,
+    binarised=64,
+    inner=999,
+    thorough=True,
+)
+
+MOST_STEPS = 1000
+"""No search of the row's own is made longer than this by doubling."""
+
+MASKED_GAIN = 0.1
+"""Share of the audited images that a stronger gradient search must win for a failure: a number that
+is wrong by so much is not believed, one that is wrong by less is doubted."""
+
+ONE_STEP_ONLY = 0.01
+FLAT = 0.01
+FLAT_ABOVE = 0.05
+SILENT_SQUARE = 0.002
+NOISE_IMAGES = 3
+UNCONVERGED = 0.05
+UNCONVERGED_SHARE = 0.25
+UNSTABLE = 0.1
+UNSTABLE_SHARE = 0.25
+OTHER_LABEL = 0.01
+BINARIZED = 0.95
+BINARIZED_FAIL = 0.75
+LEAST_BINARIZED = 6
+"""Fewer binary tasks than this say nothing."""
+
+DECISIVE_DROP = 0.25
+"""By how much one attack's share of right draws must lie below another's for it to win an image of
+a stochastic defense: of 20 draws, less is chance."""
