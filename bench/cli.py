@@ -501,6 +501,38 @@ def audit(
 
 
 @app.command()
+def certify(
+    records: Annotated[
+        list[Path], typer.Argument(help="JSON files of records, or folders of them")
+    ],
+    steps: Annotated[
+        int, typer.Option(min=0, max=10_000, help="steps of alpha-CROWN; 0 for plain CROWN")
+    ] = 20,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is")
+    ] = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove of which images that an attack left no attack can break; stored beside the record."""
+    from bench.commands.certify import certify_all
+    from bench.commands.verify import files_of
+
+    paths = files_of(records)
+    done = []
+    for one in certify_all(paths, steps, trust=trust):
+        if len(paths) == 1 and one.refused:
+            raise one.refused
+        done.append(one)
+        if not as_json:
+            _print(escape.terminal(str(one)))
+    if as_json:
+        _print_json([one.as_json() for one in done])
+    if all(one.refused for one in done):
+        raise typer.Exit(2)
+
+
+@app.command()
 def show(
     records: Annotated[
         list[Path],

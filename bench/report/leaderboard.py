@@ -25,9 +25,10 @@ from bench.report.words import (
     heading,
     struck_through,
 )
+from bench.results.certificate import check_certified
 from bench.results.estimate import Estimate
 from bench.results.inference import Inference
-from bench.results.intervals import share
+from bench.results.intervals import share, wilson
 from bench.results.record import Failure, Record
 from bench.results.views import any_right
 from bench.results.worst_case import worst_case
@@ -84,6 +85,20 @@ class Entry:
         """
         right = [any_right(one.views, one.outcomes) for one in self.records if one.views]
         return share(np.min(right, axis=0)) if right else None
+
+    def certified(self) -> Estimate | None:
+        """Images that no attack can break, by the certificates of its records; None without one.
+
+        Raises:
+            Contradiction: where one of its records breaks such an image.
+        """
+        proofs = [one.certificate for one in self.records if one.certificate]
+        if not proofs:
+            return None
+        ids = np.unique(np.concatenate([proof.ids() for proof in proofs]))
+        for record in self.records:
+            check_certified(ids, record.outcomes, f"record {record.id}")
+        return wilson(len(ids), self.first.metrics.n)
 
     def lowest_f1(self) -> float:
         return min(record.metrics.adversarial.macro_f1.value for record in self.records)
@@ -173,6 +188,7 @@ def _text_row(entry: Entry, attacks: list[str], by_id: Mapping[str, Record]) -> 
         "clean": str(metrics.clean.mean),
         **{attack: _under_attack(entry, attack) for attack in attacks},
         "worst case": str(entry.worst()),
+        "certified": str(entry.certified() or ""),
         "replayed": str(entry.replayed() or ""),
         "all draws": all_draws if metrics.adversarial.draws > 1 else "",
         "base": percent(base.worst().value) if base else "",
@@ -204,6 +220,7 @@ def _under_attack(entry: Entry, attack: str) -> str:
 def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
     metrics, worst, base = entry.first.metrics, entry.worst(), entry.base(by_id)
     replayed, any_view, inference = entry.replayed(), entry.any_view(), entry.inference()
+    certified = entry.certified()
     return {
         "defense": defense_label(entry.first),
         "build_seed": entry.first.identity["seeds"]["build"],
@@ -214,6 +231,7 @@ def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
         "worst_case": worst.value,
         "worst_case_low": worst.low,
         "worst_case_high": worst.high,
+        "certified": certified.value if certified else None,
         "replayed": replayed.value if replayed else None,
         "any_view": any_view.value if any_view else None,
         "base_worst_case": base.worst().value if base else None,

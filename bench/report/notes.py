@@ -39,6 +39,12 @@ _DENOISER = (
 )
 
 
+_CERTIFIED = (
+    " `certified`: images of which a proof says that no attack in the ball breaks them, so that "
+    "certified <= truth <= worst case."
+)
+
+
 def column_notes(records: Sequence[Record]) -> str:
     """What the columns of these records mean, without those that they leave empty."""
     stochastic = any(record.stochastic for record in records)
@@ -51,4 +57,6 @@ def board_notes(records: Sequence[Record]) -> str:
     """As `column_notes`, with those columns that only boards have."""
     measured = [record.inference for record in records if record.inference]
     purified = any(inference.denoiser_passes is not None for inference in measured)
-    return column_notes(records) + _PREDICTION * bool(measured) + _DENOISER * purified
+    certified = any(record.certificate for record in records)
+    notes = column_notes(records) + _CERTIFIED * certified
+    return notes + _PREDICTION * bool(measured) + _DENOISER * purified

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from bench.defense import PoolUse
 from bench.results.arrays import Bools
 from bench.results.audit import AuditReport
+from bench.results.certificate import Certificate
 from bench.results.estimate import Estimate
 from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
@@ -293,6 +294,7 @@ class Record(BaseModel):
     finished: str
 
     _audit: AuditReport | None = PrivateAttr(default=None)
+    _certificate: Certificate | None = PrivateAttr(default=None)
 
     @property
     def audit(self) -> AuditReport | None:
@@ -309,6 +311,23 @@ class Record(BaseModel):
             report.check(self.id, self.outcomes)
         copy = self.model_copy()
         copy._audit = report
+        return copy
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate that lies beside the record's file, where it was read with one."""
+        return self._certificate
+
+    def with_certificate(self, certificate: Certificate) -> Record:
+        """The same record with its certificate, which is no part of its file.
+
+        Raises:
+            ValueError: where it is the certificate of another record.
+            Contradiction: where the record's attack broke a certified image.
+        """
+        certificate.check(self.id, self.outcomes)
+        copy = self.model_copy()
+        copy._certificate = certificate
         return copy
 
     @model_validator(mode="after")

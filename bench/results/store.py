@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from bench.errors import BadInput
 from bench.results.audit import AuditReport
+from bench.results.certificate import Certificate
 from bench.results.record import SCHEMA, Failure, Record, file_stem
 from bench.storage.files import check_folder, write_whole
 
@@ -57,7 +58,7 @@ class Store:
             except BadInput:
                 continue
             with contextlib.suppress(BadInput):
-                return _audited(record, path)
+                return _with_what_lies_beside(record, path)
             return record
         return None
 
@@ -72,6 +73,12 @@ class Store:
     def save_audit(self, report: AuditReport, record: Record) -> Path:
         """Write the audit of a record beside it, in place of an earlier one."""
         path = self.write(f"{record.stem}{_AUDIT}", to_json(report), record.id)
+        self.clear(record.id, shards=False)
+        return path
+
+    def save_certificate(self, certificate: Certificate, record: Record) -> Path:
+        """Write the certificate of a record beside it, in place of an earlier one."""
+        path = self.write(f"{record.stem}{_CERTIFICATE}", to_json(certificate), record.id)
         self.clear(record.id, shards=False)
         return path
 
@@ -106,13 +113,13 @@ def to_json(model: BaseModel) -> bytes:
 
 
 def read_record(path: Path) -> Record:
-    """A record, with the audit that lies beside it. Raises `BadInput` where the file is no record,
-    or what lies beside it is no audit of it.
+    """A record, with the audit and the certificate that lie beside it. Raises `BadInput` where the
+    file is no record, or what lies beside it does not belong to it.
     """
-    return _audited(_read_as(Record, path), path)
+    return _with_what_lies_beside(_read_as(Record, path), path)
 
 
-_AUDIT = ".audit.json"
+_AUDIT, _CERTIFICATE = ".audit.json", ".certificate.json"
 
 
 def audit_path(path: Path) -> Path:
@@ -120,24 +127,36 @@ def audit_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + _AUDIT)
 
 
-def is_audit(path: Path) -> bool:
-    """Whether a file of the store is an audit, by its name."""
-    return path.name.endswith(_AUDIT)
+def certificate_path(path: Path) -> Path:
+    """Where the certificate of a record's file lies."""
+    return path.with_name(path.name.removesuffix(".json") + _CERTIFICATE)
 
 
-def _audited(record: Record, path: Path) -> Record:
+def lies_beside(path: Path) -> bool:
+    """Whether a file of the store is an audit or a certificate of a record, by its name."""
+    return path.name.endswith((_AUDIT, _CERTIFICATE))
+
+
+def _with_what_lies_beside(record: Record, path: Path) -> Record:
     beside = audit_path(path)
-    if not beside.is_file():
-        return record
     try:
-        return record.with_audit(_read_as(AuditReport, beside))
+        if beside.is_file():
+            record = record.with_audit(_read_as(AuditReport, beside))
+        beside = certificate_path(path)
+        if beside.is_file():
+            record = record.with_certificate(_read_as(Certificate, beside))
     except ValueError as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{beside} does not fit the record beside it ({error}): {_AGAIN}") from None
+        raise BadInput(
+            f"{beside} does not fit the record beside it ({error}): {_again(beside)}"
+        ) from None
+    return record
 
 
-_AGAIN = "remove it, or run `bench audit` again"
+def _again(path: Path) -> str:
+    command = "audit" if path.name.endswith(_AUDIT) else "certify"
+    return f"remove it, or run `bench {command}` again"
 
 
 def is_failure(path: Path) -> bool:
@@ -162,9 +181,10 @@ def _read_as(kind: type[M], path: Path) -> M:
             check_schema(path, content)
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        if kind is AuditReport:
+        if lies_beside(path):
+            what = "audit" if kind is AuditReport else "certificate"
             raise BadInput(
-                f"{path} is no audit ({where[:200]}: {first['msg']}): {_AGAIN}"
+                f"{path} is no {what} ({where[:200]}: {first['msg']}): {_again(path)}"
             ) from None
         raise BadInput(
             f"{path} is no record of schema {SCHEMA} ({where[:200]}: {first['msg']}): run the "
@@ -222,13 +242,13 @@ def read_folder(folder: Path) -> Iterator[Record | Failure]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files of records and failures below a folder, sorted; hidden folders and audits are
-    passed over.
+    """The files of records and failures below a folder, sorted; hidden folders, audits and
+    certificates are passed over.
     """
     return [
         path
         for path in sorted(folder.rglob("*--*.json"))
-        if not is_audit(path)
+        if not lies_beside(path)
         and not any(name.startswith(".") for name in path.relative_to(folder).parts)
     ]
 

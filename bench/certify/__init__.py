@@ -1,0 +1,1 @@
+"""Bounds from below: images that no attack in the ball can break."""

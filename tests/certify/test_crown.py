@@ -1,0 +1,137 @@
+"""CROWN: exact where there is nothing to relax, never above the truth, and never loose by much."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.certify.crown import Crown
+from bench.certify.lines import is_piecewise_affine
+from bench.noise import isolated
+from bench.threat import ThreatModel
+
+SHAPE = (1, 4, 4)
+
+
+class Residual(nn.Module):
+    """Convolutions with BatchNorm, average pooling and two residual adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(i, 3, 3, padding=1) for i in (1, 3))
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.first(x)))
+        y = nn.functional.relu(self.second(y) + y + x)
+        return self.head(nn.functional.avg_pool2d(y, 2).flatten(1)).relu() @ torch.eye(3).double()
+
+
+def _net(kind: str, seed: int = 0) -> nn.Module:
+    with isolated(seed):
+        if kind == "residual":
+            net: nn.Module = Residual()
+            for part in net.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.running_mean.normal_()  # type: ignore[union-attr, operator]
+                    part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+        else:
+            net = nn.Sequential(
+                nn.Flatten(), nn.Linear(16, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(),
+                nn.Linear(8, 3),
+            )  # fmt: skip
+    return net.double().eval()
+
+
+def _images(n: int = 6) -> Tensor:
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    true = logits.gather(1, labels[:, None])[:, 0]
+    return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def _inside(images: Tensor, threat: ThreatModel, draws: int) -> Tensor:
+    """Points of each image's region, corners among them: (draws, n, C, H, W)."""
+    generator = torch.Generator().manual_seed(2)
+    moves = 2 * torch.rand(draws, *images.shape, generator=generator).double() - 1
+    moves[::2] = moves[::2].sign()
+    if threat.norm == "l2":
+        moves = moves / moves.flatten(2).norm(dim=2)[..., None, None, None]
+    return (images + threat.eps * moves).clamp(0, 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", ["dense", "residual"])
+@pytest.mark.parametrize("steps", [0, 5])
+def test_no_point_of_the_region_lies_below_the_bound(kind: str, norm: str, steps: int) -> None:
+    for seed, eps in product(range(3), (0.02, 0.2)):
+        net, images, threat = _net(kind, seed), _images(), ThreatModel(norm, eps)  # type: ignore[arg-type]
+        labels = net(images).argmax(1)
+        bounds = Crown(net, threat, 3).margins(images, labels, steps=steps)
+        points = _inside(images, threat, 400)
+        with torch.no_grad():
+            seen = torch.stack([_margins(net(one), labels) for one in points]).amin(0)
+        assert (bounds <= seen).all()
+        if eps < 0.1:
+            assert (bounds > 0).any()
+
+
+def test_exact_where_no_neuron_is_unstable() -> None:
+    """On a linear model the least margin over ball and box is known: an image at the bound of the
+    box moves on one side only.
+    """
+    with isolated(0):
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    net = nn.Sequential(linear, nn.ReLU()).double()
+    with torch.no_grad():
+        linear[1].bias += 100  # type: ignore[operator]
+    images = _images()
+    images[0] = 0
+    labels = net(images).argmax(1)
+    threat = ThreatModel("linf", 0.05)
+    W = linear[1].weight.detach()
+    low, high = ((images.flatten(1) + s * threat.eps).clamp(0, 1) for s in (-1, 1))  # type: ignore[operator]
+    exact = []
+    for x_low, x_high, y in zip(low, high, labels, strict=True):
+        rows = W[y] - W[[j for j in range(3) if j != y]]  # type: ignore[index]
+        bias = linear[1].bias[y] - linear[1].bias[[j for j in range(3) if j != y]]  # type: ignore[index]
+        exact.append((rows.clamp(min=0) @ x_low + rows.clamp(max=0) @ x_high + bias).min())
+    bounds = Crown(net, threat, 3).margins(images, labels)
+    torch.testing.assert_close(bounds, torch.stack(exact).detach(), rtol=1e-7, atol=1e-7)
+
+
+def test_one_unstable_neuron_is_enclosed_by_its_chord() -> None:
+    """z_0 - z_1 = 1 - relu(x) with x in [-0.1, 0.3] (as x - 0.2 of [0.1, 0.5]): the chord above
+    relu touches it at the end, so the bound is exact, 0.7.
+    """
+    with isolated(0):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        net[1].weight.fill_(1), net[1].bias.fill_(-0.2)  # type: ignore[operator]
+        net[3].weight.copy_(torch.tensor([[0.0], [1.0]])), net[3].bias.copy_(torch.tensor([1.0, 0]))  # type: ignore[operator]
+    image = torch.full((1, 1, 1, 1), 0.3).double()
+    bound = Crown(net, ThreatModel("linf", 0.2), 2).margins(image, torch.tensor([0]))
+    assert bound.item() == pytest.approx(0.7, abs=1e-7)
+
+
+def test_alpha_is_never_looser_and_sometimes_tighter() -> None:
+    net, images = _net("dense", 1), _images(20)
+    labels = net(images).argmax(1)
+    crown = Crown(net, ThreatModel("linf", 0.3), 3)
+    plain, ascended = (crown.margins(images, labels, steps=steps) for steps in (0, 30))
+    assert (ascended >= plain - 1e-12).all()
+    assert (ascended > plain + 1e-3).any()
+
+
+def test_what_is_not_affine_but_for_relu_is_told() -> None:
+    assert is_piecewise_affine(_net("residual"), SHAPE)
+    for other in (nn.GELU(), nn.MaxPool2d(2), nn.LeakyReLU()):
+        with isolated(0):
+            net = nn.Sequential(other, nn.Flatten(), nn.LazyLinear(3)).double()
+            net(_images())
+        assert not is_piecewise_affine(net, SHAPE)
