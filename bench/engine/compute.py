@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.checks.shard import Attacked, ShardChecks
+from bench.checks.state import State, state_of
 from bench.data.dataset import ImageSet
 from bench.defense import DefendedClassifier
 from bench.engine.build import own_copy
@@ -21,7 +23,10 @@ from bench.plugins.create import BASE
 from bench.randomness import Query, RandomnessModel, judging
 from bench.results.outcomes import NO_TARGET, WRONG_BEFORE
 from bench.results.views import DETECTOR
-from bench.victim import VERDICT_DRAWS, Victim, predict
+from bench.victim import SLOPE_COUNTS, VERDICT_DRAWS, Victim, predict
+
+SLOPES = "slopes/"
+"""Before the names of `SLOPE_COUNTS` in a shard's arrays."""
 
 
 def _report(execution: Execution, evaluation: Evaluation, images: int, right: float) -> None:
@@ -31,11 +36,16 @@ def _report(execution: Execution, evaluation: Evaluation, images: int, right: fl
 
 @dataclass(frozen=True)
 class ShardComputer:
-    """Attacks and judges one shard of an evaluation."""
+    """Attacks and judges one shard of an evaluation.
+
+    Attributes:
+        checks: what is checked beside it; None for outcomes alone.
+    """
 
     evaluation: Evaluation
     defended: DefendedClassifier
     execution: Execution
+    checks: ShardChecks | None = None
 
     def report(self, shard: Shard, arrays: Arrays) -> None:
         """Report a finished shard to the progress callback."""
@@ -55,27 +65,41 @@ class ShardComputer:
     def _attack(self, subset: ImageSet) -> Arrays:
         images = subset.pixels().to(self.execution.device)
         labels = subset.labels.to(self.execution.device)
-        clean = self._judge(images, subset.ids)
+        clean_logits = judged_logits(
+            self.defended, images, subset.ids, self.evaluation, self.execution
+        )
+        clean = predict(clean_logits).cpu()
+        # Caches are full by now: what moves from here on is state.
+        before = state_of(self.defended) if self.checks else State()
         fixed = self._fixed(images, subset.ids, clean)
         # An image on which the attacked function is fixed and wrong is broken without an attack.
         everything = torch.ones(len(images), dtype=torch.bool)
         unbroken = everything if fixed is None else fixed == subset.labels
         arrays = self._untouched(images, fixed)
+        arrays["judged"] = clean_logits[:, 0].cpu().numpy().copy()
         unit = self.evaluation.attack.plugin.unit(self.evaluation.stochastic) or len(subset)
         for block in torch.arange(len(subset)).split(unit):
             positions = block[unbroken[block]]
             if len(positions):
                 self._attack_block(images, labels, subset.ids, positions, arrays)
-        attacked = arrays.pop("attacked")
+        attacked, judged = arrays.pop("attacked"), torch.from_numpy(arrays.pop("judged"))
         stochastic = self.defended.stochastic
         points = torch.from_numpy(arrays["points"])
-        return {
-            **arrays,
+        adversarial = attacked
+        if stochastic:
+            logits = judged_logits(
+                self.defended, points, subset.ids, self.evaluation, self.execution
+            )
+            adversarial, judged = predict(logits).cpu().numpy(), logits[:, 0].cpu()
+        arrays |= {
             **self.scores(images, points, subset.ids),
             "clean": clean.numpy(),
-            "adversarial": self._judge(points, subset.ids).numpy() if stochastic else attacked,
+            "adversarial": adversarial,
             "replayed": attacked if stochastic else attacked[:, :0],
         }
+        if self.checks:
+            arrays |= self.checks(Attacked(subset.ids, subset.labels, points, judged, before))
+        return arrays
 
     def scores(self, images: Tensor, points: Tensor, ids: Any) -> dict[str, Any]:
         """What the scored views say of clean images and of points, under the judge's first draw."""
@@ -107,6 +131,7 @@ class ShardComputer:
             "backwards": np.zeros(n, dtype=np.int64),
             "reprojected": np.zeros(1, dtype=np.int64),
             "blocked": np.zeros(1, dtype=np.int64),
+            **{f"{SLOPES}{name}": np.zeros(n, dtype=np.int64) for name in SLOPE_COUNTS},
             "findings": np.array([], dtype=np.str_),
         }
 
@@ -124,9 +149,12 @@ class ShardComputer:
             "stages": result.stages,
             "forwards": victim.forwards,
             "backwards": victim.backwards,
+            **{f"{SLOPES}{name}": counts for name, counts in victim.slopes.by_name().items()},
         }
         if result.targets is not None:
             by_image["targets"] = result.targets
+        if not self.defended.stochastic and victim.verified is not None:
+            by_image["judged"] = victim.verified[:, 0]
         for name, tensor in by_image.items():
             arrays[name][positions.numpy()] = tensor.cpu().numpy()
         arrays["reprojected"] += result.reprojected
@@ -165,14 +193,11 @@ class ShardComputer:
             device=self.execution.device,
             base=(lambda: self._base) if self._has_base else None,
         )
-        victim.places = _places(self.evaluation.setup.images.ids, ids)
+        victim.places = places_of(self.evaluation.setup.images.ids, ids)
         return victim
 
-    def _judge(self, images: Tensor, ids: Any) -> Tensor:
-        return judge(self.defended, images, ids, self.evaluation, self.execution)
 
-
-def _places(all_ids: Any, ids: Any) -> Any:
+def places_of(all_ids: Any, ids: Any) -> Any:
     """Where these ids stand among all ids, which are unique: int64 (n,)."""
     order = np.argsort(all_ids)
     return order[np.searchsorted(all_ids, ids, sorter=order)]
@@ -183,6 +208,11 @@ def fixed_draws(randomness: RandomnessModel) -> int:
     if not randomness.has_fixed_noise:
         return 0
     return VERDICT_DRAWS if randomness.freeze else randomness.k
+
+
+def base_draws(evaluation: Evaluation) -> int:
+    """Draws under which the base's points are judged on the defense."""
+    return min(2, evaluation.judged_draws)
 
 
 def judge(
@@ -196,10 +226,21 @@ def judge(
 
     The draws are those of the evaluation stream, which no attack has seen.
     """
+    return predict(judged_logits(defended, images, ids, evaluation, execution)).cpu()
+
+
+def judged_logits(
+    defended: DefendedClassifier,
+    images: Tensor,
+    ids: Any,
+    evaluation: Evaluation,
+    execution: Execution,
+) -> Tensor:
+    """The logits (n, draws, K) on which `judge` rests."""
     images = images.to(execution.device)
     observer = _observer(defended, ids, evaluation, execution, draws=evaluation.judged_draws)
     rows = torch.arange(len(images), device=execution.device)
-    return predict(observer.logits(images, rows, Query())).cpu()
+    return observer.logits(images, rows, Query())
 
 
 def _observer(

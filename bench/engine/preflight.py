@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from bench.checks.alike import alike, rounding
 from bench.defense import DefendedClassifier, gradient_name
 from bench.errors import BadInput, one_line
 from bench.losses import cross_entropy
@@ -19,7 +20,6 @@ from bench.results.findings import Finding
 
 _PROBE_SEED = 20_000_000_003
 _BATCH_TOLERANCE = 1e-3
-_KERNEL_TOLERANCE = 1e-4
 _SUM_TOLERANCE = 1e-3
 _BOUNDARY_PIXELS = 100
 
@@ -224,7 +224,7 @@ def _check_rows(classifier: DefendedClassifier, images: Tensor) -> Iterator[Find
     together = _logits(classifier, images)
     alone = _logits(classifier, images[:1], _noise(images).rows(slice(0, 1)))
     gap = float((together[:1] - alone).abs().max() / (1 + together.abs().max()))
-    if gap > max(_BATCH_TOLERANCE, 4 * _rounding(classifier)):
+    if gap > max(_BATCH_TOLERANCE, 4 * rounding(classifier)):
         yield Finding(
             name="batch-dependence",
             verdict="fail",
@@ -247,7 +247,9 @@ def _check_gradient(
             "judged on the defense: a stronger "
             "attack would see the defense itself",
         )
-    if not transfer and not _alike(output.detach(), _logits(classifier, images), classifier):
+    if not transfer and not alike(
+        output.detach(), _logits(classifier, images), rounding(classifier)
+    ):
         yield Finding(
             name="forward-pass",
             verdict="fail",
@@ -279,31 +281,6 @@ def _check_gradient(
             message="no pixel at 0 or 1 has a gradient, though others have: does the model clamp "
             "its input? leave that out, points lie in [0, 1] anyway",
         )
-
-
-def _alike(one: Tensor, other: Tensor, classifier: DefendedClassifier) -> bool:
-    """Whether two passes compute one function, up to the rounding of other kernels.
-
-    torch takes other kernels where it needs no gradient (LSTM, attention). Their logits differ in
-    proportion to how far the logits lie apart, and by the last digits of the logits themselves; a
-    constant that is added to all logits changes no decision, and only the latter counts it.
-    """
-    finite = torch.isfinite(one)
-    if one.shape != other.shape or not torch.equal(finite, torch.isfinite(other)):
-        return False
-    if not bool(finite.any()):
-        return torch.equal(one, other)
-    values = other[finite]
-    spread = float((values - values.mean()).abs().max())
-    rounding = _rounding(classifier)
-    slack = max(_KERNEL_TOLERANCE, 4 * rounding) * spread + 4 * rounding * float(values.abs().max())
-    return float((one[finite] - values).abs().max()) <= slack
-
-
-def _rounding(classifier: DefendedClassifier) -> float:
-    """The relative rounding of the coarsest numbers among its weights, at least float32's."""
-    kinds = [torch.float32, *dtypes(classifier)]
-    return float(max(torch.finfo(kind).eps for kind in kinds))
 
 
 def _stops_at_the_bounds(images: Tensor, slope: Tensor) -> bool:

@@ -10,9 +10,14 @@ from typing import Any, cast
 import numpy as np
 from safetensors.numpy import save
 
+from bench.checks.shard import BACKWARDS, BASE, CAUSES, COPIED, FORWARDS, GAPS, MOVED
+from bench.checks.verdicts import RowFacts, base_extra
+from bench.checks.verdicts import findings as check_findings
+from bench.engine.compute import SLOPES
 from bench.engine.evaluation import Evaluation
 from bench.engine.inspection import Inspection
 from bench.engine.shards import Arrays
+from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
 from bench.results.metrics import measure
 from bench.results.outcomes import Labels, Outcomes, Stages, encode
@@ -20,6 +25,7 @@ from bench.results.record import Cost, Points, Record, file_stem
 from bench.results.store import Store
 from bench.results.targets import targets_finding
 from bench.results.views import view_scores
+from bench.victim import SLOPE_COUNTS
 
 NO_GRADIENT, REPROJECTED = "no-gradient", "reprojected"
 """Findings that only the attack itself can make."""
@@ -60,6 +66,7 @@ def make_record(
         views=view_scores(cast(Any, arrays), setup.classifier.num_classes),
         metrics=measure(outcomes, by_gradient=by_gradient(evaluation, cost)),
         findings=findings_of(evaluation, arrays, inspection),
+        extra=extra_of(evaluation, arrays),
         cost=cost,
         points=_save_points(store, stem, evaluation.id, arrays),
         environment=made_with,
@@ -102,10 +109,43 @@ def by_gradient(evaluation: Evaluation, cost: Cost) -> bool:
 
 
 def findings_of(evaluation: Evaluation, arrays: Arrays, inspection: Inspection) -> list[Finding]:
-    """What was found before the attack, as far as it matters to it, and by the attack."""
+    """What was found before the attack, as far as it matters to it, by the attack, and by the
+    checks of the run.
+    """
     used = bool(cast(Any, arrays["backwards"]).any()) or bool(cast(Any, arrays["blocked"]).any())
     found = relevant(inspection.findings, asked_gradients=used)
-    return [*found, *_attack_findings(evaluation, arrays)]
+    failed = frozenset(one.name for one in found if one.verdict == "fail")
+    loops = _was_checked(arrays) and inspection.inference.optimises
+    facts = _facts(evaluation, arrays, loops=loops, known=failed)
+    return [*found, *_attack_findings(evaluation, arrays), *check_findings(facts)]
+
+
+_CHECKED = (CAUSES, GAPS, MOVED, BASE, COPIED)
+
+
+def _was_checked(arrays: Arrays) -> bool:
+    return CAUSES in arrays
+
+
+def _facts(
+    evaluation: Evaluation,
+    arrays: Arrays,
+    *,
+    loops: bool = False,
+    known: frozenset[str] = frozenset(),
+) -> RowFacts:
+    return RowFacts(
+        outcomes_of(evaluation, arrays),
+        {name: cast(Any, arrays[f"{SLOPES}{name}"]) for name in SLOPE_COUNTS},
+        {name: arrays[name] for name in _CHECKED} if _was_checked(arrays) else {},
+        loops,
+        known,
+    )
+
+
+def extra_of(evaluation: Evaluation, arrays: Arrays) -> list[ExtraPoints]:
+    """Points found beside the attack's."""
+    return [one for one in [base_extra(_facts(evaluation, arrays))] if one is not None]
 
 
 def stages_of(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
@@ -176,8 +216,14 @@ def cost_of(evaluation: Evaluation, arrays: Arrays) -> Cost:
         max_attack_forwards=int(forwards.max()),
         max_attack_backwards=int(backwards.max()),
         judge_forwards=judge_forwards(evaluation),
+        check_forwards=_mean(arrays, FORWARDS),
+        check_backwards=_mean(arrays, BACKWARDS),
         seconds=float(cast(Any, arrays["seconds"]).sum()),
     )
+
+
+def _mean(arrays: Arrays, name: str) -> float:
+    return float(cast(Any, arrays[name]).mean()) if name in arrays else 0.0
 
 
 def _save_points(store: Store, stem: str, evaluation: str, arrays: Arrays) -> Points:

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.checks.fresh import fresh_copies
+from bench.checks.shard import ShardChecks
 from bench.defense import DefendedClassifier
 from bench.engine.build import build, data_access
+from bench.engine.checking import shard_checks
 from bench.engine.compute import ShardComputer, merged
 from bench.engine.environment import environment
 from bench.engine.evaluation import Evaluation
@@ -136,9 +139,11 @@ def run_evaluation(
         # threads: never mix the two.
         check = ShardCheck(evaluation, defended)
         work = Workspace(store.work(evaluation.id) / weights[:16], check)
+        copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
         inspection = inspect_defended(evaluation, defended, access, execution.device)
         with frozen(defended):
-            compute = ShardComputer(evaluation, defended, execution)
+            checks = shard_checks(evaluation, defended, copies, execution, store)
+            compute = ShardComputer(evaluation, defended, execution, checks)
             done = complete(
                 work, order, compute, lambda: store.find(evaluation.id) is not None, compute.report
             )
@@ -162,13 +167,16 @@ def compute_outcomes(evaluation: Evaluation, execution: Execution) -> Outcomes:
 
 
 def compute_arrays(
-    evaluation: Evaluation, defended: DefendedClassifier, execution: Execution
+    evaluation: Evaluation,
+    defended: DefendedClassifier,
+    execution: Execution,
+    checks: ShardChecks | None = None,
 ) -> Arrays:
     """Attack and judge a built defense here and now, keeping nothing: as
     `compute.ShardComputer` describes it, of all shards.
     """
     with exact_float32(execution.device), frozen(defended):
-        compute = ShardComputer(evaluation, defended, execution)
+        compute = ShardComputer(evaluation, defended, execution, checks)
         return merged({shard: compute(shard) for shard in _shards(evaluation, execution)})
 
 

@@ -10,13 +10,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.checks.again import Cause
+from bench.checks.shard import (
+    BACKWARDS,
+    BASE,
+    CAUSES,
+    COPIED,
+    FORWARDS,
+    GAPS,
+    MOVED,
+    NOT_JUDGED,
+)
 from bench.defense import DefendedClassifier
-from bench.engine.compute import fixed_draws
+from bench.engine.compute import SLOPES, base_draws, fixed_draws
 from bench.engine.evaluation import Evaluation
 from bench.engine.shards import Arrays, Shard
 from bench.results.findings import Finding
 from bench.results.outcomes import WRONG_BEFORE
 from bench.results.views import DETECTOR
+from bench.victim import SLOPE_COUNTS
+
+_COUNTS = (*(f"{SLOPES}{name}" for name in SLOPE_COUNTS), CAUSES, FORWARDS, BACKWARDS)
+"""Arrays of one count an image."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class ShardCheck:
     def _names(self) -> set[str]:
         names = {"points", "clean", "adversarial", "replayed", "stages", "forwards", "backwards"}
         names |= {"reprojected", "blocked", "findings", "seconds"}
+        names |= {*_COUNTS, GAPS, MOVED, BASE, COPIED}
         for view in self.defended.scored:
             names |= {"moved", f"score/{view}/clean", f"score/{view}/adversarial"}
         return names
@@ -51,9 +67,13 @@ class ShardCheck:
             yield from _integers(name, arrays[name], (n, draws), -1, K)
         stages = len(evaluation.attack.plugin.stages)
         yield from _integers("stages", arrays["stages"], (n,), WRONG_BEFORE, stages)
-        for name, size in {"forwards": n, "backwards": n, "reprojected": 1, "blocked": 1}.items():
+        counts = {"forwards": n, "backwards": n, "reprojected": 1, "blocked": 1}
+        for name, size in {**counts, **dict.fromkeys(_COUNTS, n), COPIED: 1}.items():
             yield from _integers(name, arrays[name], (size,), 0, 1 << 62)
         yield from self._score_problems(n, arrays, K)
+        yield from _integers(CAUSES, arrays[CAUSES], (n,), 0, len(Cause))
+        yield from _integers(BASE, arrays[BASE], (n, base_draws(evaluation)), NOT_JUDGED, K)
+        yield from _check_problems(n, arrays)
         seconds: Any = arrays["seconds"]
         if seconds.shape != (1,) or seconds.dtype.kind != "f" or not 0 <= seconds[0] < np.inf:
             yield "seconds is no time"
@@ -82,6 +102,14 @@ class ShardCheck:
             inside = self.evaluation.setup.threat.contains(torch.from_numpy(points), images)
             if not bool(inside.all()):
                 yield f"{int((~inside).sum())} points lie outside ball or box"
+
+
+def _check_problems(n: int, arrays: Arrays) -> Iterator[str]:
+    gaps: Any = arrays[GAPS]
+    if gaps.shape != (n,) or gaps.dtype.kind != "f" or not (gaps >= 0).all():
+        yield f"{GAPS} holds no differences of {n} images"
+    if arrays[MOVED].ndim != 1 or arrays[MOVED].dtype.kind != "U":
+        yield f"{MOVED} holds no names"
 
 
 def _integers(
