@@ -1,0 +1,219 @@
+"""The study `masking`: how many modules that hide something do the checks find, and do they accuse
+honest ones?
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from bench.engine.evaluation import Evaluation
+from bench.engine.execution import Execution
+from bench.engine.plan import plan
+from bench.engine.request import Request
+from bench.engine.run import Result, run_evaluations
+from bench.engine.setup import Setup, load_setup
+from bench.errors import BadInput, one_line
+from bench.noise import isolated
+from bench.plugins.registry import Alias
+from bench.results.findings import Finding
+from bench.results.store import Store
+from bench.spec import Params, Specs
+from bench.studies.cases import CATALOGUES, Case, Catalogue, Place, halves
+from bench.studies.masking_tables import (
+    Measured,
+    Signal,
+    case_table,
+    check_table,
+    held,
+    profile_figure,
+    profile_table,
+    roc_table,
+    sentence,
+    signal_table,
+)
+from bench.studies.study import Study, StudyResult, StudySetting
+from bench.studies.truth import upper_bound
+
+_SEED = 20_000_000_021
+
+
+class MaskingParams(Params):
+    catalogue: str = Field("masking", description="catalogue of cases, or FILE.py@NAME")
+    half: Literal["settled", "unseen", "both"] = Field(
+        "both", description="which kinds: those that thresholds were settled on, the others, or all"
+    )
+    cases: Specs = Field((), description="names or kinds of cases, joined by +; empty: all")
+    published: bool = Field(
+        False, description="also cases whose images lie in data/ and whose weights in models/"
+    )
+
+
+class Masking(Study[MaskingParams]):
+    """How many modules that hide something do the checks find, and do they accuse honest ones?
+
+    Every case of a catalogue is attacked and checked as a user would do it (`pgd`). Its truth
+    is an upper bound of its robust accuracy: points of an attack that sees through it, answered
+    by a copy that has seen nothing. It is masked where the reported number exceeds that by 10
+    points, whatever it was meant to be. Counted are masked cases with a failed check (recall)
+    and the others with one (false alarms), on each half of the kinds. It holds where on the
+    half `unseen` recall is at least 95 % and nowhere a case that is not masked has a failed
+    check.
+    """
+
+    Params = MaskingParams
+    uses = frozenset({"seed"})
+
+    def sources(self, setting: StudySetting) -> dict[str, str]:
+        """The code of the catalogue, all files of its package."""
+        file = Path(inspect.getfile(_catalogue(self.params.catalogue)))
+        package = (file.parent / "__init__.py").exists()
+        files = sorted(file.parent.glob("*.py")) if package else [file]
+        texts = b"\0".join(one.read_bytes() for one in files)
+        return {"catalogue": hashlib.sha256(texts).hexdigest()}
+
+    def run(self, setting: StudySetting) -> StudyResult:
+        measured = []
+        setups: dict[Place, Setup] = {}
+        chosen = chosen_cases(self.params)
+        for number, (case, half) in enumerate(chosen, 1):
+            setting.progress(f"{number} of {len(chosen)}: {case.name} ({case.kind})")
+            setup = setups.get(case.place) or load_setup(_request(case, setting.seed).one_setup(""))
+            setups[case.place] = setup
+            measured.append(measure(case, half, setup, setting.seed))
+        tables = {
+            "profiles": profile_table(measured),
+            "checks": check_table(measured),
+            "roc": roc_table(measured),
+            "cases": case_table(measured),
+            "signals": signal_table(measured),
+        }
+        return StudyResult(
+            tables=tables,
+            figures={"profiles": profile_figure(tables["profiles"])},
+            sentence=sentence(measured),
+            held=held(measured),
+            scale=f"{len(measured)} cases of {len({one.case.kind for one in measured})} kinds",
+        )
+
+
+def _catalogue(name: str) -> type[Catalogue]:
+    kind = CATALOGUES.get(name)
+    CATALOGUES.check(kind, name)
+    if isinstance(kind, Alias):
+        raise BadInput(f"catalogue {name!r} is an alias: name the catalogue itself")
+    return kind
+
+
+def chosen_cases(params: MaskingParams) -> list[tuple[Case, str]]:
+    """The cases that the parameters name, with the half of each. Raises `BadInput` where there are
+    none.
+    """
+    everything = _catalogue(params.catalogue)().cases()
+    half_of = halves(everything)
+    chosen = [
+        (case, half_of[case.kind])
+        for case in everything
+        if params.half in ("both", half_of[case.kind])
+        and (params.published or not case.published)
+        and (not params.cases or case.name in params.cases or case.kind in params.cases)
+    ]
+    known = {word for case in everything for word in (case.name, case.kind)}
+    for name in params.cases:
+        if name not in known:
+            raise BadInput(f"no case and no kind is called {name!r}: see the catalogue's page")
+    if not chosen:
+        raise BadInput("no case is left: drop cases=, or half=, or give published=true")
+    return chosen
+
+
+# One case -----------------------------------------------------------------------------------------
+
+
+def measure(case: Case, half: str, setup: Setup, seed: int) -> Measured:
+    """Attack a case, check it, and learn its truth."""
+    truth = _truth(case, setup, seed)
+    # Some modules draw from global generators without saying so.
+    with tempfile.TemporaryDirectory() as scratch, isolated(_SEED + seed):
+        store = Store(Path(scratch))
+        _, result = _run(case, setup, case.attack, seed, store)
+        record = result.record
+        if record is None:
+            told = (
+                str(result.rejected)
+                if result.rejected
+                else str(result.failure and result.failure.error)
+            )
+            refusal = Signal("quick", "refused", "fail")
+            nothing = float("nan")
+            return Measured(
+                case,
+                half,
+                truth,
+                nothing,
+                nothing,
+                one_line(RuntimeError(told)),
+                (refusal,),
+                0.0,
+                {},
+            )
+        signals = [_signal(finding) for finding in record.findings]
+    cost = record.cost
+    return Measured(
+        case,
+        half,
+        truth,
+        record.metrics.clean.mean.value,
+        record.metrics.adversarial.mean.value,
+        "",
+        tuple(signals),
+        cost.attack_forwards + cost.attack_backwards,
+        {"quick": cost.check_forwards + cost.check_backwards},
+    )
+
+
+def _signal(finding: Finding) -> Signal:
+    return Signal("quick", finding.name, finding.verdict, finding.value, finding.threshold)
+
+
+def _truth(case: Case, setup: Setup, seed: int) -> float:
+    """The least of what attacks that see through it leave, a share."""
+    if not case.defense:
+        module = case.make(setup) if case.make else setup.classifier
+        return upper_bound(module, setup, alone=case.alone, draws=case.draws)
+    with tempfile.TemporaryDirectory() as scratch:
+        result = _run(case, setup, case.fitting, seed, Store(Path(scratch)))[1]
+    if result.record is None:
+        raise BadInput(f"the fitting attack on {case.name} left no number: correct the case")
+    return result.record.metrics.adversarial.mean.value
+
+
+def _run(
+    case: Case, setup: Setup, attack: str, seed: int, store: Store
+) -> tuple[Evaluation, Result]:
+    """The evaluation of a case under an attack, as a user would ask for it, and its result."""
+    asked = {"defenses": (case.defense or "undefended",), "attacks": (attack,)}
+    request = _request(case, seed)
+    if case.make is None:
+        evaluations = plan(request.model_copy(update=asked), setup)
+    else:
+        # The module stands in the classifier's place.
+        alone = request.model_copy(update={**asked, "classifiers": ()})
+        evaluations = plan(alone, model=case.make(setup))
+    return evaluations[-1], list(run_evaluations(evaluations, store, Execution()))[-1]
+
+
+def _request(case: Case, seed: int) -> Request:
+    place = case.place
+    return Request(
+        datasets=(place.dataset,),
+        classifiers=(place.classifier,),
+        epsilons=(place.eps,),
+        n=place.n,
+        seeds=(seed,),
+    )

@@ -1,0 +1,174 @@
+"""The study `masking`."""
+
+import numpy as np
+import pytest
+
+from bench.errors import BadInput
+from bench.studies import masking, masking_tables
+from bench.studies.cases import Case, halves
+from bench.studies.masking_tables import Measured, Signal
+from bench.studies.study import StudySetting
+from tests.studies.helpers import study
+from tests.toys import message
+
+CATALOGUE = '''
+"""Three modules around a network: one has no gradient, one is honest, one does not run."""
+import torch
+from bench.studies.cases import Case, Catalogue, Place
+
+HERE = Place("mnist5k", "zoo:mnist5k-cnn", 0.1, 12)
+
+
+class Blocked(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def see_through(self):
+        return self.net
+
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+class Broken(Blocked):
+    def forward(self, x):
+        if x.requires_grad:
+            raise ValueError("no answer")
+        return self.net(x)
+
+
+class Mine(Catalogue):
+    def cases(self):
+        make = lambda kind: lambda setup: kind(setup.classifier)
+        return (
+            Case("blocked", "blocking", "detaches", True, make=make(Blocked), place=HERE),
+            Case("plain", "nets", "nothing", False, place=HERE),
+            Case("broken", "broken", "fails", True, make=make(Broken), place=HERE),
+            Case("noisy", "nets", "", False, defense="gaussian-noise", fitting="pgd", place=HERE),
+        )
+'''
+
+
+def case(name, masked=True, half="settled", robust=0.9, signals=(), refused="", passes=8.0):
+    kind = Case(name, f"kind-{name}", "hides", masked)
+    return Measured(kind, half, 0.1, 0.95, robust, refused, tuple(signals), 40.0, {"quick": passes})
+
+
+def signal(verdict, check="slopes", value=None, threshold=None, profile="quick"):
+    return Signal(profile, check, verdict, value, threshold)
+
+
+def test_a_small_catalogue_is_measured(tmp_path):
+    (tmp_path / "mine.py").write_text(CATALOGUE)
+    plugin = study(f"masking:catalogue={tmp_path / 'mine.py'}@Mine")
+    result = plugin.run(StudySetting())
+    rows = result.tables["cases"].set_index("case")
+    assert rows.loc["blocked", "measured"] == "masked" and rows.loc["plain", "measured"] == "ok"
+    assert rows.loc["blocked", "robust"] > rows.loc["blocked", "truth"] + 0.1
+    assert (
+        rows.loc["broken", "measured"] == "refused" and "no answer" in rows.loc["broken", "refused"]
+    )
+    assert rows.loc["noisy", "truth"] == rows.loc["noisy", "robust"]
+    assert np.isnan(rows.loc["broken", "robust"]) and "refused a number: broken" in result.sentence
+    assert set(result.tables) == {"profiles", "checks", "roc", "cases", "signals"}
+    assert plugin.sources(StudySetting())["catalogue"]
+
+
+def test_masked_is_what_is_reported_ten_points_above_the_truth():
+    assert case("a", robust=0.2).masked and not case("a", robust=0.19).masked
+    assert not case("a", robust=0.9, refused="no number").masked
+
+
+def test_a_case_is_found_by_a_failure_of_its_profile_or_a_cheaper_one():
+    warned = case("a", signals=[signal("warn"), signal("pass", profile="standard")])
+    later = case("a", signals=[signal("warn"), signal("fail", "S6", profile="standard")])
+    at_once = case("a", signals=[signal("fail")])
+    assert [one.found("quick") for one in (warned, later, at_once)] == [False, False, True]
+    assert [one.found("standard") for one in (warned, later, at_once)] == [False, True, True]
+
+
+def test_recall_counts_masked_cases_and_false_alarms_the_others():
+    measured = [
+        case("a", signals=[signal("fail")]),
+        case("b"),
+        case("c", masked=False, robust=0.1, signals=[signal("fail")]),
+        case("d", robust=0.15),
+        case("e", refused="no number", signals=[signal("fail", "refused")]),
+        case("f", half="unseen", signals=[signal("fail")]),
+    ]
+    table = masking_tables.profile_table(measured).set_index("half")
+    assert list(table.index) == ["settled", "unseen", "both"]
+    assert table.loc["settled", ["recall_count", "recall_of"]].tolist() == [1, 2]
+    assert table.loc["settled", ["false_alarms_count", "false_alarms_of"]].tolist() == [1, 2]
+    assert table.loc["unseen", "recall"] == 1 and np.isnan(table.loc["unseen", "false_alarms"])
+    assert table.loc["both", "recall_of"] == 3 and table.loc["both", "passes"] == 8
+    checks = masking_tables.check_table(measured).set_index(["check", "half"])
+    assert checks.loc[("slopes", "both"), ["fails_masked", "fails_others"]].tolist() == [2, 1]
+    assert masking_tables.held(measured) is False, "an honest case was accused"
+    assert masking_tables.held([measured[0], measured[5]]) is True
+    assert masking_tables.held([case("f", half="unseen")]) is False
+    assert masking_tables.held([measured[0]]) is None
+
+
+@pytest.mark.parametrize(("side", "word"), [(1, "above"), (-1, "below")])
+def test_the_roc_moves_the_threshold_on_the_suspicious_side(side, word):
+    """Values 4, 3, 1 of masked cases and 2, 0 of others, the threshold at 2.5."""
+    measured = [
+        case(
+            f"m{value}",
+            signals=[signal("fail" if value > 2.5 else "pass", "S", side * value, side * 2.5)],
+        )
+        for value in (4, 3, 1)
+    ] + [
+        case(
+            f"o{value}",
+            masked=False,
+            robust=0.1,
+            signals=[signal("pass", "S", side * value, side * 2.5)],
+        )
+        for value in (2, 0)
+    ]
+    table = masking_tables.roc_table(measured)
+    got = {
+        side * row["threshold"]: (row["recall"], row["false_alarms"])
+        for row in table.to_dict("records")
+    }
+    third = pytest.approx(1 / 3), pytest.approx(2 / 3)
+    assert got == {
+        4: (third[0], 0),
+        3: (third[1], 0),
+        2.5: (third[1], 0),
+        2: (third[1], 0.5),
+        1: (1, 0.5),
+        0: (1, 1),
+    }
+    assert table[table["default"]]["threshold"].tolist() == [side * 2.5]
+
+
+def test_a_check_that_spoke_of_nobody_has_no_side():
+    measured = [case("a", signals=[signal("pass", "S", 1.0, 2.0)])]
+    assert masking_tables.roc_table(measured).empty
+
+
+def test_halves_are_decided_by_the_alphabet():
+    cases = [
+        Case(kind, kind, "", masked)
+        for kind, masked in (("c", True), ("a", True), ("b", True), ("z", False), ("y", False))
+    ]
+    assert halves(cases) == {
+        "a": "settled", "b": "unseen", "c": "settled", "y": "settled", "z": "unseen"
+    }  # fmt: skip
+
+
+def test_cases_are_chosen_by_name_and_kind():
+    chosen = masking.chosen_cases(study("masking:cases=output+grid-flat").params)
+    assert {one.kind for one, _ in chosen} == {"output", "grid"}
+    assert len([one for one, _ in chosen if one.kind == "grid"]) == 1
+    assert not any(one.published for one, _ in masking.chosen_cases(study("masking").params))
+    told = message(lambda: masking.chosen_cases(study("masking:cases=nobody").params))
+    assert "nobody" in told
+    told = message(lambda: masking.chosen_cases(study("masking:cases=certified").params))
+    assert "published=true" in told
+    with pytest.raises(BadInput):
+        masking.chosen_cases(study("masking:catalogue=nothing").params)
