@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bench.diffusion.layout import Which, in_folder, read_model
+from bench.diffusion.layout import Place, Which, in_folder, kept_weights, read_model
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.source import DiffusionSource
 from bench.spec import Params
@@ -34,8 +34,11 @@ class Folder(DiffusionSource[FolderParams]):
         """The model on the CPU, frozen, in evaluation mode. Raises `BadInput` where the folder
         cannot be used.
         """
-        return read_model(
-            in_folder(Path(self.params.path).expanduser()),
-            self.params,
-            subfolder=self.params.subfolder,
-        )
+        return read_model(self._place, self.params, subfolder=self.params.subfolder)
+
+    def kept(self) -> list[tuple[int, str]]:
+        return kept_weights(self._place, self.params.subfolder)
+
+    @property
+    def _place(self) -> Place:
+        return in_folder(Path(self.params.path).expanduser())

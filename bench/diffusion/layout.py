@@ -123,8 +123,7 @@ def read_model(
 
     Raises `BadInput` for a file that is missing, damaged, or not of such a model.
     """
-    homes = (f"{subfolder.rstrip('/')}/",) if subfolder else ("", "unet/")
-    name, path = place.need(*(home + CONFIG for home in homes))
+    name, path = _configuration(place, subfolder)
     schedule_path = place.need(SCHEDULER, f"scheduler/{SCHEDULER}")[1]
     config, schedule, card = read_json(path), read_schedule(schedule_path), read_card(place)
     shape = _image_shape(config, path)
@@ -143,6 +142,27 @@ def read_model(
             network, alpha_bar(schedule), shape, trained_steps=card.trained_steps, trained_on=known
         )
     )
+
+
+def _configuration(place: Place, subfolder: str) -> tuple[str, Path]:
+    homes = (f"{subfolder.rstrip('/')}/",) if subfolder else ("", "unet/")
+    return place.need(*(home + CONFIG for home in homes))
+
+
+def kept_weights(place: Place, subfolder: str = "") -> list[tuple[int, str]]:
+    """The weights of several stages of training whose files are there, as `DiffusionSource.kept`.
+
+    Raises `BadInput` where there is no model at all.
+    """
+    card, home = read_card(place), _configuration(place, subfolder)[0].removesuffix(CONFIG)
+    chosen = [
+        Which(step=step, weights=weights) for step in card.steps for weights in ("ema", "raw")
+    ]
+    return [
+        (which.step, which.weights)
+        for which in chosen
+        if any(map(place.find, _candidates(place, card, which, home)))
+    ]
 
 
 def read_card(place: Place) -> Card:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from bench.diffusion.model import DiffusionModel
 from bench.plugins.plugin import P, Plugin
@@ -16,3 +17,9 @@ class DiffusionSource(Plugin[P]):
         """The model on the CPU, weights frozen, in evaluation mode. Raises `BadInput` where it
         cannot be read.
         """
+
+    def kept(self) -> Sequence[tuple[int, str]]:
+        """The weights that are kept of a training: (steps taken, `ema` or `raw`), rising; the
+        parameters `step` and `weights` choose among them. Empty where there is one set alone.
+        """
+        return ()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bench.diffusion.layout import CARD, Place, Which, in_folder, read_card, read_model
+from bench.diffusion.layout import CARD, Place, Which, in_folder, kept_weights, read_model
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.source import DiffusionSource
 from bench.errors import BadInput
@@ -34,19 +34,13 @@ class Zoo(DiffusionSource[ZooParams]):
         """
         return read_model(_place(self.params.name), self.params)
 
+    def kept(self) -> list[tuple[int, str]]:
+        return kept_weights(_place(self.params.name))
+
 
 def names() -> list[str]:
     """Names of the shipped diffusion models, sorted."""
     return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CARD}"))
-
-
-def steps_of(name: str) -> tuple[int, ...]:
-    """Optimiser steps after which weights of a shipped model are kept, rising; the last is the
-    whole training.
-
-    Raises `BadInput` for an unknown name.
-    """
-    return read_card(_place(name)).steps
 
 
 def _place(name: str) -> Place:

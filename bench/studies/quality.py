@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from bench.diffusion import zoo
 from bench.diffusion.chain import Sampler, sample
 from bench.diffusion.load import load_model
 from bench.diffusion.model import DiffusionModel
 from bench.engine.fingerprint import fingerprint
 from bench.errors import BadInput
 from bench.noise import Noise, Stream
-from bench.plugins.create import DEFENSES, create
+from bench.plugins.create import DEFENSES, DIFFUSION_MODELS, create
 from bench.results.intervals import wilson
-from bench.spec import Params, Spec, parse, unnest
+from bench.spec import IfGiven, Params, Spec, Specs, parse, unnest
 from bench.studies import plots
 from bench.studies.deployed import (
     Deployed,
@@ -48,9 +47,19 @@ _RESAMPLES = 10_000
 Floats = npt.NDArray[np.float64]
 
 
+_SHIPPED = "mnist5k-ddpm"
+
+
 class QualityParams(Params):
     model: str = Field(
-        "mnist5k-ddpm", description="shipped diffusion model whose earlier weights are kept"
+        _SHIPPED,
+        description="diffusion model whose earlier weights are kept: the name of a shipped one, or "
+        "a spec such as folder:PATH",
+    )
+    checkpoints: Annotated[Specs, IfGiven()] = Field(
+        (),
+        description="instead of `model`: diffusion models joined by +, the least trained first, in "
+        "parentheses where they hold commas",
     )
     defense: str = Field(
         "diffpure:steps=5",
@@ -66,32 +75,38 @@ class QualityParams(Params):
         10, ge=1, le=1000, description="DDIM steps from pure noise to an image"
     )
 
+    @model_validator(mode="after")
+    def _one_series(self) -> QualityParams:
+        if self.checkpoints and self.model != _SHIPPED:
+            raise ValueError("model and checkpoints both name diffusion models: give one of them")
+        return self
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights of a model after some steps of training: the moving average (`ema`) or the last ones
-    (`raw`).
+    """Weights of a model at a stage of its training.
+
+    Attributes:
+        spec: how to load them.
+        step: steps of training; the place in the list, from 1, where models were listed.
+        weights: the moving average (`ema`), the last ones themselves (`raw`), or `given`.
     """
 
-    model: str
-    weights: str
+    spec: str
     step: int
-
-    @property
-    def spec(self) -> str:
-        return f"zoo:{self.model},step={self.step},weights={self.weights}"
+    weights: str
 
 
 class Quality(Study[QualityParams]):
     """Does a diffusion model whose samples lie nearer to the real images also make a more robust
     purifier?
 
-    For each checkpoint of a shipped model, moving averages and raw weights: the Fréchet distance FD
-    of DDIM samples to the training images, on the features before the last layer of the suite's own
-    classifier (so it is no FID, and comparable only here); clean accuracy behind the defense, and
-    robust accuracy of PGD under fixed noise, both judged under that noise. Spearman's rank
-    correlation of FD and robust accuracy has a bootstrap interval over stages of training, both
-    weights of a stage together.
+    For each checkpoint of a model, moving averages and raw weights where both are kept: the Fréchet
+    distance FD of DDIM samples to the training images, on the features before the last layer of the
+    suite's own classifier (so it is no FID, and comparable only here); clean accuracy behind the
+    defense, and robust accuracy of PGD under fixed noise, both judged under that noise. Spearman's
+    rank correlation of FD and robust accuracy has a bootstrap interval over stages of training,
+    both weights of a stage together.
     """
 
     Params = QualityParams
@@ -105,13 +120,13 @@ class Quality(Study[QualityParams]):
         """The checkpoints' weights, and the training images."""
         weights = {
             checkpoint.spec: fingerprint(load_model(checkpoint.spec))
-            for checkpoint in checkpoints(self.params.model)
+            for checkpoint in checkpoints(self.params)
         }
         return weights | {"training images": setting.setup.dataset.plugin.train().sha256}
 
     def run(self, setting: StudySetting) -> StudyResult:
         params = self.params
-        chosen = checkpoints(params.model)
+        chosen = checkpoints(params)
         specs = [with_model(params.defense, checkpoint.spec) for checkpoint in chosen]
         deployed = deploy(setting, specs)
         table = pd.DataFrame(list(_rows(setting, params, chosen, deployed)))
@@ -125,17 +140,46 @@ class Quality(Study[QualityParams]):
         )
 
 
-def checkpoints(model: str) -> list[Checkpoint]:
-    """All weights that are kept of a shipped model. Raises `BadInput` where they are of fewer than
-    five steps.
+def checkpoints(params: QualityParams) -> list[Checkpoint]:
+    """All weights that are kept of the model, or those that were listed; all stages have the same
+    kinds of weights. Raises `BadInput` where they are of fewer than five stages of training.
     """
-    steps = zoo.steps_of(model)
-    if len(steps) < FEWEST_STEPS:
+    if params.checkpoints:
+        listed = [create(DIFFUSION_MODELS, parse(text)).spec for text in params.checkpoints]
+        _check_stages("checkpoints", len(set(listed)), "list more of them")
+        return [Checkpoint(spec, place + 1, "given") for place, spec in enumerate(listed)]
+    text = unnest(params.model)
+    spec = parse(text if ":" in text else f"zoo:{text}")
+    if {"step", "weights"} & set(spec.options):
         raise BadInput(
-            f"zoo:{model} keeps weights of {len(steps)} steps of training: a rank correlation "
-            f"needs at least {FEWEST_STEPS}"
+            f"model={text} names one stage of training, and this study takes all: leave out step "
+            "and weights"
         )
-    return [Checkpoint(model, weights, step) for step in steps for weights in _WEIGHTS]
+    kept = set(create(DIFFUSION_MODELS, spec).plugin.kept())
+    steps = sorted({step for step, _ in kept})
+    _check_stages(
+        str(spec), len(steps), "give checkpoints=(SPEC)+(SPEC)+..., the least trained first"
+    )
+    whole = [weights for weights in _WEIGHTS if all((step, weights) in kept for step in steps)]
+    if not whole:
+        raise BadInput(f"{spec} keeps neither ema nor raw weights of all its {len(steps)} steps")
+    return [
+        Checkpoint(
+            str(replace(spec, options={**spec.options, "step": str(step), "weights": weights})),
+            step,
+            weights,
+        )
+        for step in steps
+        for weights in whole
+    ]
+
+
+def _check_stages(what: str, count: int, advice: str) -> None:
+    if count < FEWEST_STEPS:
+        raise BadInput(
+            f"{what} has weights of {count} stages of training, and a rank correlation needs at "
+            f"least {FEWEST_STEPS}: {advice}"
+        )
 
 
 def with_model(defense: str, model: str) -> str:
@@ -194,8 +238,14 @@ def draw(setting: StudySetting, model: DiffusionModel, params: QualityParams) ->
     same noise.
 
     `model` lies on the setting's device. Raises `BadInput` where it was not trained on all time
-    indices.
+    indices, or draws images of another shape than the classifier's.
     """
+    shape = tuple(setting.setup.images.images.shape[1:])
+    if tuple(model.shape) != shape:
+        raise BadInput(
+            f"the diffusion model draws images of shape {tuple(model.shape)}, the data set has "
+            f"{shape}: give a model of such images"
+        )
     if model.trained_steps < model.steps:
         raise BadInput(
             f"the diffusion model was trained below index {model.trained_steps} only, so it draws "
@@ -274,7 +324,7 @@ def rank_table(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlations of FD with both accuracies, and of the training step with all
     three.
     """
-    rows = []
+    rows, kinds = [], table["weights"].nunique()
     for first, second in (
         ("fd", "robust"),
         ("fd", "clean"),
@@ -282,7 +332,7 @@ def rank_table(table: pd.DataFrame) -> pd.DataFrame:
         ("step", "robust"),
         ("step", "clean"),
     ):
-        x, y = (table[name].to_numpy(float).reshape(-1, len(_WEIGHTS)) for name in (first, second))
+        x, y = (table[name].to_numpy(float).reshape(-1, kinds) for name in (first, second))
         rows.append(
             {
                 "of": first,
@@ -303,10 +353,12 @@ def sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
         f"{weights} FD {row['fd']:.3g}, clean {row['clean']:.2f}, robust {row['robust']:.2f}"
         for weights, row in last.iterrows()
     ]
+    listed = "given" in last.index
+    where = "the last one" if listed else f"after {last['step'].max()} steps"
     return (
         f"Over {len(table)} checkpoints FD and robust accuracy under replay have Spearman's rho "
         f"{rank['rho']:.2f} [{rank['low']:.2f}, {rank['high']:.2f}] (a smaller FD says better "
-        f"samples); after {last['step'].max()} steps: {'; '.join(ends)}."
+        f"samples); {where}: {'; '.join(ends)}."
     )
 
 
@@ -315,7 +367,8 @@ def quality_figure(table: pd.DataFrame, name: str) -> Figure:
     point labelled by its training step.
     """
     figure, axes = plots.axes(
-        "Samples and purifier, checkpoint by checkpoint (number: steps of training)",
+        "Samples and purifier, checkpoint by checkpoint (number: "
+        f"{'place in the list' if 'given' in set(table['weights']) else 'steps of training'})",
         "FD of samples to training images",
         _ACCURACIES[name],
     )

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from bench.diffusion import zoo
+from bench.diffusion.folder import Folder
 from bench.diffusion.unet import build_unet
 from tests.diffusion.helpers import CONFIG, Z, output, written
 from tests.toys import message
@@ -64,7 +65,13 @@ def test_the_zoo_keeps_averaged_raw_and_earlier_weights(
     assert torch.equal(model(Z, 7).epsilon, output(expected))
     assert next(model.parameters()).dtype == torch.float32
     assert model.trained_on == ("toy/train",) and model.trained_steps == 80
-    assert zoo.steps_of("tiny") == (150, 400) and zoo.names() == ["tiny"]
+    series = [(150, "ema"), (150, "raw"), (400, "ema"), (400, "raw")]
+    assert zoo.Zoo(zoo.ZooParams(name="tiny")).kept() == series and zoo.names() == ["tiny"]
+    assert Folder(path=str(tmp_path / "tiny")).kept() == series
+    (tmp_path / "tiny/steps/raw-000150.safetensors").unlink()
+    assert Folder(path=str(tmp_path / "tiny")).kept() == [series[0], *series[2:]]
+    (tmp_path / "tiny/bench.json").unlink()
+    assert Folder(path=str(tmp_path / "tiny")).kept() == []
 
 
 def test_the_zoo_refuses(network, tmp_path, monkeypatch):
@@ -73,7 +80,7 @@ def test_the_zoo_refuses(network, tmp_path, monkeypatch):
     load = lambda **params: message(lambda: zoo.Zoo(zoo.ZooParams(**params)).load())  # noqa: E731
     assert "no weights after 7 steps: it keeps 150, 400" in load(name="tiny", step=7)
     assert "Did you mean 'tiny'" in load(name="tinny") and "Did you mean 'tiny'" in message(
-        lambda: zoo.steps_of("tinny")
+        lambda: zoo.Zoo(name="tinny").kept()
     )
     (tmp_path / "tiny/steps/ema-000150.safetensors").write_bytes(
         (tmp_path / "tiny/raw.safetensors").read_bytes()
@@ -89,7 +96,6 @@ def test_shipped_models_are_whole(name):
     held = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     assert held == set(json.loads((folder / "bench.json").read_text())["sha256"])
     assert sum(path.stat().st_size for path in folder.rglob("*.*")) < 15e6
-    for step in zoo.steps_of(name):
-        for weights in ("ema", "raw"):
-            model = zoo.Zoo(zoo.ZooParams(name=name, weights=weights, step=step)).load()
-            assert all(bool(value.isfinite().all()) for value in model.parameters())
+    for step, weights in zoo.Zoo(name=name).kept():
+        model = zoo.Zoo(zoo.ZooParams(name=name, weights=weights, step=step)).load()
+        assert all(bool(value.isfinite().all()) for value in model.parameters())

@@ -1,10 +1,12 @@
 """The study `quality`."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bench.diffusion.layout import MAIN, RAW, weights_name
 from bench.plugins.create import STUDIES, create
 from bench.spec import parse
 from bench.studies import quality
@@ -84,7 +86,7 @@ def test_the_study_of_quality_ranks_what_is_nearer_to_the_data(monkeypatch):
     checkpoints = [
         Gaussian(step, weights, mean) for step, mean in means.items() for weights in ("ema", "raw")
     ]
-    monkeypatch.setattr(quality, "checkpoints", lambda model: checkpoints)
+    monkeypatch.setattr(quality, "checkpoints", lambda params: checkpoints)
     study = create(
         STUDIES, parse("quality:sampling_steps=2,steps=1,defense=(diffpure:t=100,steps=2)")
     ).plugin
@@ -105,23 +107,101 @@ def test_the_study_of_quality_ranks_what_is_nearer_to_the_data(monkeypatch):
     assert set(study.sources(where)) == {one.spec for one in checkpoints} | {"training images"}
 
 
-def test_the_study_of_quality_refuses_what_it_cannot_rank(monkeypatch):
-    monkeypatch.setattr(quality.zoo, "steps_of", lambda name: (1, 2, 3, 4))
-    assert "needs at least 5" in message(lambda: quality.checkpoints("x"))
-    monkeypatch.setattr(quality.zoo, "steps_of", lambda name: (1, 2, 3, 4, 5))
-    assert [one.spec for one in quality.checkpoints("x")][:3] == [
-        "zoo:x,step=1,weights=ema",
-        "zoo:x,step=1,weights=raw",
-        "zoo:x,step=2,weights=ema",
+def series(folder, steps, kinds=("ema", "raw")):
+    """A folder that says it keeps weights of these steps."""
+    (folder / "steps").mkdir(parents=True)
+    for name in ("config.json", "scheduler_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "bench.json").write_text(json.dumps({"steps": steps}))
+    last = {"ema": MAIN, "raw": RAW}
+    for kind in kinds:
+        for step in steps[:-1]:
+            (folder / weights_name(kind, step)).touch()
+        (folder / last[kind]).touch()
+    return folder
+
+
+def chosen(**parameters):
+    return quality.checkpoints(quality.QualityParams(**parameters))
+
+
+def test_any_model_that_keeps_its_weights_makes_a_series(tmp_path):
+    assert [one.spec for one in chosen()][:3] == [
+        "zoo:mnist5k-ddpm,step=75,weights=ema",
+        "zoo:mnist5k-ddpm,step=75,weights=raw",
+        "zoo:mnist5k-ddpm,step=150,weights=ema",
     ]
+    assert chosen(model="zoo:mnist5k-ddpm") == chosen() and len(chosen()) == 18
+    folder = series(tmp_path / "mine", [1, 2, 3, 4, 5])
+    assert chosen(model=f"(folder:{folder})")[3] == quality.Checkpoint(
+        f"folder:{folder},step=2,weights=raw", 2, "raw"
+    )
+    (folder / weights_name("raw", 3)).unlink()
+    assert [one.weights for one in chosen(model=f"folder:{folder}")] == ["ema"] * 5
+    listed = tuple(f"gaussian:std=0.{k}" for k in range(4, 9))
+    assert [(one.spec, one.step, one.weights) for one in chosen(checkpoints=listed)] == [
+        (spec, place + 1, "given") for place, spec in enumerate(listed)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"model": "folder:{few}"}, "4 stages"),
+        ({"model": "gaussian:std=0.1"}, "0 stages"),
+        ({"model": "hf:google/ddpm-cifar10-32"}, "checkpoints=(SPEC)+(SPEC)"),
+        ({"model": "no-such-model"}, "unknown zoo diffusion model"),
+        ({"model": "zoo:mnist5k-ddpm,step=75"}, "leave out step"),
+        ({"model": "folder:{nowhere}"}, "no such folder"),
+        ({"checkpoints": ["gaussian", "gaussian:std=0.1"]}, "2 stages"),
+        ({"checkpoints": ["gaussian:std=0.1"] * 5}, "1 stages"),
+        ({"checkpoints": ["gaussian"] * 5, "model": "zoo:mnist5k-ddpm"}, "give one of them"),
+    ],
+)
+def test_a_model_without_a_series_is_told_in_one_line(tmp_path, parameters, words):
+    series(tmp_path / "few", [1, 2, 3, 4])
+    if "model" in parameters:
+        parameters = {
+            **parameters,
+            "model": parameters["model"].format(few=tmp_path / "few", nowhere=tmp_path / "no"),
+        }
+    spec = "quality:" + ",".join(
+        f"{key}=({text})" if key == "model" else f"{key}=" + "+".join(f"({one})" for one in text)
+        for key, text in parameters.items()
+    )
+    text = message(lambda: quality.checkpoints(create(STUDIES, parse(spec)).plugin.params))
+    assert words in text and "\n" not in text
+
+
+def test_a_list_of_models_is_ranked_by_its_order():
+    means = (0.9, 0.8, 0.7, 0.6, 0.5)
+    listed = "+".join(f"(gaussian:channels=3,side=16,mean={mean},std=0.12)" for mean in means)
+    study = create(
+        STUDIES,
+        parse(
+            f"quality:checkpoints={listed},sampling_steps=2,steps=1,defense=(diffpure:t=100,steps=2)"
+        ),
+    ).plugin
+    result = study.run(purifier_setting(batch_size=500))
+    table = result.tables["quality"]
+    assert list(table["step"]) == [1, 2, 3, 4, 5] and set(table["weights"]) == {"given"}
+    by = result.tables["ranks"].set_index(["of", "and"])["rho"]
+    assert by["step", "fd"] == pytest.approx(-1) and "the last one: given FD" in result.sentence
+
+
+def test_the_study_of_quality_refuses_what_it_cannot_rank():
     assert "leave `model` out" in message(
         lambda: quality.with_model("diffpure:model=gaussian", "zoo:x")
     )
     assert "no parameter 'model'" in message(lambda: quality.with_model("bit-depth", "zoo:x"))
     text = quality.with_model("diffpure:steps=5", "zoo:x,step=1,weights=raw")
     assert parse(text).options == {"steps": "5", "model": "(zoo:x,step=1,weights=raw)"}
-    model = SimpleNamespace(trained_steps=400, steps=1000)
+    model = SimpleNamespace(trained_steps=400, steps=1000, shape=(3, 16, 16))
     assert "draws no images" in message(
+        lambda: quality.draw(purifier_setting(), model, quality.QualityParams())
+    )
+    model.shape = (3, 32, 32)
+    assert "of such images" in message(
         lambda: quality.draw(purifier_setting(), model, quality.QualityParams())
     )
     (one,) = deploy(purifier_setting(linear_setup()), [DIFFPURE[1:-1]])
