@@ -35,8 +35,10 @@ SMALLEST = 100
 SUBSETS = (50, 64, 100, 128, 200, 250, 256, 500, 512, 1_000, 1_024, 2_000, 2_048, 5_000)
 """Sizes of the parts of a test set that papers attack."""
 
-ALMOST_NEVER = 1e-3
-"""Chance below which numbers that are all multiples of one share are so for a reason."""
+TELLING, ALMOST_NEVER = 4, 1e-3
+"""So many different numbers of a table, all multiples of one share, tell how many images it rests
+on, where chance makes them so less often than this.
+"""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -236,7 +238,7 @@ def _resolution(cells: Sequence[Cell]) -> int | None:
     for size in SUBSETS:
         if all(fits(cell, size) for cell in values):
             chance = prod(min(1.0, (size + 1) * cell.unit / 100) for cell in values)
-            return size if chance < ALMOST_NEVER else None
+            return size if len(values) >= TELLING and chance < ALMOST_NEVER else None
     return None
 
 

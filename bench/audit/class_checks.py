@@ -16,7 +16,7 @@ from bench.audit.table_findings import Count, TableFinding, finding
 NEAR_CONSTANT, UNMOVED = 0.5, 1.0
 """Points around a constant answer's accuracy, and points that an attack should take."""
 
-BY_CHANCE = 0.01
+BY_CHANCE = 0.002
 """Chance of a number to be the size of a class, above which nothing is made of it."""
 
 MANY_IMAGES = 1_000

@@ -4,6 +4,7 @@ changed places, numbers that stand twice.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
 from typing import Any
@@ -25,6 +26,11 @@ from bench.audit.table_findings import Count, TableFinding, finding
 CLEAR_ROWS, OPPOSED_ROWS = 3, 2
 """Rows of one table in which two columns must clearly differ one way, and of the other in which
 they must differ the other way.
+"""
+
+SPREAD, BY_CHANCE = 10.0, 0.01
+"""Points over which a column's numbers spread at least, and the chance of a table to have two cases
+with the same numbers, above which nothing is made of it.
 """
 
 Pair = tuple[Cell, Cell]
@@ -164,24 +170,25 @@ def exchanged_rows(cells: Sequence[Cell]) -> Iterator[TableFinding]:
 
     fine = [cell for cell in cells if cell.digits >= 2 and 0 < cell.value < 100]
     for group in grouped(fine, column).values():
+        by_names: dict[tuple[str, str], list[Pair]] = defaultdict(list)
         rows = grouped(group, lambda cell: (cell.reference.table, cell.reference.protocol))
-        pairs = [pair for row in rows.values() for pair in combinations(row, 2)]
-        for (a, b), (c, d) in combinations(pairs, 2):
-            same = a.reference.defense == c.reference.defense
-            if not same:
-                c, d = d, c
-            defenses = [cell.reference.defense for cell in (a, b, c, d)]
-            exchanged = (a.printed, b.printed) == (d.printed, c.printed) != (b.printed, a.printed)
-            if exchanged and defenses[:2] == defenses[2:] and defenses[0] != defenses[1]:
-                yield finding(
-                    "exchanged",
-                    "warn",
-                    [a, b, c, d],
-                    f"{defenses[0]} has {a.printed} and {defenses[1]} {b.printed} in "
-                    f"{_place(a)}, {c.printed} and {d.printed} in {_place(c)}: one of the two "
-                    "tables may have them in each other's row.",
-                    measured=(abs(a.value - b.value), a.unit),
-                )
+        for row in rows.values() if len(rows) > 1 else ():
+            ordered = sorted(row, key=lambda cell: cell.reference.defense)
+            for one, other in combinations(ordered, 2):
+                by_names[one.reference.defense, other.reference.defense].append((one, other))
+        for (first, second), pairs in by_names.items():
+            for (a, b), (c, d) in combinations(pairs, 2):
+                crossed = (a.printed, b.printed) == (d.printed, c.printed)
+                if first != second and crossed and a.printed != b.printed:
+                    yield finding(
+                        "exchanged",
+                        "warn",
+                        [a, b, c, d],
+                        f"{first} has {a.printed} and {second} {b.printed} in {_place(a)}, "
+                        f"{c.printed} and {d.printed} in {_place(c)}: one of the two tables may "
+                        "have them in each other's row.",
+                        measured=(abs(a.value - b.value), a.unit),
+                    )
 
 
 def _place(cell: Cell) -> str:
@@ -275,15 +282,20 @@ def copied_rows(cells: Sequence[Cell]) -> Iterator[TableFinding]:
 
     fine = [cell for cell in cells if cell.digits >= 2 and 0 < cell.value < 100]
     tables = grouped(fine, lambda cell: (cell.reference.source, cell.reference.table))
+    sizes = Sizes(cells)
     for table in tables.values():
-        for one, other in combinations(grouped(table, case_of).values(), 2):
+        pairs = list(combinations(grouped(table, case_of).values(), 2))
+        for one, other in pairs:
             equal = [
                 (first, second)
                 for first, second in product(one, other)
                 if column(first) == column(second) and first.printed == second.printed
             ]
             values = list(dict.fromkeys(first.printed for first, _ in equal))
-            if len(values) >= 2:
+            # That two numbers of one column are equal, were they spread evenly over `SPREAD`.
+            step = max([100 / sizes.of(cell).images for cell in one] + [cell.unit for cell in one])
+            by_chance = len(pairs) * (step / SPREAD) ** len(values)
+            if len(values) >= 2 and by_chance < BY_CHANCE:
                 cases = [", ".join(filter(None, case_of(cell)[2:])) for cell in equal[0]]
                 yield finding(
                     "copied",

@@ -1,7 +1,8 @@
 """More is left than can be: stronger attacks, larger balls, several draws.
 
-A difference counts where rounding cannot make it. It fails where other seeds cannot make it
-either: by `FEW_IMAGES` images and `FEW_POINTS` points.
+A difference counts where rounding cannot make it; between attacks of which one need not contain
+the other, where chance cannot. It fails where other seeds cannot make it either: by `FEW_IMAGES`
+images and `FEW_POINTS` points, of a defense that is not random.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def violations(cells: Sequence[Cell]) -> Iterator[TableFinding]:
     for group in _rows(cells).values():
         for stronger, weaker in permutations(group, 2):
             relation = order(stronger.reference.attack, weaker.reference.attack)
-            if relation and stronger.exceeds(weaker):
+            if relation is None or not stronger.exceeds(weaker):
+                continue
+            chance = noise(stronger, weaker, sizes.of(stronger).images)
+            if relation.contains or stronger.value - weaker.value > chance:
                 yield _excess("order", stronger, weaker, relation, sizes)
 
 
@@ -129,8 +133,6 @@ def _excess(check: str, larger: Cell, smaller: Cell, relation: Order, sizes: Siz
     size = sizes.of(larger)
     gap = larger.value - smaller.value
     limit = max(FEW_POINTS, 100 * (FEW_IMAGES - 0.5) / size.images)
-    if not relation.contains:
-        limit = max(limit, noise(larger, smaller, size.images))
     names = [_named(larger, smaller), _named(smaller, larger)]
     random = larger.reference.protocol != "" and check == "order"
     caveat = " The defense is random, and the two may have been judged on other draws." * random
