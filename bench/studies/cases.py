@@ -29,7 +29,7 @@ class Place(NamedTuple):
     n: int
 
 
-MNIST5K = Place("mnist5k", "zoo:mnist5k-cnn", 0.06, 100)
+MNIST5K = Place("mnist5k", "zoo:mnist5k-cnn", 0.06, 64)
 """A ball in which steps anywhere break few images, so that a wrong gradient shows."""
 
 

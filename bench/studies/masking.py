@@ -12,16 +12,18 @@ from typing import Literal
 
 from pydantic import Field
 
+from bench.audit.audit import audit
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import Result, run_evaluations
 from bench.engine.setup import Setup, load_setup
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput
 from bench.noise import isolated
 from bench.plugins.registry import Alias
-from bench.results.findings import Finding
+from bench.results.audit import Profile
+from bench.results.record import Record
 from bench.results.store import Store
 from bench.spec import Params, Specs
 from bench.studies.cases import CATALOGUES, Case, Catalogue, Place, halves
@@ -47,6 +49,9 @@ class MaskingParams(Params):
     catalogue: str = Field("masking", description="catalogue of cases, or FILE.py@NAME")
     half: Literal["settled", "unseen", "both"] = Field(
         "both", description="which kinds: those that thresholds were settled on, the others, or all"
+    )
+    profile: Literal["quick", "standard"] = Field(
+        "standard", description="the checks of every run alone, or the audit's too"
     )
     cases: Specs = Field((), description="names or kinds of cases, joined by +; empty: all")
     published: bool = Field(
@@ -85,7 +90,7 @@ class Masking(Study[MaskingParams]):
             setting.progress(f"{number} of {len(chosen)}: {case.name} ({case.kind})")
             setup = setups.get(case.place) or load_setup(_request(case, setting.seed).one_setup(""))
             setups[case.place] = setup
-            measured.append(measure(case, half, setup, setting.seed))
+            measured.append(measure(case, half, setup, setting.seed, self.params.profile))
         tables = {
             "profiles": profile_table(measured),
             "checks": check_table(measured),
@@ -135,35 +140,26 @@ def chosen_cases(params: MaskingParams) -> list[tuple[Case, str]]:
 # One case -----------------------------------------------------------------------------------------
 
 
-def measure(case: Case, half: str, setup: Setup, seed: int) -> Measured:
+def measure(
+    case: Case, half: str, setup: Setup, seed: int, profile: Profile = "standard"
+) -> Measured:
     """Attack a case, check it, and learn its truth."""
     truth = _truth(case, setup, seed)
     # Some modules draw from global generators without saying so.
     with tempfile.TemporaryDirectory() as scratch, isolated(_SEED + seed):
-        store = Store(Path(scratch))
-        _, result = _run(case, setup, case.attack, seed, store)
+        evaluation, result = _run(case, setup, case.attack, seed, Store(Path(scratch)))
+        if result.record is None:
+            return _refused(case, half, truth, result)
         record = result.record
-        if record is None:
-            told = (
-                str(result.rejected)
-                if result.rejected
-                else str(result.failure and result.failure.error)
-            )
-            refusal = Signal("quick", "refused", "fail")
-            nothing = float("nan")
-            return Measured(
-                case,
-                half,
-                truth,
-                nothing,
-                nothing,
-                one_line(RuntimeError(told)),
-                (refusal,),
-                0.0,
-                {},
-            )
-        signals = [_signal(finding) for finding in record.findings]
-    cost = record.cost
+        signals = [
+            Signal("quick", one.name, one.verdict, one.value, one.threshold)
+            for one in record.findings
+        ]
+        cost = record.cost
+        passes = {"quick": cost.check_forwards + cost.check_backwards}
+        if profile != "quick":
+            told, passes[profile] = _audited(evaluation, record, profile)
+            signals += told
     return Measured(
         case,
         half,
@@ -173,12 +169,28 @@ def measure(case: Case, half: str, setup: Setup, seed: int) -> Measured:
         "",
         tuple(signals),
         cost.attack_forwards + cost.attack_backwards,
-        {"quick": cost.check_forwards + cost.check_backwards},
+        passes,
     )
 
 
-def _signal(finding: Finding) -> Signal:
-    return Signal("quick", finding.name, finding.verdict, finding.value, finding.threshold)
+def _refused(case: Case, half: str, truth: float, result: Result) -> Measured:
+    why = str(result.rejected) if result.rejected else str(result.failure and result.failure.error)
+    nan, signal = float("nan"), Signal("quick", "refused", "fail")
+    return Measured(case, half, truth, nan, nan, why.partition("\n")[0], (signal,), nan, {})
+
+
+def _audited(
+    evaluation: Evaluation, record: Record, profile: Profile
+) -> tuple[list[Signal], float]:
+    """What the audit says beside the run's own findings, and its passes an image."""
+    report = audit(evaluation, record, profile=profile)
+    own = {finding.name for finding in record.findings}
+    signals = [
+        Signal(profile, one.id, one.verdict, one.value, one.threshold)
+        for one in report.checks
+        if one.id not in own
+    ]
+    return signals, sum(one.forwards + one.backwards for one in report.checks)
 
 
 def _truth(case: Case, setup: Setup, seed: int) -> float:

@@ -16,13 +16,13 @@ from bench_defenses.masking.around import Around, confidence, gap, hiding, off_g
 
 
 class UnsureDropout(Around):
-    """Drops pixels at random where the answer is unsure."""
+    """Drops pixels at random where the answer is unsure and the image not of whole grey levels."""
 
     draws = 20
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.logits(x)
-        unsure = confidence(z) < 0.95
+        unsure = (confidence(z) < 0.95) & off_grid(x)
         if not unsure.any():
             return z
         return torch.where(unsure[:, None], self.logits(F.dropout(x, 0.4)), z)

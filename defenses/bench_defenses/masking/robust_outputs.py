@@ -12,7 +12,7 @@ from bench.engine.setup import Setup
 from bench.studies.cases import Case, Place
 from bench_defenses.masking.around import Honest, bare
 
-_CERTIFIED = Place("npz:data/mnist.npz", "file:models/mnist_kw_0.1.safetensors", 0.1, 100)
+_CERTIFIED = Place("npz:data/mnist.npz", "file:models/mnist_kw_0.1.safetensors", 0.1, 64)
 
 
 class CertifiedSoftmax(Honest):
