@@ -1,15 +1,20 @@
 """Looks at the function around the points that an attack left, and decides where it must.
 
-Three questions are asked of a few images that survived:
+Three questions are asked of a few images that the attack did not break:
 
-- Slopes: is the gradient that of the function? (`bench.checks.slopes`)
-- Margin steps: does a short search on another loss break what is left?
-- Decision, where something is suspicious: do searches that need no gradient break it?
+- slopes: is the gradient that of the function? (`bench.checks.slopes`)
+- margin steps: do a few steps on the margin break what the attack's own loss could not?
+- the decision, only where something is suspicious: do other searches break the images, most of them
+  without any gradient?
+
+A point that was found is a fact, whatever made one look for it: it joins the worst case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,13 +22,33 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.randomness import RandomnessModel
+from bench.checks import slopes
+from bench.checks.slopes import Slopes
+from bench.losses import SUCCESS_SLACK, margin, misclassified
+from bench.randomness import Query, RandomnessModel
+from bench.searches import SearchResult, margin_steps, random_points, smoothed, square
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
+MOST_PROBED = 16
+"""Images of a row that are probed."""
+PASSES = 23
+"""Forward and backward passes a probed image, a draw, without the decision."""
+ENOUGH = 7
+"""Broken images after which the decision stops: as many as one attack must break beyond another."""
+
+_FEW_STEPS = 3
+_SCORING_DRAWS = 10
+# Of the images that were probed.
+_SUSPICIOUS_SHARE = 0.25
+# Cross-entropy's gradient is a probability. Below this logarithm float32 holds none of its entries
+# once the network has multiplied them: float32 ends at exp(-87).
+_SATURATED = -73.0
+_REPLAY = RandomnessModel("replay")
+
 
 class MakeVictim(Protocol):
-    """A victim of the defense under check; `randomness` and `gradient` as in `Victim`."""
+    """Makes a victim of the defense under check; `randomness` and `gradient` as in `Victim`."""
 
     def __call__(
         self, ids: npt.NDArray[np.int64], randomness: RandomnessModel, gradient: str
@@ -32,7 +57,7 @@ class MakeVictim(Protocol):
 
 @dataclass(frozen=True)
 class ProbeSetting:
-    """What a row was attacked with, and what the probe may spend.
+    """What a row was attacked with, and what is known of it.
 
     Attributes:
         threat: the threat model.
@@ -40,47 +65,57 @@ class ProbeSetting:
         gradient: the row's own gradient.
         declared: whether that gradient is declared to be of another function (bpda, transfers), so
             that its slopes prove nothing and are not measured.
-        rounding: relative rounding of the logits: that of the coarsest numbers among the weights.
-        suspicious: whether something else already calls for the decision (gradients of zero in the
-            attack, a loop in the forward pass).
-        enough: broken images after which the decision stops.
-        forwards: forward passes an image that the decision may spend, a draw.
+        transfers: whether the forward pass behind that gradient is another function as well, so
+            that only searches without gradient are run.
+        rounding: relative rounding of the coarsest numbers in the defense.
+        suspicious: whether something else already calls for the decision: gradients of zero in the
+            attack, a loop in the forward pass.
     """
 
     threat: ThreatModel
     randomness: RandomnessModel
     gradient: str = "full"
     declared: bool = False
+    transfers: bool = False
     rounding: float = float(torch.finfo(torch.float32).eps)
     suspicious: bool = False
-    enough: int = 7
-    forwards: int = 2500
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The images that are probed, m of them.
+
+    Attributes:
+        ids: image ids, int64 (m,).
+        images: the originals, (m, C, H, W).
+        labels: true labels, int64 (m,).
+        points: where the attack ended, (m, C, H, W).
+    """
+
+    ids: npt.NDArray[np.int64]
+    images: Tensor
+    labels: Tensor
+    points: Tensor
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Facts by probed image; m images in the order in which they were given.
-
-    Counts of several shards are joined along the images and judged together by
-    `bench.checks.slopes.judge`.
+    """What was seen and found, by probed image; m images in the order in which they were given.
 
     Attributes:
-        votes: directions and step lengths whose slope could be compared, int64 (m,).
-        agreeing: those of them whose sign is the gradient's, int64 (m,).
-        ratio: median of |slope| over the gradient's slope, (m,); NaN where there was no vote.
-        flat: whether the gradient is zero where the function has a slope, bool (m,).
-        saturated: whether the attack's loss could not see the way: its gradient is zero, logits
-            are infinite, or the two best logits are tied; bool (m,).
+        slopes: see `bench.checks.slopes`; all NaN where they were not measured. Those of several
+            shards are `joined` and judged together.
+        saturated: whether the attack's loss could not see the way: the gradient is zero, logits are
+            infinite, the two best logits tie, or cross-entropy's gradient is below what float32
+            holds; bool (m,).
         decided: whether the decision was run.
         points: what was found, inside ball and box, else the attack's point; (m, C, H, W).
-        by: which search found it, "" where none did: `margin`, `smoothed`, `square`, `random`.
+        by: which search found it, "" where none did; see `SEARCHES`. Under fresh randomness it
+            broke the image under the search's own draws, and the judge's draws decide.
         forwards, backwards: passes spent, int64 (m,).
     """
 
-    votes: Tensor
-    agreeing: Tensor
-    ratio: Tensor
-    flat: Tensor
+    slopes: Slopes
     saturated: Tensor
     decided: bool
     points: Tensor
@@ -89,29 +124,124 @@ class ProbeResult:
     backwards: Tensor
 
 
+SEARCHES = ("few margin steps", "margin steps", "random points", "square", "smoothed")
+"""What `ProbeResult.by` names, in the order in which they run."""
+
+
 def quota(shard: int, total: int) -> int:
-    """How many images of a shard of `shard` images are probed, of `total` in the row: 16 over the
-    row, at most a sixth of the shard.
+    """How many images of a shard of `shard` images are probed, of `total` in the row:
+    `MOST_PROBED` over the row, at most a sixth of the shard.
     """
-    return min(-(-16 * shard // total), shard // 6)
+    return min(-(-MOST_PROBED * shard // total), shard // 6)
 
 
-def probe(
-    make_victim: MakeVictim,
-    ids: npt.NDArray[np.int64],
-    images: Tensor,
-    labels: Tensor,
-    points: Tensor,
-    setting: ProbeSetting,
-) -> ProbeResult:
-    """Probe images that an attack left; the caller chooses them, `quota` of a shard.
+def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> ProbeResult:
+    """Probe images that an attack left; the caller chooses at most `quota` of them, one at least.
 
-    Args:
-        make_victim: makes victims of the defense.
-        ids: ids of the images, (m,), m >= 1.
-        images: the originals, (m, C, H, W).
-        labels: true labels, int64 (m,).
-        points: where the attack ended, (m, C, H, W).
-        setting: see there.
+    Costs `PASSES` an image, and up to 2,500 more where the decision is run, a draw each; an image
+    leaves at its first success, and the decision ends when `ENOUGH` are broken.
     """
-    raise NotImplementedError
+    m, device = len(probed.ids), probed.images.device
+    fixed = make_victim(probed.ids, _REPLAY, "full")
+    own = make_victim(
+        probed.ids, setting.randomness, "full" if setting.transfers else setting.gradient
+    )
+    measured = slopes.unmeasured(m)
+    saturated = torch.zeros(m, dtype=torch.bool, device=device)
+    if not setting.declared:
+        measured, zero, logits = slopes.measure(
+            fixed, probed.labels, probed.points, setting.threat, setting.rounding
+        )
+        saturated = zero | _saturated(logits, probed.labels)
+    found = _Found(own, probed, setting.threat)
+    if not setting.transfers:
+        found.few_steps()
+    suspicious = (
+        setting.suspicious
+        or slopes.judge(measured).fired
+        or float(saturated.float().mean()) >= _SUSPICIOUS_SHARE
+    )
+    if suspicious:
+        found.decide(gradients=not setting.transfers)
+    return ProbeResult(
+        measured,
+        saturated,
+        suspicious,
+        found.points,
+        tuple(found.by),
+        fixed.forwards + own.forwards,
+        fixed.backwards + own.backwards,
+    )
+
+
+class _Found:
+    """The points that searches found, and by which; what is found is searched no more."""
+
+    def __init__(self, victim: Victim, probed: Probed, threat: ThreatModel) -> None:
+        self.points = probed.points.clone()
+        self.by = [""] * len(probed.ids)
+        self._victim, self._probed, self._threat = victim, probed, threat
+
+    def few_steps(self) -> None:
+        """A few steps on the margin from where the attack ended."""
+        rows = self._left()
+        start = self._probed.points[rows]
+        search = partial(margin_steps, steps=_FEW_STEPS, first=0.5, start=start)
+        self._run(SEARCHES[0], search, rows)
+
+    def decide(self, gradients: bool) -> None:
+        """Searches of other kinds, the cheap ones first, until enough is broken.
+
+        2,120 forward passes a draw for an image that none of them breaks.
+        """
+        searches: dict[str, _Search] = {
+            "margin steps": partial(margin_steps, steps=40),
+            "random points": partial(random_points, points=64),
+            "square": partial(square, queries=1000),
+            "smoothed": smoothed,
+        }
+        if not gradients:
+            del searches["margin steps"]
+        for name, search in searches.items():
+            rows = self._left()
+            if len(self.by) - len(rows) >= ENOUGH or not len(rows):
+                return
+            self._run(name, search, rows)
+
+    def _left(self) -> Tensor:
+        left = torch.tensor([not by for by in self.by], device=self.points.device)
+        return left.nonzero().squeeze(1)
+
+    def _run(self, name: str, search: _Search, rows: Tensor) -> None:
+        probed = self._probed
+        result = search(self._victim, probed.images, probed.labels, rows, self._threat)
+        claimed = result.success if self._victim.deterministic else result.margins > 0
+        rows, points = rows[claimed], result.points[claimed]
+        if not len(rows):
+            return
+        broken = self._broken(points, rows)
+        self.points[rows[broken]] = points[broken]
+        for row in rows[broken].tolist():
+            self.by[row] = name
+
+    def _broken(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Whether points break their images also where no gradient is asked for; where the victim
+        draws freshly, on the mean of draws that no search has seen. bool (k,).
+        """
+        labels = self._probed.labels
+        if not self._victim.deterministic:
+            return self._victim.score(points, rows, labels, margin, _SCORING_DRAWS) > 0
+        logits = self._victim.logits(points, rows, Query())[:, 0]
+        inside = self._threat.contains(points, self._probed.images[rows])
+        return misclassified(logits, labels[rows]) & inside
+
+
+_Search = Callable[[Victim, Tensor, Tensor, Tensor, ThreatModel], SearchResult]
+
+
+def _saturated(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether logits (m, K) tell a loss nothing, though the label is right; bool (m,)."""
+    largest = logits.abs().amax(1)
+    gap = margin(logits.double(), labels)
+    tied = gap.abs() <= SUCCESS_SLACK * largest
+    return tied | ~torch.isfinite(largest) | (gap < _SATURATED)
