@@ -92,7 +92,7 @@ class Crown:
         layers = self._hidden(region)
         bounds = self._last(region, layers, labels)
         left = (bounds <= 0).any(1).nonzero().squeeze(1)
-        if steps and len(left):
+        if steps and layers and len(left):
             chosen = [lines.rows(left) for lines in layers]
             better = self._ascended(region.rows(left), chosen, labels[left], steps)
             bounds[left] = torch.maximum(bounds[left], better)
