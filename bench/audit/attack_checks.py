@@ -47,7 +47,7 @@ def longer(row: AuditedRow) -> Iterator[AuditCheck]:
         if comparison is not None and steps > MOST_STEPS:
             break
         last, search = comparison, partial(row.own, steps=steps)
-        comparison = row.compare("S2", search)
+        comparison = row.compare("S2", search, most=row.scale.repeated)
         if not comparison.beats or (last and len(comparison.rows) <= len(last.rows)):
             break
     if comparison is not None:
@@ -63,7 +63,7 @@ def restarts(row: AuditedRow) -> Iterator[AuditCheck]:
     if now is None or attack is None:
         yield not_applicable("S3", "the attack has no restarts")
         return
-    comparison = row.compare("S3", partial(row.run, attack))
+    comparison = row.compare("S3", partial(row.run, attack), most=row.scale.repeated)
     yield of_comparison(row, "S3", f"the attack with {more} starts", comparison, fails=False)
 
 
@@ -97,12 +97,12 @@ def larger_eps(row: AuditedRow) -> Iterator[AuditCheck]:
 def unbounded(row: AuditedRow) -> Iterator[AuditCheck]:
     """S5: where all of the box is allowed, every image can become any other."""
     ball = ThreatModel(row.threat.norm, _UNBOUNDED[row.threat.norm](row.images[0].numel()))
-    every = np.arange(len(row))
+    every = row.sample(np.arange(len(row)), row.scale.repeated)
     changes: dict[str, object] = {"random_start": False}
     start = changes if row.variant(**changes) is not None else None
     points = row.own(every, threat=ball, changes=start)
     stays = every[row.judged(points, every).mean(1) > 0.5]
-    own = len(stays) / len(row)
+    own = len(stays) / len(every)
     if len(stays):
         asked = row.victim(stays)
         at = torch.as_tensor(stays, device=row.images.device)
@@ -111,12 +111,12 @@ def unbounded(row: AuditedRow) -> Iterator[AuditCheck]:
             asked, row.images[at], row.labels[at], rows, ball, steps=row.scale.margin
         )
         stays = stays[row.judged(done.points, stays).mean(1) > 0.5]
-    share, classes = len(stays) / len(row), row.record.outcomes.num_classes
+    share, classes = len(stays) / len(every), row.record.outcomes.num_classes
     # A constant answer is right on one image in K.
     constant = 1 / classes
-    limit = constant + 3 * math.sqrt(constant * (1 - constant) / len(row))
+    limit = constant + 3 * math.sqrt(constant * (1 - constant) / len(every))
     told = (
-        f"without a bound the row's attack leaves {100 * own:.1f} % of the audited images, steps "
+        f"without a bound the row's attack leaves {100 * own:.1f} % of {len(every)} images, steps "
         f"on the margin {100 * share:.1f} %; a constant answer {100 * constant:.1f} %"
     )
     verdict = graded(fail=share > limit, warn=share > 0)
@@ -145,7 +145,7 @@ def other_gradients(row: AuditedRow) -> Iterator[AuditCheck]:
         return
     best: tuple[str, Comparison] | None = None
     for name in others:
-        found = row.compare("S12", partial(row.own, gradient=name))
+        found = row.compare("S12", partial(row.own, gradient=name), most=row.scale.repeated)
         if best is None or len(found.rows) > len(best[1].rows):
             best = name, found
     assert best is not None
@@ -172,7 +172,7 @@ def other_losses(row: AuditedRow) -> Iterator[AuditCheck]:
             open_ = open_[~broken]
         return points
 
-    comparison = row.compare("S13", each_and_targets)
+    comparison = row.compare("S13", each_and_targets, most=row.scale.repeated)
     told = f"ascent on {', '.join(searches)} and on the margins of three classes"
     yield of_comparison(row, "S13", told, comparison, fails=False, gain=MASKED_GAIN)
 
@@ -192,7 +192,7 @@ def every_target(row: AuditedRow) -> Iterator[AuditCheck]:
             open_ = open_[~broken]
         return points
 
-    comparison = row.compare("S18", search)
+    comparison = row.compare("S18", search, most=row.scale.repeated)
     told = f"ascent towards {len(aimed)} classes"
     yield of_comparison(row, "S18", told, comparison, fails=False)
 

@@ -135,6 +135,7 @@ def scale_for(record: Record, scale: Scale) -> Scale:
     return replace(
         scale,
         images=images,
+        repeated=min(scale.repeated, images),
         searched=min(scale.searched, images),
         queries=max(round(scale.queries / passes), 100),
         points=max(round(scale.points / passes), 50),

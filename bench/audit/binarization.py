@@ -143,11 +143,15 @@ def _task(row: AuditedRow, place: int) -> _Task | None:
 
 
 def _points(row: AuditedRow, image: Tensor, noise: Noise, count: int) -> Tensor:
-    """Inner points: uniform in the ball of radius _INNER eps, clipped to the box."""
-    images = image.expand(count, *image.shape[1:])
+    """Inner points: in the ball of radius _INNER eps, clipped to the box; half of them uniform, half
+    at its corners, so that it is no mere length that tells the planted point from them.
+    """
     shape = (count, *image.shape[1:])
+    images = image.expand(shape)
     uniform, normal = noise.uniform("inner", shape)[0], noise.normal("inner", shape)[0]
-    moved = row.threat.random(images, uniform, normal)
+    corner = (torch.arange(count, device=image.device) % 2).bool().reshape(-1, 1, 1, 1)
+    outer = (uniform >= 0.5).to(uniform.dtype) if row.threat.norm == "linf" else 1.0
+    moved = row.threat.random(images, torch.where(corner, outer, uniform), normal)
     return images + _INNER * (moved - images)
 
 

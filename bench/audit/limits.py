@@ -11,7 +11,8 @@ class Scale:
 
     Attributes:
         images: most audited images: correctly classified ones, spread over the classes.
-        searched: most images on which a search that is dear for survivors runs.
+        repeated: of those that the row's attack left, most on which a gradient search runs again.
+        searched: likewise for a search of many function values.
         queries: of the search with squares.
         points: random points an image.
         smoothing: steps along the smoothed gradient.
@@ -26,6 +27,7 @@ class Scale:
     """
 
     images: int
+    repeated: int
     searched: int
     queries: int
     points: int
@@ -41,13 +43,14 @@ class Scale:
 
 
 STANDARD = Scale(
-    images=128,
-    searched=32,
-    queries=1000,
-    points=500,
-    smoothing=30,
+    images=96,
+    repeated=32,
+    searched=20,
+    queries=600,
+    points=200,
+    smoothing=20,
     margin=100,
-    restarts=4,
+    restarts=2,
     doublings=1,
     eps=(0.5, 2, 4),
     targets=3,
@@ -56,6 +59,7 @@ STANDARD = Scale(
 )
 FULL = Scale(
     images=512,
+    repeated=512,
     searched=128,
     queries=5000,
     points=10_000,

@@ -76,7 +76,7 @@ def on_the_margin(row: AuditedRow) -> Iterator[AuditCheck]:
         arguments = (asked, row.images[at], row.labels[at], places, row.threat)
         return margin_steps(*arguments, steps=row.scale.margin, restart=_RESTART).points
 
-    comparison = row.compare("margin", search)
+    comparison = row.compare("margin", search, most=row.scale.repeated)
     told = f"{row.scale.margin} steps on the margin"
     yield of_comparison(row, "margin", told, comparison, fails=False)
 
