@@ -18,7 +18,8 @@ from bench.cli import execute
 from bench.report.reference import Reference
 from tests.toys import message
 
-FOLDER = Path(__file__).parents[2] / "leaderboards" / "reference"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "leaderboards" / "reference"
 COLUMNS = list(Reference.model_fields)
 FIXED = {
     "source": "A paper",
@@ -477,6 +478,21 @@ def test_nothing_else_is_found(committed):
     assert len(own) / committed.numbers > 0.85
     defenses = {one.defense for one in committed.findings}
     assert not defenses & {"DAD_", "RevPure t=150", "k-WTA+AT", "MeanSparse", "SODEF", "undefended"}
+
+
+def test_the_page_tells_all_of_it(committed):
+    """Every number that a finding rests on stands on the page, and so do the totals."""
+    page = (ROOT / "docs" / "results" / "published-audit.md").read_text()
+    failed = sum(one.verdict == "fail" for one in committed.findings)
+    warned = len(committed.findings) - failed
+    assert f"Of {committed.numbers} accuracies" in page
+    assert f"{failed} findings are failures, {warned} are warnings" in page.replace("\n", " ")
+    cells = {place: cell for cell in read_cells([FOLDER]) for place in cell.places}
+    for one in committed.findings:
+        here = [cells[place] for place in one.rows if cells[place].reference.table == one.table]
+        for cell in here or [cells[place] for place in one.rows]:
+            assert cell.printed in page, (one.check, cell.printed)
+    assert all(f"`{check}`" in page for check in CHECKS)
 
 
 def test_formats(committed, tmp_path):
