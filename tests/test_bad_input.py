@@ -70,6 +70,7 @@ VALID: dict[str, dict[str, str]] = {
     "compare": {},
     "leaderboard": {},
     "reference": {},
+    "audit": {"": str(ROOT / "leaderboards" / "reference" / "robustbench.csv")},
 }
 """Arguments with which each command would run; a positional one has no name."""
 
@@ -93,6 +94,7 @@ OPTIONS = {
     "compare": [""],
     "leaderboard": ["", "format"],
     "reference": [""],
+    "audit": ["", "format"],
 }  # fmt: skip
 
 WRITABLE = {"unknown", "zero", "negative", "nan", "infinite", "10^22", "2^63", "fraction",
