@@ -165,6 +165,13 @@ def _print_results(results: Sequence[Result], as_json: bool) -> None:
         _print_json([one.model_dump(mode="json") for one in (*records, *failures)])
     elif records or failures:
         _print(rows_table(records, failures))
+    _complain_of(results)
+    for result in results:
+        if not (result.failure or result.rejected or as_json):
+            _tell(f"{'stored' if result.computed else 'already stored'}: {result.path}")
+
+
+def _complain_of(results: Sequence[Result]) -> None:
     for result in results:
         if result.failure:
             _complain(
@@ -172,8 +179,6 @@ def _print_results(results: Sequence[Result], as_json: bool) -> None:
             )
         elif result.rejected:
             _complain(f"{result.evaluation}: {result.rejected}")
-        elif not as_json:
-            _tell(f"{'stored' if result.computed else 'already stored'}: {result.path}")
 
 
 def _exit_by(results: Sequence[Result]) -> None:
@@ -483,20 +488,99 @@ def _print_verified(verified: Verified, *, with_name: bool) -> None:
 
 
 @app.command()
+@takes_request()
 def audit(
+    request: Request,
     places: Annotated[
-        list[Path], typer.Argument(help="CSV files of published numbers, or folders of them")
-    ],
-    form: Annotated[str, typer.Option("--format", help="md, json or csv")] = "md",
+        list[Path] | None,
+        typer.Argument(
+            help="JSON files of records, or folders of them; CSV files of published numbers"
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(help="quick reads records alone; standard takes minutes; full has no hurry"),
+    ] = "standard",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="table, json or sarif; of published numbers md, json or csv [default: the first]",
+        ),
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    out: Annotated[
+        Path, typer.Option(help="folder for the records of --defense and --attack")
+    ] = Path("results"),
+    trust: Annotated[
+        bool, typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is")
+    ] = False,
+    memory: Memory = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Look for what cannot be in numbers, or means less than it seems to. Exit code 1 where a check
-    fails.
+    """Look for masking in records, or in rows that are run first, and store what was found beside
+    them; look for what cannot be in published numbers. Exit code 1 where there is masking
+    evidence, or a check of published numbers fails; 2 where something cannot be audited.
     """
-    from bench.commands.audit import audit as run_audit
+    from bench.commands.audit import audit as audit_tables
+    from bench.commands.audit import holds_records
 
-    done = run_audit(places, form)
-    _print(done.text.rstrip("\n"))
-    if done.failed:
+    asked = bool(request.defenses or request.attacks)
+    if asked == bool(places):
+        raise BadInput(
+            "give records, a folder or CSV files, or --defense NAME and --attack NAME to run first"
+        )
+    if places and not all(map(holds_records, places)):
+        done = audit_tables(places, form or "md")
+        _print(done.text.rstrip("\n"))
+        if done.failed:
+            raise typer.Exit(1)
+        return
+    _audit_records(
+        request, places or [], (profile, form or "table", trust), (device, batch_size, out)
+    )
+
+
+def _audit_records(
+    request: Request,
+    places: Sequence[Path],
+    how: tuple[str, str, bool],
+    where: tuple[str, int | None, Path],
+) -> None:
+    from bench.commands.audit_records import (
+        AuditRequest,
+        audit_files,
+        audit_results,
+        check_format,
+        printed,
+    )
+    from bench.commands.verify import files_of
+    from bench.engine.execution import read_execution
+    from bench.results.audit import read_profile
+
+    (profile, form, trust), (device, batch_size, out) = how, where
+    execution = read_execution(device, batch_size)
+    settings = AuditRequest(read_profile(profile), execution, trust, _tell)
+    check_format(form)
+    failed = False
+    if places:
+        audited = list(audit_files(files_of(places), settings))
+    else:
+        results = _run(_planned([request]), out, device, batch_size)
+        _complain_of(results)
+        failed = any(result.failure or result.rejected for result in results)
+        audited = list(audit_results(results, settings))
+    for one in audited:
+        if one.refused:
+            _complain(f"{one.path}: {one.refused}")
+    if form != "table":
+        print(printed(audited, form))
+    elif any(one.report for one in audited):
+        _print(printed(audited, form))
+    if failed or any(one.refused for one in audited):
+        raise typer.Exit(2)
+    if any(one.report and one.report.failed for one in audited):
         raise typer.Exit(1)
 
 

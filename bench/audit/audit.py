@@ -25,8 +25,8 @@ from bench.engine.build import build
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.engine.recording import now
-from bench.errors import BadInput, one_line
-from bench.results.audit import PROFILES, AuditCheck, AuditReport, Profile, verdict_of
+from bench.errors import one_line
+from bench.results.audit import AuditCheck, AuditReport, Profile, read_profile, verdict_of
 from bench.results.record import Record
 from bench.victim import frozen
 
@@ -98,8 +98,7 @@ def audit(
     Raises:
         BadInput: for an unknown profile, or where the defense cannot be built.
     """
-    if profile not in PROFILES:
-        raise BadInput(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
+    profile = read_profile(profile)
     began = time.perf_counter()
     checks = [*record_checks.own_findings(record), *record_checks.collapse(record)]
     checks += record_checks.order(record, others)

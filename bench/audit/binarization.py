@@ -143,8 +143,8 @@ def _task(row: AuditedRow, place: int) -> _Task | None:
 
 
 def _points(row: AuditedRow, image: Tensor, noise: Noise, count: int) -> Tensor:
-    """Inner points: in the ball of radius _INNER eps, clipped to the box; half of them uniform, half
-    at its corners, so that it is no mere length that tells the planted point from them.
+    """Inner points: in the ball of radius _INNER eps, clipped to the box; half of them uniform,
+    half at its corners, so that it is no mere length that tells the planted point from them.
     """
     shape = (count, *image.shape[1:])
     images = image.expand(shape)

@@ -25,6 +25,8 @@ from bench.victim import predict
 
 _LAST = 10
 _DRAWS = 20
+_LEAST = 8
+"""Of fewer images a share says nothing."""
 
 
 def paths(row: AuditedRow) -> Iterator[AuditCheck]:
@@ -80,8 +82,8 @@ def _converged(row: AuditedRow, trace: Trace, rows: Rows) -> AuditCheck:
 def unstable(row: AuditedRow) -> Iterator[AuditCheck]:
     """S11b: the margin hardly moves under noise of half of eps."""
     rows = row.sample(row.left, row.scale.searched)
-    if not len(rows) or row.defended.stochastic:
-        why = "the defense is random" if len(rows) else "the row's attack left nothing"
+    if len(rows) < _LEAST or row.defended.stochastic:
+        why = "the defense is random" if row.defended.stochastic else "too few images are left"
         yield not_applicable("S11b", why)
         return
     asked, at = row.victim(rows, gradient="full"), torch.as_tensor(rows, device=row.images.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.audit.published import as_csv, as_json, as_markdown, audit_tables
 from bench.errors import BadInput
+from bench.results.store import files_below
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def audit(places: Sequence[Path], form: str) -> Audited:
     for place in places:
         if not any(accepts(place) for accepts, _ in _AUDITS):
             raise BadInput(
-                f"{place} {_wrong_with(place)}: give a CSV file of published numbers, or a folder "
-                "of them"
+                f"{place} {_wrong_with(place)}: give a record, a CSV file of published numbers, or "
+                "a folder of one kind"
             )
     raise BadInput("these places are of different kinds: audit them one by one")
 
@@ -46,7 +47,14 @@ def _wrong_with(place: Path) -> str:
 
 
 def _holds_tables(place: Path) -> bool:
-    return any(place.glob("*.csv")) if place.is_dir() else place.suffix == ".csv"
+    if place.is_dir():
+        return any(place.glob("*.csv")) and not holds_records(place)
+    return place.suffix == ".csv"
+
+
+def holds_records(place: Path) -> bool:
+    """Whether a place is a record's file, or a folder with some below it."""
+    return bool(files_below(place)) if place.is_dir() else place.suffix == ".json"
 
 
 def _audit_tables(places: Sequence[Path], form: str) -> Audited:

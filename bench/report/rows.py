@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.report.audit import badge
 from bench.report.escape import markdown as escaped
 from bench.report.grouping import by_defense, by_setup, defense_key, defense_names
 from bench.report.notes import column_notes
@@ -91,5 +92,6 @@ def _row(record: Record, base: Record | None, with_seed: bool) -> dict[str, str]
         "detector": detector_rates(record),
         "macro-F1": f"{percent(clean.macro_f1.value)} -> {percent(attacked.macro_f1.value)}",
         "passes/image": f"{record.cost.attack_forwards:.1f}F {record.cost.attack_backwards:.1f}B",
+        "audit": badge(record.audit),
         "flags": ", ".join(flags([record])),
     }

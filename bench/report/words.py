@@ -84,9 +84,13 @@ def flags(records: Iterable[Record], *, with_scale: bool = True) -> list[str]:
 
 
 def struck_through(name: str, records: Iterable[Record]) -> str:
-    """The name, struck through where an audit of one of its records failed: shown, not hidden."""
+    """The name, struck through where a check of one of its records failed, in the run or in an
+    audit: shown, not hidden.
+    """
     failed = any(
-        record.metrics.collapsed or any(finding.verdict == "fail" for finding in record.findings)
+        record.metrics.collapsed
+        or any(finding.verdict == "fail" for finding in record.findings)
+        or bool(record.audit and record.audit.failed)
         for record in records
     )
     return f"~~{name}~~" if failed else name

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from bench.errors import BadInput
 from bench.results.extra import ExtraPoints
 from bench.results.outcomes import Outcomes, count_ids, decode_ids, is_folded
 
@@ -59,6 +60,14 @@ class AuditCheck(BaseModel):
         if text and not is_folded(text):
             raise ValueError("images are not ids of the form 0-99,120,130-131")
         return text
+
+
+def read_profile(text: str) -> Profile:
+    """A profile by its name. Raises `BadInput` for anything else."""
+    for profile in PROFILES:
+        if text == profile:
+            return profile
+    raise BadInput(f"unknown profile {text!r}: use {', '.join(PROFILES)}")
 
 
 def verdict_of(checks: Iterable[AuditCheck]) -> Verdict:

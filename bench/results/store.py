@@ -70,10 +70,10 @@ class Store:
         self.clear(record.id, shards=False)
         return path
 
-    def save_audit(self, report: AuditReport, record: Record) -> Path:
-        """Write the audit of a record beside it, in place of an earlier one."""
-        path = self.write(f"{record.stem}{_AUDIT}", to_json(report), record.id)
-        self.clear(record.id, shards=False)
+    def save_audit(self, report: AuditReport, beside: Path) -> Path:
+        """Write an audit beside the file of its record, in place of an earlier one."""
+        path = self.write(audit_path(beside).name, to_json(report), report.record)
+        self.clear(report.record, shards=False)
         return path
 
     def save_certificate(self, certificate: Certificate, record: Record) -> Path:
