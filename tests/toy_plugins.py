@@ -114,7 +114,7 @@ class Kill(Attack[KillParams]):
     def run(self, victim, images, labels, threat):
         from bench_attacks.pgd import PGD, PGDParams
 
-        ids = victim.random(torch.arange(len(images))).ids
+        ids = victim.ids
         if os.environ.get("TOY_KILL") and self.params.at in ids:
             os.kill(os.getpid(), signal.SIGKILL)
         return PGD(PGDParams(steps=5)).run(victim, images, labels, threat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,15 +11,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load
-from torch import Tensor
+from pydantic import ValidationError
 
+from bench.checks.fresh import fresh_copies
+from bench.checks.shard import BASE, CAUSES, COPIED, GAPS, MOVED, NOT_JUDGED
+from bench.checks.verdicts import (
+    BASE_BREAKS,
+    BATCH,
+    HIDDEN,
+    LOOP,
+    NO_COPY,
+    REMEMBERS,
+    RowFacts,
+)
+from bench.checks.verdicts import findings as check_findings
+from bench.commands.differences import (
+    CheckResult,
+    compared,
+    differing,
+    differing_findings,
+    differing_views,
+)
+from bench.commands.rescoring import Answers, Sidecar, answer, read_sidecar
 from bench.commands.trust import check_trusted
 from bench.defense import DefendedClassifier
 from bench.engine.build import build, data_access
-from bench.engine.compute import ShardComputer, judge
+from bench.engine.checking import base_points, shard_checks
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
@@ -32,6 +48,7 @@ from bench.engine.recording import (
     cost_of,
     declared,
     encoded_targets,
+    extra_of,
     findings_of,
     judge_forwards,
     outcomes_of,
@@ -42,14 +59,13 @@ from bench.engine.request import Request
 from bench.engine.run import compute_arrays
 from bench.engine.shards import Arrays
 from bench.errors import BadInput, one_line
-from bench.results.findings import Finding
+from bench.results.extra import BASE_POINTS, CHECKS
 from bench.results.metrics import measure
-from bench.results.outcomes import Outcomes, decode
+from bench.results.outcomes import NO_TARGET, Outcomes, decode
 from bench.results.record import Record
-from bench.results.store import files_below, is_failure, read_record
+from bench.results.store import Store, files_below, is_failure, read_record
 from bench.results.targets import targets_finding
-from bench.results.views import DETECTOR, view_scores
-from bench.victim import Victim, frozen
+from bench.victim import SLOPE_COUNTS
 
 RERUN = "re-running the attack (its points are missing)"
 RESCORED = "re-scoring the stored points"
@@ -72,16 +88,11 @@ BEFORE_THE_ATTACK = {
 }
 """Findings that no attack makes."""
 
-_PLAIN: TypeAdapter[Any] = TypeAdapter(Any)
+SECOND_ANSWERS = frozenset({BATCH, REMEMBERS, HIDDEN})
+"""Findings of the attacked points asked a second time."""
 
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One check of a record, whether it held, and what was seen."""
-
-    name: str
-    held: bool
-    message: str
+FOLLOW = frozenset({BASE_BREAKS, LOOP, NO_COPY})
+"""Findings of the run's checks that follow from the record and from the defense."""
 
 
 @dataclass(frozen=True)
@@ -140,23 +151,30 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     if not trust:
         check_trusted(record)
     evaluation = rebuild(record)
-    points = _points(record, path.parent, evaluation)
+    store = Store(path.parent)
+    sidecar = read_sidecar(record, evaluation, store)
     with exact_float32(execution.device):
         access = data_access(evaluation, execution.device)
         defended = build(evaluation, execution.device, access)
+        weights = list(_check_weights(record, defended))
+        copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
+        if sidecar:
+            # Before anything else is asked of the defense.
+            answers = answer(record, evaluation, defended, copies, sidecar, execution)
         inspection = inspect_defended(evaluation, defended, access, execution.device)
     checks = [_check_setup(record, evaluation, inspection), _check_metrics(record, evaluation)]
-    checks.extend(_check_weights(record, defended))
-    if points is None:
-        arrays = compute_arrays(evaluation, defended, execution)
-        checks.extend(_check_rerun(record, evaluation, arrays, inspection))
-        again, how = outcomes_of(evaluation, arrays), RERUN
-    else:
-        checks.append(_check_budget(evaluation, points))
-        checks.extend(_check_points(record, evaluation, defended, points, execution))
-        checks.append(_check_known_findings(record, evaluation, inspection))
-        again, how = _rescore(evaluation, defended, points, execution), RESCORED
-    return [*checks, *_compare(record.outcomes, again, how)]
+    checks.extend(weights)
+    if sidecar:
+        checks.extend(_check_points(record, evaluation, sidecar, answers))
+        checks.append(_check_known_findings(record, evaluation, inspection, answers))
+        return [*checks, *_compare(record.outcomes, answers.outcomes, RESCORED)]
+    own = None
+    if was_checked(record):
+        own = shard_checks(evaluation, defended, copies, execution, store)
+    arrays = compute_arrays(evaluation, defended, execution, own)
+    has_base = base_points(evaluation, store) is not None
+    checks.extend(_check_rerun(record, evaluation, arrays, inspection, has_base=has_base))
+    return [*checks, *_compare(record.outcomes, outcomes_of(evaluation, arrays), RERUN)]
 
 
 def rebuild(record: Record) -> Evaluation:
@@ -205,7 +223,7 @@ def _check_setup(record: Record, evaluation: Evaluation, inspection: Inspection)
     images, outcomes, expected = evaluation.setup.images, record.outcomes, {}
     for name, value in declared(evaluation, inspection).items():
         # What was not measured when the record was made says nothing.
-        if name != "inference" or record.inference is not None:
+        if name != "inference" or record.inference is not None or was_checked(record):
             expected[name] = value
     same = {
         "identity": record.identity == evaluation.identity,
@@ -214,10 +232,12 @@ def _check_setup(record: Record, evaluation: Evaluation, inspection: Inspection)
         "outcomes.labels": np.array_equal(outcomes.true_labels(), images.labels.numpy()),
         "given": _is_given(record, evaluation),
         "cost.judge_forwards": record.cost.judge_forwards == judge_forwards(evaluation),
+        "points.file": record.points is None
+        or record.points.file == f"{record.stem}.{record.points.sha256[:8]}.points.safetensors",
     }
     wrong = [name for name, held in same.items() if not held]
     wrong += differing({name: getattr(record, name) for name in expected}, expected)
-    return _result("setup", wrong, "same images, labels and settings")
+    return compared("setup", wrong, "same images, labels and settings")
 
 
 def _is_given(record: Record, evaluation: Evaluation) -> bool:
@@ -237,30 +257,7 @@ def _is_given(record: Record, evaluation: Evaluation) -> bool:
 def _check_metrics(record: Record, evaluation: Evaluation) -> CheckResult:
     again = measure(record.outcomes, by_gradient=by_gradient(evaluation, record.cost))
     wrong = differing({"metrics": record.metrics}, {"metrics": again})
-    return _result("metrics", wrong, "metrics follow from the outcomes")
-
-
-def _result(name: str, wrong: list[str], right: str) -> CheckResult:
-    return CheckResult(name, not wrong, f"differs in {', '.join(wrong)}" if wrong else right)
-
-
-def differing(stored: Any, again: Any, where: str = "") -> list[str]:
-    """The dotted names of what differs between two nested values; numbers up to rounding."""
-    stored, again = (
-        _PLAIN.dump_python(value, mode="json") if isinstance(value, BaseModel) else value
-        for value in (stored, again)
-    )
-    if isinstance(stored, Mapping) and isinstance(again, Mapping):
-        names = list(dict.fromkeys([*stored, *again]))
-        if set(stored) != set(again):
-            only = [str(name) for name in names if (name in stored) != (name in again)]
-            return [f"{where}.{name}".lstrip(".") for name in only]
-        pairs = [(f"{where}.{name}".lstrip("."), stored[name], again[name]) for name in names]
-        return [one for name, old, new in pairs for one in differing(old, new, name)]
-    if isinstance(stored, float | int) and isinstance(again, float | int):
-        same = isinstance(stored, bool) == isinstance(again, bool)
-        return [] if same and math.isclose(stored, again, rel_tol=1e-9, abs_tol=1e-12) else [where]
-    return [] if _PLAIN.dump_python(stored) == _PLAIN.dump_python(again) else [where]
+    return compared("metrics", wrong, "metrics follow from the outcomes")
 
 
 def _check_weights(record: Record, defended: DefendedClassifier) -> Iterator[CheckResult]:
@@ -281,162 +278,202 @@ def _check_weights(record: Record, defended: DefendedClassifier) -> Iterator[Che
 # The points are there ----------------------------------------------------------------------------
 
 
-def _points(record: Record, folder: Path, evaluation: Evaluation) -> Tensor | None:
-    if record.points is None:
-        return None
-    file = folder / Path(record.points.file).name
-    if not file.is_file():
-        return None
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {file} ({error.strerror}): check its permissions") from error
-    advice = "remove it to re-run the attack"
-    if hashlib.sha256(data).hexdigest() != record.points.sha256:
-        raise BadInput(f"{file} is not the sidecar of this record (its SHA-256 differs): {advice}")
-    try:
-        points = load(data)["points"]
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"{file} holds no points ({one_line(error)}): {advice}") from error
-    shape = tuple(evaluation.setup.images.pixels().shape)
-    if points.dtype != np.float32 or points.shape != shape:
-        raise BadInput(f"{file} holds {points.dtype} {points.shape}, not float32 {shape}: {advice}")
-    return torch.from_numpy(points)
+def _check_points(
+    record: Record, evaluation: Evaluation, sidecar: Sidecar, answers: Answers
+) -> Iterator[CheckResult]:
+    """What the points show beside the answers."""
+    yield _check_budget(record, evaluation, sidecar)
+    wrong = differing_views(record, answers.scores, evaluation.setup.classifier.num_classes)
+    yield compared("views", wrong, "the views say the same")
+    yield _check_stages(record, evaluation, answers)
+    yield _check_targets(record, evaluation, answers)
+    yield _check_extra(record, answers.extra, stored=len(sidecar.extra), how=RESCORED)
+    yield compared(
+        "cost",
+        _impossible_costs(record, has_copy=answers.causes is not None),
+        "the passes can be those of one attack",
+    )
 
 
-def _check_budget(evaluation: Evaluation, points: Tensor) -> CheckResult:
-    inside = evaluation.setup.threat.contains(points, evaluation.setup.images.pixels())
+def _check_budget(record: Record, evaluation: Evaluation, sidecar: Sidecar) -> CheckResult:
+    images, threat = evaluation.setup.images.pixels(), evaluation.setup.threat
+    rows = [extra.places(record.outcomes) for extra in record.extra if extra.name == CHECKS]
+    inside = threat.contains(sidecar.points, images)
+    if rows and len(sidecar.extra) == len(rows[0]):
+        inside = torch.cat([inside, threat.contains(sidecar.extra, images[rows[0]])])
     outside = int((~inside).sum())
     return CheckResult(
         "budget",
         outside == 0,
-        f"{outside} of {len(points)} points lie outside {evaluation.setup.threat} or [0,1]",
+        f"{outside} of {len(inside)} points lie outside {threat} or [0,1]",
     )
 
 
-def _rescore(
-    evaluation: Evaluation, defended: DefendedClassifier, points: Tensor, execution: Execution
-) -> Outcomes:
-    images = evaluation.setup.images
-    with exact_float32(execution.device), frozen(defended):
-        clean, adversarial = (
-            judge(defended, judged, images.ids, evaluation, execution).numpy()
-            for judged in (images.pixels(), points)
-        )
-        victim = Victim(
-            defended,
-            images.ids,
-            randomness=evaluation.randomness,
-            root=evaluation.seed,
-            batch_size=execution.batch_size,
-            device=execution.device,
-        )
-        replayed = victim.verify(points.to(execution.device)).cpu().numpy()
-    if not evaluation.stochastic:
-        replayed = replayed[:, :0]
-    labels = images.labels.numpy()
-    return Outcomes.of(defended.num_classes, images.ids, labels, clean, adversarial, replayed)
-
-
-def _check_points(
-    record: Record,
-    evaluation: Evaluation,
-    defended: DefendedClassifier,
-    points: Tensor,
-    execution: Execution,
-) -> Iterator[CheckResult]:
-    """What the points show beside the answers: views and stages."""
-    images = evaluation.setup.images
-    computer = ShardComputer(evaluation, defended, execution)
-    with exact_float32(execution.device), frozen(defended):
-        scores = computer.scores(images.pixels().to(execution.device), points, images.ids)
-    wrong = _differing_views(record, scores, evaluation.setup.classifier.num_classes)
-    yield _result("views", wrong, "the views say the same")
-    names = list(evaluation.attack.plugin.stages)
-    stages = record.stages
-    if (stages.names if stages else []) != names:
-        yield _result("stages", ["stages.names"], "")
-    elif stages and not evaluation.stochastic:
+def _check_stages(record: Record, evaluation: Evaluation, answers: Answers) -> CheckResult:
+    """Where the attacked function is fixed, what broke an image is its verdict taken apart."""
+    stages, names = record.stages, list(evaluation.attack.plugin.stages)
+    wrong = [] if (stages.names if stages else []) == names else ["stages.names"]
+    if stages and not wrong and answers.before is not None:
+        labels = record.outcomes.true_labels()
+        clean = answers.before == labels
+        under = "replayed" if record.outcomes.replayed else "adversarial"
+        attacked = record.outcomes.predictions(under)[:, 0] == labels
         broken = np.array([code not in ".-" for code in stages.broken_by])
-        clean, attacked = (record.outcomes.correct(w)[:, 0] for w in ("clean", "adversarial"))
-        same = np.array_equal(broken, clean & ~attacked) and np.array_equal(
-            ~clean, [code == "." for code in stages.broken_by]
-        )
-        wrong = [] if same else ["stages.broken_by"]
-        yield _result("stages", wrong, "stages follow from the outcomes")
-    if (record.targets is not None) != evaluation.attack.plugin.targeted:
-        yield _result("targets", ["targets"], "")
+        before = np.array([code == "." for code in stages.broken_by])
+        if not np.array_equal(broken, clean & ~attacked) or not np.array_equal(before, ~clean):
+            wrong = ["stages.broken_by"]
+    return compared("stages", wrong, "stages follow from the outcomes")
 
 
-def _differing_views(record: Record, arrays: Arrays, num_classes: int) -> list[str]:
-    again, stored = view_scores(arrays, num_classes), record.views
-    if stored is None or again is None:
-        return [] if stored is again else ["views"]
-    wrong = differing({"views.answers": stored.answers}, {"views.answers": again.answers})
-    wrong += [] if stored.attacked == again.attacked else ["views.attacked"]
-    # The scores are stored with four digits, and other batches round otherwise.
-    for which in {*stored.detector, *again.detector}:
-        old, new = (np.array(one.detector.get(which, [])) for one in (stored, again))
-        if old.shape != new.shape or not np.allclose(old, new, rtol=1e-2, atol=1e-2):
-            wrong.append(f"views.{DETECTOR}.{which}")
+def _check_targets(record: Record, evaluation: Evaluation, answers: Answers) -> CheckResult:
+    """An image that was wrong before was not attacked, and has no target."""
+    wrong = [] if (record.targets is not None) == evaluation.attack.plugin.targeted else ["targets"]
+    if record.targets is not None and answers.before is not None:
+        targets = decode(record.targets, record.outcomes.num_classes)
+        untouched = answers.before != record.outcomes.true_labels()
+        if (targets[untouched] != NO_TARGET).any():
+            wrong = ["targets"]
+    return compared("targets", wrong, "targets are those of attacked images")
+
+
+def _check_extra(
+    record: Record, again: Mapping[str, Any], *, stored: int | None, how: str
+) -> CheckResult:
+    """Points found beside the attack's.
+
+    Args:
+        record: the record.
+        again: by name, predictions on them (m, draws); what is not there cannot be asked.
+        stored: how many points of the checks lie in the sidecar; None where it is missing.
+        how: how the predictions were made.
+    """
+    extra, k = {one.name: one for one in record.extra}, record.outcomes.num_classes
+    wrong = [name for name in extra if name not in (BASE_POINTS, CHECKS)]
+    if stored is not None and stored != len(extra[CHECKS].image_ids() if CHECKS in extra else ()):
+        wrong.append(CHECKS)
+    for name, answers in again.items():
+        same = name in extra and np.array_equal(extra[name].predictions(k), answers)
+        # A record from before there were checks has none, of the base neither.
+        wrong += [] if same or (name not in extra and not was_checked(record)) else [name]
+    names = [f"extra.{name}" for name in dict.fromkeys(wrong)]
+    return compared("extra", names, f"{how}: points found beside the attack's say the same")
+
+
+def _impossible_costs(record: Record, *, has_copy: bool) -> list[str]:
+    """Means over n images of whole numbers, of which none is above the most."""
+    n, cost, wrong = record.metrics.n, record.cost, []
+    for kind in ("forwards", "backwards"):
+        for who in ("attack", "check"):
+            total = n * getattr(cost, f"{who}_{kind}")
+            if not math.isclose(total, round(total), abs_tol=1e-6 * n):
+                wrong.append(f"cost.{who}_{kind}")
+        if getattr(cost, f"max_attack_{kind}") > n * getattr(cost, f"attack_{kind}") + 1e-6 * n:
+            wrong.append(f"cost.max_attack_{kind}")
+    # Every attacked point is answered a second time, and the base's points under their draws.
+    asked = [len(extra.adversarial) for extra in record.extra if extra.name == BASE_POINTS]
+    if was_checked(record) and cost.check_forwards < has_copy + sum(asked) - 1e-6:
+        wrong.append("cost.check_forwards")
     return wrong
 
 
+def was_checked(record: Record) -> bool:
+    """Whether the run that made a record checked itself; earlier versions did not."""
+    return record.cost.check_forwards > 0 or bool(record.extra)
+
+
+def _facts(record: Record, answers: Answers, *, loops: bool, known: frozenset[str]) -> RowFacts:
+    """What the run's checks can be told of a record without its attack."""
+    n, outcomes = record.metrics.n, record.outcomes
+    base = np.full((n, 1), NOT_JUDGED, dtype=np.int64)
+    for extra in record.extra:
+        if extra.name == BASE_POINTS:
+            base = np.full((n, len(extra.adversarial)), NOT_JUDGED, dtype=np.int64)
+            base[extra.places(outcomes)] = extra.predictions(outcomes.num_classes)
+    none = np.zeros(n, dtype=np.int64)
+    checks = {
+        CAUSES: none if answers.causes is None else answers.causes,
+        GAPS: none.astype(np.float32),
+        MOVED: np.array([], dtype=np.str_),
+        BASE: base,
+        COPIED: np.array([answers.causes is not None], dtype=np.int64),
+    }
+    return RowFacts(outcomes, dict.fromkeys(SLOPE_COUNTS, none), checks, loops, known)
+
+
 def _check_known_findings(
-    record: Record, evaluation: Evaluation, inspection: Inspection
+    record: Record, evaluation: Evaluation, inspection: Inspection, answers: Answers
 ) -> CheckResult:
-    """Findings that follow from defense and outcomes; others are the attack's alone, and only
-    running it again can tell them.
+    """Findings that follow from defense, points and outcomes; others are the attack's alone, and
+    only running it again can tell them.
     """
     asked = record.cost.attack_backwards > 0 or any(
         finding.name == NO_GRADIENT for finding in record.findings
     )
     expected = relevant(inspection.findings, asked_gradients=asked)
+    failed = frozenset(one.name for one in expected if one.verdict == "fail")
     if record.stages:
         expected += evaluation.attack.plugin.review(record.stages.left())
     if record.targets is not None:
         targets = decode(record.targets, record.outcomes.num_classes)
         expected.append(targets_finding(targets, record.outcomes))
-    names = BEFORE_THE_ATTACK | {finding.name for finding in [*inspection.findings, *expected]}
-    stored = [finding for finding in record.findings if finding.name in names]
-    return _result(
+    of_checks = []
+    if was_checked(record):
+        loops = inspection.inference.optimises
+        of_checks = list(check_findings(_facts(record, answers, loops=loops, known=failed)))
+    expected += [one for one in of_checks if one.name in FOLLOW]
+    names = BEFORE_THE_ATTACK | FOLLOW | {one.name for one in [*inspection.findings, *expected]}
+    # How many images show it, and by how much, depends on the size of the batches.
+    told = {one.name for one in inspection.findings}
+    shown = [one for one in record.findings if one.name in SECOND_ANSWERS - told]
+    stored = [one for one in record.findings if one.name in names and one not in shown]
+    wrong = differing_findings(stored, expected)
+    again = {one.name for one in of_checks if one.name in SECOND_ANSWERS}
+    wrong += [f"findings.{name}" for name in sorted({one.name for one in shown} ^ again)]
+    return compared(
         "findings",
-        _differing_findings(stored, expected),
-        "findings follow from defense and outcomes; those of the attack, and its passes, need it "
-        "to be run again",
+        wrong,
+        "findings follow from defense, points and outcomes; those of the attack, and its passes, "
+        "need it to be run again",
     )
-
-
-def _differing_findings(stored: list[Finding], again: list[Finding]) -> list[str]:
-    old, new = (
-        {(one.name, one.verdict, one.message) for one in findings} for findings in (stored, again)
-    )
-    return [f"findings.{name}" for name in sorted({name for name, _, _ in old ^ new})]
 
 
 # The attack is run again -------------------------------------------------------------------------
 
 
 def _check_rerun(
-    record: Record, evaluation: Evaluation, arrays: Arrays, inspection: Inspection
+    record: Record,
+    evaluation: Evaluation,
+    arrays: Arrays,
+    inspection: Inspection,
+    *,
+    has_base: bool,
 ) -> Iterator[CheckResult]:
-    """All that the attack says beside the answers."""
-    found = findings_of(evaluation, arrays, inspection)
-    wrong = _differing_findings(record.findings, found)
-    yield _result("findings", wrong, "the attack finds the same")
-    again = cost_of(evaluation, arrays)
-    wrong = differing(
-        {"cost": record.cost}, {"cost": again.model_copy(update={"seconds": record.cost.seconds})}
+    """All that the attack says beside the answers.
+
+    Where the points of the base do not lie beside the record, what follows from them stays as it
+    is.
+    """
+    unknown = set() if has_base else {BASE_BREAKS}
+    stored, again = (
+        [one for one in findings if one.name not in unknown]
+        for findings in (record.findings, findings_of(evaluation, arrays, inspection))
     )
-    yield _result("cost", wrong, "the attack takes as many passes")
-    stored = {"stages": record.stages, "targets": record.targets}
+    yield compared("findings", differing_findings(stored, again), "the attack finds the same")
+    known = {"seconds": record.cost.seconds}
+    known |= {} if has_base else {"check_forwards": record.cost.check_forwards}
+    cost = cost_of(evaluation, arrays).model_copy(update=known)
+    wrong = differing({"cost": record.cost}, {"cost": cost})
+    yield compared("cost", wrong, "the attack takes as many passes")
+    said = {"stages": record.stages, "targets": record.targets}
     expected = {
         "stages": stages_of(evaluation, arrays),
         "targets": encoded_targets(evaluation, arrays),
     }
-    wrong = differing(stored, expected)
-    wrong += _differing_views(record, arrays, record.outcomes.num_classes)
-    yield _result("stages and views", wrong, "stages and views are the same")
+    wrong = differing(said, expected) + differing_views(record, arrays, record.outcomes.num_classes)
+    yield compared("stages and views", wrong, "stages and views are the same")
+    found = {one.name: one for one in extra_of(evaluation, arrays)}
+    answers = {name: one.predictions(record.outcomes.num_classes) for name, one in found.items()}
+    yield _check_extra(record, answers, stored=None, how=RERUN)
 
 
 def _compare(stored: Outcomes, again: Outcomes, how: str) -> Iterator[CheckResult]:

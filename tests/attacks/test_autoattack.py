@@ -23,7 +23,7 @@ from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import run_evaluation
 from bench.engine.shards import shards_of
-from bench.noise import generators, isolated
+from bench.noise import generators, isolated, seed_of
 from bench.randomness import RandomnessModel
 from bench.report.rows import rows_table
 from bench.results.store import Store, read_record
@@ -75,7 +75,8 @@ def test_points_are_bit_equal_to_the_librarys_own_harness():
     model, images, labels, threat, _ = problem(10, 12)
     attack = make(Short)
     found, _ = run(model, images, labels, attack, threat)
-    seed = Victim(model, np.arange(12)).random(torch.zeros(1, dtype=torch.int64)).seed("library")
+    victim = Victim(model, np.arange(12))
+    seed = seed_of(victim.random(torch.zeros(1, dtype=torch.int64)), "library")
     with frozen(model), isolated(0):
         library = Library(model.network, norm="Linf", eps=threat.eps, seed=seed)
         library.square.n_queries = 60
@@ -92,7 +93,8 @@ def test_points_are_bit_equal_to_the_librarys_own_harness():
 def test_each_attack_alone_is_the_librarys(kind, params):
     model, images, labels, threat, _ = problem(10, 8, surviving=0.3)
     found, _ = run(model, images, labels, make(kind, **params), threat)
-    seed = Victim(model, np.arange(8)).random(torch.zeros(1, dtype=torch.int64)).seed("library")
+    victim = Victim(model, np.arange(8))
+    seed = seed_of(victim.random(torch.zeros(1, dtype=torch.int64)), "library")
     with frozen(model), isolated(0):
         library = Library(
             model.network,

@@ -53,6 +53,8 @@ def test_verify_notices_tampering(tmp_path):
     for key, value in (("labels", tampered["outcomes"]["adversarial"][0]), ("ids", "1000-1149")):
         forged = json.loads(clean)
         forged["outcomes"][key] = value
+        if key == "ids":
+            forged["extra"][0]["ids"] = value
         path.write_text(json.dumps(forged))
         assert not {check.name: check.held for check in verify(path, Execution())}["setup"], key
     path.write_text(clean)

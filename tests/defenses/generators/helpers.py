@@ -8,7 +8,7 @@ from bench_defenses.adversarial.training_step import Descent
 from bench_defenses.generators.loop import PairSchedule, Plan, train_pair
 from bench_defenses.generators.methods import METHODS
 
-from bench.noise import Noise, Stream
+from bench.noise import BuildNoise, Noise, Stream
 from bench.threat import ThreatModel
 
 SHAPE = (3, 16, 16)
@@ -47,7 +47,7 @@ def train(teacher, name, plan=None, student=None, seed=0, **options):
     student = student or copy.deepcopy(teacher)
     plan = plan or plan_of(name)
     return train_pair(
-        student, teacher, plan, METHODS[name].adaptation(plan.terms), noise(seed), **options
+        student, teacher, plan, METHODS[name].adaptation(plan.terms), BuildNoise(seed), **options
     )
 
 

@@ -8,14 +8,13 @@ from torch import nn
 
 from bench.defense import DataAccess
 from bench.models.classifier import Classifier
-from bench.noise import isolated
+from bench.noise import BuildNoise, isolated
 from bench.plugins.create import DEFENSES, create
 from bench.spec import parse
 from bench.testing import DefenseContract
 from tests.defenses.generators.helpers import (
     SHAPE,
     THREAT,
-    noise,
     same,
 )
 from tests.toys import message
@@ -31,7 +30,7 @@ TINY = "updates=10,batch=6,width=4,generator_warmup=1,steps=1"
 
 def built(teacher, spec, seed=0):
     access = DataAccess(frozenset(), {}, "test", THREAT, SHAPE)
-    return create(DEFENSES, parse(spec)).plugin.build(teacher, access, noise(seed))
+    return create(DEFENSES, parse(spec)).plugin.build(teacher, access, BuildNoise(seed))
 
 
 @pytest.mark.parametrize("name", METHODS)
