@@ -29,7 +29,6 @@ ALLOWED = {
     "schema_version": PYDANTIC,
     "prediction_type": PYDANTIC,
     "rescale_betas_zero_snr": PYDANTIC,
-    "audit": "printed through vars(row)",
     "_repr_markdown_": "called by notebooks",
     "to_frame": "for users of `bench.evaluate`",
     "provider": "printed through vars(entry)",
