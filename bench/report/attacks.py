@@ -26,7 +26,7 @@ from bench.results.comparisons import gap, ratio
 from bench.results.estimate import Estimate
 from bench.results.intervals import share
 from bench.results.record import Record
-from bench.results.worst_case import best_fresh, worst_case
+from bench.results.worst_case import attacked, best_fresh, extra_verdicts, worst_case
 
 ATTACK_KEYS = ("attack", "gradient", "randomness")
 """What of a record's identity is the attack's."""
@@ -55,8 +55,8 @@ _MAY_BE_CHANCE = (
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a comparison: an attack with one seed, or with all its seeds folded (`mean of 3`,
-    `worst of 3`).
+    """One row of a comparison: an attack with one seed, with the points that others found beside it
+    (`worst case`), or with all its seeds folded (`mean of 3`, `worst of 3`).
     """
 
     attack: str
@@ -134,7 +134,7 @@ def _by_attack(records: Iterable[Record]) -> list[list[Record]]:
 
 
 def _lines(group: Sequence[Record]) -> list[Line]:
-    """One attack's rows."""
+    """One attack's rows; the worst case counts extra points, such as those of the checks."""
     scores = [
         {**verdicts(record.outcomes.correct("adversarial"), ()), **replayed_scores(record)}
         for record in group
@@ -144,9 +144,9 @@ def _lines(group: Sequence[Record]) -> list[Line]:
         Line(label, record.title["seed"], shares(by_rule), ", ".join(flags([record])))
         for record, by_rule in zip(group, scores, strict=True)
     ]
-    if size == 1:
-        return lines
-    folded = {f"mean of {size}": _mean_by_rule(scores), f"worst of {size}": _worst(group, scores)}
+    folded = {f"mean of {size}": _mean_by_rule(scores)} if size > 1 else {}
+    if size > 1 or any(len(attacked(record)) > 1 for record in group):
+        folded[f"worst of {size}" if size > 1 else "worst case"] = _worst(group, scores)
     all_flags = ", ".join(flags(group))
     return [
         *lines,
@@ -159,13 +159,18 @@ def _mean_by_rule(scores: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
 
 
 def _worst(group: Sequence[Record], scores: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
-    """Each image under its worst seed: robust for all seeds. The lowest of several means over fresh
-    draws would be low by chance.
+    """Each image under its worst seed and its extra points: robust under all. The lowest of several
+    means over fresh draws would be low by chance.
     """
-    worst = {rule: worst_of([one[rule] for one in scores]) for rule in scores[0]}
-    correct = [record.outcomes.correct("adversarial") for record in group]
-    mean = f"mean of {correct[0].shape[1]}"
-    return {**worst, mean: worst_case(correct)} if mean in worst else worst
+    points = [attacked(record) for record in group]
+    beside = [extra_verdicts(one, ours[0].shape[1]) for ours in points for one in ours[1:]]
+    worst = {
+        rule: worst_of([one[rule] for one in [*scores, *beside] if rule in one])
+        for rule in scores[0]
+    }
+    mean = f"mean of {points[0][0].shape[1]}"
+    every = [one for ours in points for one in ours]
+    return {**worst, mean: worst_case(every)} if mean in worst else worst
 
 
 def _secrecy(groups: Sequence[Sequence[Record]]) -> Secrecy | None:
@@ -194,12 +199,17 @@ def _secrecy(groups: Sequence[Sequence[Record]]) -> Secrecy | None:
 
 
 def _correct(groups: Iterable[Sequence[Record]], which: str, seed: str) -> list[Bools]:
-    """Of each attack, which draws were right (n, N), under one seed."""
+    """Of each attack, which draws were right (n, N), under one seed; under fresh draws those of its
+    extra points, too.
+    """
     return [
-        record.outcomes.correct(which)
+        correct
         for group in groups
         for record in group
         if record.title["seed"] == seed
+        for correct in (
+            attacked(record) if which == "adversarial" else [record.outcomes.correct(which)]
+        )
     ]
 
 

@@ -16,24 +16,28 @@ from bench.errors import BadInput
 from bench.plugins.create import BASE
 from bench.report import escape
 from bench.report.grouping import by_setup, newest
-from bench.report.tables import markdown, percent, without_empty_columns
+from bench.report.tables import markdown, without_empty_columns
 from bench.report.words import attack_label, heading
 from bench.results.aggregation import majority, mean_of_draws
 from bench.results.arrays import Bools, Floats
-from bench.results.comparisons import gap_over_builds, holm, mcnemar, mean_over_builds
+from bench.results.comparisons import gap, gap_over_builds, holm, mcnemar, mean_over_builds
 from bench.results.estimate import Estimate
+from bench.results.intervals import share
 from bench.results.outcomes import Outcomes
 from bench.results.record import Record
-from bench.results.worst_case import worst_case
+from bench.results.worst_case import attacked, worst_case
 from bench.spec import nearest
 
 SIGNIFICANT = 0.05
 
 _NOTE = (
     "Means over builds and images in percent, differences in points, with 95 % intervals that "
-    "count both (one build: images alone). Robust: the worst case over the attacks named. Lost and "
-    "won: images robust under the first defense and not under this one, and the other way round; "
-    "p: McNemar's exact test of the two; Holm: p adjusted for the number of tests in the table."
+    "count both; of a single build there is none, as it says nothing of others. Robust: the worst "
+    "case over the attacks named. The second table is of single networks, with intervals over "
+    "images: gain, robust accuracy minus that of the first defense's network; lost and won, images "
+    "robust under that network and not under this one, and the other way round; p, McNemar's exact "
+    "test of the two networks, not of the two methods: builds of one method differ, too; Holm: p "
+    "adjusted for the number of tests in the table."
 )
 
 
@@ -65,23 +69,40 @@ def build_scores(
     attacks: Iterable[str],
     builds: Mapping[int, Sequence[Outcomes]],
     collapsed: Sequence[bool],
+    extra: Mapping[int, Sequence[Bools]] | None = None,
 ) -> BuildScores:
-    """The verdicts of a defense: by build seed the outcomes of all attacks, and of each build
-    whether it collapsed.
+    """The verdicts of a defense.
+
+    Args:
+        defense: its canonical spec.
+        attacks: their names.
+        builds: by build seed the outcomes of all attacks.
+        collapsed: of each build, whether it collapsed.
+        extra: by build seed the verdicts on points that stand beside the attacks', (n, draws).
     """
     outcomes = list(builds.values())
-    attacked = [[one.correct("adversarial") for one in build] for build in outcomes]
+    beside = [(extra or {}).get(seed, []) for seed in builds]
+    own = [[one.correct("adversarial") for one in build] for build in outcomes]
+    points = [[*ours, *others] for ours, others in zip(own, beside, strict=True)]
     return BuildScores(
         defense=defense,
         attacks=tuple(attacks),
         seeds=tuple(builds),
         clean=np.stack([mean_of_draws(build[0].correct("clean")) for build in outcomes]),
-        robust=np.stack([worst_case(build) for build in attacked]),
+        robust=np.stack([worst_case(build) for build in points]),
         right=np.stack(
-            [np.all([majority(one) > 0 for one in build], axis=0) for build in attacked]
+            [np.all([_survives(one, build[0]) for one in build], axis=0) for build in points]
         ),
         collapsed=list(collapsed),
     )
+
+
+def _survives(correct: Bools, own: Bools) -> Bools:
+    """Right in most draws; on points with fewer draws than the attack's own, in any: a tie of few
+    is no evidence.
+    """
+    fewer = correct.shape[1] < own.shape[1]
+    return np.asarray(correct.any(axis=1) if fewer else majority(correct) > 0)
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -91,7 +112,7 @@ def comparison(defenses: Sequence[BuildScores]) -> pd.DataFrame:
     """A row a defense: means over builds and images, and the paired difference to the first one,
     with their intervals.
 
-    `lower` and `higher` count the pairs of builds that McNemar's test calls so at the 5 % level.
+    `lower` and `higher` count the pairs of networks that McNemar's test calls so at the 5 % level.
     """
     return pd.DataFrame([_row(one, defenses[0]) for one in defenses])
 
@@ -119,8 +140,9 @@ def _columns(name: str, value: Estimate) -> dict[str, float]:
 
 
 def by_build(defenses: Sequence[BuildScores]) -> pd.DataFrame:
-    """A row a build: accuracies, and against the first defense the images lost and won, McNemar's
-    p, and p by Holm's method.
+    """A row a build: accuracies and, against the first defense, the gain in robust accuracy, each
+    with its interval over images; the images lost and won, McNemar's p for these two networks, and
+    p by Holm's method.
     """
     rows = [row for one in defenses for row in _by_build(one, defenses[0])]
     tested = [row["p"] for row in rows if "p" in row]
@@ -135,8 +157,8 @@ def _by_build(one: BuildScores, first: BuildScores) -> Iterator[dict[str, Any]]:
         yield {
             "defense": one.defense,
             "build": one.seeds[build],
-            "clean": one.clean[build].mean(),
-            "robust": one.robust[build].mean(),
+            **_columns("clean", share(one.clean[build])),
+            **_columns("robust", share(one.robust[build])),
             "collapsed": one.collapsed[build],
             **test,
         }
@@ -164,16 +186,23 @@ def _pairing(one: BuildScores, first: BuildScores) -> list[tuple[int, int]]:
 
 
 def _tests(one: BuildScores, first: BuildScores) -> list[dict[str, float]]:
-    """McNemar's test of each pair of builds."""
-    pairs = [(one.right[ours], first.right[theirs]) for ours, theirs in _pairing(one, first)]
-    return [
-        {"lost": int((b & ~a).sum()), "won": int((a & ~b).sum()), "p": mcnemar(a, b)}
-        for a, b in pairs
-    ]
+    """The difference and McNemar's test of each pair of networks."""
+    tests = []
+    for ours, theirs in _pairing(one, first):
+        a, b = one.right[ours], first.right[theirs]
+        tests.append(
+            {
+                **_columns("gain", gap(one.robust[ours], first.robust[theirs])),
+                "lost": int((b & ~a).sum()),
+                "won": int((a & ~b).sum()),
+                "p": mcnemar(a, b),
+            }
+        )
+    return tests
 
 
 def with_interval(row: dict[Any, Any], name: str) -> str:
-    """`41.3 [38.0, 44.9]`: a value of a row with its interval, times 100."""
+    """`41.3 [38.0, 44.9]`: a value of a row with its interval, times 100; without one, `41.3`."""
     return str(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]))
 
 
@@ -219,7 +248,11 @@ def _scores_of_records(name: str, builds: dict[int, list[Record]]) -> BuildScore
     outcomes = {
         seed: [record.outcomes for record in records] for seed, records in sorted(builds.items())
     }
-    return build_scores(name, attacks, outcomes, collapsed)
+    extra = {
+        seed: [points for record in records for points in attacked(record)[1:]]
+        for seed, records in builds.items()
+    }
+    return build_scores(name, attacks, outcomes, collapsed, extra)
 
 
 def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:
@@ -288,13 +321,14 @@ def _builds(table: pd.DataFrame) -> list[dict[str, object]]:
     rows = []
     for row in table.to_dict("records"):
         shown = {"defense": row["defense"], "build": row["build"]}
-        shown |= {name: percent(row[name]) for name in ("clean", "robust")}
+        shown |= {name: with_interval(row, name) for name in ("clean", "robust")}
         shown["collapsed"] = "yes" if row["collapsed"] else ""
         tested = row["p"] == row["p"]
+        shown["gain"] = with_interval(row, "gain") if tested else ""
         shown |= {name: f"{row[name]:.0f}" if tested else "" for name in ("lost", "won")}
         shown |= {
             label: _p(row[name]) if tested else ""
-            for name, label in (("p", "p"), ("p_holm", "Holm"))
+            for name, label in (("p", "p (two networks)"), ("p_holm", "Holm"))
         }
         rows.append(shown)
     return rows

@@ -31,7 +31,7 @@ from bench.results.inference import Inference
 from bench.results.intervals import share, wilson
 from bench.results.record import Failure, Record
 from bench.results.views import any_right
-from bench.results.worst_case import worst_case
+from bench.results.worst_case import attacked, worst_case
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Entry:
         ]
 
     def worst(self) -> Estimate:
-        """Worst case per image over all attacks and attack seeds, with its interval; see
-        `bench.results.worst_case`.
+        """Worst case per image over all attacks and attack seeds, and over the points that stand
+        beside them, with its interval; see `bench.results.worst_case`.
         """
-        return share(worst_case([one.outcomes.correct("adversarial") for one in self.records]))
+        return share(worst_case([correct for one in self.records for correct in attacked(one)]))
 
     def replayed(self) -> Estimate | None:
         """Worst case per image over the attacks that ran wholly on the image's own fixed noise,
@@ -76,7 +76,11 @@ class Entry:
         """Images right in every judged draw under every attack and seed, `clean` or
         `adversarial`.
         """
-        right = [record.outcomes.correct(which).all(1) for record in self.records]
+        verdicts = [
+            attacked(one) if which == "adversarial" else [one.outcomes.correct(which)]
+            for one in self.records
+        ]
+        right = [matrix.all(1) for matrices in verdicts for matrix in matrices]
         return share(np.min(right, axis=0))
 
     def any_view(self) -> Estimate | None:

@@ -22,6 +22,7 @@ from bench.results.estimate import Estimate
 from bench.results.intervals import share
 from bench.results.record import Record
 from bench.results.views import any_right, right
+from bench.results.worst_case import attacked, worst_case
 
 Shares = dict[str, Estimate]
 """Accuracies by the name of their aggregation rule."""
@@ -113,6 +114,7 @@ def _facts(record: Record) -> list[str]:
         _cost(record),
         *_inference(record),
         *_scored_views(record),
+        *_with_extra(record),
         *(stages if record.stages else []),
         *_findings(record),
     ]
@@ -171,6 +173,14 @@ def _scored_views(record: Record) -> list[str]:
     return [*lines, *([f"detector: {detector_rates(record)}"] if views.detector else [])]
 
 
+def _with_extra(record: Record) -> list[str]:
+    """What is left where points count that something else than the attack found."""
+    if len(attacked(record)) == 1:
+        return []
+    names = ", ".join(extra.name for extra in record.extra)
+    return [f"worst case with {names}: {share(worst_case(attacked(record)))}"]
+
+
 def _findings(record: Record) -> list[str]:
     lines = [f"- COLLAPSED: {record.metrics.collapse_reason}"] * record.metrics.collapsed
     lines += [f"- {one.verdict} {one.name}: {one.message}" for one in record.findings]
@@ -194,6 +204,7 @@ def as_json(shown: Shown) -> dict[str, Any]:
     return {
         **shown.record.model_dump(mode="json", include=kept),
         "collapsed": shown.record.metrics.collapsed,
+        "worst_case": asdict(share(worst_case(attacked(shown.record)))),
         "stages": stages and stages.left(),
         "rules": {
             which: plain(getattr(shown, which)) for which in ("clean", "attacked", "replayed")

@@ -30,8 +30,13 @@ def tally(labels: Ints, predictions: Ints, K: int) -> npt.NDArray[np.int64]:
         name it, and the answers that do name it. `NO_CLASS` names none.
     """
     drawn = drawn_predictions(labels, predictions, K)
-    counts, answers = raised_counts(answer_codes(labels, drawn, K).ravel(), K)
-    return np.bincount(counts[answers >= 0], minlength=3 * K).reshape(3, K)
+    right = (drawn == labels[:, None]).sum(axis=1)
+    counts = [
+        np.bincount(labels, weights=right, minlength=K),
+        np.bincount(labels, minlength=K) * drawn.shape[1],
+        np.bincount(drawn[drawn != NO_CLASS], minlength=K),
+    ]
+    return np.stack(counts).astype(np.int64)
 
 
 def drawn_predictions(labels: Ints, predictions: Ints, K: int) -> Ints:
@@ -49,36 +54,6 @@ def drawn_predictions(labels: Ints, predictions: Ints, K: int) -> Ints:
     return drawn
 
 
-def answer_codes(labels: Ints, drawn: Ints, K: int) -> npt.NDArray[np.int64]:
-    """Label and prediction of each (image, draw) as one number, label (K + 1) + prediction, where
-    `NO_CLASS` counts as K: (n, draws).
-    """
-    columns = np.where(drawn == NO_CLASS, K, drawn).astype(np.int64)
-    return labels[:, None].astype(np.int64) * (K + 1) + columns
-
-
-def raised_counts(
-    codes: npt.NDArray[np.int64], K: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which counts of a tally the answers raise.
-
-    Args:
-        codes: of m answers, as `answer_codes` makes them, (m,).
-        K: number of classes.
-
-    Returns:
-        Indices into a flat (3, K) tally, (3 m,), and for each the answer in [0, m) that raises the
-        count; -1 where none does.
-    """
-    labels, given = np.divmod(codes, K + 1)
-    right, answered = labels == given, given < K
-    answers = np.arange(len(codes))
-    counts = np.concatenate([labels, K + labels, 2 * K + np.where(answered, given, 0)])
-    return counts, np.concatenate(
-        [np.where(right, answers, -1), answers, np.where(answered, answers, -1)]
-    )
-
-
 def macro_f1(tallies: Numbers) -> Floats:
     """Mean of the F1 score 2TP/(2TP+FP+FN) over the classes that have support; 0 for such a class
     that is never predicted.
@@ -92,22 +67,65 @@ def macro_f1(tallies: Numbers) -> Floats:
     Returns:
         (...) in [0, 1].
     """
-    right, support, given = np.moveaxis(tallies, -2, 0)
-    return _mean_over_supported(2 * right / np.maximum(support + given, 1), support)
+    counts = np.moveaxis(tallies, -2, 0)
+    return _mean_over_supported(_f1(counts), counts[1])
 
 
 def balanced_accuracy(tallies: Numbers) -> Floats:
     """Mean recall over the classes that have support: (..., 3, K) counts to (...) in [0, 1]."""
-    right, support, _ = np.moveaxis(tallies, -2, 0)
-    return _mean_over_supported(right / np.maximum(support, 1), support)
+    counts = np.moveaxis(tallies, -2, 0)
+    return _mean_over_supported(_recall(counts), counts[1])
+
+
+def leave_one_out(labels: Ints, predictions: Ints, K: int) -> tuple[Floats, Floats]:
+    """Balanced accuracy and macro-F1 without each image in turn, (n,) each; arguments as `tally`.
+
+    An image counts in its own class and in those that its draws name, so only their scores are
+    computed anew.
+    """
+    counts = tally(labels, predictions, K)
+    supported = int((counts[1] > 0).sum())
+    if supported == 0 or len(labels) < 2:
+        raise ValueError("leaving out an image takes two images at least")
+    images, classes, mine = _contributions(labels, drawn_predictions(labels, predictions, K), K)
+    before = counts[:, classes]
+    after = before - mine
+    lost = np.bincount(images, (before[1] > 0) & (after[1] == 0), minlength=len(labels))
+    scores = []
+    for score in (_recall, _f1):
+        change = np.bincount(images, score(after) - score(before), minlength=len(labels))
+        scores.append((score(counts).sum() + change) / (supported - lost))
+    return scores[0], scores[1]
+
+
+def _contributions(labels: Ints, drawn: Ints, K: int) -> tuple[Ints, Ints, npt.NDArray[np.int64]]:
+    """What each image adds to the tally: images (m,), classes (m,), and counts (3, m)."""
+    n, draws = drawn.shape
+    given = np.arange(n)[:, None] * K + drawn
+    own = np.arange(n) * K + labels
+    given = given[drawn != NO_CLASS]
+    places = np.unique(np.concatenate([given, own]))
+    images, classes = np.divmod(places, K)
+    is_own = labels[images] == classes
+    answers = np.bincount(np.searchsorted(places, given), minlength=len(places))
+    return images, classes, np.stack([answers * is_own, draws * is_own, answers])
+
+
+def _f1(counts: Numbers) -> Floats:
+    """2TP / (2TP + FP + FN) of each class; 0 without support. (3, ...) to (...)."""
+    right, support, given = counts
+    return np.asarray(2 * right / np.maximum(support + given, 1) * (support > 0), dtype=np.float64)
+
+
+def _recall(counts: Numbers) -> Floats:
+    """As `_f1`: TP / (TP + FN)."""
+    right, support, _ = counts
+    return np.asarray(right / np.maximum(support, 1), dtype=np.float64)
 
 
 def _mean_over_supported(scores: Floats, support: Numbers) -> Floats:
-    """Mean over the last axis where `support` is positive; scores elsewhere must not count,
-    whatever they are.
-    """
-    has_support = support > 0
-    mean: Floats = (scores * has_support).sum(axis=-1) / has_support.sum(axis=-1)
+    """Mean over the last axis where `support` is positive; `scores` are 0 elsewhere."""
+    mean: Floats = scores.sum(axis=-1) / (support > 0).sum(axis=-1)
     return mean
 
 

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.results.arrays import Ints
-from bench.results.class_scores import balanced_accuracy, constant_accuracy, macro_f1, tally
+from bench.results.class_scores import constant_accuracy, tally
 from bench.results.estimate import Estimate
-from bench.results.intervals import cluster_bootstrap
+from bench.results.intervals import MIN_IMAGES, class_estimates, wilson
+
+IMAGES_PER_CLASS = 10
+"""How many images a class on average it takes before scores over classes are a sign."""
 
 _ROUNDING = 1e-9  # differences such as 0.35 - 0.34 must not fall on the wrong side of one point
 
@@ -26,8 +29,8 @@ class Collapse:
         reason: the signs, joined by semicolons; empty where there is none.
         largest_predicted_share: share of all answers that name the most predicted class; a NaN
             output names none.
-        balanced_accuracy: with its bootstrap interval.
-        macro_f1: with its bootstrap interval.
+        balanced_accuracy: with its interval.
+        macro_f1: with its interval.
         constant_accuracy: accuracy of the best constant predictor.
     """
 
@@ -42,18 +45,22 @@ class Collapse:
 def collapsed(labels: Ints, predictions: Ints, K: int, robust: float | None) -> Collapse:
     """Judge whether accuracy is bought by answering one class.
 
-    Any of these is a sign: one class gets at least 95 % of the answers; the lower bound of balanced
-    accuracy does not exceed chance by two points; accuracy is within half a point of the best
-    constant predictor's with at least 90 % of the answers in one class; a gradient attack takes
-    less than one point although macro-F1 is poor.
+    Any of these is a sign:
 
-    Little data must not look like collapse, so:
+    - one class gets at least 95 % of the answers;
+    - accuracy is within half a point of the best constant predictor's, with at least 90 % of the
+      answers in one class;
+    - macro-F1 is below chance, 1/K, which answers at random reach;
+    - the lower bound of balanced accuracy does not exceed chance by two points;
+    - a gradient attack takes less than one point although macro-F1 is poor.
 
-    - the bound of balanced accuracy is not used below 10 K images, and every other sign found there
-      says how few images it rests on;
-    - where at least 95 % of the labels are of the most predicted class, a perfect classifier would
-      answer it as often, so how often it is answered is no sign, and balanced accuracy has to tell.
-      Where all labels are of that class, nothing can.
+    Little data must not look like collapse:
+
+    - below 50 images nothing is a sign, and the last three are none below 10 images a class;
+    - that a class gets at least 95 % of the answers counts where this is surely more than its share
+      of the labels (by Wilson's lower bound). Where at least 95 % of the labels are of that class,
+      a perfect classifier would answer it as often, and scores over classes have to tell. Where all
+      labels are of that class, nothing can.
 
     Args:
         labels: (n,) in [0, K).
@@ -62,14 +69,16 @@ def collapsed(labels: Ints, predictions: Ints, K: int, robust: float | None) -> 
         robust: accuracy in [0, 1] under a gradient attack, None where none was run.
     """
     counts = tally(labels, predictions, K)
-    balanced = cluster_bootstrap(labels, predictions, K, balanced_accuracy)
-    f1 = cluster_bootstrap(labels, predictions, K, macro_f1)
+    balanced, f1 = class_estimates(labels, predictions, K)
     accuracy = float(counts[0].sum() / counts[1].sum())
-    signs = [*_share_signs(counts, accuracy), *_unmoved_sign(accuracy, robust, f1.value, K)]
-    if len(labels) >= 10 * K:
-        signs += _chance_sign(balanced, K)
-    elif signs:
-        signs.append(f"on {len(labels)} images only, where {10 * K} are needed to be sure")
+    signs: list[str] = []
+    if len(labels) >= MIN_IMAGES:
+        signs += _share_signs(counts, accuracy, len(labels))
+    if len(labels) >= max(MIN_IMAGES, IMAGES_PER_CLASS * K):
+        signs += [
+            *_chance_signs(balanced, f1, K),
+            *_unmoved_sign(accuracy, robust, f1.value, K),
+        ]
     constant = constant_accuracy(labels, K)
     return Collapse(
         bool(signs), "; ".join(signs), _largest_share(counts)[1], balanced, f1, constant
@@ -82,13 +91,16 @@ def _largest_share(counts: npt.NDArray[np.int64]) -> tuple[int, float]:
     return int(given.argmax()), float(given.max() / support.sum())
 
 
-def _share_signs(counts: npt.NDArray[np.int64], accuracy: float) -> Iterator[str]:
+def _share_signs(counts: npt.NDArray[np.int64], accuracy: float, n: int) -> Iterator[str]:
     top, share = _largest_share(counts)
     label_shares = counts[1] / counts[1].sum()
     if label_shares[top] >= 0.95:
         return
-    if share >= 0.95:
-        yield f"class {top} gets {share:.1%} of the answers"
+    if share >= 0.95 and wilson(share * n, n).low > label_shares[top]:
+        yield (
+            f"class {top} gets {share:.1%} of the answers and is {label_shares[top]:.1%} of the "
+            "labels"
+        )
     constant = float(label_shares.max())
     if abs(accuracy - constant) <= 0.005 + _ROUNDING and share >= 0.9:
         yield (
@@ -97,7 +109,9 @@ def _share_signs(counts: npt.NDArray[np.int64], accuracy: float) -> Iterator[str
         )
 
 
-def _chance_sign(balanced: Estimate, K: int) -> Iterator[str]:
+def _chance_signs(balanced: Estimate, f1: Estimate, K: int) -> Iterator[str]:
+    if f1.value < 1 / K - _ROUNDING:
+        yield f"macro-F1 {f1.value:.1%} is below chance ({1 / K:.1%})"
     if balanced.low <= 1 / K + 0.02 + _ROUNDING:
         bound = f"balanced accuracy {balanced.value:.1%} may be as low as {balanced.low:.1%}"
         yield f"{bound}, not two points above chance ({1 / K:.1%})"

@@ -12,9 +12,9 @@ from pydantic.dataclasses import dataclass
 class Estimate:
     """A share, a difference, a ratio or a mean with its 95 % interval.
 
-    `high` is infinite where nothing bounds a ratio; all three are NaN where there was no image. A
-    bootstrap interval is not forced to hold its value: where the statistic is strongly biased, it
-    may not.
+    `high` is infinite where nothing bounds a ratio; both ends are NaN where there is no interval,
+    as over a single build, and the value too where there was no image. Of a share an interval from
+    0 to 1 says as little.
 
     Attributes:
         value: the point estimate; a share lies in [0, 1].
@@ -34,8 +34,12 @@ class Estimate:
         return self.scaled(100, 1)
 
     def scaled(self, factor: float, digits: int) -> str:
-        """`value [low, high]`, each times `factor`, with `digits` decimals."""
+        """`value [low, high]`, each times `factor`, with `digits` decimals; the value alone where
+        there is no interval.
+        """
         value, low, high = (_decimal(factor * x, digits) for x in (self.value, self.low, self.high))
+        if math.isnan(self.low):
+            return value
         return f"{value} [{low}, {high if not math.isinf(self.high) else 'unbounded'}]"
 
 

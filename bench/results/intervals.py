@@ -1,31 +1,40 @@
-"""95 % intervals: Wilson's of a share, and the bootstrap over images.
+"""95 % intervals over images: of shares, of scores that count every class alike, of means.
 
 An interval covers the sampling of images only. A robust accuracy stays an upper bound however
-narrow its interval is, because no interval knows how weak the attack was.
+narrow its interval is, because no interval knows how weak the attack was. How often each of them
+holds the truth is measured by the study `coverage`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.results.arrays import Floats, Ints, Numbers
-from bench.results.class_scores import answer_codes, drawn_predictions, raised_counts, tally
+from bench.results.arrays import Floats, Ints
+from bench.results.class_scores import balanced_accuracy, leave_one_out, macro_f1, tally
 from bench.results.estimate import Estimate
 
-Statistic = Callable[[Numbers], Floats]
-"""Counts by class (..., 3, K), as `tally` makes them, to one value in [0, 1] for each leading
-index.
+MIN_IMAGES, MIN_PER_CLASS = 50, 5
+"""From how many images on, in all and for each class on average, a score that counts every class
+alike has an interval.
 """
 
 CHUNK_ELEMENTS = 1 << 22
 """Bounds the working memory of the bootstrap to a few times 32 MB."""
 
-_Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+Z = 1.959963984540054
+"""The 97.5 % point of the normal distribution."""
+
+_WHOLE = 0.25
+"""Weight, in variances of a yes or no, of the guess that the draws of an image all agree: few
+images know the spread of their scores badly, and near 0 and 1 hardly at all.
+"""
+
+_EVEN = 2.0
+"""As `_WHOLE`, of the guess that all classes are recognised equally often."""
 
 
 def wilson(successes: float, n: int) -> Estimate:
@@ -33,9 +42,7 @@ def wilson(successes: float, n: int) -> Estimate:
     correction: 45 of 1000 give 0.045 in [0.034, 0.060].
 
     Args:
-        successes: in [0, n]. It may be fractional, as when each image adds its share of right
-            draws: the variance of such shares is at most p(1-p), so the interval is then
-            conservative.
+        successes: in [0, n]; it may be fractional.
         n: number of images, at least 1.
     """
     if n < 1 or not 0 <= successes <= n:
@@ -43,55 +50,82 @@ def wilson(successes: float, n: int) -> Estimate:
             f"{successes} successes out of {n} is no share: n must be at least 1 and 0 <= "
             "successes <= n"
         )
-    p, z2 = successes / n, _Z**2
+    return _score_interval(successes / n, n)
+
+
+def _score_interval(p: float, n: float) -> Estimate:
+    z2 = Z**2
     # (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     scale = 1 + z2 / n
     center = (p + z2 / (2 * n)) / scale
-    half = _Z / scale * sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    half = Z / scale * sqrt(p * (1 - p) / n + z2 / (4 * n**2))
     # At 0/n and n/n the exact bounds are 0 and 1, which rounding misses by an ulp.
     return Estimate(p, min(max(center - half, 0.0), p), max(min(center + half, 1.0), p))
 
 
-def share(scores: Floats) -> Estimate:
-    """Mean of scores (n,) in [0, 1], one an image, with Wilson's interval on the number of images.
+def share(scores: Floats, extra: float = 0.0) -> Estimate:
+    """Mean of scores (n,), one an image, with Wilson's interval.
 
-    It is conservative for scores that are no plain yes or no, and honest near 0, where a bootstrap
-    over 100 images holds a true 0.5 % in three cases of four only.
+    The scores are yes or no, or shares of an image's draws; a single one may lie outside [0, 1],
+    their mean counts as a share. Of yes or no it is Wilson's interval. Images that are right in a
+    part of their draws scatter less, so the interval is that of as many images as their variance is
+    worth. `extra` is a variance of the mean that does not come from images.
     """
-    return wilson(min(float(scores.sum()), len(scores)), len(scores))
+    n, p = len(scores), min(max(float(scores.mean()), 0.0), 1.0)
+    whole = n == 1 or bool(np.isin(scores, (0.0, 1.0)).all())
+    if whole and not extra:
+        return wilson(min(max(float(scores.sum()), 0.0), n), n)
+    variance = p * (1 - p) / n if whole else float(scores.var(ddof=1)) / n
+    return effective(p, variance, n, 1.0, _WHOLE, extra)
 
 
-def cluster_bootstrap(
-    labels: Ints,
-    predictions: Ints,
-    K: int,
-    statistic: Statistic,
-    resamples: int = 10_000,
-    seed: int = 0,
+def effective(
+    value: float, variance: float, n: int, guess: float, weight: float, extra: float = 0.0
 ) -> Estimate:
-    """The percentile 95 % bootstrap over images of a statistic of the pooled counts by class.
+    """Wilson's interval on the effective number of images (Korn and Graubard, Survey Methodology
+    1998): n over the design effect, which is the estimate's variance over that of a share,
+    p (1 - p) / n.
 
-    All draws of an image enter a resample together (cluster bootstrap), since they are no
-    independent evidence. A class that a resample misses has no support there and drops out of that
-    resample's mean.
+    Args:
+        value: the estimate p, in [0, 1].
+        variance: of the estimate.
+        n: number of images.
+        guess: what the design effect is taken for where the images say nothing.
+        weight: of the guess; that of the images is n p (1 - p).
+        extra: a variance that is known apart and added.
+    """
+    p = value * (1 - value)
+    # The images' own design effect is n variance / (p (1 - p)), with the weight n p (1 - p).
+    design = (n**2 * variance + weight * guess) / (n * p + weight)
+    return _score_interval(value, n / (design + (n * extra / p if p > 0 else 0.0)))
+
+
+def class_estimates(labels: Ints, predictions: Ints, K: int) -> tuple[Estimate, Estimate]:
+    """Balanced accuracy and macro-F1 of the pooled draws, with Wilson's interval on the effective
+    number of images; the variance is the jackknife's (Efron and Stein 1981), leaving out an image
+    with all its draws, since those are no independent evidence.
+
+    Below 50 images, or 5 for each class on average, there is no interval: it is [0, 1].
 
     Args:
         labels: (n,) in [0, K).
         predictions: (n,) or (n, draws), in [-1, K).
         K: number of classes.
-        statistic: for example `macro_f1`; it gets float64 tallies (c, 3, K) of c resamples at a
-            time.
-        resamples: number of resamples, at least 1.
-        seed: key of the Philox generator; the same seed gives the same interval.
     """
-    drawn = drawn_predictions(labels, predictions, K)
-    observed = float(statistic(tally(labels, drawn, K)))
-    codes = answer_codes(labels, drawn, K)
-    values = np.concatenate(
-        [statistic(tallies) for tallies in _resampled_tallies(codes, K, resamples, seed)]
+    counts = tally(labels, predictions, K)
+    values = [float(score(counts)) for score in (balanced_accuracy, macro_f1)]
+    n, sizes = len(labels), np.bincount(labels)
+    sizes = sizes[sizes > 0]
+    if n < max(MIN_IMAGES, MIN_PER_CLASS * len(sizes)):
+        balanced, f1 = (Estimate(value, 0.0, 1.0) for value in values)
+        return balanced, f1
+    # Var(mean over classes) = sum_k r (1 - r) / n_k / K^2 where all classes have one recall r.
+    even = n * float((1 / sizes).sum()) / len(sizes) ** 2
+    balanced, f1 = (
+        effective(value, (n - 1) * float(without.var()), n, even, _EVEN)
+        for value, without in zip(values, leave_one_out(labels, predictions, K), strict=True)
     )
-    low, high = np.quantile(values, (0.025, 0.975))
-    return Estimate(observed, float(low), float(high))
+    return balanced, f1
 
 
 def bootstrap_mean(values: Floats, resamples: int = 10_000, seed: int = 0) -> Estimate:
@@ -109,33 +143,6 @@ def bootstrap_mean(values: Floats, resamples: int = 10_000, seed: int = 0) -> Es
     times = generator.multinomial(known.size, np.full(known.size, 1 / known.size), size=resamples)
     low, high = np.quantile(times @ known / known.size, (0.025, 0.975))
     return Estimate(float(known.mean()), float(low), float(high))
-
-
-def _resampled_tallies(
-    codes: npt.NDArray[np.int64], K: int, resamples: int, seed: int
-) -> Iterator[Floats]:
-    """Tallies (c, 3, K) of resampled images, in chunks; `codes` as `answer_codes` makes them.
-
-    Images with the same draws in any order are exchangeable, so how often each such pattern is
-    drawn is multinomial, and there are far fewer patterns than images.
-    """
-    patterns, sizes = np.unique(np.sort(codes, axis=1), axis=0, return_counts=True)
-    tallies = _pattern_tallies(patterns, K)
-    for times in resampled_counts(sizes, resamples, seed, max(tallies.shape)):
-        counts = tallies @ np.ascontiguousarray(times.T, dtype=np.float64)
-        yield np.moveaxis(counts.reshape(3, K, -1), -1, 0)
-
-
-def _pattern_tallies(patterns: npt.NDArray[np.int64], K: int) -> Any:
-    """Sparse (3 K, patterns): what one image of each pattern adds to a flat tally."""
-    from scipy.sparse import csr_array  # slow to import, and only the bootstrap needs it
-
-    counts, answers = raised_counts(patterns.ravel(), K)
-    raised = answers >= 0
-    columns = answers[raised] // patterns.shape[1]
-    return csr_array(
-        (np.ones(len(columns)), (counts[raised], columns)), shape=(3 * K, len(patterns))
-    )
 
 
 def resampled_counts(

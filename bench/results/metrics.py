@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.results.class_scores import macro_f1
 from bench.results.collapse import collapsed
-from bench.results.intervals import cluster_bootstrap, wilson
+from bench.results.intervals import class_estimates, share, wilson
 from bench.results.outcomes import Outcomes
 from bench.results.record import Accuracy, Metrics
 
@@ -54,9 +53,9 @@ def accuracy(outcomes: Outcomes, which: str) -> Accuracy:
     # F1 either.
     credited = np.where(correct | (predictions != labels[:, None]), predictions, -1)
     return Accuracy(
-        mean=wilson(float(right.sum() / draws), n),
+        mean=share(right / draws),
         all_draws=wilson(int((right == draws).sum()), n),
         majority=wilson(int((2 * right > draws).sum()), n),
-        macro_f1=cluster_bootstrap(labels, credited, outcomes.num_classes, macro_f1),
+        macro_f1=class_estimates(labels, credited, outcomes.num_classes)[1],
         draws=draws,
     )

@@ -8,6 +8,7 @@ from bench.results.class_scores import (
     NO_CLASS,
     balanced_accuracy,
     constant_accuracy,
+    leave_one_out,
     macro_f1,
     tally,
 )
@@ -89,3 +90,19 @@ def test_constant_accuracy() -> None:
     assert constant_accuracy(labels_of(DERMA), 7) == pytest.approx(0.6688, abs=5e-5)
     with pytest.raises(ValueError, match="no labels"):
         constant_accuracy(np.array([], dtype=int), 7)
+
+
+@pytest.mark.parametrize(("K", "draws"), [(2, 1), (6, 1), (6, 4)])
+def test_leaving_out_an_image_is_tallying_without_it(K: int, draws: int) -> None:
+    """Class 1 has a single image, which drops out with it; NaN outputs name no class."""
+    rng = np.random.default_rng(K + draws)
+    labels = np.array([1, *rng.choice([0, K - 1] if K > 2 else [0], size=29)])
+    right = rng.random((30, draws)) < 0.5
+    predictions = np.where(right, labels[:, None], rng.integers(-1, K, (30, draws)))
+    balanced, f1 = leave_one_out(labels, predictions, K)
+    for i in range(30):
+        counts = tally(np.delete(labels, i), np.delete(predictions, i, axis=0), K)
+        assert balanced[i] == pytest.approx(balanced_accuracy(counts), abs=1e-12)
+        assert f1[i] == pytest.approx(macro_f1(counts), abs=1e-12)
+    with pytest.raises(ValueError, match="two images"):
+        leave_one_out(labels[:1], predictions[:1], K)

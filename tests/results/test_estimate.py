@@ -21,4 +21,8 @@ def test_an_estimate_prints_in_percent_or_in_any_unit() -> None:
 def test_zero_has_no_sign_and_infinity_is_unbounded() -> None:
     assert str(Estimate(-0.0001, -0.0004, 0.0)) == "0.0 [0.0, 0.0]"
     assert Estimate(1.0, 0.0, math.inf).scaled(1, 1) == "1.0 [0.0, unbounded]"
-    assert str(Estimate(math.nan, math.nan, math.nan)) == "nan [nan, nan]"
+
+
+def test_a_value_without_an_interval_stands_alone() -> None:
+    assert str(Estimate(0.5, math.nan, math.nan)) == "50.0"
+    assert str(Estimate(math.nan, math.nan, math.nan)) == "nan"

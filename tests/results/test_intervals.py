@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ks_2samp
+from scipy.stats import binom, binomtest
 from statsmodels.stats.proportion import proportion_confint
 
 from bench.results import aggregation, intervals
-from bench.results.arrays import Floats, Ints, Numbers
-from bench.results.class_scores import balanced_accuracy, macro_f1, tally
-from bench.results.intervals import cluster_bootstrap, wilson
+from bench.results.arrays import Ints
+from bench.results.class_scores import macro_f1, tally
+from bench.results.intervals import class_estimates, wilson
 from tests.results.helpers import matrix
 
 
@@ -68,63 +68,76 @@ def beta_draws(rng: np.random.Generator, n: int, draws: int) -> tuple[Ints, Ints
     return labels, np.where(right, labels[:, None], 1 - labels[:, None])
 
 
-def test_bootstrap_equals_naive_resampling_in_distribution() -> None:
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, 4, 60)
-    predictions = np.where(rng.random((60, 3)) < 0.6, labels[:, None], rng.integers(-1, 4, (60, 3)))
-    seen: list[Floats] = []
-
-    def recorded(tables: Numbers) -> Floats:
-        assert np.all(tables[..., 1, :].sum(axis=-1) == 180)
-        values = macro_f1(tables)
-        seen.append(np.atleast_1d(values))
-        return values
-
-    interval = cluster_bootstrap(labels, predictions, 4, recorded, resamples=4000)
-    picks = [rng.integers(0, 60, 60) for _ in range(4000)]
-    naive = np.array([macro_f1(tally(labels[i], predictions[i], 4)) for i in picks])
-    grouped = np.concatenate(seen[1:])
-    assert len(grouped) == 4000
-    assert ks_2samp(grouped, naive).pvalue > 1e-3
-    assert (interval.low, interval.high) == pytest.approx(
-        np.quantile(naive, [0.025, 0.975]), abs=0.01
-    )
-    assert interval.value == macro_f1(tally(labels, predictions, 4))
+@pytest.mark.parametrize("n", [50, 100, 1000])
+def test_wilson_covers_by_exact_sums(n: int) -> None:
+    """Of a yes or no the coverage is a sum over the n + 1 outcomes: no simulation."""
+    counts = np.arange(n + 1)
+    bounds = [wilson(int(k), n) for k in counts]
+    low, high = (np.array([getattr(bound, end) for bound in bounds]) for end in ("low", "high"))
+    covered = [
+        float(binom.pmf(counts, n, p)[(low <= p) & (p <= high)].sum())
+        for p in np.linspace(0.02, 0.98, 481)
+    ]
+    assert min(covered) > 0.92 and 0.949 < np.mean(covered) < 0.953
 
 
-def test_bootstrap_is_reproducible_and_blind_to_order() -> None:
-    labels, predictions = beta_draws(np.random.default_rng(2), 50, 4)
-    first = cluster_bootstrap(labels, predictions, 2, macro_f1, 500)
-    backwards = np.arange(50)[::-1]
-    assert (
-        cluster_bootstrap(labels[backwards], predictions[backwards][:, ::-1], 2, macro_f1, 500)
-        == first
-    )
-    assert cluster_bootstrap(labels, predictions, 2, macro_f1, 500, seed=1) != first
+def test_scores_over_classes_have_the_jackknifes_variance() -> None:
+    """By deleting each image in turn, with all its draws, and tallying anew."""
+    labels, predictions = beta_draws(np.random.default_rng(1), 60, 3)
+    without = [
+        float(macro_f1(tally(np.delete(labels, i), np.delete(predictions, i, axis=0), 2)))
+        for i in range(60)
+    ]
+    variance = 59 / 60 * ((np.array(without) - np.mean(without)) ** 2).sum()
+    _, f1 = class_estimates(labels, predictions, 2)
+    assert f1.value == macro_f1(tally(labels, predictions, 2))
+    p = f1.value * (1 - f1.value)
+    # Two classes of 30 images: all classes alike would have the variance of one share.
+    design = (60**2 * variance + 2.0) / (60 * p + 2.0)
+    images = 60 / design
+    expected = proportion_confint(f1.value * images, images, method="wilson")
+    assert (f1.low, f1.high) == pytest.approx(expected, abs=1e-9)
 
 
-def test_bootstrap_gains_nothing_from_repeated_draws() -> None:
-    labels, predictions = beta_draws(np.random.default_rng(3), 80, 1)
-    once = cluster_bootstrap(labels, predictions, 2, balanced_accuracy, 1000)
-    assert (
-        cluster_bootstrap(labels, np.repeat(predictions, 20, axis=1), 2, balanced_accuracy, 1000)
-        == once
-    )
-    assert cluster_bootstrap(labels, predictions[:, 0], 2, balanced_accuracy, 1000) == once
+def test_scores_over_classes_are_blind_to_order_and_gain_nothing_from_repeated_draws() -> None:
+    labels, predictions = beta_draws(np.random.default_rng(2), 80, 4)
+    first = class_estimates(labels, predictions, 2)
+    backwards = np.arange(80)[::-1]
+    again = class_estimates(labels[backwards], predictions[backwards][:, ::-1], 2)
+    for one, other in zip(first, again, strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-12)
+    once = class_estimates(labels, predictions[:, 0], 2)
+    for one, other in zip(
+        once, class_estimates(labels, np.repeat(predictions[:, :1], 20, axis=1), 2), strict=True
+    ):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-12)
 
 
-def test_bootstrap_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, predictions = beta_draws(np.random.default_rng(4), 30, 2)
-    whole = cluster_bootstrap(labels, predictions, 2, macro_f1, 300)
-    monkeypatch.setattr("bench.results.intervals.CHUNK_ELEMENTS", 50)
-    assert cluster_bootstrap(labels, predictions, 2, macro_f1, 300) == whole
+@pytest.mark.parametrize(("n", "K", "known"), [(49, 2, False), (50, 2, True), (50, 10, True)])
+def test_scores_over_classes_have_no_interval_on_few_images(n: int, K: int, known: bool) -> None:
+    labels = np.arange(n) % K
+    for estimate in class_estimates(labels, labels, K):
+        assert estimate.value == estimate.high == 1
+        assert (estimate.low > 0) is known
+    few = np.arange(54) % 11
+    assert class_estimates(few, few, 11)[0].low == 0, "fewer than five images a class"
+    assert class_estimates(np.arange(55) % 11, np.arange(55) % 11, 11)[0].low > 0
 
 
-def test_bootstrap_covers_and_unclustered_draws_would_not() -> None:
+def test_an_interval_over_classes_rests_on_the_images_of_each() -> None:
+    """All right, but half of the score is of ten images: no narrower than by twenty of each."""
+    labels = np.repeat([0, 1], [990, 10])
+    balanced, _ = class_estimates(labels, labels, 2)
+    assert balanced.low < wilson(40, 40).low
+    even = np.repeat([0, 1], 500)
+    assert class_estimates(even, even, 2)[0].low > 0.99
+
+
+def test_scores_over_classes_cover_and_unclustered_draws_would_not() -> None:
     rng = np.random.default_rng(5)
 
     def covers(labels: Ints, predictions: Ints) -> bool:
-        interval = cluster_bootstrap(labels, predictions, 2, balanced_accuracy, 500)
+        interval = class_estimates(labels, predictions, 2)[0]
         return interval.low <= 0.7 <= interval.high
 
     cases = [beta_draws(rng, 120, 5) for _ in range(400)]
@@ -132,8 +145,21 @@ def test_bootstrap_covers_and_unclustered_draws_would_not() -> None:
     flat = np.mean(
         [covers(np.repeat(labels, 5), predictions.ravel()) for labels, predictions in cases]
     )
-    assert 0.91 < clustered < 0.98
+    assert 0.92 < clustered < 0.99
     assert flat < 0.85
+
+
+@pytest.mark.parametrize(("K", "n", "low"), [(2, 50, 0.92), (10, 50, 0.92), (10, 100, 0.93)])
+def test_macro_f1_covers_from_fifty_images_on(K: int, n: int, low: float) -> None:
+    """Classes of one size, 60 % right, errors anywhere: macro-F1 of the population is 0.6."""
+    rng = np.random.default_rng(8)
+    held = []
+    for _ in range(600):
+        labels = rng.integers(0, K, n)
+        wrong = (labels + rng.integers(1, K, n)) % K
+        f1 = class_estimates(labels, np.where(rng.random(n) < 0.6, labels, wrong), K)[1]
+        held.append(f1.low <= 0.6 <= f1.high)
+    assert low < np.mean(held) < 0.99
 
 
 def test_interval_of_a_rule_rests_on_images_and_not_on_draws():
@@ -143,6 +169,10 @@ def test_interval_of_a_rule_rests_on_images_and_not_on_draws():
             for draws in (1, 50)
         )
         assert few == many, "draws that all agree add no evidence"
+    differing = intervals.share(np.array([0.4, 0.6] * 50))
+    assert differing.high - differing.low < 0.1 < wilson(50, 100).high - wilson(50, 100).low, (
+        "images that differ little say more than yes or no"
+    )
 
 
 def test_intervals_of_means_cover():
@@ -161,7 +191,15 @@ def test_intervals_of_means_cover():
 def test_a_mean_of_scores_has_wilsons_interval_whatever_rounding_does():
     scores = np.full(10, 1.0) + 1e-16
     assert intervals.share(scores) == wilson(10, 10)
-    assert intervals.share(np.array([0.5, 1.0, 0.0, 0.25])) == wilson(1.75, 4)
+    # Two whole images and two in part: s^2 / (p (1 - p)) = 0.755, with a quarter image's guess.
+    p, variance = 0.4375, np.var([0.5, 1.0, 0.0, 0.25], ddof=1)
+    images = 4 / ((4 * variance + 0.25) / (4 * p * (1 - p) + 0.25))
+    mixed = intervals.share(np.array([0.5, 1.0, 0.0, 0.25]))
+    assert (mixed.low, mixed.high) == pytest.approx(
+        proportion_confint(p * images, images, method="wilson")
+    )
+    outside = intervals.share(np.array([1.5, -0.2, 1.0, 1.2]))
+    assert 0 <= outside.low <= outside.value <= outside.high <= 1
     over = np.full(3, np.nextafter(1.0, 2.0))
     assert intervals.share(over) == wilson(3, 3), "a sum may exceed n by rounding"
 
