@@ -43,7 +43,10 @@ on, where chance makes them so less often than this.
 Key = TypeVar("Key", bound=Hashable)
 
 _SLACK = 1e-9  # two printed decimals are not exact in binary
-_SIZE_IN_NOTE = re.compile(r"\bn ?= ?([\d,]+)|\b(?:first|all) ([\d,]+)(?: test)? images", re.I)
+_SIZE_IN_NOTE = re.compile(
+    r"\bn ?= ?([1-9][\d,]*)|\b(?:first|all) ([1-9][\d,]*)(?: test)? images", re.IGNORECASE
+)
+_DECIMALS = re.compile(r"[^.]*\.?(\d*).*")
 _MEAN = re.compile(r"\bmeans?\b|\baverage|\bseeds\b|\bruns\b|±|\bstd\b", re.I)
 
 
@@ -265,7 +268,7 @@ def read_cells(places: Sequence[Path]) -> list[Cell]:
         key = row.model_dump_json(exclude={"note", "badges"})
         merged.setdefault(key, (line, []))[1].append(f"{line.file.name}:{line.number}")
     return [
-        Cell(line.reference, len(line.printed.partition(".")[2]), tuple(where))
+        Cell(line.reference, len(_DECIMALS.sub(r"\1", line.printed)), tuple(where))
         for line, where in merged.values()
     ]
 

@@ -73,6 +73,8 @@ CONSISTENT = [
         metric="robust accuracy (majority)"),
     row("BPDA", "78.52", table="Table 2", dataset="CIFAR-10", protocol="majority of 10 draws",
         metric="robust accuracy (majority)", eps="4/255"),
+    row("BPDA", "65.43", table="Table 2", dataset="CIFAR-10", protocol="mean of 10 draws",
+        metric="robust accuracy (mean of draws)"),
     # EOT that changes nothing beyond noise.
     row("BPDA+EOT", "73.05", table="Table 2", dataset="CIFAR-10",
         protocol="majority of 10 draws", metric="robust accuracy (majority)"),
@@ -203,7 +205,9 @@ def test_a_larger_ball_that_leaves_more(tmp_path):
 def test_right_in_all_draws_more_often_than_in_most(tmp_path):
     at = next(i for i, one in enumerate(CONSISTENT) if "all draws" in one["metric"])
     audit = audited(tmp_path, changed(at, value="76.17"))
-    assert found(audit) == [("draws", "fail")]
+    assert found(audit) == [("draws", "fail")] * 2
+    told = [finding.message for finding in audit.findings]
+    assert "72.27 in the majority" in told[0] and "65.43 in the mean" in told[1]
 
 
 def test_an_attack_far_behind_autoattack(tmp_path):
@@ -409,6 +413,25 @@ def test_gradient_attacks_by_name():
     assert not any(map(is_gradient_attack, others))
 
 
+@pytest.mark.parametrize(
+    ("note", "size"),
+    [
+        ("n=1000", 1_000),
+        ("the first 100 images", 100),
+        ("all 10,000 test images; x", 10_000),
+        ("", None),
+        ("n=0", None),
+        ("n=,", None),
+        ("ten images", None),
+    ],
+)
+def test_how_many_images_a_note_states(tmp_path, note, size):
+    given = rows({"none": "60", "PGD": "50", "AutoAttack": "70"}, dataset="private", note=note)
+    (_, cell, _) = read_cells([table(tmp_path, given)])
+    assert cell.stated_size == size
+    assert ("order", "fail") in found(audit_tables([tmp_path]))
+
+
 def test_data_sets_in_print():
     assert known_test_set("CIFAR-10").sizes == (10_000,)
     assert known_test_set("Fashion-MNIST").sizes == (10_000,)
@@ -427,9 +450,11 @@ def test_a_number_in_two_files_is_one(tmp_path):
 
 
 def test_digits_are_those_in_print(tmp_path):
-    cells = read_cells([table(tmp_path, [row("PGD", value) for value in ("5", "5.0", "5.90")])])
-    assert [cell.printed for cell in cells] == ["5", "5.90"]  # 5 and 5.0 are one number
-    assert [cell.digits for cell in cells] == [0, 2]
+    cells = read_cells(
+        [table(tmp_path, [row("PGD", value) for value in ("5", "5.0", "5.90", "6.2e1")])]
+    )
+    # 5 and 5.0 are one number.
+    assert [(cell.printed, cell.digits) for cell in cells] == [("5", 0), ("5.90", 2), ("62.0", 1)]
 
 
 # The committed numbers, and the command -----------------------------------------------------------
