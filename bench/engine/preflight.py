@@ -7,13 +7,14 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from bench.checks.alike import alike, rounding
 from bench.defense import DefendedClassifier, gradient_name
 from bench.errors import BadInput, one_line
 from bench.losses import cross_entropy
 from bench.models.classifier import Classifier
-from bench.models.foreign import dtypes, mixes_images
+from bench.models.foreign import copied, dtypes, mixes_images
 from bench.models.nets import wrong_classes
 from bench.noise import Noise, Stream, generators, isolated
 from bench.results.findings import Finding
@@ -32,8 +33,30 @@ def probe(classifier: Classifier, images: Tensor) -> None:
     - `doubles_one`, where it cannot answer a single image;
     - `alone`, where it mixes the images of a batch by design.
 
+    The passes are those of a copy where one can be made: a network that remembers images has then
+    seen none.
+
     Raises `BadInput` where it does not run at all, or does not return one row of K logits an image.
     """
+    tried = _copy(classifier)
+    _find_out(tried, images)
+    for name in {"alone", "takes", "doubles_one", "stochastic"} & set(vars(tried)):
+        setattr(classifier, name, getattr(tried, name))
+
+
+def _copy(classifier: Classifier) -> Classifier:
+    """A copy, or the classifier itself: where it cannot be copied, and where its weights are only
+    made in its first pass.
+    """
+    if any(isinstance(one, UninitializedParameter) for one in classifier.parameters()):
+        return classifier
+    try:
+        return copied(classifier)
+    except Exception:
+        return classifier
+
+
+def _find_out(classifier: Classifier, images: Tensor) -> None:
     network = classifier.network
     if mixes_images(network):
         classifier.alone = True

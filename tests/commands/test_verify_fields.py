@@ -13,12 +13,14 @@ from safetensors.numpy import load_file, save
 from bench.attack import Attack, AttackOutput
 from bench.commands.verify import verify
 from bench.defense import Defense, NoParams, Wrapper
+from bench.engine.build import build
 from bench.engine.execution import Execution
+from bench.engine.plan import plan
 from bench.plugins.create import ATTACKS, DEFENSES
 from bench.results.metrics import measure
 from bench.results.outcomes import NO_STAGE
 from bench.results.record import Record
-from tests.helpers import run_toys
+from tests.helpers import run_toys, toy_request
 
 NOT_COMPARED = {"schema_version", "id", "identity", "sources", "finished"}
 """Fields that a record is found and rebuilt by, and the date, which nobody can recompute."""
@@ -107,6 +109,26 @@ class Remembering(Defense[NoParams]):
         return Memory(classifier)
 
 
+class Counting(torch.nn.Module):
+    """A plain module that keeps every image it sees."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.seen = inner, []
+
+    def forward(self, images):
+        self.seen += list(images.detach())
+        return self.inner(images)
+
+
+@DEFENSES.register("verify-counting")
+class CountingDefense(Defense[NoParams]):
+    """A plain module that remembers images."""
+
+    def build(self, classifier, access, noise):
+        return Counting(classifier)
+
+
 def told(path):
     """Names of fields in the messages of all checks that do not hold."""
     return [
@@ -148,6 +170,12 @@ def test_a_defense_that_remembers_is_told(tmp_path, with_points):
         (tmp_path / record.points.file).unlink()
     wrong = " ".join(told(path))
     assert ("adversarial: re-scoring" if with_points else "findings.remembers") in wrong
+
+
+def test_a_plain_module_that_was_just_built_has_seen_no_image():
+    """How it wants to be run is found out on a copy."""
+    evaluation = plan(toy_request(defenses=("verify-counting",), dataset="toy:n=40"))[-1]
+    assert build(evaluation, torch.device("cpu")).network.seen == []
 
 
 # Every field that follows from something else -----------------------------------------------------
