@@ -33,7 +33,9 @@ from bench.victim import Victim
 MOST_PROBED = 16
 """Images of a row that are probed."""
 PASSES = 23
-"""Forward and backward passes a probed image, a draw, without the decision."""
+"""Forward and backward passes a probed image, a draw, without the decision; under fresh randomness
+on average, as a point that seems to break its image is read on ten more draws.
+"""
 ENOUGH = 7
 """Broken images after which the decision stops: as many as one attack must break beyond another."""
 
@@ -128,15 +130,13 @@ SEARCHES = ("few margin steps", "margin steps", "random points", "square", "smoo
 """What `ProbeResult.by` names, in the order in which they run."""
 
 
-def quota(shard: int, total: int) -> int:
-    """How many images of a shard of `shard` images are probed, of `total` in the row:
-    `MOST_PROBED` over the row, at most a sixth of the shard.
-    """
-    return min(-(-MOST_PROBED * shard // total), shard // 6)
+def quota(n: int) -> int:
+    """How many images of a row of n images are probed: `MOST_PROBED`, at most a sixth."""
+    return min(MOST_PROBED, n // 6)
 
 
 def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> ProbeResult:
-    """Probe images that an attack left; the caller chooses at most `quota` of them, one at least.
+    """Probe images that an attack left; the caller chooses `quota` of them, one at least.
 
     Costs `PASSES` an image, and up to 2,500 more where the decision is run, a draw each; an image
     leaves at its first success, and the decision ends when `ENOUGH` are broken.
@@ -185,8 +185,11 @@ class _Found:
     def few_steps(self) -> None:
         """A few steps on the margin from where the attack ended."""
         rows = self._left()
+        # Where no query repeats another, the last point costs a reading of its own, and a success
+        # the draws that confirm it.
+        steps = _FEW_STEPS if self._victim.fixed else _FEW_STEPS - 1
         start = self._probed.points[rows]
-        search = partial(margin_steps, steps=_FEW_STEPS, first=0.5, start=start)
+        search = partial(margin_steps, steps=steps, first=0.5, start=start)
         self._run(SEARCHES[0], search, rows)
 
     def decide(self, gradients: bool) -> None:

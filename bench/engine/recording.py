@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from safetensors.numpy import save
 
+from bench.checks import probed
 from bench.checks.shard import BACKWARDS, BASE, CAUSES, COPIED, FORWARDS, GAPS, MOVED
 from bench.checks.verdicts import RowFacts, base_extra
 from bench.checks.verdicts import findings as check_findings
@@ -26,6 +27,11 @@ from bench.results.store import Store
 from bench.results.targets import targets_finding
 from bench.results.views import view_scores
 from bench.victim import SLOPE_COUNTS
+
+EXTRA = "extra"
+"""In the file of points, beside `points`: those that the checks found, (m, C, H, W)."""
+
+PROBE_SECONDS = "probe/seconds"
 
 NO_GRADIENT, REPROJECTED = "no-gradient", "reprojected"
 """Findings that only the attack itself can make."""
@@ -117,7 +123,12 @@ def findings_of(evaluation: Evaluation, arrays: Arrays, inspection: Inspection) 
     failed = frozenset(one.name for one in found if one.verdict == "fail")
     loops = _was_checked(arrays) and inspection.inference.optimises
     facts = _facts(evaluation, arrays, loops=loops, known=failed)
-    return [*found, *_attack_findings(evaluation, arrays), *check_findings(facts)]
+    return [
+        *found,
+        *_attack_findings(evaluation, arrays),
+        *check_findings(facts),
+        *probed.findings(cast(Any, arrays), facts.outcomes),
+    ]
 
 
 _CHECKED = (CAUSES, GAPS, MOVED, BASE, COPIED)
@@ -145,7 +156,9 @@ def _facts(
 
 def extra_of(evaluation: Evaluation, arrays: Arrays) -> list[ExtraPoints]:
     """Points found beside the attack's."""
-    return [one for one in [base_extra(_facts(evaluation, arrays))] if one is not None]
+    facts = _facts(evaluation, arrays)
+    both = [base_extra(facts), probed.probe_extra(cast(Any, arrays), facts.outcomes)]
+    return [one for one in both if one is not None]
 
 
 def stages_of(evaluation: Evaluation, arrays: Arrays) -> Stages | None:
@@ -210,24 +223,29 @@ def judge_forwards(evaluation: Evaluation) -> float:
 def cost_of(evaluation: Evaluation, arrays: Arrays) -> Cost:
     """Passes an image and seconds, of all shards."""
     forwards, backwards = cast(Any, arrays["forwards"]), cast(Any, arrays["backwards"])
+    probe_forwards, probe_backwards = probed.passes(cast(Any, arrays))
     return Cost(
         attack_forwards=float(forwards.mean()),
         attack_backwards=float(backwards.mean()),
         max_attack_forwards=int(forwards.max()),
         max_attack_backwards=int(backwards.max()),
         judge_forwards=judge_forwards(evaluation),
-        check_forwards=_mean(arrays, FORWARDS),
-        check_backwards=_mean(arrays, BACKWARDS),
-        seconds=float(cast(Any, arrays["seconds"]).sum()),
+        check_forwards=_total(arrays, FORWARDS, probe_forwards) / len(forwards),
+        check_backwards=_total(arrays, BACKWARDS, probe_backwards) / len(forwards),
+        seconds=_total(arrays, "seconds", 0) + _total(arrays, PROBE_SECONDS, 0),
     )
 
 
-def _mean(arrays: Arrays, name: str) -> float:
-    return float(cast(Any, arrays[name]).mean()) if name in arrays else 0.0
+def _total(arrays: Arrays, name: str, more: float) -> float:
+    return more + (float(cast(Any, arrays[name]).sum()) if name in arrays else 0.0)
 
 
 def _save_points(store: Store, stem: str, evaluation: str, arrays: Arrays) -> Points:
-    data = save({"points": np.ascontiguousarray(arrays["points"])})
+    tensors = {"points": np.ascontiguousarray(arrays["points"])}
+    found = probed.points_found(cast(Any, arrays))
+    if found is not None:
+        tensors[EXTRA] = np.ascontiguousarray(found)
+    data = save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     # Two processes that finish at once with other batch sizes write two files; each record names
     # its own.

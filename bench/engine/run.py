@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import inspect_defended
 from bench.engine.memory import is_out_of_memory
+from bench.engine.probing import RowProbe, row_probe
 from bench.engine.recording import make_record, now, outcomes_of
 from bench.engine.shard_check import ShardCheck
 from bench.engine.shards import Arrays, Shard, Workspace, complete, shards_of
@@ -131,6 +132,10 @@ def run_evaluation(
         shards: the order in which to take them; ascending by default.
     """
     order = list(shards) if shards is not None else _shards(evaluation, execution)
+
+    def finished() -> bool:
+        return store.find(evaluation.id) is not None
+
     with exact_float32(execution.device):
         access = data_access(evaluation, execution.device)
         defended = build(evaluation, execution.device, access)
@@ -144,19 +149,30 @@ def run_evaluation(
         with frozen(defended):
             checks = shard_checks(evaluation, defended, copies, execution, store)
             compute = ShardComputer(evaluation, defended, execution, checks)
-            done = complete(
-                work, order, compute, lambda: store.find(evaluation.id) is not None, compute.report
-            )
-    if done is None:
-        finished = store.find(evaluation.id)
-        if finished is None:
+            done = complete(work, order, compute, finished, compute.report)
+            arrays = None
+            if done is not None:
+                row = row_probe(evaluation, defended, execution, merged(done), inspection)
+                arrays = _with_probes(row, work.folder / "probes", finished)
+    if arrays is None:
+        record = store.find(evaluation.id)
+        if record is None:
             raise RuntimeError(f"the record {evaluation.id} vanished while it was being finished")
-        return finished
+        return record
     made_with = {**environment(execution.device), "weights": weights}
-    record = make_record(evaluation, merged(done), inspection, store, made_with)
+    record = make_record(evaluation, arrays, inspection, store, made_with)
     store.save(record)
     store.clear(evaluation.id)
     return record
+
+
+def _with_probes(row: RowProbe, folder: Path, finished: Callable[[], bool]) -> Arrays | None:
+    """A row's arrays with those of its probes, computed here or by another process; None if another
+    one finished the row meanwhile.
+    """
+    whole = (0, len(row.evaluation.setup.images))
+    done = complete(Workspace(folder, row.check), [whole], row, finished, lambda *_: None)
+    return None if done is None else {**row.attacked, **done[whole]}
 
 
 def compute_outcomes(evaluation: Evaluation, execution: Execution) -> Outcomes:
