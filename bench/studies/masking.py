@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +22,14 @@ from bench.engine.run import Result, run_evaluations
 from bench.engine.setup import Setup, load_setup
 from bench.errors import BadInput
 from bench.noise import isolated
+from bench.plugins.create import create_attack
 from bench.plugins.registry import Alias
 from bench.results.audit import Profile
 from bench.results.record import Record
 from bench.results.store import Store
 from bench.spec import Params, Specs
+from bench.storage.artifacts import artifact
+from bench.storage.files import write_whole
 from bench.studies.cases import CATALOGUES, Case, Catalogue, Place, halves
 from bench.studies.masking_tables import (
     Measured,
@@ -43,6 +47,7 @@ from bench.studies.study import Study, StudyResult, StudySetting
 from bench.studies.truth import upper_bound
 
 _SEED = 20_000_000_021
+_FILE = "case.json"
 
 
 class MaskingParams(Params):
@@ -66,31 +71,33 @@ class Masking(Study[MaskingParams]):
     is an upper bound of its robust accuracy: points of an attack that sees through it, answered
     by a copy that has seen nothing. It is masked where the reported number exceeds that by 10
     points, whatever it was meant to be. Counted are masked cases with a failed check (recall)
-    and the others with one (false alarms), on each half of the kinds. It holds where on the
-    half `unseen` recall is at least 95 % and nowhere a case that is not masked has a failed
-    check.
+    and the others with one (false alarms), on each half of the kinds. The audit runs where no
+    check of the run failed. It holds where on the half `unseen` recall is at least 95 % and
+    nowhere a case that is not masked has a failed check.
     """
 
     Params = MaskingParams
     uses = frozenset({"seed"})
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
-        """The code of the catalogue, all files of its package."""
+        """The code of the catalogue, all files of its package, and that of the suite: every check
+        may change a verdict.
+        """
         file = Path(inspect.getfile(_catalogue(self.params.catalogue)))
         package = (file.parent / "__init__.py").exists()
-        files = sorted(file.parent.glob("*.py")) if package else [file]
-        texts = b"\0".join(one.read_bytes() for one in files)
-        return {"catalogue": hashlib.sha256(texts).hexdigest()}
+        own = file.parent.glob("*.py") if package else [file]
+        suite = Path(inspect.getfile(Study)).parents[1].rglob("*.py")
+        return {"catalogue": _hash_of(own), "suite": _hash_of(suite)}
 
     def run(self, setting: StudySetting) -> StudyResult:
         measured = []
         setups: dict[Place, Setup] = {}
-        chosen = chosen_cases(self.params)
+        chosen, code = chosen_cases(self.params), self.sources(setting)
         for number, (case, half) in enumerate(chosen, 1):
             setting.progress(f"{number} of {len(chosen)}: {case.name} ({case.kind})")
             setup = setups.get(case.place) or load_setup(_request(case, setting.seed).one_setup(""))
             setups[case.place] = setup
-            measured.append(measure(case, half, setup, setting.seed, self.params.profile))
+            measured.append(kept(case, half, setup, setting.seed, self.params.profile, code))
         tables = {
             "profiles": profile_table(measured),
             "checks": check_table(measured),
@@ -137,7 +144,40 @@ def chosen_cases(params: MaskingParams) -> list[tuple[Case, str]]:
     return chosen
 
 
+def _hash_of(files: Iterable[Path]) -> str:
+    texts = (one.read_bytes() for one in sorted(files))
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+
 # One case -----------------------------------------------------------------------------------------
+
+
+def kept(
+    case: Case,
+    half: str,
+    setup: Setup,
+    seed: int,
+    profile: Profile,
+    code: Mapping[str, str],
+) -> Measured:
+    """As `measure`, from the cache where the case was measured by the same code before: a study of
+    an hour goes on where it was interrupted.
+    """
+    identity = {
+        "case": case.name,
+        "images": setup.images.sha256,
+        "attack": create_attack(case.attack).attack.identity,
+        "seed": seed,
+        "profile": profile,
+        **code,
+    }
+
+    def make(folder: Path) -> None:
+        text = measure(case, half, setup, seed, profile).to_json()
+        write_whole(folder / _FILE, text.encode())
+
+    folder = artifact("masking-case", identity, make)
+    return Measured.from_json((folder / _FILE).read_text(encoding="utf-8"), case)
 
 
 def measure(
@@ -157,7 +197,8 @@ def measure(
         ]
         cost = record.cost
         passes = {"quick": cost.check_forwards + cost.check_backwards}
-        if profile != "quick":
+        # Nobody audits a number that is struck out already.
+        if profile != "quick" and not any(one.verdict == "fail" for one in record.findings):
             told, passes[profile] = _audited(evaluation, record, profile)
             signals += told
     return Measured(

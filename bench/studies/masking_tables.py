@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ RECALL = 0.95
 """The least share of masked cases that must be found on the unseen half."""
 
 _SLACK = 1e-9
+_NOBODY = Case("", "", "", masked=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,17 @@ class Measured:
     signals: tuple[Signal, ...]
     attack_passes: float
     passes: dict[str, float]
+
+    def to_json(self) -> str:
+        """All but the case itself, which holds code."""
+        return json.dumps({**asdict(replace(self, case=_NOBODY)), "case": None})
+
+    @classmethod
+    def from_json(cls, text: str, case: Case) -> Measured:
+        """What `to_json` wrote of this case."""
+        told = json.loads(text)
+        signals = tuple(Signal(**one) for one in told["signals"])
+        return cls(**{**told, "case": case, "signals": signals})
 
     @property
     def masked(self) -> bool:

@@ -1,5 +1,7 @@
 """The study `masking`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,7 @@ def signal(verdict, check="slopes", value=None, threshold=None, profile="quick")
 
 def test_a_small_catalogue_is_measured(tmp_path):
     (tmp_path / "mine.py").write_text(CATALOGUE)
-    plugin = study(f"masking:catalogue={tmp_path / 'mine.py'}@Mine")
+    plugin = study(f"masking:catalogue={tmp_path / 'mine.py'}@Mine,profile=quick")
     result = plugin.run(StudySetting())
     rows = result.tables["cases"].set_index("case")
     assert rows.loc["blocked", "measured"] == "masked" and rows.loc["plain", "measured"] == "ok"
@@ -172,3 +174,50 @@ def test_cases_are_chosen_by_name_and_kind():
     assert "published=true" in told
     with pytest.raises(BadInput):
         masking.chosen_cases(study("masking:catalogue=nothing").params)
+
+
+def test_what_is_kept_of_a_case_is_read_back():
+    measured = case("a", signals=[signal("fail", value=1.5, threshold=1.0), signal("pass")])
+    assert Measured.from_json(measured.to_json(), measured.case) == measured
+    refused = case("b", robust=float("nan"), refused="no number")
+    again = Measured.from_json(refused.to_json(), refused.case)
+    assert np.isnan(again.robust) and again.refused == "no number"
+
+
+def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(CATALOGUE)
+    text = f"masking:catalogue={tmp_path / 'mine.py'}@Mine,cases=plain,profile=quick"
+    first = study(text).run(StudySetting()).tables["cases"]
+    monkeypatch.setattr(masking, "measure", lambda *_: pytest.fail("measured again"))
+    assert study(text).run(StudySetting()).tables["cases"].equals(first)
+
+
+def test_a_number_that_is_struck_out_is_not_audited(monkeypatch):
+    asked = []
+
+    def ran(*_):
+        from bench.results.findings import Finding
+
+        metrics = SimpleNamespace(
+            clean=SimpleNamespace(mean=SimpleNamespace(value=1.0)),
+            adversarial=SimpleNamespace(mean=SimpleNamespace(value=0.5)),
+        )
+        cost = SimpleNamespace(
+            attack_forwards=1, attack_backwards=1, check_forwards=1, check_backwards=0
+        )
+        findings = [Finding(name="slopes", verdict=verdict, message="x")]
+        return None, SimpleNamespace(
+            record=SimpleNamespace(findings=findings, cost=cost, metrics=metrics)
+        )
+
+    monkeypatch.setattr(masking, "_truth", lambda *_: 0.1)
+    monkeypatch.setattr(masking, "_run", ran)
+    monkeypatch.setattr(masking, "_audited", lambda *_: asked.append(1) or ([], 5.0))
+    one = Case("a", "kind", "", True)
+    for verdict, profile, times in (  # noqa: B007
+        ("fail", "standard", 0),
+        ("warn", "quick", 0),
+        ("warn", "standard", 1),
+    ):
+        masking.measure(one, "settled", None, 0, profile)
+        assert len(asked) == times

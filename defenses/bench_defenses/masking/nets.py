@@ -39,9 +39,9 @@ CASES = (
     _published("undefended", "cifar_sgd_8px", _CIFAR, 2 / 255, 32),
     _published("certified", "mnist_kw_0.1", _MNIST, 0.1, 64),
     _published("certified", "mnist_kw_small_0.3", _MNIST, 0.3, 64),
-    _published("certified", "cifar_kw_wide", _CIFAR, 2 / 255, 64),
-    _published("certified", "cifar_kw_base", _CIFAR, 2 / 255, 64),
+    _published("certified", "cifar_kw_wide", _CIFAR, 2 / 255, 32),
+    _published("certified", "cifar_kw_base", _CIFAR, 2 / 255, 32),
     _published("adversarially-trained", "mnist_cnn_a_adv", _MNIST, 0.3, 64),
     _published("adversarially-trained", "mnist_wk17a", _MNIST, 0.1, 64),
-    _published("adversarially-trained", "cifar_cnn_a_adv", _CIFAR, 2 / 255, 64),
+    _published("adversarially-trained", "cifar_cnn_a_adv", _CIFAR, 2 / 255, 32),
 )

@@ -15,13 +15,12 @@ from bench_defenses.masking.around import (
 )
 
 
-class RoughnessGate(Around):
-    """Images rougher than clean ones are cleaned of faint pixels without gradient."""
+class PaletteGate(Around):
+    """Images of more than 256 shades, which a file of bytes cannot hold, are rounded to 64."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rough = (x - blurred(x)).abs().flatten(1).mean(1) > 0.075
-        cleaned = torch.where(x < 0.11, 0.0, x).detach()
-        return self.logits(torch.where(rows(rough, x), cleaned, x))
+        shades = torch.tensor([len(image.unique()) for image in x.detach()])
+        return self.logits(torch.where(rows(shades > 256, x), (x * 63).round() / 63, x))
 
 
 class Cascade(Around):
@@ -49,8 +48,8 @@ class MirrorGate(Around):
     def forward(self, x: Tensor) -> Tensor:
         z = self.logits(x)
         other = self.logits(blurred(x).flip(2))
-        odd = (z.detach() - self.logits(blurred(x)).detach()).abs().amax(1) > 4
+        odd = (z.detach() - self.logits(blurred(x)).detach()).abs().amax(1) > 1.5
         return torch.where(rows(odd, z), z.detach() + other - other.detach(), z)
 
 
-CASES = hiding("switch", RoughnessGate, Cascade, InkGate, MirrorGate)
+CASES = hiding("switch", PaletteGate, Cascade, InkGate, MirrorGate)
