@@ -1,0 +1,361 @@
+"""Each check of an audit: what it must find, and an honest model on which it must stay silent."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.attack import Attack
+from bench.audit import (
+    attack_checks,
+    binarization,
+    path_checks,
+    randomness_checks,
+    record_checks,
+    search_checks,
+)
+from bench.defense import DefendedClassifier, Defense, InputTransform
+from bench.losses import cross_entropy
+from bench.maximise import ascend
+from bench.plugins.create import ATTACKS, DEFENSES
+from tests.audit.helpers import (
+    EPS,
+    SCALE,
+    Around,
+    Hidden,
+    audited,
+    linear,
+    run,
+    toy_images,
+    verdicts,
+)
+
+HONEST = [
+    (attack_checks.one_step, "S1"),
+    (attack_checks.longer, "S2"),
+    (attack_checks.restarts, "S3"),
+    (attack_checks.larger_eps, "S4"),
+    (attack_checks.unbounded, "S5"),
+    (attack_checks.other_losses, "S13"),
+    (attack_checks.every_target, "S18"),
+    (search_checks.squares, "S6"),
+    (search_checks.noise, "S7"),
+    (search_checks.on_the_margin, "margin"),
+    (search_checks.along_values, "smoothed"),
+    (path_checks.paths, "S11a"),
+]
+
+
+@pytest.mark.parametrize(("check", "name"), HONEST)
+def test_an_honest_model_passes(check, name):
+    """A linear model under an attack that solves it: nothing is left to find."""
+    seen = verdicts(check, linear())[name]
+    assert seen.verdict in ("pass", "na"), seen.message
+
+
+class OnlyAtImages(Around):
+    """The gradient exists on the clean images alone: one step from them tells more than many."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("images", toy_images()[0])
+
+    def forward(self, x):
+        clean = (torch.cdist(x.flatten(1), self.images.flatten(1)).amin(1) < 1e-6)[:, None]
+        return torch.where(clean, self.net(x), self.net(x.detach()))
+
+
+def test_s1_a_single_step_that_beats_many():
+    seen = verdicts(attack_checks.one_step, OnlyAtImages())["S1"]
+    assert seen.verdict == "fail" and seen.images
+
+
+SHORT = ("pgd:steps=5,step=eps/10,random_start=false",)
+
+
+def test_s2_more_steps_break_more():
+    seen = verdicts(attack_checks.longer, linear(), attacks=SHORT)["S2"]
+    assert seen.verdict == "fail" and seen.value >= 0.1
+
+
+def test_s3_more_starts_break_more():
+    attack = ("pgd:steps=1,step=eps/1000",)
+    seen = verdicts(attack_checks.restarts, linear(), attacks=attack, eps=0.03)["S3"]
+    assert seen.verdict in ("warn", "fail") and seen.images
+
+
+class Fenced(Around):
+    """Far from the clean image it answers as that image was answered."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+        self.register_buffer("images", toy_images()[0])
+
+    def forward(self, x):
+        distance = torch.cdist(x.flatten(1), self.images.flatten(1), p=torch.inf)
+        far = (distance.amin(1) > self.limit)[:, None]
+        return torch.where(far, self.net(self.images[distance.argmin(1)]), self.net(x))
+
+
+def test_s4_a_smaller_ball_is_broken_more_often():
+    seen = verdicts(attack_checks.larger_eps, Fenced(0.6 * EPS))["S4"]
+    assert seen.verdict == "fail" and "smaller ball" in seen.message
+
+
+def test_s4_a_curve_that_does_not_fall():
+    seen = verdicts(attack_checks.larger_eps, Hidden(), attacks=SHORT)["S4"]
+    assert seen.verdict == "fail" and seen.value < 0.01
+
+
+def test_s5_no_bound_and_yet_unbroken():
+    seen = verdicts(attack_checks.unbounded, Hidden())["S5"]
+    assert seen.verdict == "fail" and seen.value == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [
+        (search_checks.squares, "S6"),
+        (search_checks.along_values, "smoothed"),
+        (search_checks.noise, "S7"),
+    ],
+)
+def test_function_values_break_what_a_hidden_gradient_saves(check, name):
+    with audited(Hidden(), attacks=("pgd:steps=10,random_start=false",), eps=0.03) as row:
+        seen = {one.id: one for one in check(row)}[name]
+        extra = row.extra()
+    assert seen.verdict == "fail" and seen.images
+    # What was found joins the extra points, as what the deployed defense answers.
+    assert set(extra[0].searches()) == {name}
+    assert not extra[0].correct(row.record.outcomes)[extra[0].places(row.record.outcomes)].any()
+
+
+class Steep(Around):
+    """Logits so large that the cross-entropy's gradient underflows."""
+
+    def forward(self, x):
+        return 1e6 * self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [(attack_checks.other_losses, "S13"), (search_checks.on_the_margin, "margin")],
+)
+def test_another_loss_breaks_what_a_saturated_one_leaves(check, name):
+    attack = ("pgd:steps=10,random_start=false",)
+    seen = verdicts(check, Steep(), attacks=attack)[name]
+    assert seen.verdict == "fail" and seen.value >= 0.1
+
+
+class Blocking(InputTransform):
+    """Blocks the gradient of the image; `bpda` passes it on."""
+
+    def transform(self, images, noise):
+        return images.detach() + 0 * images
+
+
+@DEFENSES.register("toy-blocking")
+class BlockingDefense(Defense):
+    """Blocks gradients."""
+
+    builds = Blocking
+
+    def build(self, classifier, access, noise):
+        return Blocking(classifier)
+
+
+def test_s8_points_of_the_base_break_more():
+    attack = ("pgd:steps=10,random_start=false",)
+    seen = verdicts(search_checks.transfer, defenses=("toy-blocking",), attacks=attack)["S8"]
+    assert seen.verdict == "fail"
+
+
+def test_s8_needs_a_base():
+    assert verdicts(search_checks.transfer)["S8"].verdict == "na"
+
+
+def test_s12_the_defense_s_other_gradient_breaks_more():
+    attack = ("pgd:steps=10,random_start=false",)
+    seen = verdicts(attack_checks.other_gradients, defenses=("toy-blocking",), attacks=attack)
+    assert seen["S12"].verdict == "fail"
+    assert verdicts(attack_checks.other_gradients)["S12"].verdict == "na"
+
+
+class Purified(InputTransform):
+    """Gives back the clean image that is nearest, with noise that changes no answer."""
+
+    stochastic = True
+
+    def __init__(self, classifier):
+        super().__init__(classifier)
+        self.register_buffer("clean", toy_images()[0])
+
+    def transform(self, images, noise):
+        nearest = torch.cdist(images.flatten(1), self.clean.flatten(1)).argmin(1)
+        gone = self.clean[nearest] + 1e-6 * noise.normal("noise", tuple(images.shape[1:]))
+        return gone + 0 * images
+
+
+@DEFENSES.register("toy-purified")
+class PurifiedDefense(Defense):
+    """Knows all images."""
+
+    builds = Purified
+
+    def build(self, classifier, access, noise):
+        return Purified(classifier)
+
+
+def test_s9b_warns_where_a_purifier_takes_the_attack_away():
+    seen = verdicts(randomness_checks.fixed_noise, defenses=("toy-purified",))
+    assert seen["S9b"].verdict == "warn" and "takes away" in seen["S9b"].message
+    assert seen["S9a"].verdict == "pass"
+
+
+def test_s9_of_honest_noise_passes(monkeypatch):
+    seen = verdicts(randomness_checks.fixed_noise, defenses=("toy-jitter:sigma=0.001",))
+    assert {one.verdict for one in seen.values()} == {"pass"}
+    nothing = lambda row: np.zeros(len(row), dtype=bool)  # noqa: E731
+    monkeypatch.setattr(randomness_checks, "_broken_on_fixed_noise", nothing)
+    seen = verdicts(randomness_checks.fixed_noise, defenses=("toy-jitter:sigma=0.001",))
+    assert seen["S9a"].verdict == "fail"
+
+
+def test_s17_tells_what_chance_breaks():
+    seen = verdicts(randomness_checks.chance, defenses=("toy-jitter:sigma=0.02",))["S17"]
+    _, record = run(defenses=("toy-jitter:sigma=0.02",))
+    assert seen.value == pytest.approx(1 - record.outcomes.correct("clean").all(1).mean())
+    assert seen.value > 0 and seen.verdict == "pass"
+    assert verdicts(randomness_checks.chance)["S17"].verdict == "na"
+
+
+def test_s10_more_draws_a_step():
+    with audited(defenses=("toy-jitter:sigma=0.001",)) as row:
+        assert next(iter(attack_checks.more_draws(row))).verdict == "pass"
+    assert verdicts(attack_checks.more_draws)["S10"].verdict == "na"
+
+
+@ATTACKS.register("toy-forgetful")
+class Forgetful(Attack):
+    """Searches, and returns the images."""
+
+    def run(self, victim, images, labels, threat):
+        objective = victim.objective(labels, cross_entropy)
+        ascend(objective, images, images, threat, steps=12, size=threat.eps / 6)
+        return images
+
+
+def test_s11a_a_success_that_is_not_returned():
+    seen = verdicts(path_checks.paths, attacks=("toy-forgetful",))["S11a"]
+    assert seen.verdict == "fail" and seen.images
+
+
+@pytest.mark.parametrize(("attack", "verdict"), [("eps/40", "warn"), ("eps", "pass")])
+def test_s11c_a_search_that_still_rises(attack, verdict):
+    attacks = (f"pgd:steps=20,step={attack},random_start=false",)
+    assert verdicts(path_checks.paths, attacks=attacks, eps=0.004)["S11c"].verdict == verdict
+
+
+class Rippled(Around):
+    """A ripple that is as high as the margins."""
+
+    def forward(self, x):
+        wave = 3 * torch.sin(4000 * x.flatten(1)[:, :1])
+        return self.net(x) + torch.cat([wave, -wave, 0 * wave], 1)
+
+
+def test_s11b_a_margin_that_jumps():
+    attack = ("pgd:steps=1,step=eps/1000,random_start=false",)
+    for model, verdict in ((Rippled(), "warn"), (linear(), "pass")):
+        seen = verdicts(path_checks.unstable, model, attacks=attack, eps=0.001)
+        assert seen["S11b"].verdict == verdict, seen["S11b"].message
+
+
+class Featured(DefendedClassifier):
+    """The linear model, whose pixels are its features; `blocked` hides their gradient."""
+
+    num_classes = 3
+
+    def __init__(self, blocked):
+        super().__init__()
+        self.net, self.blocked = linear(), blocked
+
+    def views(self):
+        return ("logits", "features")
+
+    def forward(self, images, noise):
+        return self.forward_pass()(images, noise)
+
+    def forward_pass(self, gradient="full", view="logits"):
+        def forward(images, noise):
+            seen = images.detach() + 0 * images if self.blocked else images
+            return seen.flatten(1) if view == "features" else self.net(seen)
+
+        return forward
+
+
+@pytest.mark.parametrize(("blocked", "verdict"), [(False, "pass"), (True, "fail")])
+def test_s15_planted_points_are_found_or_not(blocked, verdict):
+    attack = ("pgd:steps=20,random_start=false",)
+    seen = verdicts(binarization.binarization, Featured(blocked), attacks=attack)["S15"]
+    assert seen.verdict == verdict, seen.message
+    assert seen.value == (0 if blocked else 1)
+
+
+def test_s15_says_nothing_where_no_head_separates():
+    """Three logits are too few."""
+    assert verdicts(binarization.binarization, linear())["S15"].verdict == "na"
+
+
+def test_p8_a_constant_answer():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.tensor([1.0, 0, 0]) + 0 * x.flatten(1)[:, :3]
+
+    _, record = run(Constant())
+    assert next(record_checks.collapse(record)).verdict == "fail"
+    _, record = run()
+    assert next(record_checks.collapse(record)).verdict == "pass"
+
+
+def test_s16_a_longer_search_that_breaks_less():
+    _, short = run(attacks=("pgd:steps=5",))
+    _, long = run(attacks=("pgd:steps=10",))
+    assert next(record_checks.order(long, [short])).verdict == "pass"
+    assert next(record_checks.order(short, [long])).verdict == "na"
+    nothing = long.outcomes.model_copy(update={"adversarial": long.outcomes.clean})
+    worse = long.model_copy(update={"outcomes": nothing})
+    seen = next(record_checks.order(worse, [short]))
+    assert seen.verdict == "fail" and seen.value >= 7
+    _, other = run(attacks=("pgd:steps=5,loss=margin",))
+    assert next(record_checks.order(worse, [other])).verdict == "na"
+
+
+def test_a_stronger_search_must_be_shown_to_be_stronger():
+    """One that breaks survivors, and fails where the row's attack succeeds, proves nothing."""
+    with audited(linear(), attacks=SHORT) as row:
+        assert len(row.left) > 7 and len(row.broken) > 7
+
+        def only_survivors(rows):
+            points = row.images[rows].clone()
+            here = np.isin(rows, row.left)
+            points[here] = row.own(rows[here], steps=20)
+            return points
+
+        one_sided = row.compare("S6", only_survivors)
+        both = row.compare("S6", lambda rows: row.own(rows, steps=20))
+        assert len(one_sided.rows) == len(both.rows) >= 7
+        assert one_sided.only_row == len(row.broken) and not one_sided.beats
+        assert both.only_row == 0 and both.complete and both.beats
+        sampled = row.compare("S6", only_survivors, most=8)
+        assert sampled.n == 8 + round(len(row.broken) * 8 / len(row.left))
+
+
+def test_images_are_spread_over_the_classes():
+    scale = replace(SCALE, images=12)
+    with audited(linear(), scale=scale) as row:
+        counts = np.bincount(row.true, minlength=3)
+        assert len(row) == 12 and counts.max() - counts.min() <= 1
