@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.checks.fresh import fresh_copies
 from bench.checks.shard import ShardChecks
 from bench.defense import DefendedClassifier
-from bench.engine.build import build, data_access
+from bench.engine.build import build
 from bench.engine.checking import shard_checks
 from bench.engine.compute import ShardComputer, merged
 from bench.engine.environment import environment
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
-from bench.engine.fingerprint import weights_sha256
-from bench.engine.inspection import inspect_defended
 from bench.engine.memory import is_out_of_memory
+from bench.engine.prepare import Prepared, by_base, prepare
 from bench.engine.probing import RowProbe, row_probe
 from bench.engine.recording import make_record, now, outcomes_of
 from bench.engine.shard_check import ShardCheck
@@ -57,12 +55,18 @@ def run_evaluations(
     """Run evaluations one after the other. A stored one is not computed again; a crash becomes
     a `Failure`.
 
+    A base is attacked once the first row that is compared with it has been built. Where none can
+    be, the base is not run.
+
     Raises `BadInput` before anything is computed where a record of an unknown schema would be
     overwritten, and at once where the disk is full: what was finished stays.
     """
     for evaluation in evaluations:
         store.find(evaluation.id)
+    compared, ready, told = by_base(evaluations), dict[str, Prepared](), set[str]()
     for evaluation in evaluations:
+        if evaluation.id in told:
+            continue
         stored = store.find(evaluation.id)
         if stored is not None:
             store.clear(evaluation.id)
@@ -70,22 +74,44 @@ def run_evaluations(
                 evaluation, record=stored, path=store.folder / f"{stored.stem}.json", computed=False
             )
             continue
+        possible = True
+        for row in _waiting(compared.get(evaluation.id, []), store):
+            try:
+                ready[row.id], possible = prepare(row, execution), True
+                break
+            except Exception as error:
+                possible = False
+                told.add(row.id)
+                yield _unfinished(row, error, store, execution)
+        if not possible:
+            continue
         try:
-            record = run_evaluation(evaluation, store, execution)
+            prepared = ready.pop(evaluation.id, None)
+            record = run_evaluation(evaluation, store, execution, prepared=prepared)
             yield Result(evaluation, record=record, path=store.folder / f"{record.stem}.json")
-        except BadInput as error:
-            _raise_if_full(error)
-            yield Result(evaluation, rejected=error)
         except Exception as error:
-            finished = store.find(evaluation.id)
-            if finished is not None:
-                yield Result(
-                    evaluation, record=finished, path=store.folder / f"{finished.stem}.json"
-                )
-                continue
-            _raise_if_full(error)
-            failure = _failure(evaluation, error, execution)
-            yield Result(evaluation, failure=failure, path=_save_failure(store, failure))
+            yield _unfinished(evaluation, error, store, execution)
+
+
+def _waiting(rows: Sequence[Evaluation], store: Store) -> Sequence[Evaluation]:
+    """The rows to build before their base runs; none where one of them is finished, since then the
+    base is of use.
+    """
+    return [] if any(store.find(row.id) for row in rows) else rows
+
+
+def _unfinished(
+    evaluation: Evaluation, error: Exception, store: Store, execution: Execution
+) -> Result:
+    """What becomes of an evaluation that ended with an error."""
+    finished = None if isinstance(error, BadInput) else store.find(evaluation.id)
+    if finished is not None:
+        return Result(evaluation, record=finished, path=store.folder / f"{finished.stem}.json")
+    _raise_if_full(error)
+    if isinstance(error, BadInput):
+        return Result(evaluation, rejected=error)
+    failure = _failure(evaluation, error, execution)
+    return Result(evaluation, failure=failure, path=_save_failure(store, failure))
 
 
 def _raise_if_full(error: Exception) -> None:
@@ -125,29 +151,29 @@ def run_evaluation(
     store: Store,
     execution: Execution,
     shards: Sequence[Shard] | None = None,
+    prepared: Prepared | None = None,
 ) -> Record:
     """Compute an evaluation together with any other process at work on it; store its record.
 
     Args:
         shards: the order in which to take them; ascending by default.
+        prepared: what `prepare` made of it; by default that is done here.
     """
     order = list(shards) if shards is not None else _shards(evaluation, execution)
 
     def finished() -> bool:
         return store.find(evaluation.id) is not None
 
+    prepared = prepared or prepare(evaluation, execution)
+    defended, inspection = prepared.defended, prepared.inspection
+    weights = prepared.weights
     with exact_float32(execution.device):
-        access = data_access(evaluation, execution.device)
-        defended = build(evaluation, execution.device, access)
-        weights = weights_sha256(defended)
         # A defense that trains when it is built comes out otherwise on another device or number of
         # threads: never mix the two.
         check = ShardCheck(evaluation, defended)
         work = Workspace(store.work(evaluation.id) / weights[:16], check)
-        copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
-        inspection = inspect_defended(evaluation, defended, access, execution.device)
         with frozen(defended):
-            checks = shard_checks(evaluation, defended, copies, execution, store)
+            checks = shard_checks(evaluation, defended, prepared.copies, execution, store)
             compute = ShardComputer(evaluation, defended, execution, checks)
             done = complete(work, order, compute, finished, compute.report)
             arrays = None
