@@ -15,7 +15,7 @@ from bench.threat import L1_STEP_SHARE, ThreatModel
 from bench.victim import Victim
 
 STEPS = (1 / 100, 1 / 10)
-"""Lengths h of the steps to either side, in eps."""
+"""Lengths h of the steps to either side, in eps; see `step_lengths`."""
 RANDOM_DIRECTIONS = 2
 
 MIN_VOTES = 6
@@ -27,6 +27,10 @@ AGREEMENT, RATIO, MISMATCH = 0.75, 1.0, 0.65
 # at eps .3) have a mismatch up to .75 there and an agreement down to .7.
 WORSE_AGREEMENT, WORSE_MISMATCH = 0.5, 0.95
 
+# No step moves a pixel farther: beyond it lie too many kinks of an honest network (a tenth of an L1
+# ball of 20 would move some pixels by .25).
+_FARTHEST = 0.02
+_GREY_LEVEL = 1 / 255
 _ABOVE_ROUNDING = 4.0
 # Of the slope's standard deviation over random directions.
 _TINY = 0.5
@@ -146,18 +150,28 @@ def measure(
     shape = tuple(points.shape[1:])
     normal = victim.random(rows).at("slopes").normal("direction", (RANDOM_DIRECTIONS, *shape))
     random = unit(normal.flatten(0, 1), threat).reshape(normal.shape)
-    longest = max(STEPS) * threat.eps
-    room = (longest * random.abs().flatten(1).amax(1)).clamp_max(0.25)
+    lengths = step_lengths(threat)
+    room = (max(lengths) * random.abs().flatten(1).amax(1)).clamp_max(_FARTHEST)
     x = torch.minimum(torch.maximum(points, _like(room, points)), 1 - _like(room, points))
     there = victim.logits(x, rows, Query())[:, 0]
     gradient = _gradient(victim, labels, x, there)
     directions = torch.cat([unit(gradient, threat)[:, None], random], 1)
     reach = room[:, None] / directions.abs().flatten(2).amax(2).clamp_min(1e-30)
     # Lengths by image, direction and step.
-    h = torch.stack([reach.clamp_max(step * threat.eps) for step in STEPS], 2)
+    h = torch.stack([reach.clamp_max(length) for length in lengths], 2)
     logits = _logits_beside(victim, x, rows, directions, h)
     slopes = _compared(logits, labels, gradient, directions, h, rounding)
     return slopes, gradient.flatten(1).abs().amax(1) == 0, there
+
+
+def step_lengths(threat: ThreatModel) -> tuple[float, ...]:
+    """`STEPS` in the threat's norm. Under Linf the longest is a grey level where that is at most a
+    quarter of eps: an input rounded to 8 bits does not answer to less.
+    """
+    lengths = [step * threat.eps for step in STEPS]
+    if threat.norm == "linf":
+        lengths[-1] = max(lengths[-1], min(_GREY_LEVEL, threat.eps / 4))
+    return tuple(lengths)
 
 
 def unit(x: Tensor, threat: ThreatModel) -> Tensor:
