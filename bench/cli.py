@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -131,8 +132,14 @@ def _run(
     with Reporter() as reporter:
         execution = read_execution(device, batch_size, reporter)
         store = Store(out)
+        missing = not out.exists()
         store.check_writable()
-        return list(run_evaluations(evaluations, store, execution))
+        results = list(run_evaluations(evaluations, store, execution))
+    if missing:
+        # Only an empty folder can be removed: nothing was possible.
+        with contextlib.suppress(OSError):
+            out.rmdir()
+    return results
 
 
 def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> None:
