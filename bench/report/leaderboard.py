@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from bench.report import escape
+from bench.report.audit import badge
 from bench.report.grouping import by_defense, by_setup, defense_names, newest
 from bench.report.notes import board_notes
 from bench.report.tables import markdown, percent, without_empty_columns
 from bench.report.words import (
     BUILT,
     attack_label,
+    audit_of,
     built_lines,
     built_messages,
     data_access,
@@ -204,6 +206,7 @@ def _text_row(entry: Entry, attacks: list[str], by_id: Mapping[str, Record]) -> 
         "passes/prediction": f"{inference.passes:.1f}" if inference else "",
         "denoiser passes": denoiser_passes(inference),
         "RobustBench": entry.admission(),
+        "audit": badge(audit_of(entry.records)),
         "flags": ", ".join(entry.flags()),
     }
 
@@ -224,7 +227,7 @@ def _under_attack(entry: Entry, attack: str) -> str:
 def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
     metrics, worst, base = entry.first.metrics, entry.worst(), entry.base(by_id)
     replayed, any_view, inference = entry.replayed(), entry.any_view(), entry.inference()
-    certified = entry.certified()
+    certified, audit = entry.certified(), audit_of(entry.records)
     return {
         "defense": defense_label(entry.first),
         "build_seed": entry.first.identity["seeds"]["build"],
@@ -247,6 +250,7 @@ def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
         "passes_per_image": entry.passes(),
         "passes_per_prediction": inference.passes if inference else "",
         "robustbench": entry.admission(),
+        "audit": audit.verdict if audit else None,
         "flags": ", ".join(entry.flags()),
         "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
         "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),

@@ -45,12 +45,20 @@ _CERTIFIED = (
 )
 
 
+_AUDIT = (
+    " `audit`: the verdict of `bench audit` and the checks behind it, of the strongest attack "
+    "where there are several; no-evidence-found is no proof."
+)
+
+
 def column_notes(records: Sequence[Record]) -> str:
     """What the columns of these records mean, without those that they leave empty."""
     stochastic = any(record.stochastic for record in records)
     with_views = any(record.views for record in records)
     targeted = any(record.targets is not None for record in records)
-    return _SHARES + _STOCHASTIC * stochastic + _TARGETED * targeted + _VIEWS * with_views
+    audited = any(record.audit for record in records)
+    notes = _SHARES + _STOCHASTIC * stochastic + _TARGETED * targeted + _VIEWS * with_views
+    return notes + _AUDIT * audited
 
 
 def board_notes(records: Sequence[Record]) -> str:

@@ -117,6 +117,7 @@ def _facts(record: Record) -> list[str]:
         *_with_extra(record),
         *(stages if record.stages else []),
         *_findings(record),
+        *_audit(record),
     ]
 
 
@@ -187,6 +188,18 @@ def _findings(record: Record) -> list[str]:
     return ["findings:", *lines] if lines else ["findings: none"]
 
 
+def _audit(record: Record) -> list[str]:
+    """The verdict of the record's audit, and the checks that speak."""
+    report = record.audit
+    if report is None:
+        return []
+    checks = [*report.failed, *report.warned]
+    return [
+        f"audit ({report.profile}): {report.verdict}",
+        *(f"- {one.verdict} {one.id}: {one.message}" for one in checks),
+    ]
+
+
 def as_json(shown: Shown) -> dict[str, Any]:
     """With plain numbers; shares in [0, 1]."""
     kept = {
@@ -203,6 +216,7 @@ def as_json(shown: Shown) -> dict[str, Any]:
     stages = shown.record.stages
     return {
         **shown.record.model_dump(mode="json", include=kept),
+        "audit": shown.record.audit and shown.record.audit.model_dump(mode="json"),
         "collapsed": shown.record.metrics.collapsed,
         "worst_case": asdict(share(worst_case(attacked(shown.record)))),
         "stages": stages and stages.left(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bench.plugins.create import DEFENSES
 from bench.plugins.registry import Alias
 from bench.report.tables import percent
+from bench.results.audit import AuditReport
 from bench.results.inference import Inference
 from bench.results.outcomes import NO_TARGET, decode
 from bench.results.record import Failure, Record, without_folders
@@ -83,14 +84,18 @@ def flags(records: Iterable[Record], *, with_scale: bool = True) -> list[str]:
     return list(names)
 
 
-def struck_through(name: str, records: Iterable[Record]) -> str:
-    """The name, struck through where a check of one of its records failed, in the run or in an
-    audit: shown, not hidden.
+def audit_of(records: Sequence[Record]) -> AuditReport | None:
+    """The audit of the strongest attack of a defense: of a weaker one it says that it is weak."""
+    return min(records, key=lambda record: record.metrics.adversarial.mean.value).audit
+
+
+def struck_through(name: str, records: Sequence[Record]) -> str:
+    """The name, struck through where a check of one of its records failed, or the audit of its
+    strongest attack: shown, not hidden.
     """
-    failed = any(
-        record.metrics.collapsed
-        or any(finding.verdict == "fail" for finding in record.findings)
-        or bool(record.audit and record.audit.failed)
+    audit = audit_of(records)
+    failed = bool(audit and audit.failed) or any(
+        record.metrics.collapsed or any(finding.verdict == "fail" for finding in record.findings)
         for record in records
     )
     return f"~~{name}~~" if failed else name

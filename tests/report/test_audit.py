@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.report import one_record
 from bench.report.audit import as_json, badge, render, render_all
+from bench.report.leaderboard import boards
 from bench.report.rows import rows_table
 from bench.report.sarif import sarif
 from bench.report.words import struck_through
@@ -84,3 +86,22 @@ def test_sarif_has_what_its_schema_requires(record):
         assert all(isinstance(v, str) for v in result["partialFingerprints"].values())
     levels = {result["ruleId"]: result["level"] for result in run["results"]}
     assert levels == {"S6": "error", "S2": "warning", "S1": "none", "x": "none"}
+
+
+def test_boards_take_the_audit_of_the_strongest_attack(tmp_path):
+    row = {"defenses": ("undefended",), "n": 30, "eps": 0.004}
+    weak, strong = (
+        run_toys(tmp_path, attacks=(f"pgd:steps=10,step={step},random_start=false",), **row)[-1]
+        for step in ("eps/1000", "eps/4")
+    )
+    assert weak.metrics.adversarial.mean.value > strong.metrics.adversarial.mean.value
+    weak = weak.with_audit(report(weak.id, check("fail", "S2")))
+    strong = strong.with_audit(report(strong.id, check("warn", "S3")))
+    board = boards([weak, strong])[0]
+    assert board.table["audit"].tolist() == ["inconclusive (S3)"]
+    assert board.table["defense"].tolist() == ["undefended"]
+    assert board.numbers["audit"].tolist() == ["inconclusive"] and "`audit`" in board.note
+    alone = boards([weak])[0]
+    assert alone.table["defense"].tolist() == ["~~undefended~~"]
+    shown = one_record.render(one_record.under_every_rule(weak))
+    assert "audit (standard): masking-evidence\n- fail S2: seen" in shown

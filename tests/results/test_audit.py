@@ -34,7 +34,9 @@ def report(of: str, *checks: AuditCheck, **fields) -> AuditReport:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audits")
-    record = run_toys(folder, defenses=("undefended",), attacks=("pgd:steps=5",), n=30, eps=0.004)[-1]
+    record = run_toys(folder, defenses=("undefended",), attacks=("pgd:steps=5",), n=30, eps=0.004)[
+        -1
+    ]
     return Store(folder), record, folder / f"{record.stem}.json"
 
 
@@ -86,7 +88,9 @@ def test_its_points_are_an_attack_of_their_own(stored):
     store, record, path = stored
     left = np.flatnonzero(record.outcomes.correct("adversarial")[:, 0])
     ids, labels = record.outcomes.image_ids()[left[:2]], record.outcomes.true_labels()[left[:2]]
-    points = ExtraPoints.of("audit", 3, ids, ((labels + np.array([1, 0])) % 3)[:, None], ["S6", "-"])
+    points = ExtraPoints.of(
+        "audit", 3, ids, ((labels + np.array([1, 0])) % 3)[:, None], ["S6", "-"]
+    )
     store.save_audit(report(record.id, check("warn"), extra=[points]), path)
     again = read_record(path).extra_correct()
     assert "audit" not in record.extra_correct()
