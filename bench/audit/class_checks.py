@@ -13,8 +13,8 @@ from bench.audit.cells import Cell, Sizes, case_of, grouped, known_test_set
 from bench.audit.order_checks import clean_of
 from bench.audit.table_findings import Count, TableFinding, finding
 
-NEAR_CONSTANT, UNMOVED = 0.5, 1.0
-"""Points around a constant answer's accuracy, and points that an attack should take."""
+NEAR_CONSTANT = 0.5
+"""Points around a constant answer's accuracy in which all numbers lie, clean and attacked."""
 
 BY_CHANCE = 0.002
 """Chance of a number to be the size of a class, above which nothing is made of it."""
@@ -45,7 +45,7 @@ def _constant(group: Sequence[Cell], counts: tuple[int, ...]) -> TableFinding | 
     count = min(counts, key=lambda one: max(abs(value - 100 * one / size) for value in values))
     share = 100 * count / size
     distance = max(abs(value - share) for value in values)
-    if distance > NEAR_CONSTANT or max(values) - min(values) >= UNMOVED:
+    if distance > NEAR_CONSTANT:
         return None
     images = round(distance * size / 100)
     away = f"no more than {images:,} images away from" if images else "which is"

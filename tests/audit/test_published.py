@@ -247,6 +247,8 @@ def test_one_class_left(tmp_path):
         {"none": "95.8", "PGD-CE": "9.1", "AutoAttack": "9.1"},
     ):
         assert found(audited(tmp_path, rows(other, dataset="BloodMNIST"))) == []
+    mean = rows(given, dataset="BloodMNIST", note="mean over 3 seeds")
+    assert found(audited(tmp_path, mean)) == []
 
 
 def test_clean_below_a_constant_answer(tmp_path):
