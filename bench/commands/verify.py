@@ -171,7 +171,8 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     own = None
     if was_checked(record):
         own = shard_checks(evaluation, defended, copies, execution, store)
-    arrays = compute_arrays(evaluation, defended, execution, own)
+    probed = inspection if own else None
+    arrays = compute_arrays(evaluation, defended, execution, own, probed)
     has_base = base_points(evaluation, store) is not None
     checks.extend(_check_rerun(record, evaluation, arrays, inspection, has_base=has_base))
     return [*checks, *_compare(record.outcomes, outcomes_of(evaluation, arrays), RERUN)]

@@ -15,6 +15,7 @@ from bench.engine.compute import ShardComputer, merged
 from bench.engine.environment import environment
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
+from bench.engine.inspection import Inspection
 from bench.engine.memory import is_out_of_memory
 from bench.engine.prepare import Prepared, by_base, prepare
 from bench.engine.probing import RowProbe, row_probe
@@ -213,13 +214,21 @@ def compute_arrays(
     defended: DefendedClassifier,
     execution: Execution,
     checks: ShardChecks | None = None,
+    inspection: Inspection | None = None,
 ) -> Arrays:
     """Attack and judge a built defense here and now, keeping nothing: as
     `compute.ShardComputer` describes it, of all shards.
+
+    Args:
+        checks: what is checked of each shard; nothing by default.
+        inspection: what was known before; with it what the attack left is probed.
     """
     with exact_float32(execution.device), frozen(defended):
         compute = ShardComputer(evaluation, defended, execution, checks)
-        return merged({shard: compute(shard) for shard in _shards(evaluation, execution)})
+        arrays = merged({shard: compute(shard) for shard in _shards(evaluation, execution)})
+        if inspection is None:
+            return arrays
+        return arrays | row_probe(evaluation, defended, execution, arrays, inspection)()
 
 
 def _shards(evaluation: Evaluation, execution: Execution) -> list[Shard]:
