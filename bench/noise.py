@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +160,14 @@ class Noise(metaclass=_NoiseType):
 
     def __init__(self, key: _Key) -> None:
         self._key = key
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"noise has no {name!r}: it gives numbers (normal, uniform, integers) for each row "
+                "and says neither which images these are nor who asks"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,6 @@
 """Noise: golden values, purity, and the scope that may touch global generators."""
 
+import copy
 import random
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from bench.defense import DefendedClassifier
 from bench.errors import BadInput
+from bench.losses import margin
 from bench.noise import BuildNoise, Noise, Stream, generators, isolated, pack_draw, seed_of
 from bench.randomness import Query, RandomnessModel, judging, read_randomness
+from bench.victim import Victim
 
 
 def noise(ids=range(4), draws=0, root=7, stream=Stream.FIXED):
@@ -106,6 +110,35 @@ def test_a_handle_shows_numbers_and_nothing_else():
         assert type(handle) is Noise and not hasattr(handle, "__dict__")
         assert {name for name in dir(handle) if not name.startswith("_")} == SHOWN
     assert len(inner[2]) == 2 and "ATTACK" not in repr(whole)
+
+
+class Curious(DefendedClassifier):
+    """Keeps what its forward pass is given."""
+
+    num_classes, stochastic = 2, True
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def forward(self, images, noise):
+        self.given.append(noise)
+        return noise.normal("logits", (2,)) + 0 * images.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize("randomness", ["fresh", "replay", "replay:freeze=a", "common"])
+def test_attack_and_judge_hand_over_nothing_more(randomness):
+    model, images, rows = Curious(), torch.zeros(3, 1, 4, 4), torch.arange(3)
+    for who in (read_randomness(randomness), judging(2)):
+        victim = Victim(model, np.arange(3), randomness=who)
+        victim.logits(images, rows, Query())
+        victim.objective(rows % 2, margin)(images, rows, 0, True)
+        victim.verify(images)
+    assert len(model.given) >= 4 and {type(handle) for handle in model.given} == {Noise}
+    with pytest.raises(AttributeError, match="who asks"):
+        _ = model.given[0].stream
+    twin = copy.deepcopy(model.given[0])
+    assert torch.equal(twin.normal("logits"), model.given[0].normal("logits"))
 
 
 def test_different_paths_give_different_numbers():
