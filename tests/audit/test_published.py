@@ -365,6 +365,8 @@ def test_rows_that_share_numbers(tmp_path):
     audit = audited(tmp_path, [*CONSISTENT, *copied])
     assert found(audit) == [("copied", "warn")] and "74.81, 44.39" in audit.findings[0].message
     assert found(audited(tmp_path, [*CONSISTENT, copied[1]])) == []
+    one = [row("strange", "40.12", dataset="CIFAR-10", defense=name) for name in ("a", "b")]
+    assert found(audited(tmp_path, one)) == [], "one number that two cases share"
     # Of an unknown test set such numbers may be equal by chance.
     private = [{**one, "dataset": "private"} for one in [*CONSISTENT[:5], *copied]]
     assert found(audited(tmp_path, private)) == []
