@@ -520,6 +520,9 @@ def audit(
     out: Annotated[
         Path, typer.Option(help="folder for the records of --defense and --attack")
     ] = Path("results"),
+    again: Annotated[
+        bool, typer.Option("--again", help="audit anew what has a stored audit that is as deep")
+    ] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is")
     ] = False,
@@ -532,6 +535,7 @@ def audit(
     """
     from bench.commands.audit import audit as audit_tables
     from bench.commands.audit import holds_records
+    from bench.results.audit import read_profile
 
     asked = bool(request.defenses or request.attacks)
     if asked == bool(places):
@@ -544,15 +548,15 @@ def audit(
         if done.failed:
             raise typer.Exit(1)
         return
-    _audit_records(
-        request, places or [], (profile, form or "table", trust), (device, batch_size, out)
-    )
+    how = {"profile": read_profile(profile), "trust": trust, "again": again}
+    _audit_records(request, places or [], form or "table", how, (device, batch_size, out))
 
 
 def _audit_records(
     request: Request,
     places: Sequence[Path],
-    how: tuple[str, str, bool],
+    form: str,
+    how: dict[str, Any],
     where: tuple[str, int | None, Path],
 ) -> None:
     from bench.commands.audit_records import (
@@ -564,11 +568,10 @@ def _audit_records(
     )
     from bench.commands.verify import files_of
     from bench.engine.execution import read_execution
-    from bench.results.audit import read_profile
 
-    (profile, form, trust), (device, batch_size, out) = how, where
+    device, batch_size, out = where
     execution = read_execution(device, batch_size)
-    settings = AuditRequest(read_profile(profile), execution, trust, _tell)
+    settings = AuditRequest(execution=execution, progress=_tell, **how)
     check_format(form)
     failed = False
     if places:

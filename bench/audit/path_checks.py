@@ -53,21 +53,23 @@ def paths(row: AuditedRow) -> Iterator[AuditCheck]:
 
 def _converged(row: AuditedRow, trace: Trace, rows: Rows) -> AuditCheck:
     """S11c: of a path scaled to [0, 1], the best value so far rises by at most UNCONVERGED in the
-    last ten steps.
+    last ten steps. Of a path of fewer than a hundred steps the last tenth counts: ten of twenty are
+    half of the way, and must rise.
     """
     rising, long = [], 0
     for place, values in trace.paths().items():
         if len(values) <= _LAST or place in trace.succeeded():
             continue
+        last = max(1, min(_LAST, len(values) // 10))
         best = np.maximum.accumulate(np.nan_to_num(np.array(values), neginf=-1e30))
         span = best[-1] - min(values)
         long += 1
-        if span > 0 and (best[-1] - best[-_LAST - 1]) / span > UNCONVERGED:
+        if span > 0 and (best[-1] - best[-last - 1]) / span > UNCONVERGED:
             rising.append(int(rows[place]))
     if not long:
         return not_applicable("S11c", f"no path of more than {_LAST} steps ended without a success")
     share = len(rising) / long
-    told = f"{len(rising)} of {long} paths still rise in their last {_LAST} steps"
+    told = f"{len(rising)} of {long} paths still rise at their end"
     verdict = graded(fail=False, warn=share > UNCONVERGED_SHARE)
     return checked(
         "S11c",

@@ -18,9 +18,9 @@ from bench.errors import BadInput
 from bench.report.audit import as_json, render_all
 from bench.report.grouping import by_setup, defense_key
 from bench.report.sarif import sarif
-from bench.results.audit import AuditReport, Profile
+from bench.results.audit import PROFILES, AuditReport, Profile
 from bench.results.record import Record
-from bench.results.store import Store, read_record
+from bench.results.store import Store, read_bare_record, read_record
 
 FORMATS = ("table", "json", "sarif")
 
@@ -33,12 +33,14 @@ class AuditRequest:
         profile: how much is checked.
         execution: how to compute.
         trust: run `FILE.py@NAME` of a record wherever that file is.
+        again: whether a stored audit that is as deep is made again.
         progress: called with a line before each check.
     """
 
     profile: Profile
     execution: Execution
     trust: bool = False
+    again: bool = False
     progress: Callable[[str], None] | None = None
 
 
@@ -57,7 +59,7 @@ def audit_files(paths: Sequence[Path], request: AuditRequest) -> Iterator[Audite
     read: dict[Path, Record | BadInput] = {}
     for path in paths:
         try:
-            read[path] = read_record(path).with_audit(None)
+            read[path] = read_bare_record(path)
         except BadInput as error:
             read[path] = error
     records = [one for one in read.values() if isinstance(one, Record)]
@@ -66,6 +68,10 @@ def audit_files(paths: Sequence[Path], request: AuditRequest) -> Iterator[Audite
             yield AuditedRecord(path, refused=record)
             continue
         try:
+            stored = _stored(path, request)
+            if stored:
+                yield AuditedRecord(path, record, stored)
+                continue
             if not request.trust:
                 check_trusted(record)
             yield _audited(path, record, rebuild(record), records, request)
@@ -79,9 +85,27 @@ def audit_results(results: Iterable[Result], request: AuditRequest) -> Iterator[
     records = [record for _, record, _ in done]
     for path, record, evaluation in done:
         try:
+            stored = _stored(path, request)
+            if stored:
+                yield AuditedRecord(path, record, stored)
+                continue
             yield _audited(path, record, evaluation, records, request)
         except BadInput as error:
             yield AuditedRecord(path, record, refused=error)
+
+
+def _stored(path: Path, request: AuditRequest) -> AuditReport | None:
+    """The audit that lies beside a record, where it is at least as deep as what is asked for; a
+    damaged one counts as none.
+    """
+    if request.again:
+        return None
+    try:
+        report = read_record(path).audit
+    except BadInput:
+        return None
+    deep = report is not None and PROFILES.index(report.profile) >= PROFILES.index(request.profile)
+    return report if deep else None
 
 
 def _audited(

@@ -119,6 +119,13 @@ def read_record(path: Path) -> Record:
     return _with_what_lies_beside(_read_as(Record, path), path)
 
 
+def read_bare_record(path: Path) -> Record:
+    """A record without what lies beside it, which may be damaged. Raises `BadInput` where the file
+    is no record.
+    """
+    return _read_as(Record, path)
+
+
 _AUDIT, _CERTIFICATE = ".audit.json", ".certificate.json"
 
 
