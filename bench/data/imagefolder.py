@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bench.data.dataset import ImageSet, OwnImages, OwnParams
 from bench.data.pictures import View, in_order, pictures_in, subfolders
-from bench.errors import BadInput
+from bench.errors import BadInput, one_line
 from bench.spec import Params
 
 _SPLITS = ("test", "train", "val")
@@ -33,6 +33,11 @@ class ImageFolderParams(OwnParams):
         "out; size=224,resize=256 is the usual preprocessing",
     )
     grey: bool = Field(False, description="one channel instead of three")
+    classes: str = Field(
+        "",
+        description="all classes that the classifier knows, in its order, where the folder lacks "
+        "some: names joined by +, or a text file with one a line; else the folders, sorted",
+    )
 
     @model_validator(mode="after")
     def _crops_what_is_there(self) -> ImageFolderParams:
@@ -81,7 +86,17 @@ class ImageFolder(OwnImages[ImageFolderParams]):
 
     def _classes(self) -> list[str]:
         folders = [folder for folder in map(self._folder, _SPLITS) if folder]
-        return sorted({name for folder in folders for name in subfolders(folder)})
+        there = sorted({name for folder in folders for name in subfolders(folder)})
+        if not self.params.classes:
+            return there
+        named = _class_names(self.params.classes)
+        missing = [name for name in there if name not in named]
+        if missing:
+            raise BadInput(
+                f"{self.params.path} has the class folder {missing[0]!r}, which classes does not "
+                f"name: add it, or drop the folder ({len(named)} names were given)"
+            )
+        return named
 
     def _split(self, split: str) -> ImageSet:
         folder = self._folder(split)
@@ -102,6 +117,22 @@ class ImageFolder(OwnImages[ImageFolderParams]):
         labels = np.array([label for _, label in pictures], dtype=np.int64)
         view = View(self.params.grey, self.params.resize or self.params.size, self.params.size)
         return in_order([path for path, _ in pictures], labels, np.arange(len(pictures)), view)
+
+
+def _class_names(text: str) -> list[str]:
+    """Names joined by +, or one a line in a text file."""
+    file = Path(text).expanduser()
+    try:
+        lines = file.read_text().splitlines() if file.is_file() else text.split("+")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read class names from {text}: {one_line(error)}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise BadInput(
+            f"classes={text[:80]} gives {len(names)} names, {len(set(names))} of them different: "
+            "give each class once, and at least two"
+        )
+    return names
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -52,6 +52,21 @@ def test_imagefolder_refuses_a_resize_that_makes_no_sense(tmp_path, options, wor
     assert words in message(lambda: create(DATASETS, spec))
 
 
+def test_classes_say_what_the_folder_lacks(tmp_path, pillow):
+    """Classes c and a of a classifier that knows c, b, a in this order."""
+    pixels = random_images(2, 4, 4, 3)
+    folder_of(tmp_path / "x", pillow, {"a/1.png": pixels[0], "c/1.png": pixels[1]})
+    (tmp_path / "names.txt").write_text("c\nb\n\na\n")
+    for classes in ("c+b+a", str(tmp_path / "names.txt")):
+        data = image_folder(tmp_path / "x", classes=classes)
+        test = data.test()
+        by_id = test.labels[np.argsort(test.ids)]
+        assert data.num_classes == 3 and by_id.tolist() == [0, 2]
+        assert (test.images.numpy()[np.argsort(test.ids)[1]].transpose(1, 2, 0) == pixels[0]).all()
+    for classes, words in (("a+b", "folder 'c'"), ("a+c+a", "each class once"), ("a", "two")):
+        assert words in message(image_folder(tmp_path / "x", classes=classes).test)
+
+
 def test_imagefolder_lets_the_classes_take_turns(tmp_path, pillow):
     pixels = np.arange(24, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), dtype=np.uint8)
     folder_of(
