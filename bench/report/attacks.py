@@ -19,7 +19,7 @@ from bench.report.one_record import (
     shares,
 )
 from bench.report.tables import markdown, without_empty_columns
-from bench.report.words import attack_label, defense_label, flags
+from bench.report.words import attack_label, defense_label, flags, struck_through
 from bench.results.aggregation import mean_over_seeds, one_draw, verdicts, worst_of
 from bench.results.arrays import Bools, Floats
 from bench.results.comparisons import gap, ratio
@@ -229,7 +229,8 @@ def render(comparison: Comparison) -> str:
     records, first = comparison.records, comparison.records[0]
     lines = [Line("no attack", "", comparison.clean, ""), *comparison.lines]
     rules = list(dict.fromkeys(rule for line in lines for rule in line.shares))
-    title = escape.terminal(f"{defense_label(first)} on {setup_line(first)}")
+    name = struck_through(defense_label(first), records)
+    title = escape.terminal(f"{name} on {setup_line(first)}")
     table = markdown(without_empty_columns([_row(line, rules) for line in lines]))
     paragraphs = [title, table, rules_note(records)]
     if comparison.secrecy:

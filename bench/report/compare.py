@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from bench.plugins.create import BASE
 from bench.report import escape
 from bench.report.grouping import by_setup, newest
 from bench.report.tables import markdown, without_empty_columns
-from bench.report.words import attack_label, heading
+from bench.report.words import attack_label, heading, struck_through
 from bench.results.aggregation import majority, mean_of_draws
 from bench.results.arrays import Bools, Floats
 from bench.results.comparisons import gap, gap_over_builds, holm, mcnemar, mean_over_builds
@@ -53,6 +53,8 @@ class BuildScores:
             row, an image in each column.
         right: whether an image is robust in most draws, bool (builds, n).
         collapsed: of each build, whether it answers one class whatever it sees.
+        failed: whether a check of one of its records failed, so that its number is not to be
+            believed.
     """
 
     defense: str
@@ -62,6 +64,7 @@ class BuildScores:
     robust: Floats
     right: Bools
     collapsed: list[bool]
+    failed: bool = False
 
 
 def build_scores(
@@ -252,7 +255,9 @@ def _scores_of_records(name: str, builds: dict[int, list[Record]]) -> BuildScore
         seed: [points for record in records for points in attacked(record)[1:]]
         for seed, records in builds.items()
     }
-    return build_scores(name, attacks, outcomes, collapsed, extra)
+    scores = build_scores(name, attacks, outcomes, collapsed, extra)
+    every = [record for records in builds.values() for record in records]
+    return replace(scores, failed=struck_through(name, every) != name)
 
 
 def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:
@@ -265,13 +270,14 @@ def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:
 
 def as_json(compared: dict[str, list[BuildScores]]) -> list[dict[str, Any]]:
     """Both tables of each setup with plain numbers; shares in [0, 1], None where nothing is
-    compared.
+    compared. `failed` names the defenses whose numbers a check struck out.
     """
     return [
         {
             "setup": setup,
             "means": _plain(comparison(defenses)),
             "builds": _plain(by_build(defenses)),
+            "failed": [one.defense for one in defenses if one.failed],
         }
         for setup, defenses in compared.items()
     ]
@@ -296,9 +302,19 @@ def render(compared: dict[str, list[BuildScores]]) -> str:
         tables = _means(defenses), _builds(by_build(defenses))
         paragraphs += [
             escape.markdown(setup),
-            *(markdown(without_empty_columns(rows)) for rows in tables),
+            *(markdown(without_empty_columns(_struck_out(rows, defenses))) for rows in tables),
         ]
     return "\n\n".join([*paragraphs, _NOTE])
+
+
+def _struck_out(
+    rows: list[dict[str, object]], defenses: Sequence[BuildScores]
+) -> list[dict[str, object]]:
+    failed = {one.defense for one in defenses if one.failed}
+    return [
+        {**row, "defense": f"~~{row['defense']}~~"} if row["defense"] in failed else row
+        for row in rows
+    ]
 
 
 def _means(defenses: Sequence[BuildScores]) -> list[dict[str, object]]:

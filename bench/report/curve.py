@@ -14,8 +14,8 @@ import pandas as pd
 
 from bench.errors import BadInput
 from bench.report.escape import terminal
-from bench.report.tables import markdown
-from bench.report.words import attack_label, defense_label
+from bench.report.tables import markdown, without_empty_columns
+from bench.report.words import attack_label, defense_label, flags, struck_through
 from bench.results.arrays import Bools, Floats, Ints
 from bench.results.estimate import Estimate
 from bench.results.intervals import share
@@ -144,14 +144,18 @@ def render(made: Curve) -> str:
                 "clean": str(metrics.clean.mean),
                 "robust": str(metrics.adversarial.mean),
                 "nested": str(nested),
+                "flags": ", ".join(flags([record], with_scale=False)),
             }
         )
     where = f"{title['dataset']}, {title['classifier']}, {first.identity['threat']['norm']}"
     heads = [
-        f"{defense_label(first)} under {attack_label(first)}, seed {title['seed']}",
+        f"{struck_through(defense_label(first), made.records)} under {attack_label(first)}, "
+        f"seed {title['seed']}",
         f"{without_folders(where)}, {first.scale['n']} of {first.scale['available']} images",
     ]
-    return "\n\n".join(["\n".join(map(terminal, heads)), markdown(pd.DataFrame(rows)), _NOTE])
+    return "\n\n".join(
+        ["\n".join(map(terminal, heads)), markdown(without_empty_columns(rows)), _NOTE]
+    )
 
 
 def as_json(made: Curve) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bench.report.words import (
     detector_rates,
     heading,
     stages_line,
+    struck_through,
 )
 from bench.results.aggregation import replayed_verdicts, verdicts
 from bench.results.arrays import Floats
@@ -107,7 +108,8 @@ def _facts(record: Record) -> list[str]:
         stages_line(record) if record.stages else "",
     ]
     return [
-        f"{defense_label(record)} under {attack_label(record)}, seed {record.title['seed']}",
+        f"{struck_through(defense_label(record), [record])} under {attack_label(record)}, "
+        f"seed {record.title['seed']}",
         setup_line(record),
         f"made by {_environment(record.environment)}",
         f"data access: {', '.join(record.access) or 'none'}; replay level: {record.replay_level}",
@@ -137,7 +139,10 @@ def _cost(record: Record) -> str:
     cost = record.cost
     most = f"at most {cost.max_attack_forwards}F {cost.max_attack_backwards}B"
     attack = f"{cost.attack_forwards:.1f}F {cost.attack_backwards:.1f}B ({most})"
-    return f"passes/image: attack {attack}, judge {cost.judge_forwards:.0f}F; {cost.seconds:.0f} s"
+    checks = f"checks {cost.check_forwards:.1f}F {cost.check_backwards:.1f}B"
+    checks = f", {checks}" if cost.check_forwards or cost.check_backwards else ""
+    judge = f"judge {cost.judge_forwards:.0f}F{checks}; {cost.seconds:.0f} s"
+    return f"passes/image: attack {attack}, {judge}"
 
 
 def _inference(record: Record) -> list[str]:
@@ -210,6 +215,7 @@ def as_json(shown: Shown) -> dict[str, Any]:
         "access",
         "replay_level",
         "findings",
+        "extra",
         "cost",
         "finished",
     }

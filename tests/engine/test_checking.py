@@ -30,9 +30,11 @@ from bench.engine.plan import plan
 from bench.engine.run import run_evaluation, run_evaluations
 from bench.noise import isolated
 from bench.plugins.create import DEFENSES
+from bench.report import compare, show
 from bench.report.leaderboard import boards, page
 from bench.report.rows import rows_table
 from bench.results.extra import BASE_POINTS
+from bench.results.findings import Finding
 from bench.results.store import Store
 from tests import toy_model
 from tests.helpers import toy_request
@@ -268,7 +270,8 @@ def astray():
 
 
 def rows_of(folder, defense, **changes):
-    request = toy_request(defenses=(defense,), attacks=("pgd:steps=10",), eps=EPS, **changes)
+    settings = {"attacks": ("pgd:steps=10",), "eps": EPS, **changes}
+    request = toy_request(defenses=(defense,), **settings)
     results = list(run_evaluations(plan(request), Store(folder), Execution(batch_size=64)))
     assert all(result.record for result in results), results[-1].failure
     return [result.record for result in results]
@@ -355,3 +358,37 @@ def test_the_checks_leave_outcomes_and_attack_passes_as_they_are(tmp_path):
 
     assert compute_outcomes(evaluation, Execution()) == record.outcomes
     assert NOT_JUDGED == -2
+
+
+def failing(record):
+    """The record with a finding that fails."""
+    told = Finding(name=BATCH, verdict="fail", message="seen")
+    return record.model_copy(update={"findings": [told]})
+
+
+def test_a_failed_finding_strikes_the_row_out_wherever_it_is_printed(tmp_path):
+    plain, jitter = rows_of(tmp_path, "toy-jitter", dataset=f"toy:n={N}")
+    other = failing(rows_of(tmp_path, "toy-jitter", dataset=f"toy:n={N}", seeds=(1,))[-1])
+    curve = rows_of(tmp_path, "toy-jitter", dataset=f"toy:n={N}", eps=0.02)[-1]
+    struck = "~~toy-jitter~~"
+    pages = {
+        "run": lambda one: rows_table([plain, one]),
+        "show": lambda one: show.render([one]),
+        "show, attacks": lambda one: show.render([jitter, one]),
+        "show, curve": lambda one: show.render([one, curve]),
+        "leaderboard": lambda one: page(boards([plain, one])),
+        "compare": lambda one: compare.render(compare.compare([plain, one])),
+    }
+    for name, printed in pages.items():
+        good = jitter if "attacks" not in name else rows_seed_one(tmp_path)
+        bad = other if "attacks" in name else failing(jitter)
+        assert struck not in printed(good), name
+        assert struck in printed(bad), name
+    (compared,) = compare.as_json(compare.compare([plain, failing(jitter)]))
+    assert compared["failed"] == ["toy-jitter"]
+    assert BATCH in show.render([failing(jitter), curve])
+    assert f", checks {jitter.cost.check_forwards:.1f}F" in show.render([jitter])
+
+
+def rows_seed_one(folder):
+    return rows_of(folder, "toy-jitter", dataset=f"toy:n={N}", seeds=(1,))[-1]
