@@ -22,6 +22,7 @@ from bench.engine.checking import base_points
 from bench.engine.compute import ShardComputer, base_draws, judge, judged_logits, places_of
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
+from bench.engine.recording import EXTRA
 from bench.engine.shards import Arrays
 from bench.errors import BadInput, one_line
 from bench.results.extra import BASE_POINTS, CHECKS
@@ -70,7 +71,7 @@ def read_sidecar(record: Record, evaluation: Evaluation, store: Store) -> Sideca
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise BadInput(f"{file} holds no points ({one_line(error)}): {_REMOVE}") from error
     images = evaluation.setup.images.pixels()
-    extra = tensors.get("extra", images[:0])
+    extra = tensors.get(EXTRA, images[:0])
     for tensor, n in ((points, len(images)), (extra, len(extra))):
         shape = (n, *images.shape[1:])
         if tensor.dtype != torch.float32 or tensor.shape != shape:
@@ -171,8 +172,7 @@ def _answers_beside(
     answers = {}
     checks = stored.get(CHECKS)
     if checks and len(sidecar.extra) == len(checks.image_ids()):
-        draws = len(checks.adversarial)
-        answers[CHECKS] = ask(sidecar.extra, checks.image_ids(), draws)
+        answers[CHECKS] = ask(sidecar.extra, checks.image_ids(), evaluation.judged_draws)
     if sidecar.base is not None:
         chosen = stored[BASE_POINTS].image_ids() if BASE_POINTS in stored else ids
         if np.isin(chosen, ids).all():

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from bench.checks.fresh import fresh_copies
+from bench.checks.probed import BEATEN, WEAK
 from bench.checks.shard import BASE, CAUSES, COPIED, GAPS, MOVED, NOT_JUDGED
 from bench.checks.verdicts import (
     BASE_BREAKS,
@@ -59,7 +60,9 @@ from bench.engine.request import Request
 from bench.engine.run import compute_arrays
 from bench.engine.shards import Arrays
 from bench.errors import BadInput, one_line
+from bench.results.comparisons import beats
 from bench.results.extra import BASE_POINTS, CHECKS
+from bench.results.findings import ids_of
 from bench.results.metrics import measure
 from bench.results.outcomes import NO_TARGET, Outcomes, decode
 from bench.results.record import Record
@@ -401,6 +404,23 @@ def _facts(record: Record, answers: Answers, *, loops: bool, known: frozenset[st
     return RowFacts(outcomes, dict.fromkeys(SLOPE_COUNTS, none), checks, loops, known)
 
 
+def _differing_probes(record: Record) -> list[str]:
+    """Whether the record says which images the points of the checks break, where those are many;
+    what it makes of it rests on the searches, too.
+    """
+    images, outcomes = "", record.outcomes
+    for extra in record.extra:
+        if extra.name == CHECKS:
+            right = extra.correct(outcomes)[extra.places(outcomes)].mean(1)
+            broken = np.ones(len(right), dtype=bool) if outcomes.replayed else right <= 0.5
+            if beats(broken, np.zeros_like(broken)):
+                images = ids_of(extra.image_ids()[broken])
+    stored = [one for one in record.findings if one.name in (BEATEN, WEAK)]
+    if [one.images for one in stored] == ([images] if images else []):
+        return []
+    return [f"findings.{one.name}" for one in stored] or [f"findings.{BEATEN}"]
+
+
 def _check_known_findings(
     record: Record, evaluation: Evaluation, inspection: Inspection, answers: Answers
 ) -> CheckResult:
@@ -430,6 +450,7 @@ def _check_known_findings(
     wrong = differing_findings(stored, expected)
     again = {one.name for one in of_checks if one.name in SECOND_ANSWERS}
     wrong += [f"findings.{name}" for name in sorted({one.name for one in shown} ^ again)]
+    wrong += _differing_probes(record)
     return compared(
         "findings",
         wrong,

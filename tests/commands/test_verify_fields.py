@@ -18,7 +18,7 @@ from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.plugins.create import ATTACKS, DEFENSES
 from bench.results.metrics import measure
-from bench.results.outcomes import NO_STAGE
+from bench.results.outcomes import NO_STAGE, encode_ids
 from bench.results.record import Record
 from tests.helpers import run_toys, toy_request
 
@@ -289,28 +289,63 @@ def test_every_field_is_compared():
 # Points of the checks -----------------------------------------------------------------------------
 
 
+def with_checks(folder, record, rows, extra, *, written=True, said=None):
+    """The record's content with points of the checks beside the attack's."""
+    tensors = load_file(folder / record.points.file)
+    data = save({**tensors, "extra": extra} if written else tensors)
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"{record.stem}.{digest[:8]}.points.safetensors"
+    (folder / name).write_bytes(data)
+    content = content_of(record)
+    content["points"] = {"file": name, "sha256": digest}
+    said = said or "".join(record.outcomes.adversarial[0][row] for row in rows)
+    content["extra"] = [one for one in content["extra"] if one["name"] != "checks"]
+    content["extra"].append(
+        {"name": "checks", "ids": encode_ids(rows), "adversarial": [said], "by": ""}
+    )
+    content["findings"] = [one for one in content["findings"] if one["name"] != "weak-attack"]
+    return content
+
+
+def attacked_points(folder, record, rows):
+    return load_file(folder / record.points.file)["points"][rows].copy()
+
+
 @pytest.mark.parametrize("move", ["nothing", "answers", "points", "away"])
 def test_points_of_the_checks_are_scored_again(tmp_path, move):
     """They lie in the sidecar beside the attack's, in the order of their ids."""
     record = run_toys(tmp_path, dataset="toy:n=40", **STAGES)[-1]
-    tensors = load_file(tmp_path / record.points.file)
     rows = [3, 5, 8]
-    answers = "".join(record.outcomes.adversarial[0][row] for row in rows)
-    extra = tensors["points"][rows].copy()
-    if move == "points":
-        extra += np.float32(0.5)
-    data = save(tensors if move == "away" else {**tensors, "extra": extra})
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"{record.stem}.{digest[:8]}.points.safetensors"
-    (tmp_path / name).write_bytes(data)
-    content = content_of(record)
-    content["points"] = {"file": name, "sha256": digest}
-    said = "".join(str((int(one) + (move == "answers")) % 3) for one in answers)
-    content["extra"].append({"name": "checks", "ids": "3,5,8", "adversarial": [said], "by": ""})
+    extra = attacked_points(tmp_path, record, rows) + np.float32(0.5 * (move == "points"))
+    said = "".join(str((int(record.outcomes.adversarial[0][row]) + 1) % 3) for row in rows)
+    content = with_checks(
+        tmp_path,
+        record,
+        rows,
+        extra,
+        written=move != "away",
+        said=said if move == "answers" else None,
+    )
     wrong = " ".join(told(rewritten(tmp_path, record, content)))
     assert ("budget" in wrong) == (move == "points")
     if move != "points":
         assert ("extra.checks" in wrong) == (move != "nothing")
+
+
+def test_many_images_that_the_checks_break_must_be_told(tmp_path):
+    record = run_toys(tmp_path, dataset="toy:n=40", **STAGES)[-1]
+    broken = [row for row, code in enumerate(record.stages.broken_by) if code == "1"]
+    assert len(broken) >= 10
+    rows = broken[:10]
+    content = with_checks(tmp_path, record, rows, attacked_points(tmp_path, record, rows))
+    path = rewritten(tmp_path, record, content)
+    assert any("findings.beaten" in one for one in told(path))
+    finding = {"name": "beaten", "verdict": "fail", "message": "m", "images": encode_ids(rows)}
+    path = rewritten(tmp_path, record, {**content, "findings": [*content["findings"], finding]})
+    assert told(path) == []
+    finding["images"] = encode_ids(rows[:8])
+    path = rewritten(tmp_path, record, {**content, "findings": [*content["findings"], finding]})
+    assert any("findings.beaten" in one for one in told(path))
 
 
 def test_another_points_file_beside_the_base_is_not_taken_for_it(tmp_path):
