@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from bench.models.classifier import Classifier
     from bench.noise import BuildNoise, Noise, Stream
     from bench.randomness import Query, RandomnessModel
+    from bench.results.audit import AuditCheck, AuditReport
     from bench.results.estimate import Estimate
     from bench.results.findings import Finding
     from bench.results.record import Failure, Record
@@ -66,6 +67,8 @@ __all__ = [
     "Attack",
     "AttackContract",
     "AttackOutput",
+    "AuditCheck",
+    "AuditReport",
     "BuildNoise",
     "Card",
     "Classifier",
@@ -162,6 +165,10 @@ _HOMES = {
     "bench.randomness": (
         "Query",
         "RandomnessModel",
+    ),
+    "bench.results.audit": (
+        "AuditCheck",
+        "AuditReport",
     ),
     "bench.results.estimate": ("Estimate",),
     "bench.results.findings": ("Finding",),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attack import Attack
+from bench.commands.audit_records import AuditRequest, audit_results
 from bench.data.arrays import Arrays
 from bench.data.dataset import Dataset
 from bench.defense import DefendedClassifier, Defense
@@ -22,7 +23,7 @@ from bench.engine.modules import ModuleDefense
 from bench.engine.plan import plan
 from bench.engine.preflight import check_probabilities
 from bench.engine.request import Request, read_request
-from bench.engine.run import run_evaluations
+from bench.engine.run import Result, run_evaluations
 from bench.engine.setup import classifier_of
 from bench.errors import BadInput
 from bench.models.foreign import set_training, unwrapped
@@ -34,6 +35,7 @@ from bench.report.rows import rows_table
 from bench.report.tables import percent
 from bench.report.words import attack_label, failure_label, flags
 from bench.results import store
+from bench.results.audit import read_profile
 from bench.results.record import Failure, Record
 from bench.spec import parse
 from bench.storage.data_root import rooted
@@ -135,6 +137,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     progress: Progress | None = None,
+    audit: str | None = None,
 ) -> Report:
     """Evaluate a model, or registered defenses, under attacks.
 
@@ -162,6 +165,8 @@ def evaluate(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
         progress: called at the beginning of each evaluation and for each finished shard.
+        audit: `quick`, `standard` or `full`: look for masking in every row, as `bench audit` does;
+            the records then have an `audit`. None looks for nothing beyond the checks of the run.
 
     Returns:
         A report with one record an evaluation, the undefended base's included.
@@ -199,6 +204,7 @@ def evaluate(
         },
         "evaluate",
     )
+    profile = read_profile(audit) if audit is not None else None
     execution = read_execution(device, batch_size, progress)
     with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
         evaluations = [
@@ -211,12 +217,23 @@ def evaluate(
         folder = store.Store(Path(out) if out is not None else Path(scratch))
         folder.check_writable()
         results = list(run_evaluations(evaluations, folder, execution))
-    for result in results:
-        if result.rejected:
-            raise result.rejected
-    return Report(
-        [r.record for r in results if r.record], [r.failure for r in results if r.failure]
-    )
+        for result in results:
+            if result.rejected:
+                raise result.rejected
+        records = [result.record for result in results if result.record]
+        if profile:
+            records = _with_audits(results, AuditRequest(profile, execution))
+    return Report(records, [result.failure for result in results if result.failure])
+
+
+def _with_audits(results: Sequence[Result], request: AuditRequest) -> list[Record]:
+    records = []
+    for one in audit_results(results, request):
+        if one.refused:
+            raise one.refused
+        if one.record:
+            records.append(one.record.with_audit(one.report))
+    return records
 
 
 ARRAYS = "python:arrays"
