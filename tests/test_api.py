@@ -178,3 +178,16 @@ def test_data_and_classifiers_are_loaded_by_their_specs(tmp_path):
     classifier = bench.load_classifier("zoo:mnist5k-cnn", spec)
     assert classifier.num_classes == 10
     assert bench.load_classifier().num_classes == 10
+
+
+def test_evaluate_audits():
+    report = bench.evaluate(
+        toy_model.make_model(),
+        dataset="toy:n=20",
+        attacks="pgd:steps=5",
+        eps=0.01,
+        audit="quick",
+    )
+    assert [record.audit.verdict for record in report.records] == ["no-evidence-found"]
+    with pytest.raises(bench.BadInput, match="unknown profile"):
+        bench.evaluate(dataset="toy", audit="deep")
