@@ -21,15 +21,14 @@ RANDOM_DIRECTIONS = 2
 MIN_VOTES = 6
 """Fewer slopes than these say nothing."""
 # Slopes are bad beyond these: the share of equal signs, the decimal logarithm of the median ratio,
-# the median mismatch over random directions.
-AGREEMENT, RATIO, MISMATCH = 0.75, 1.0, 0.65
-# And worse beyond these at the longer step. Honest networks with many kinks within eps / 10 (MNIST
-# at eps .3) have a mismatch up to .75 there and an agreement down to .7.
-WORSE_AGREEMENT, WORSE_MISMATCH = 0.5, 0.95
+# the mean mismatch.
+AGREEMENT, RATIO, MISMATCH = 0.75, 1.0, 0.35
+WORSE_AGREEMENT = 0.5
+"""Of the longer step alone. Kinks within it bring honest networks down to .7."""
 
-# No step moves a pixel farther: beyond it lie too many kinks of an honest network (a tenth of an L1
-# ball of 20 would move some pixels by .25).
-_FARTHEST = 0.02
+# No step moves a pixel farther than this. How close the kinks of an honest network lie is a matter
+# of pixels, not of eps: an adversarially trained MNIST net has many of them within .003.
+_FARTHEST = (3e-4, 1e-2)
 _GREY_LEVEL = 1 / 255
 _ABOVE_ROUNDING = 4.0
 # Of the slope's standard deviation over random directions.
@@ -46,7 +45,8 @@ class Slopes:
     Attributes:
         sign: 1 where both slopes have one sign, 0 where not, (m, 3, 2).
         ratio: decimal logarithm of |measured| / |predicted|, (m, 3, 2).
-        mismatch: |measured - predicted| over the larger of the two, 0 to 2, (m, 3, 2).
+        mismatch: (measured - predicted)^2 / (measured^2 + predicted^2): 0 where they are equal, 1
+            where one is far larger, 2 where they are opposite; random directions alone, (m, 3, 2).
     """
 
     sign: Tensor
@@ -63,7 +63,7 @@ class Verdict:
     Attributes:
         agreement: share of slopes whose sign is the gradient's.
         ratio: decimal logarithm of the median of |measured| / |predicted|.
-        mismatch: median mismatch over random directions.
+        mismatch: mean mismatch.
         fired: whether the gradient is not that of the function.
     """
 
@@ -99,15 +99,13 @@ def judge(slopes: Slopes) -> Verdict:
     lengths = range(slopes.sign.shape[-1])
     agreement = tuple(_middle(slopes.sign[..., k], mean=True) for k in lengths)
     ratio = tuple(_middle(slopes.ratio[..., k]) for k in lengths)
-    mismatch = tuple(_middle(slopes.mismatch[..., k]) for k in lengths)
+    mismatch = tuple(_middle(slopes.mismatch[..., k], mean=True) for k in lengths)
     # Comparisons with NaN are false: what could not be measured is not bad.
     bad = [
         a < AGREEMENT or abs(r) > RATIO or m > MISMATCH
         for a, r, m in zip(agreement, ratio, mismatch, strict=True)
     ]
-    far_off = (
-        agreement[-1] < WORSE_AGREEMENT or abs(ratio[-1]) > RATIO or mismatch[-1] > WORSE_MISMATCH
-    )
+    far_off = agreement[-1] < WORSE_AGREEMENT or abs(ratio[-1]) > RATIO
     return Verdict(agreement, ratio, mismatch, all(bad) or far_off)
 
 
@@ -151,14 +149,20 @@ def measure(
     normal = victim.random(rows).at("slopes").normal("direction", (RANDOM_DIRECTIONS, *shape))
     random = unit(normal.flatten(0, 1), threat).reshape(normal.shape)
     lengths = step_lengths(threat)
-    room = (max(lengths) * random.abs().flatten(1).amax(1)).clamp_max(_FARTHEST)
+    room = (max(lengths) * random.abs().flatten(1).amax(1)).clamp_max(max(_FARTHEST))
     x = torch.minimum(torch.maximum(points, _like(room, points)), 1 - _like(room, points))
     there = victim.logits(x, rows, Query())[:, 0]
     gradient = _gradient(victim, labels, x, there)
     directions = torch.cat([unit(gradient, threat)[:, None], random], 1)
-    reach = room[:, None] / directions.abs().flatten(2).amax(2).clamp_min(1e-30)
-    # Lengths by image, direction and step.
-    h = torch.stack([reach.clamp_max(length) for length in lengths], 2)
+    largest = directions.abs().flatten(2).amax(2).clamp_min(1e-30)
+    # By image, direction and step length.
+    h = torch.stack(
+        [
+            (torch.minimum(room[:, None], room.new_tensor(far)) / largest).clamp_max(length)
+            for length, far in zip(lengths, _FARTHEST, strict=True)
+        ],
+        2,
+    )
     logits = _logits_beside(victim, x, rows, directions, h)
     slopes = _compared(logits, labels, gradient, directions, h, rounding)
     return slopes, gradient.flatten(1).abs().amax(1) == 0, there
@@ -250,7 +254,8 @@ def _compared(
     votes = told & (torch.minimum(measured.abs(), predicted.abs()) > _ABOVE_ROUNDING * error)
     votes &= steepest | (predicted.abs() > _TINY * typical)
     ratio = torch.log10((measured.abs() + error) / (predicted.abs() + error))
-    mismatch = (measured - predicted).abs() / size.clamp_min(1e-300)
+    both = measured.square() + predicted.square()
+    mismatch = (measured - predicted).square() / both.clamp_min(1e-300)
     weighty = told & ~steepest & (size > _TINY * typical)
     return Slopes(
         torch.where(votes, signs, nan).float(),
