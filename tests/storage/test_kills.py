@@ -54,6 +54,7 @@ COMMANDS = {
     "run": ["run", "--defense", "toy-jitter", "--attack", "pgd:steps=2", *TOY],
     "suite": ["run", "--suite", "SUITE", "--batch-size", "64", "--device", "cpu"],
     "train": ["train", "toy-digits", "--epochs", "1", "--device", "cpu"],
+    "train-diffusion": ["train-diffusion", "toy-digits", "--steps", "1", "--device", "cpu"],
     "study": ["study", "theorem:trials=100", "--seed", "1"],
     "trained defense": ["run", "--defense", "toy-trained", "--attack", "null", *TOY],
 }
@@ -62,7 +63,8 @@ COMMANDS = {
 def prepared(which, folder):
     """The command that writes into a folder, with its cache there."""
     folder.mkdir()
-    out = folder / ("out/net.safetensors" if which == "train" else "out")
+    inside = {"train": "out/net.safetensors", "train-diffusion": "out/model"}
+    out = folder / inside.get(which, "out")
     (folder / "out").mkdir()
     (folder / "suite.toml").write_text(SUITE)
     arguments = [
