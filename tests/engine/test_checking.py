@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import bench
-from bench.checks.shard import NOT_JUDGED
+from bench.checks.probed import BEATEN, SLOPES, WEAK
 from bench.checks.verdicts import (
     BASE_BREAKS,
     BATCH,
@@ -27,13 +27,14 @@ from bench.defense import Defense
 from bench.engine.checking import base_points
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
-from bench.engine.run import run_evaluation, run_evaluations
+from bench.engine.run import compute_outcomes, run_evaluation, run_evaluations
+from bench.engine.shards import Workspace
 from bench.noise import isolated
 from bench.plugins.create import DEFENSES
 from bench.report import compare, show
 from bench.report.leaderboard import boards, page
 from bench.report.rows import rows_table
-from bench.results.extra import BASE_POINTS
+from bench.results.extra import BASE_POINTS, CHECKS
 from bench.results.findings import Finding
 from bench.results.store import Store
 from tests import toy_model
@@ -354,10 +355,7 @@ def test_a_module_that_can_be_copied_by_no_one_is_a_warning():
 def test_the_checks_leave_outcomes_and_attack_passes_as_they_are(tmp_path):
     evaluation = plan(toy_request(dataset=f"toy:n={N}"))[-1]
     record = run_evaluation(evaluation, Store(tmp_path), Execution())
-    from bench.engine.run import compute_outcomes
-
     assert compute_outcomes(evaluation, Execution()) == record.outcomes
-    assert NOT_JUDGED == -2
 
 
 def failing(record):
@@ -392,3 +390,67 @@ def test_a_failed_finding_strikes_the_row_out_wherever_it_is_printed(tmp_path):
 
 def rows_seed_one(folder):
     return rows_of(folder, "toy-jitter", dataset=f"toy:n={N}", seeds=(1,))[-1]
+
+
+# Probes ------------------------------------------------------------------------------------------
+
+
+def test_what_the_probes_break_fails_the_row_and_joins_the_worst_case(tmp_path):
+    record = row(Flat, eps=0.03, out=tmp_path)
+    assert names(record, "fail") == {BEATEN} and {FLAT, SLOPES} <= names(record, "warn")
+    (extra,) = [one for one in record.extra if one.name == CHECKS]
+    assert extra.ids == finding(record, BEATEN).images and all(extra.searches())
+    points = load_file(tmp_path / record.points.file)["extra"]
+    rows = extra.places(record.outcomes)
+    images = Toy(Toy.Params(n=N)).test()
+    assert (abs(points - images.images.numpy()[rows]) <= 0.03 + 1e-6).all()
+    answers = toy_model.make_model()(torch.from_numpy(points)).argmax(1).numpy()
+    assert (answers == extra.predictions(3)[:, 0]).all()
+    assert (answers != record.outcomes.true_labels()[rows]).all()
+    assert not record.extra_correct()[CHECKS][rows].any()
+    # Found where the attack left the image, and nowhere else.
+    assert record.outcomes.correct("adversarial")[rows].all()
+
+
+def test_a_control_and_a_search_without_gradients_are_not_probed():
+    for attack in ("null", "noise:tries=2"):
+        record = row(Flat, eps=0.03, attacks=attack)
+        assert not record.extra and record.cost.check_forwards == 1
+        assert not names(record, "fail")
+
+
+def test_a_weak_attack_is_told_from_one_that_is_misled():
+    """One short step leaves what a few margin steps break, but no gradient lies."""
+    record = row(Around, eps=0.03, attacks="pgd:steps=1,step=0.001,random_start=false")
+    assert WEAK in names(record, "warn") and not names(record, "fail")
+
+
+def test_damaged_probes_are_run_again(tmp_path, capsys):
+    request = toy_request(attacks=("pgd:steps=10",), eps=0.03, dataset=f"toy:n={N}")
+    evaluation = plan(request)[-1]
+    kept = {}
+    save = Workspace.save
+
+    def keep(work, shard, arrays):
+        save(work, shard, arrays)
+        kept[work.folder.name] = work.folder.relative_to(tmp_path), shard, dict(arrays)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workspace, "save", keep)
+        record = run_evaluation(evaluation, Store(tmp_path), Execution())
+    folder, shard, arrays = kept["probes"]
+    harms = {
+        "ids": lambda one: one[:-1],
+        "points": lambda one: one + 2,
+        "by": lambda one: one[:-1],
+        "judged": lambda one: one[:, :-1],
+        "sign": lambda one: one[:-1],
+        "seconds": lambda one: one * np.inf,
+    }
+    for name, harm in harms.items():
+        (tmp_path / f"{record.stem}.json").unlink()
+        broken = {**arrays, f"probe/{name}": harm(arrays[f"probe/{name}"])}
+        Workspace(tmp_path / folder).save(shard, broken)
+        again = run_evaluation(evaluation, Store(tmp_path), Execution())
+        assert again.findings == record.findings and again.extra == record.extra
+        assert "probes" in (told := capsys.readouterr().err) and "is damaged" in told, name

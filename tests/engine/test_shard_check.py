@@ -70,6 +70,19 @@ HARM = {
     "negative": changed("forwards", put(0, -1)),
     "float labels": changed("clean", lambda answers: answers.astype(float)),
     "endless": changed("seconds", put(0, np.inf)),
+    "slopes": changed("slopes/lost", put(0, -1)),
+    "no slopes": lambda arrays: written({k: v for k, v in arrays.items() if k != "slopes/zero"}),
+    "cause": changed("check/causes", put(0, 9)),
+    "gap": changed("check/gaps", put(0, np.nan)),
+    "gaps": changed("check/gaps", lambda gaps: gaps[:-1]),
+    "moved names": changed("check/moved", lambda _: np.zeros(2)),
+    "base": changed("check/base", put((0, 0), 3)),
+    "base draws": changed("check/base", lambda answers: answers[:, :1]),
+    "copied": changed("check/copied", lambda one: one[:0]),
+    "check passes": changed("check/forwards", put(0, -1)),
+    "unchecked": lambda arrays: written(
+        {k: v for k, v in arrays.items() if not k.startswith("check/")}
+    ),
     "finding": changed("findings", lambda _: np.array(["{}"])),
 }
 
