@@ -38,6 +38,8 @@ on average, as a point that seems to break its image is read on ten more draws.
 """
 ENOUGH = 7
 """Broken images after which the decision stops: as many as one attack must break beyond another."""
+CHEAP = 8.0
+"""Network passes a prediction up to which the decision's searches have their full length."""
 
 _FEW_STEPS = 3
 _SCORING_DRAWS = 10
@@ -72,6 +74,8 @@ class ProbeSetting:
         rounding: relative rounding of the coarsest numbers in the defense.
         suspicious: whether something else already calls for the decision: gradients of zero in the
             attack, a loop in the forward pass.
+        prediction: passes through networks, a diffusion model among them, that one prediction
+            takes; from `CHEAP` on the decision's searches are shorter.
     """
 
     threat: ThreatModel
@@ -81,6 +85,7 @@ class ProbeSetting:
     transfers: bool = False
     rounding: float = float(torch.finfo(torch.float32).eps)
     suspicious: bool = False
+    prediction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,8 @@ def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> Pro
         or float(saturated.float().mean()) >= _SUSPICIOUS_SHARE
     )
     if suspicious:
-        found.decide(gradients=not setting.transfers)
+        share = min(1.0, CHEAP / max(setting.prediction, CHEAP))
+        found.decide(gradients=not setting.transfers, share=share)
     return ProbeResult(
         measured,
         saturated,
@@ -192,16 +198,21 @@ class _Found:
         search = partial(margin_steps, steps=steps, first=0.5, start=start)
         self._run(SEARCHES[0], search, rows)
 
-    def decide(self, gradients: bool) -> None:
+    def decide(self, gradients: bool, share: float = 1.0) -> None:
         """Searches of other kinds, the cheap ones first, until enough is broken.
 
-        2,120 forward passes a draw for an image that none of them breaks.
+        2,120 forward passes a draw for an image that none of them breaks; about 150 at the least
+        `share` of that length.
         """
+
+        def length(full: int, least: int) -> int:
+            return max(least, round(full * share))
+
         searches: dict[str, _Search] = {
-            "margin steps": partial(margin_steps, steps=40),
-            "random points": partial(random_points, points=64),
-            "square": partial(square, queries=1000),
-            "smoothed": smoothed,
+            "margin steps": partial(margin_steps, steps=length(40, 10)),
+            "random points": partial(random_points, points=length(64, 16)),
+            "square": partial(square, queries=length(1000, 50)),
+            "smoothed": partial(smoothed, steps=length(30, 6), pairs=length(16, 6)),
         }
         if not gradients:
             del searches["margin steps"]

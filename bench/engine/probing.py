@@ -35,8 +35,10 @@ def row_probe(
     """The probe of a row whose shards are all there; see `RowProbe`."""
     found = findings_of(evaluation, attacked, inspection)
     failed = any(finding.verdict == "fail" for finding in found)
-    loops = inspection.inference.optimises
-    return RowProbe(evaluation, defended, execution, attacked, loops, failed)
+    inference = inspection.inference
+    prediction = inference.passes + (inference.denoiser_passes or 0.0)
+    loops = inference.optimises
+    return RowProbe(evaluation, defended, execution, attacked, loops, prediction, failed)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class RowProbe:
     Attributes:
         attacked: the arrays of all shards.
         loops: whether the forward pass runs an optimisation loop.
+        prediction: passes through networks that one prediction takes.
         failed: whether the row fails already, so that nothing more need be shown.
     """
 
@@ -57,6 +60,7 @@ class RowProbe:
     execution: Execution
     attacked: Arrays
     loops: bool
+    prediction: float
     failed: bool
 
     def __call__(self, _: Shard = (0, 0)) -> Arrays:
@@ -130,6 +134,7 @@ class RowProbe:
             declared=gradient_name(evaluation.gradient) != "full",
             transfers=gradient_name(evaluation.gradient) in self.defended.transfers,
             rounding=rounding(self.defended),
+            prediction=self.prediction,
             suspicious=self.loops or blocked or flat_share(counts) > FLAT_SHARE,
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.checks import probes, slopes
-from bench.checks.probes import ENOUGH, PASSES, SEARCHES, Probed, ProbeSetting, probe, quota
+from bench.checks.probes import CHEAP, ENOUGH, PASSES, SEARCHES, Probed, ProbeSetting, probe, quota
 from bench.checks.slopes import Slopes, judge, measure, unit
 from bench.losses import cross_entropy
 from bench.maximise import ascend
@@ -428,3 +428,23 @@ def test_an_image_is_probed_alone_as_in_company(problem):
     with frozen(victim._classifier):
         alone, _, _ = measure(victim, labels[2:3], images[2:3], threat, FLOAT32)
     torch.testing.assert_close(alone.ratio[0], together.ratio[2], equal_nan=True, rtol=0, atol=0.05)
+
+
+def test_a_dear_prediction_makes_the_decision_short(problem):
+    """Nothing can be broken in so small a ball: the decision runs to its end."""
+    model, images, labels, _ = problem
+    spent = [
+        int(
+            probed(
+                model,
+                images[:4],
+                labels[:4],
+                images[:4],
+                ThreatModel("linf", 1e-6),
+                suspicious=True,
+                prediction=prediction,
+            ).forwards.max()
+        )
+        for prediction in (1.0, CHEAP, 1000.0)
+    ]
+    assert spent[0] == spent[1] > 2000 and spent[2] < 250, spent
