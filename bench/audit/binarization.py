@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.audit.limits import BINARIZED, BINARIZED_FAIL, LEAST_BINARIZED
+from bench.audit.limits import BINARIZED, BINARIZED_FAIL, EASY, LEAST_BINARIZED
 from bench.audit.row import AuditedRow
 from bench.audit.verdicts import checked, graded, not_applicable
 from bench.defense import DefendedClassifier, Forward, Setting, gradient_name
@@ -114,6 +114,9 @@ def binarization(row: AuditedRow) -> Iterator[AuditCheck]:
         f"of {tasks} planted adversarial points the attack finds {100 * share:.0f} %, "
         f"{_RANDOM_POINTS} random points {100 * by_chance:.0f} %"
     )
+    if by_chance > EASY:
+        yield not_applicable("S15", f"{told}: the tasks are too easy to tell")
+        return
     verdict = graded(fail=share < BINARIZED_FAIL, warn=share < BINARIZED)
     yield checked("S15", verdict, told, value=share, threshold=BINARIZED, images=row.ids_at(missed))
 
@@ -178,6 +181,9 @@ def _separated(
 ) -> tuple[npt.NDArray[np.float64], float] | None:
     """Weight and bias of a logistic regression that tells the last of the points (n, draws, d) from
     all others, scaled so that its scores span 1; None where it makes an error.
+
+    The boundary lies close before the planted point: halfway, other corners of the ball would lie
+    behind it as well, and random points would find them.
     """
     from scipy.optimize import minimize
 
@@ -200,15 +206,19 @@ def _separated(
         return value, np.append(slope @ scaled + 2 * _RIDGE * weight, slope.sum())
 
     done = minimize(loss, np.zeros(d + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    scores = scaled @ done.x[:-1] + done.x[-1]
+    scores = scaled @ done.x[:-1]
     span = float(scores.max() - scores.min())
-    if (side * scores <= 0).any() or span == 0:
+    inner, planted = float(scores[side < 0].max()), float(scores[side > 0].min())
+    if span == 0 or inner >= planted:
         return None
+    boundary = inner + _CLOSE * (planted - inner)
     weight = done.x[:-1] / spread / span
-    return weight, float((done.x[-1] / span) - weight @ mean)
+    return weight, float(-boundary / span - weight @ mean)
 
 
 _SPREAD, _RIDGE = 1e-6, 1e-6
+_CLOSE = 0.9
+"""How far the boundary lies on the way from the inner points to the planted one."""
 
 
 def _attacked(row: AuditedRow, task: _Task) -> bool:

@@ -93,6 +93,8 @@ UNSTABLE_SHARE = 0.25
 OTHER_LABEL = 0.01
 BINARIZED = 0.95
 BINARIZED_FAIL = 0.75
+EASY = 0.5
+"""Where random points find more of the planted ones than this, the test says nothing."""
 LEAST_BINARIZED = 6
 """Fewer binary tasks than this say nothing."""
 

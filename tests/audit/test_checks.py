@@ -303,6 +303,9 @@ def test_s15_planted_points_are_found_or_not(blocked, verdict):
     seen = verdicts(binarization.binarization, Featured(blocked), attacks=attack)["S15"]
     assert seen.verdict == verdict, seen.message
     assert seen.value == (0 if blocked else 1)
+    # Random points find few of them, so that the test is one of the attack.
+    chance = float(seen.message.partition("random points ")[2].removesuffix(" %"))
+    assert chance <= 40
 
 
 def test_s15_says_nothing_where_no_head_separates():
