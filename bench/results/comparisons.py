@@ -28,28 +28,37 @@ def gap(a: Floats, b: Floats) -> Estimate:
     do.
     """
     _check_paired(a, b)
-    return _gap(a - b, 0.0)
+    return _gap(a - b, _invented(a - b, _LEAST), 0.0)
 
 
-def _gap(differences: Floats, extra: float) -> Estimate:
-    """The mean of differences (n,) with its interval; `extra` is a square of the half width that
-    comes from elsewhere than from images.
+def _gap(differences: Floats, invented: float, extra: float) -> Estimate:
+    """The mean of differences (n,) with its interval.
+
+    Args:
+        differences: one an image, in [-1, 1].
+        invented: the squared difference of each of the two invented images.
+        extra: a square of the half width that comes from elsewhere than from images.
     """
     n, value = len(differences), float(differences.mean())
     center = value * n / (n + 2)
-    squares = float((differences**2).sum()) + 2 * _invented(differences)
+    squares = float((differences**2).sum()) + 2 * invented
     half = sqrt(Z**2 * (squares / (n + 2) - center**2) / (n + 2) + extra)
     low, high = max(-1.0, center - half), min(1.0, center + half)
     return Estimate(value, min(low, value), max(high, value))
 
 
-def _invented(differences: Floats) -> float:
+_LEAST = 0.4
+"""Of an invented pair the smallest squared difference: shares of draws differ by a little on nearly
+every image, and a few images may differ by much more than those that were seen.
+"""
+
+
+def _invented(differences: Floats, least: float) -> float:
     """The squared difference of an invented pair: that of the real pairs that differ, which is 1
-    for yes or no, but at least a half. Shares of draws differ by chance on nearly every image, and
-    a few images may differ by much more than those that were seen.
+    for yes or no, but no less than `least`.
     """
     differing = differences[differences != 0]
-    return max(0.5, float((differing**2).mean())) if len(differing) else 1.0
+    return max(least, float((differing**2).mean())) if len(differing) else 1.0
 
 
 def ratio(a: Floats, b: Floats) -> Estimate | None:
@@ -65,7 +74,7 @@ def ratio(a: Floats, b: Floats) -> Estimate | None:
         return None
     n, z2 = len(a) + 4, Z**2
     top, bottom = (a.sum() + 2) / n, (b.sum() + 2) / n
-    alone = 1 + _invented(a - b)
+    alone = 1 + _invented(a - b, _LEAST)
     squares = [((a * a).sum() + alone) / n, ((a * b).sum() + 1) / n, ((b * b).sum() + alone) / n]
     # (n + z^2) (top - r bottom)^2 <= z^2 mean((a - r b)^2), a quadratic in r.
     means = (top * top, top * bottom, bottom * bottom)
@@ -162,7 +171,9 @@ def gap_over_builds(a: Floats, b: Floats) -> Estimate:
     differences = a - b
     if len(a) < MIN_BUILDS:
         return Estimate(float(differences.mean()), nan, nan)
-    return _gap(mean_over_seeds(list(differences)), _of_builds(differences))
+    mean = mean_over_seeds(list(differences))
+    # Where few images differ by much, builds do, too: their scatter allows for it.
+    return _gap(mean, _invented(mean, 0.0), _of_builds(differences))
 
 
 def _of_builds(scores: Floats) -> float:

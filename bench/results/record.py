@@ -36,10 +36,10 @@ Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 class Accuracy(BaseModel):
     """Accuracy of one set of judged draws under three aggregation rules, with 95 % intervals over
-    images (Wilson's; of macro-F1 the bootstrap's).
+    images (Wilson's, on the effective number of images); that of macro-F1 is [0, 1] on few images.
 
     Attributes:
-        mean: the mean share of right draws; its interval is conservative.
+        mean: the mean share of right draws.
         all_draws: the share of images right in every draw; one wrong draw breaks an image.
         majority: the share of images right in more than half of their draws; a tie counts as wrong.
         macro_f1: mean over classes of the F1 score.
@@ -67,8 +67,8 @@ def check_share(name: str, share: Estimate, *, holds_value: bool) -> None:
     Args:
         name: of the share, for the message.
         share: the estimate.
-        holds_value: whether its interval must hold its value, as Wilson's does and a bootstrap's
-            may not.
+        holds_value: whether its interval must hold its value, as Wilson's does; in older records a
+            bootstrap's may not.
     """
     if not 0 <= share.low <= share.high <= 1 or not 0 <= share.value <= 1:
         raise ValueError(f"{name} {share.value} [{share.low}, {share.high}] is no share in [0, 1]")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.errors import BadInput
 from bench.randomness import Query
-from bench.results.intervals import bootstrap_mean
+from bench.results.intervals import student_mean
 from bench.studies import plots
 from bench.studies.deployed import (
     DefensesParams,
@@ -159,7 +159,7 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
             "images": int(group["pearson"].notna().sum()),
         }
         for measure in ("pearson", "cosine"):
-            row |= columns(measure, bootstrap_mean(group[measure].to_numpy()))
+            row |= columns(measure, student_mean(group[measure].to_numpy()))
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.losses import cross_entropy
-from bench.results.intervals import bootstrap_mean
+from bench.results.intervals import student_mean
 from bench.spec import Integers
 from bench.studies import plots
 from bench.studies.deployed import (
@@ -186,7 +186,7 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, group in images.groupby(["defense", "compared", "gradient", "k"], sort=False):
         about = dict(zip(("defense", "compared", "gradient", "k"), key, strict=True))
-        cosine, signs = (bootstrap_mean(group[name].to_numpy()) for name in ("cosine", "signs"))
+        cosine, signs = (student_mean(group[name].to_numpy()) for name in ("cosine", "signs"))
         rows.append(
             about
             | columns("cosine", cosine)

@@ -22,7 +22,7 @@ from bench.data.similarity import ssim
 from bench.defense import Need
 from bench.errors import BadInput
 from bench.randomness import Query
-from bench.results.intervals import bootstrap_mean
+from bench.results.intervals import student_mean
 from bench.studies import plots
 from bench.studies.deployed import (
     DefensesParams,
@@ -216,7 +216,7 @@ def _state_rows(spec: str, paths: Paths) -> Iterator[dict[str, object]]:
         cosine = paths.pi / paths.kappa
     for s, stage in enumerate(paths.stage):
         pi, kappa, angle = (
-            bootstrap_mean(values[:, s]) for values in (paths.pi, paths.kappa, cosine)
+            student_mean(values[:, s]) for values in (paths.pi, paths.kappa, cosine)
         )
         about = {
             "defense": spec,
@@ -242,7 +242,7 @@ def distance_table(paths_of: dict[str, Paths]) -> pd.DataFrame:
     for spec, paths in paths_of.items():
         for what in paths.distances.columns.unique(level=0):
             means = {
-                name: bootstrap_mean(paths.distances[what, name].to_numpy())
+                name: student_mean(paths.distances[what, name].to_numpy())
                 for name in ("L2", "Linf", "SSIM")
             }
             row: dict[str, object] = {"defense": spec, "image": what}

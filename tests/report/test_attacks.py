@@ -8,6 +8,7 @@ import pytest
 from bench.report import attacks
 from bench.report.attacks import Line, Secrecy, compare_attacks
 from bench.results.arrays import Bools
+from bench.results.extra import ExtraPoints
 from bench.results.record import Record
 from tests.report.helpers import FIXED_25, HALF, RIGHT, WRONG, made
 
@@ -46,6 +47,29 @@ def test_the_worst_seed_of_a_mean_is_not_chosen_by_chance():
         "pgd", "worst of 3"
     ].shares["mean of 20"]
     assert worst.value == pytest.approx(0.5, abs=0.02)
+
+
+def with_extra(record: Record, images: int, draws: int) -> Record:
+    """The record with points that break its first images."""
+    wrong = np.repeat(1 - record.outcomes.true_labels()[:images, None], draws, axis=1)
+    points = ExtraPoints.of("checks", 2, np.arange(images), wrong)
+    return record.model_copy(update={"extra": [points]})
+
+
+@pytest.mark.parametrize("draws", [2, 4])
+def test_extra_points_are_a_worst_case_of_their_own(draws: int):
+    rows = lines(with_extra(made(RIGHT), 30, draws))
+    assert list(rows) == [("pgd", "0"), ("pgd", "worst case")]
+    assert {one.value for one in rows["pgd", "0"].shares.values()} == {1}
+    assert {one.value for one in rows["pgd", "worst case"].shares.values()} == {0.7}
+    several = lines(with_extra(made(RIGHT), 30, draws), made(HALF, seed=1))
+    worst = several["pgd", "worst of 2"].shares["mean of 4"].value
+    assert worst == pytest.approx(0.35), "of the first 30 images none is left, of the others half"
+
+
+def test_extra_points_count_against_fresh_randomness():
+    worth = secrecy(with_extra(made(RIGHT), 40, 2), made(RIGHT, FIXED_25))
+    assert worth.fresh.value == pytest.approx(0.6) and worth.replayed.value == 0.25
 
 
 def test_gap_and_ratio_of_records():

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from bench.report.compare import by_build, compare, comparison, render
+from bench.results.extra import ExtraPoints
+from bench.results.intervals import wilson
 from tests.helpers import call, refused
 from tests.report.helpers import HALF, LESS, RIGHT, WRONG, record, stored
 from tests.toys import message
@@ -89,6 +92,40 @@ def test_the_command(tmp_path, capsys):
     empty.mkdir()
     assert "undefended" in refused(capsys, empty, "compare", *paths, "--to", "undefendet")
     assert "no records" in refused(capsys, empty, "compare", str(empty))
+
+
+def test_a_single_build_has_no_interval_over_builds_but_its_network_over_images():
+    one, two = compared(record("undefended", WRONG), record("a", LESS))
+    means = comparison([one, two]).to_dict("records")
+    assert means[1]["robust"] == pytest.approx(0.4) and np.isnan(means[1]["robust_low"])
+    assert np.isnan(means[1]["difference_low"]) and means[1]["difference"] == pytest.approx(0.4)
+    row = by_build([one, two]).to_dict("records")[1]
+    assert (row["robust_low"], row["robust_high"]) == (wilson(40, 100).low, wilson(40, 100).high)
+    assert row["gain_low"] < row["gain"] == pytest.approx(0.4) and row["gain_high"] < 0.51
+    text = render(compare([record("undefended", WRONG), record("a", LESS)]))
+    first, second = text.split("\n\n")[1:3]
+    assert "[" not in first and "40.0" in first and "40.0 [30.9, 49.8]" in second
+    assert "two networks" in second and "not of the two methods" in " ".join(text.split())
+
+
+def test_two_builds_have_an_interval():
+    records = [record("a", LESS, build=build) for build in (0, 1)]
+    _, two = compared(record("undefended", WRONG), *records)
+    assert comparison([two])["robust_low"].notna().all()
+
+
+def test_extra_points_join_the_worst_case():
+    base = record("undefended", WRONG)
+    labels = base.outcomes.true_labels()
+    broken = np.arange(10)
+    points = ExtraPoints.of("base points", 2, broken, np.stack([1 - labels[:10]] * 2, axis=1))
+    one = record("a", RIGHT).model_copy(update={"extra": [points]})
+    _, defense = compared(base, one)
+    assert defense.robust.mean() == pytest.approx(0.9)
+    assert defense.right.sum() == 90, "wrong in every draw that was judged"
+    once = ExtraPoints.of("checks", 2, broken, np.stack([1 - labels[:10], labels[:10]], axis=1))
+    _, defense = compared(base, record("a", RIGHT).model_copy(update={"extra": [once]}))
+    assert defense.right.all(), "a tie of two draws is no majority"
 
 
 def test_plain_numbers(tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 import bench
 from bench.report import curve as module
+from bench.results.extra import ExtraPoints
 from tests.helpers import call, run_toys
 from tests.toy_plugins import Toy
 from tests.toys import exact_distance, linear_problem, message
@@ -60,6 +61,25 @@ def test_a_smaller_ball_that_broke_more_counts_in_the_larger_one(records):
     made = module.curve([small, weak])
     first, second = made.nested()
     assert second.value == first.value < 1
+
+
+def test_extra_points_break_at_their_eps_and_at_larger_ones(records):
+    small, large = (
+        r.model_copy(update={"extra": []}) for r in sorted(records[1], key=module.eps_of)[:2]
+    )
+    labels = small.outcomes.true_labels()
+    left = np.flatnonzero(small.outcomes.correct("adversarial")[:, 0])[:3]
+    wrong = (labels[left] + 1) % small.outcomes.num_classes
+    points = ExtraPoints.of(
+        "checks", small.outcomes.num_classes, small.outcomes.image_ids()[left], wrong[:, None]
+    )
+    plain, made = (
+        module.curve([one, large]) for one in (small, small.model_copy(update={"extra": [points]}))
+    )
+    lost = plain.nested()[0].value - made.nested()[0].value
+    assert lost == pytest.approx(3 / len(labels))
+    assert (made.smallest[left] == module.eps_of(small)).all()
+    assert (plain.smallest[left] > module.eps_of(small)).all()
 
 
 def test_show_prints_the_curve_and_json_has_each_image(records, capsys):

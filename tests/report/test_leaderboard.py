@@ -5,6 +5,7 @@ import pytest
 
 from bench.report.leaderboard import boards, csv
 from bench.report.leaderboard import page as board_page
+from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
 from bench.results.record import Failure
 from tests.helpers import ROOT, run_toys
@@ -105,3 +106,13 @@ def test_what_crashed_is_an_error_and_not_a_number():
     text = board_page(boards([one]), [failure])
     assert text.startswith("# Leaderboard") and "## Errors\n\n- a x pgd on mnist5k" in text
     assert "error (it crashed)" in text and "## Errors" not in board_page(boards([one]))
+
+
+def test_extra_points_join_the_worst_case_and_all_draws():
+    one = record("a", RIGHT)
+    labels = one.outcomes.true_labels()
+    points = ExtraPoints.of("checks", 2, np.arange(20), np.stack([1 - labels[:20]] * 4, axis=1))
+    (board,) = boards([one.model_copy(update={"extra": [points]})])
+    assert board.numbers["worst_case"].tolist() == [0.8]
+    assert board.table["all draws"].tolist() == ["100.0 -> 80.0"]
+    assert board.table["pgd"].tolist() == ["100.0"], "the attack's own number stays"

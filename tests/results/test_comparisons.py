@@ -40,13 +40,13 @@ def test_a_gap_is_that_of_two_more_images():
     assert [gap.low, gap.high] == pytest.approx([d.mean() - half, d.mean() + half], abs=1e-6)
 
 
-def test_a_gap_of_shares_of_draws_invents_half_of_that():
+def test_a_gap_of_shares_of_draws_invents_less_than_whole_images():
     """Where both sides differ by a tenth of the draws everywhere, two whole images would swamp
     them; none would be blind to the few that may differ by more.
     """
     a = np.where(np.arange(100) % 2, 0.45, 0.55)
     gap = comparisons.gap(a, 1 - a)
-    half = 1.959964 * math.sqrt((100 * 0.01 + 2 * 0.5) / 102 / 102)
+    half = 1.959964 * math.sqrt((100 * 0.01 + 2 * 0.4) / 102 / 102)
     assert [gap.low, gap.high] == pytest.approx([-half, half], abs=1e-6)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, t
 from statsmodels.stats.proportion import proportion_confint
 
 from bench.results import aggregation, intervals
@@ -204,13 +204,11 @@ def test_a_mean_of_scores_has_wilsons_interval_whatever_rounding_does():
     assert intervals.share(over) == wilson(3, 3), "a sum may exceed n by rounding"
 
 
-def test_a_mean_has_the_percentile_bootstrap_over_its_known_values():
-    values = np.random.default_rng(0).normal(3, 2, 400)
-    mean = intervals.bootstrap_mean(np.array([*values, np.nan]))
-    half = 1.96 * values.std() / 20
-    assert mean.value == pytest.approx(values.mean())
-    assert (mean.low, mean.high) == pytest.approx(
-        (values.mean() - half, values.mean() + half), abs=0.015
-    )
-    assert mean == intervals.bootstrap_mean(values)
-    assert np.isnan(intervals.bootstrap_mean(np.array([np.nan])).value)
+def test_a_mean_of_measurements_has_students_interval_over_its_known_values():
+    values = np.random.default_rng(0).normal(3, 2, 12)
+    mean = intervals.student_mean(np.array([*values, np.nan]))
+    low, high = t.interval(0.95, 11, values.mean(), values.std(ddof=1) / np.sqrt(12))
+    assert (mean.value, mean.low, mean.high) == pytest.approx((values.mean(), low, high))
+    assert np.isnan(intervals.student_mean(np.array([np.nan])).value)
+    alone = intervals.student_mean(np.array([0.5]))
+    assert alone.value == 0.5 and np.isnan(alone.low)

@@ -1,0 +1,85 @@
+"""The study `coverage`, end to end on a few of its cases, and with intervals that do not hold."""
+
+import numpy as np
+import pytest
+
+from bench.results.estimate import Estimate
+from bench.studies import coverage, populations
+from bench.studies.coverage import Coverage, CoverageParams
+from bench.studies.study import StudySetting
+
+FEW = {
+    "share": {0.2, 0.5},
+    "macro-F1": {0.2},
+    "gap": {0.5},
+    "worst case over attacks": {0.2},
+    "mean over builds": {0.2},
+}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Only some cases, over smaller populations."""
+    monkeypatch.setattr(populations, "_LARGE", 20_000)
+    populations.worst_truth.cache_clear()
+    every = populations.cases
+
+    def some(n):
+        return (case for case in every(n) if case.share in FEW.get(case.interval, ()))
+
+    monkeypatch.setattr(coverage, "cases", some)
+    yield
+    populations.worst_truth.cache_clear()
+
+
+def run(trials=40):
+    messages = []
+    setting = StudySetting(progress=messages.append)
+    return Coverage(CoverageParams(trials=trials, images=(50,))).run(setting), messages
+
+
+def test_the_study_end_to_end(few):
+    result, messages = run()
+    assert list(result.tables) == ["coverage", "worst_case", "cells"]
+    assert set(result.figures) == {"coverage", "worst_case"}
+    table = result.tables["coverage"]
+    assert set(table["interval"]) == set(FEW) and "share, 50 images" in messages
+    assert result.held is True and f"{len(table)} of {len(table)} intervals" in result.sentence
+    assert table["cases"].sum() == len(result.tables["cells"])
+    assert set(result.tables["worst_case"]["attacks"]) == {2, 5, 10}
+    again, _ = run()
+    assert again.tables["cells"].equals(result.tables["cells"]), "the seed decides"
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_an_interval_that_is_too_short_or_too_long_does_not_hold(few, monkeypatch, factor):
+    honest = populations.share
+
+    def wrong(scores):
+        one = honest(scores)
+        return Estimate(
+            one.value,
+            one.value - factor * (one.value - one.low),
+            one.value + factor * (one.high - one.value),
+        )
+
+    monkeypatch.setattr(populations, "share", wrong)
+    result, _ = run(400)
+    table = result.tables["coverage"]
+    assert result.held is False
+    assert not table.loc[table["interval"] == "share", "held"].any()
+    assert table.loc[table["interval"] == "gap", "held"].all()
+
+
+def test_coverage_and_bias_are_those_of_the_samples():
+    values = iter([0.4, 0.5, 0.6, None])
+
+    def sample(_):
+        value = next(values)
+        return None if value is None else Estimate(value, value - 0.05, value + 0.05)
+
+    case = populations.Case("share", 50, 1, 0, "any", 0.5, 0.52, sample, 0.52)
+    row = coverage.simulated(case, 4, [0, 0])
+    assert row["samples"] == 3 and row["coverage"] == pytest.approx(1 / 3)
+    assert row["bias"] == pytest.approx(-0.02) and row["width"] == pytest.approx(0.1)
+    assert not np.isnan(row["limit"])
