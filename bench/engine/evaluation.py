@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,8 @@ class Evaluation:
     randomness: RandomnessModel
     seed: int
     build_seed: int
+    asked: bool = field(default=True, compare=False)
+    """Whether somebody asked for it, and not only for a row that is compared with it."""
 
     @property
     def stochastic(self) -> bool:
@@ -181,7 +183,8 @@ class Evaluation:
         """The undefended base under the same attack; None for the base itself."""
         if self.defense.name == BASE or not self.defense.plugin.has_base:
             return None
-        return settled(replace(self, defense=create(DEFENSES, parse(BASE))))
+        base = create(DEFENSES, parse(BASE))
+        return settled(replace(self, defense=base, asked=False))
 
 
 def settled(evaluation: Evaluation) -> Evaluation:

@@ -62,7 +62,9 @@ def plan(
         for seed, defense, choice in product(request.seeds, defenses, choices):
             evaluation = _evaluation(one_setup, defense, choice, seed, request.build_seed, note)
             for one in filter(None, (evaluation.base(), evaluation)):
-                evaluations.setdefault(one.id, one)
+                known = evaluations.get(one.id)
+                if known is None or one.asked:
+                    evaluations[one.id] = one
     return list(evaluations.values())
 
 

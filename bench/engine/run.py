@@ -57,7 +57,7 @@ def run_evaluations(
     a `Failure`.
 
     A base is attacked once the first row that is compared with it has been built. Where none can
-    be, the base is not run.
+    be, the base is not run, unless it was asked for.
 
     Raises `BadInput` before anything is computed where a record of an unknown schema would be
     overwritten, and at once where the disk is full: what was finished stays.
@@ -84,7 +84,7 @@ def run_evaluations(
                 possible = False
                 told.add(row.id)
                 yield _unfinished(row, error, store, execution)
-        if not possible:
+        if not (possible or evaluation.asked):
             continue
         try:
             prepared = ready.pop(evaluation.id, None)

@@ -131,3 +131,13 @@ def test_a_row_is_built_once_and_not_again_after_its_base(tmp_path, monkeypatch)
     evaluations = plan(toy_request(defenses=("bit-depth",), attacks=("null",), dataset="toy:n=6"))
     assert all(one.record for one in run_evaluations(evaluations, Store(tmp_path), Execution()))
     assert built == ["bit-depth", "undefended"]
+
+
+def test_a_base_that_was_asked_for_runs_whatever_its_rows_are(tmp_path):
+    """Also where the row that cannot be built stands before it in the request."""
+    for defenses in (("undefended", "k-wta"), ("k-wta", "undefended"), ("k-wta",)):
+        request = toy_request(defenses=defenses, attacks=("null",), dataset="toy:n=6")
+        store = Store(tmp_path / "-".join(defenses))
+        results = list(run_evaluations(plan(request), store, Execution()))
+        assert sum(result.record is not None for result in results) == len(defenses) - 1
+        assert sum(result.rejected is not None for result in results) == 1
