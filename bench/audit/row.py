@@ -54,9 +54,10 @@ class Comparison:
 
     Attributes:
         rows: those that the row's attack left and the search broke.
-        only_search, only_row: images that only one of the two broke; where the search ran on a
-            sample, estimated for as many images as `n`.
-        n: how many images were compared.
+        only_search, only_row: images that only one of the two broke, the second estimated from a
+            sample for as many images as `n`.
+        n: how many images were compared: those of a sample of what the row's attack left, and as
+            many that it broke as there are in the record beside them.
         complete: whether the search ran on images that the row's attack had broken, too; without
             that it has not been shown to be the stronger one.
     """
@@ -129,6 +130,8 @@ class AuditedRow:
         self._clean = outcomes.correct("clean")[self.positions]
         self.share: Floats = outcomes.correct("adversarial")[self.positions].mean(1)
         self.left: Rows = np.flatnonzero(self.share > 0.5)
+        every = outcomes.correct("adversarial").mean(1)[outcomes.correct("clean").mean(1) > 0.5]
+        self._broken_by_left = float((every <= 0.5).sum() / max((every > 0.5).sum(), 1))
         self._best = self.share.copy()
         self._extra: dict[int, tuple[npt.NDArray[np.int64], str]] = {}
         self._spent = _Spent()
@@ -327,8 +330,8 @@ class AuditedRow:
         if not len(left):
             return Comparison(left, 0, 0, len(self), complete=False)
         won = left[self.wins(self.offer(check, search(left), left), self.share[left])]
-        scale = len(left) / len(self.left)
-        others = round(len(self.broken) * scale)
+        # As many as there are in the whole record beside so many that were left.
+        others = round(len(left) * self._broken_by_left)
         n = len(left) + others
         alone = Comparison(won, len(won), 0, n, complete=not others)
         if not alone.beats or not len(broken):
@@ -380,14 +383,31 @@ class AuditedRow:
 
 
 def chosen_images(record: Record, most: int) -> Rows:
-    """Places of at most so many correctly classified images, as many of each class as can be."""
+    """Places of at most so many correctly classified images, as many of each class as can be.
+
+    Where few of them are ones that the row's attack left, and the record has more of those, up to
+    `_LEAST_LEFT` of those come first: the others cannot show what the attack missed.
+    """
     outcomes = record.outcomes
     right = np.flatnonzero(outcomes.correct("clean").mean(1) > 0.5)
-    labels = outcomes.true_labels()[right]
-    rank = np.zeros(len(right), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    left = outcomes.correct("adversarial").mean(1) > 0.5
+    labels = outcomes.true_labels()
+    chosen = _spread(right, labels, most)
+    if left[chosen].sum() < min(_LEAST_LEFT, most):
+        first = _spread(right[left[right]], labels, min(_LEAST_LEFT, most))
+        others = _spread(np.setdiff1d(right, first), labels, most - len(first))
+        chosen = np.concatenate([first, others])
+    return np.sort(chosen)
+
+
+_LEAST_LEFT = 16
+
+
+def _spread(places: Rows, labels: Rows, most: int) -> Rows:
+    """At most so many of these places: one of each class in turn, in evaluation order."""
+    own = labels[places]
+    rank = np.zeros(len(places), dtype=np.int64)
+    for label in np.unique(own):
+        members = np.flatnonzero(own == label)
         rank[members] = np.arange(len(members))
-    # One image of each class in turn, in evaluation order.
-    order = np.lexsort((right, rank))[:most]
-    return np.sort(right[order])
+    return places[np.lexsort((places, rank))[:most]]

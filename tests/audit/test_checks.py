@@ -359,6 +359,19 @@ def test_a_stronger_search_must_be_shown_to_be_stronger():
 
 def test_images_are_spread_over_the_classes():
     scale = replace(SCALE, images=12)
-    with audited(linear(), scale=scale) as row:
+    with audited(linear(), scale=scale, eps=1e-4) as row:
         counts = np.bincount(row.true, minlength=3)
         assert len(row) == 12 and counts.max() - counts.min() <= 1
+
+
+def test_few_survivors_are_all_looked_at():
+    """And those that were broken weigh as they do in the record."""
+    eps = 0.02
+    with audited(linear(), eps=eps) as row:
+        survivors = set(row.positions[row.left])
+        broken = len(row.broken)
+    assert 3 < len(survivors) < 16
+    with audited(linear(), scale=replace(SCALE, images=20), eps=eps) as row:
+        assert survivors == set(row.positions[row.left]) and len(row) == 20
+        compared = row.compare("S6", lambda rows: row.images[rows])
+        assert compared.n == len(survivors) + broken
