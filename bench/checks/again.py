@@ -111,7 +111,7 @@ def answer_again(
     n, unit = len(points), rounding(deployed)
     fresh = _in_other_batches(copies(), points, ids, asking)
     gaps = differing(fresh, judged.to(fresh.device), unit)
-    causes, passes = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)
+    causes, passes = torch.full((n,), int(Cause.NONE)), torch.ones(n, dtype=torch.int64)
     suspects = (gaps > 1).nonzero().flatten().tolist()
     # The largest differences are explained; the rest of the images share the first one's cause.
     suspects.sort(key=lambda row: -float(gaps[row]))

@@ -32,10 +32,6 @@ from bench.victim import Victim
 
 MOST_PROBED = 16
 """Images of a row that are probed."""
-PASSES = 23
-"""Forward and backward passes a probed image, a draw, without the decision; under fresh randomness
-on average, as a point that seems to break its image is read on ten more draws.
-"""
 ENOUGH = 7
 """Broken images after which the decision stops: as many as one attack must break beyond another."""
 CHEAP = 8.0
@@ -143,8 +139,10 @@ def quota(n: int) -> int:
 def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> ProbeResult:
     """Probe images that an attack left; the caller chooses `quota` of them, one at least.
 
-    Costs `PASSES` an image, and up to 2,500 more where the decision is run, a draw each; an image
-    leaves at its first success, and the decision ends when `ENOUGH` are broken.
+    Costs 23 forward and backward passes an image, a draw (under fresh randomness on average, as a
+    point that seems to break its image is read on ten more draws), and up to 2,500 more where the
+    decision is run; an image leaves at its first success, and the decision ends when `ENOUGH` are
+    broken.
     """
     m, device = len(probed.ids), probed.images.device
     fixed = make_victim(probed.ids, _REPLAY, "full")
