@@ -8,6 +8,7 @@ several times, builds and images both count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import inf, nan, sqrt
 
 from bench.results.aggregation import mean_over_seeds
@@ -61,25 +62,32 @@ def _invented(differences: Floats, least: float) -> float:
     return max(least, float((differing**2).mean())) if len(differing) else 1.0
 
 
+_ALONE = 0.8
+"""Of a ratio of shares of draws, how much of an image each of the two invented ones counts."""
+
+
 def ratio(a: Floats, b: Floats) -> Estimate | None:
     """Mean of `a` over mean of `b`, both (n,) scores of the same images; None where the mean of `b`
     is 0: there is nothing to divide by.
 
     Fieller's interval (JRSS B 1954): all ratios r for which the mean of a - r b does not differ
-    from 0, among n + 4 images: one more of each kind, right under both, either, or none, with
-    variances as in `gap`. Where the mean of `b` may be 0 nothing bounds the ratio from above.
+    from 0. Where `a` is yes or no, four images are invented, right under both sides, either, or
+    none: so a share of 0 is not taken for never. Shares of draws tell small numbers better; there
+    two images, right under one side alone, count in the variance and do not move the mean. Where
+    the mean of `b` may be 0 nothing bounds the ratio from above.
     """
     _check_paired(a, b)
     if b.sum() <= 0:
         return None
-    n, z2 = len(a) + 4, Z**2
-    top, bottom = (a.sum() + 2) / n, (b.sum() + 2) / n
-    alone = 1 + _invented(a - b, _LEAST)
-    squares = [((a * a).sum() + alone) / n, ((a * b).sum() + 1) / n, ((b * b).sum() + alone) / n]
+    moved = float(all(x in (0.0, 1.0) for x in set(a.tolist())))
+    n, z2 = len(a) + 4 * moved, Z**2
+    alone = _invented(a - b, _LEAST) * (1.0 if moved else _ALONE)
+    top, bottom = float(a.sum() + 2 * moved) / n, float(b.sum() + 2 * moved) / n
+    sums = ((a * a).sum() + moved + alone, (a * b).sum() + moved, (b * b).sum() + moved + alone)
     # (n + z^2) (top - r bottom)^2 <= z^2 mean((a - r b)^2), a quadratic in r.
     means = (top * top, top * bottom, bottom * bottom)
     constant, half_slope, leading = (
-        float((n + z2) * mean - z2 * square) for mean, square in zip(means, squares, strict=True)
+        float((n + z2) * mean - z2 * total / n) for mean, total in zip(means, sums, strict=True)
     )
     value = max(float(a.sum() / b.sum()), 0.0)
     root = sqrt(max(half_slope**2 - leading * constant, 0.0))
@@ -180,13 +188,19 @@ def _of_builds(scores: Floats) -> float:
     """The square of the half width that the scatter of builds adds to the mean of scores
     (builds, n): Student's quantile times its standard error.
     """
-    from scipy.stats import t
-
     builds, n = scores.shape
     rest = scores - scores.mean(axis=0) - scores.mean(axis=1, keepdims=True) + scores.mean()
     # Var(build mean) = sigma_builds^2 + sigma_rest^2 / n.
     between = float(scores.mean(axis=1).var(ddof=1))
     within = float((rest**2).sum()) / ((builds - 1) * (n - 1)) / n
     scatter = max(0.0, between - _IMAGES_SHARE * within)
-    half = float(t.ppf(0.975, builds - 1)) * sqrt(scatter / builds)
+    half = _student(builds - 1) * sqrt(scatter / builds)
     return half * half
+
+
+@cache
+def _student(freedom: int) -> float:
+    """The 97.5 % point of Student's distribution."""
+    from scipy.stats import t  # slow to import, and few ask
+
+    return float(t.ppf(0.975, freedom))

@@ -45,7 +45,12 @@ class Coverage(Study[CoverageParams]):
         cells = pd.DataFrame(list(self._rows(setting)))
         table = summary(cells)
         return StudyResult(
-            tables={"coverage": table, "worst_case": worst_case_table(cells), "cells": cells},
+            tables={
+                "intervals": by_interval(table),
+                "coverage": table,
+                "worst_case": worst_case_table(cells),
+                "cells": cells,
+            },
             figures={"coverage": coverage_figure(table), "worst_case": worst_case_figure(cells)},
             sentence=sentence(table, cells),
             held=bool(table["held"].all()),
@@ -120,6 +125,26 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
                 "lowest_at": f"{lowest['population']}, {lowest['share']:g}",
                 "largest_bias": float(bias[np.abs(bias).argmax()]),
                 "held": judged.held,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def by_interval(table: pd.DataFrame) -> pd.DataFrame:
+    """A row an interval, in percent: the lowest and the highest average of its rows in `summary`,
+    and the lowest single coverage.
+    """
+    rows = []
+    for name, group in table.groupby("interval", sort=False):
+        lowest, averages = group.sort_values("lowest").iloc[0], 100 * group["average"]
+        rows.append(
+            {
+                "interval": name,
+                "cases": int(group["cases"].sum()),
+                "averages": f"{averages.min():.1f}-{averages.max():.1f}",
+                "lowest": f"{100 * lowest['lowest']:.1f}",
+                "at": f"{lowest['n']} images, {lowest['lowest_at']}",
+                "held": "yes" if group["held"].all() else "no",
             }
         )
     return pd.DataFrame(rows)

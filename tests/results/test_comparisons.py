@@ -63,6 +63,19 @@ def test_a_ratio_holds_those_for_which_the_difference_may_be_none():
         assert d.mean() == pytest.approx(sign * 1.959964 * d.std() / math.sqrt(104), abs=1e-6)
 
 
+def test_a_ratio_of_shares_of_draws_is_not_pulled_to_one():
+    """A fifth of the draws is left everywhere: 300 images tell that well."""
+    rng = np.random.default_rng(3)
+    whole = (rng.random(300) < 0.5).astype(float)
+    held = [
+        estimate.low <= 0.2 <= estimate.high
+        for estimate in (
+            comparisons.ratio(rng.binomial(20, 0.2 * whole) / 20, whole) for _ in range(300)
+        )
+    ]
+    assert 0.93 <= np.mean(held) <= 0.99
+
+
 def test_agreement_on_some_images_leaves_a_difference_possible():
     half = np.array([1.0, 0] * 50)
     same = comparisons.gap(half, half)
