@@ -64,9 +64,12 @@ STEPS = (
     _Step(binarization.binarization, ("S15",)),
     _Step(attack_checks.more_draws, ("S10",), thorough=True),
     _Step(attack_checks.every_target, ("S18",), thorough=True),
+    _Step(search_checks.together, ("together",)),
 )
 
 _LEAST_IMAGES = 16
+_CHEAP = 3
+"""Passes of a prediction that are still cheap."""
 _TYPICAL = 100
 """Passes a survivor of a twenty-step attack costs, backward ones counted twice, rounded up."""
 
@@ -126,7 +129,8 @@ def scale_for(record: Record, scale: Scale) -> Scale:
     """Fewer images where the row's attack, or one prediction, is dear: the checks repeat both."""
     cost = record.cost
     attack = max(cost.max_attack_forwards + 2 * cost.max_attack_backwards, _TYPICAL)
-    passes = max(record.inference.passes if record.inference else 1.0, 1.0)
+    prediction = record.inference.passes if record.inference else 1.0
+    passes = max(prediction / _CHEAP, 1.0)
     dear = attack / _TYPICAL * passes
     if dear <= 1:
         return scale

@@ -62,6 +62,7 @@ CHECKS: dict[str, Entry] = {
     "S17": Entry("how much chance alone breaks", "null attack on the judge's draws"),
     "S18": Entry("aimed at a class it breaks no more", _CARLINI, _STRONGER),
     "margin": Entry("steps on the margin break no more", "Carlini and Wagner 2017, f6", _STRONGER),
+    "together": Entry("all searches together break no more", _CARLINI, _STRONGER),
     "smoothed": Entry(
         "a gradient of function values breaks no more",
         "Ilyas et al. 2018, arXiv 1804.08598",

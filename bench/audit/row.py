@@ -348,6 +348,12 @@ class AuditedRow:
             return rows
         return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
 
+    def together(self) -> Comparison:
+        """All that was found so far beside the row's attack: each image under what broke it."""
+        rows = np.array(sorted(self._extra), dtype=np.int64)
+        others = round(len(self.left) * self._broken_by_left)
+        return Comparison(rows, len(rows), 0, len(self.left) + others, complete=True)
+
     def extra(self) -> list[ExtraPoints]:
         """What broke images that the row's attack had left, as one attack."""
         if not self._extra:

@@ -124,6 +124,14 @@ def transfer(row: AuditedRow) -> Iterator[AuditCheck]:
     yield of_comparison(row, "S8", told, best, fails=True, silent=0.0)
 
 
+def together(row: AuditedRow) -> Iterator[AuditCheck]:
+    """What all searches broke, each where it is strong: the worst case over them against the number
+    that the row's attack gave.
+    """
+    told = "the searches of the audit together"
+    yield of_comparison(row, "together", told, row.together(), fails=False)
+
+
 def _better(a: Comparison, b: Comparison) -> Comparison:
     return a if a.only_search - a.only_row >= b.only_search - b.only_row else b
 

@@ -357,6 +357,20 @@ def test_a_stronger_search_must_be_shown_to_be_stronger():
         assert sampled.n == 8 + round(len(row.broken) * 8 / len(row.left))
 
 
+def test_what_many_searches_break_counts_together():
+    """Each breaks too little to say much, and together they show that the number is wrong."""
+    with audited(linear(), attacks=SHORT) as row:
+        points = row.own(row.left, steps=20)
+        can = row.left[row.judged(points, row.left)[:, 0] == 0][:8]
+        for name, some in (("S6", can[:4]), ("S7", can[3:])):
+            row.offer(name, row.own(some, steps=20), some)
+        seen = next(search_checks.together(row))
+        assert len(row.extra()[0].image_ids()) == 8
+        assert seen.verdict == "fail" and seen.value == pytest.approx(8 / len(row))
+        assert set(row.extra()[0].searches()) == {"S6", "S7"}
+    assert verdicts(search_checks.together, linear())["together"].verdict == "pass"
+
+
 def test_images_are_spread_over_the_classes():
     scale = replace(SCALE, images=12)
     with audited(linear(), scale=scale, eps=1e-4) as row:
