@@ -255,5 +255,6 @@ def _saturated(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether logits (m, K) tell a loss nothing, though the label is right; bool (m,)."""
     largest = logits.abs().amax(1)
     gap = margin(logits.double(), labels)
+    # Infinite logits tie with whatever they are compared with.
     tied = gap.abs() <= SUCCESS_SLACK * largest
-    return tied | ~torch.isfinite(largest) | (gap < _SATURATED)
+    return tied | (gap < _SATURATED)

@@ -243,8 +243,6 @@ def _compared(
     error = error[:, None, None] + torch.zeros_like(measured)
     size = torch.maximum(measured.abs(), predicted.abs())
     told = torch.isfinite(measured) & (size > _ABOVE_ROUNDING * error)
-    # The input is rounded more coarsely than the step is long.
-    told &= ~((measured == 0) & (measured[..., -1:].abs() > _ABOVE_ROUNDING * error))
     spread = 2 * h * (directions.double().flatten(2).norm(dim=2) / flat.shape[1] ** 0.5)[..., None]
     typical = spread * flat.norm(dim=1)[:, None, None]
     steepest = torch.zeros_like(told)

@@ -293,6 +293,7 @@ def table(sign=1.0, ratio=0.0, mismatch=0.0, m=8):
         (table(mismatch=[0.4, 0.4]), True),
         (table(mismatch=[0.0, 1.5]), False),
         (table(sign=[0.7, 1.0], mismatch=[0.0, 0.4]), True),
+        (table(sign=[1.0, 0.7], ratio=[-3.0, 0.0]), True),
         (table(sign=math.nan, ratio=math.nan, mismatch=math.nan), False),
         (table(sign=0.0, ratio=3.0, mismatch=2.0, m=1), False),
     ],
@@ -308,6 +309,56 @@ def test_slopes_of_shards_are_joined_in_order():
 
 
 # Probes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("threat", "lengths"),
+    [
+        (ThreatModel("linf", 0.1), (0.001, 0.01)),
+        (ThreatModel("linf", 4 / 255), (0.04 / 255, 1 / 255)),
+        (ThreatModel("linf", 2 / 255), (0.02 / 255, 0.5 / 255)),
+        (ThreatModel("l2", 0.01), (0.0001, 0.001)),
+    ],
+)
+def test_the_longer_step_reaches_the_next_grey_level(threat, lengths):
+    assert slopes.step_lengths(threat) == pytest.approx(lengths)
+
+
+def test_a_gradient_is_measured_where_its_own_pass_answers_wrong(problem):
+    """A victim runs no backward pass where all images have succeeded."""
+    model, images, labels, threat = problem
+    module = Around(model, lambda net, x: net(x).roll(1, 1) if x.requires_grad else net(x))
+    (measured, zero, _), victim = slopes_of(module, images, labels, threat)
+    assert not zero.any() and victim.backwards.tolist() == [1] * N
+    assert judge(measured).fired
+
+
+@pytest.mark.parametrize(
+    ("logits", "saturated"),
+    [
+        ([5.0, 1.0, 0.0], False),
+        ([80.0, 1.0, 0.0], True),
+        ([1.0, 1.0, 0.0], True),
+        ([1e4, 1e4 - 0.05, 0.0], True),
+        ([math.inf, 1.0, 0.0], True),
+        ([0.0, -math.inf, -math.inf], True),
+        ([0.0, 5.0, 1.0], False),
+    ],
+)
+def test_logits_that_tell_a_loss_nothing(logits, saturated):
+    seen = probes._saturated(torch.tensor([logits]), torch.tensor([0]))
+    assert seen.tolist() == [saturated]
+
+
+def test_a_flat_answer_calls_for_the_decision(problem):
+    """A sigmoid so steep that values and gradients are constant: slopes have nothing to tell."""
+    model, images, labels, threat = problem
+    steep = Around(
+        model, lambda net, x: torch.sigmoid(1e4 * net(x)) + torch.tensor([0.0, 0.1, 0.2])
+    )
+    result = probed(steep, images[:8], steep(images[:8]).argmax(1), images[:8], threat)
+    assert result.saturated.all() and result.decided
+    assert not judge(result.slopes).fired
 
 
 @pytest.mark.parametrize(("n", "images"), [(100, 16), (96, 16), (5000, 16), (30, 5), (5, 0)])
@@ -368,6 +419,13 @@ def test_the_decision_ends_when_enough_is_broken(problem, monkeypatch):
     )
     result = probed(module, images[:16], labels[:16], images[:16], threat)
     assert result.decided and ran == ["few margin steps"]
+    # One is enough: though some are left, no other search is run.
+    ran.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(probes, "ENOUGH", 1)
+        some = replace(threat, eps=threat.eps / 2)
+        result = probed(model, images[-16:], labels[-16:], images[-16:], some, suspicious=True)
+    assert any(result.by) and not all(result.by) and ran == ["few margin steps"]
     # Under tiny eps nothing breaks, and all searches run.
     ran.clear()
     tiny = replace(threat, eps=1e-4)
