@@ -542,14 +542,15 @@ def audit(
         raise BadInput(
             "give records, a folder or CSV files, or --defense NAME and --attack NAME to run first"
         )
+    how = {"profile": read_profile(profile), "trust": trust, "again": again}
     if places and not all(map(holds_records, places)):
-        done = audit_tables(places, form or "md")
+        done = audit_tables(places, "md" if form is None else form)
         _print(done.text.rstrip("\n"))
         if done.failed:
             raise typer.Exit(1)
         return
-    how = {"profile": read_profile(profile), "trust": trust, "again": again}
-    _audit_records(request, places or [], form or "table", how, (device, batch_size, out))
+    form = "table" if form is None else form
+    _audit_records(request, places or [], form, how, (device, batch_size, out))
 
 
 def _audit_records(

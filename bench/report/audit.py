@@ -19,14 +19,9 @@ NOTE = (
 _SHOWN = 60
 
 
-def render(record: Record, report: AuditReport, *, every: bool = False) -> str:
-    """One audit as plain text: its verdict, and the checks that speak.
-
-    Args:
-        record, report: what was audited, and what was found.
-        every: whether checks that pass or do not apply have a row, too.
-    """
-    shown = [check for check in report.checks if every or check.verdict in ("fail", "warn")]
+def render(record: Record, report: AuditReport) -> str:
+    """One audit as plain text: its verdict, and the checks that speak."""
+    shown = [*report.failed, *report.warned]
     quiet = len(report.checks) - len(shown)
     images = f", {count_ids(report.images)} images" if report.images else ""
     lines = [
