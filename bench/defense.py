@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -332,6 +332,7 @@ class Setting:
         threat: the threat model.
         num_classes: number of classes K.
         shape: (C, H, W) of the images.
+        has_base: whether attacks may ask the undefended classifier.
     """
 
     stochastic: bool
@@ -339,6 +340,7 @@ class Setting:
     threat: ThreatModel
     num_classes: int
     shape: tuple[int, ...]
+    has_base: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True)

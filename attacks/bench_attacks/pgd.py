@@ -18,6 +18,7 @@ from bench.errors import BadInput
 from bench.losses import LOSSES, Loss, towards
 from bench.maximise import Ascent, Objective, Reading, ascend
 from bench.plugins.registry import Alias
+from bench.randomness import Query
 from bench.results.outcomes import NO_TARGET
 from bench.spec import Params, read_number
 from bench.threat import ThreatModel
@@ -82,7 +83,7 @@ P = TypeVar("P", bound=SearchParams)
 
 
 @dataclass(frozen=True)
-class _Search:
+class Attempt:
     """One search for all images.
 
     Attributes:
@@ -90,11 +91,14 @@ class _Search:
         classes: the classes that `loss` takes, int64 (n,): the true ones, or targets; `NO_TARGET`
             where an image is not searched.
         loss: what candidates are compared by on fresh draws.
+        comparable: whether the objective's values compare with those of the other searches;
+            otherwise candidates are compared by `loss` everywhere.
     """
 
     objective: Callable[[Tensor], Objective]
     classes: Tensor
     loss: Loss
+    comparable: bool = True
 
 
 class Search(Attack[P]):
@@ -126,14 +130,14 @@ class Search(Attack[P]):
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
     ) -> Tensor | AttackOutput:
         """Each image's first success, else its best point over all restarts."""
-        searches = [
-            _Search(partial(self.objective, victim, labels, restart=restart), labels, self.loss)
+        attempts = [
+            Attempt(partial(self.objective, victim, labels, restart=restart), labels, self.loss)
             for restart in range(self.params.restarts)
         ]
-        return self._best(victim, images, threat, searches)
+        return self.best(victim, images, threat, attempts)
 
-    def _best(
-        self, victim: Victim, images: Tensor, threat: ThreatModel, searches: Sequence[_Search]
+    def best(
+        self, victim: Victim, images: Tensor, threat: ThreatModel, attempts: Sequence[Attempt]
     ) -> Tensor:
         """Each image's first success, else its best point over these searches; the image itself
         where none is meant for it.
@@ -141,14 +145,16 @@ class Search(Attack[P]):
         points = images.clone()
         best = torch.full((len(images),), -torch.inf, device=images.device)
         open_ = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        for number, search in enumerate(searches):
-            rows = (open_ & (search.classes != NO_TARGET)).nonzero().squeeze(1)
+        for number, attempt in enumerate(attempts):
+            rows = (open_ & (attempt.classes != NO_TARGET)).nonzero().squeeze(1)
             if not len(rows):
                 continue
-            ascent = self._ascend(victim, images[rows], rows, threat, search, number)
+            ascent = self._ascend(victim, images[rows], rows, threat, attempt, number)
             candidates, values = ascent.points, ascent.values
             if not victim.fixed:
-                candidates, values = _best_by_fresh_draws(victim, ascent, rows, search)
+                candidates, values = _best_by_fresh_draws(victim, ascent, rows, attempt)
+            elif not attempt.comparable and len(attempts) > 1:
+                values = _loss_at(victim, candidates, rows, attempt)
             better = ascent.success | (values > best[rows])
             points[rows[better]], best[rows[better]] = candidates[better], values[better]
             open_[rows[ascent.success]] = False
@@ -160,14 +166,14 @@ class Search(Attack[P]):
         images: Tensor,
         rows: Tensor,
         threat: ThreatModel,
-        search: _Search,
+        attempt: Attempt,
         number: int,
     ) -> Ascent:
         start = images
         if self.params.random_start:
             start = random_point(victim, images, rows, threat, number)
         size = step_length(self.params.step, threat.eps, self.params.steps)
-        objective = search.objective(rows)
+        objective = attempt.objective(rows)
         return ascend(objective, start, images, threat, steps=self.params.steps, size=size)
 
 
@@ -228,13 +234,13 @@ class PGD(Search[PGDParams]):
             return super().run(victim, images, labels, threat)
         loss = towards(self.loss)
         classes = target_classes(self.params.targeted, victim, images, labels)
-        searches = [
-            _Search(self._aimed(victim, labels, targets, number), targets, loss)
+        attempts = [
+            Attempt(self._aimed(victim, labels, targets, number), targets, loss)
             for number, targets in enumerate(
                 targets for targets in classes for _ in range(self.params.restarts)
             )
         ]
-        points = self._best(victim, images, threat, searches)
+        points = self.best(victim, images, threat, attempts)
         return AttackOutput(points, targets=classes[0] if self.targeted else None)
 
     def _aimed(
@@ -278,7 +284,7 @@ SCORING_DRAWS = 10
 
 
 def _best_by_fresh_draws(
-    victim: Victim, ascent: Ascent, rows: Tensor, search: _Search
+    victim: Victim, ascent: Ascent, rows: Tensor, attempt: Attempt
 ) -> tuple[Tensor, Tensor]:
     """The better of two points, by their mean loss over draws of their own, and that loss (n,).
 
@@ -286,12 +292,20 @@ def _best_by_fresh_draws(
     fresh randomness the largest loss is a chance hit as often as it is a good point.
     """
     largest, last = (
-        victim.score(points, rows, search.classes, search.loss, SCORING_DRAWS)
+        victim.score(points, rows, attempt.classes, attempt.loss, SCORING_DRAWS)
         for points in (ascent.points, ascent.last)
     )
     take_last = (last > largest).reshape(-1, *[1] * (ascent.points.dim() - 1))
     points = torch.where(take_last, ascent.last, ascent.points)
     return points, torch.maximum(largest, last)
+
+
+def _loss_at(victim: Victim, points: Tensor, rows: Tensor, attempt: Attempt) -> Tensor:
+    """The mean loss (n,) of points over the draws that all queries share."""
+    logits = victim.logits(points, rows, Query())
+    n, draws = logits.shape[:2]
+    classes = attempt.classes[rows].repeat_interleave(draws)
+    return attempt.loss(logits.flatten(0, 1), classes).reshape(n, draws).mean(1)
 
 
 BPDA = Alias("pgd:gradient=bpda")

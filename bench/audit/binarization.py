@@ -12,7 +12,7 @@ An attack that misses points that are known to be there says little where it fin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.audit.limits import BINARIZED, BINARIZED_FAIL, EASY, LEAST_BINARIZED
 from bench.audit.row import AuditedRow
 from bench.audit.verdicts import checked, graded, not_applicable
-from bench.defense import DefendedClassifier, Forward, Setting, gradient_name
+from bench.defense import DefendedClassifier, Forward, gradient_name
 from bench.engine.compute import judge
 from bench.errors import BadInput
 from bench.noise import Noise
@@ -123,8 +123,8 @@ def binarization(row: AuditedRow) -> Iterator[AuditCheck]:
 
 def _check_setting(row: AuditedRow) -> None:
     """Raise `BadInput` where the row's attack refuses two classes."""
-    setting = row.evaluation.setting
-    two = Setting(setting.stochastic, setting.randomness, setting.threat, 2, setting.shape)
+    # No base answers the planted question.
+    two = replace(row.evaluation.setting, num_classes=2, has_base=False)
     row.evaluation.attack.plugin.check(two)
 
 

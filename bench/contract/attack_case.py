@@ -15,6 +15,7 @@ from bench.data.dataset import ImageSet
 from bench.defense import DefendedClassifier
 from bench.engine.evaluation import Evaluation
 from bench.errors import BadInput
+from bench.models.classifier import Classifier
 from bench.noise import isolated
 from bench.plugins.create import ATTACKS, BASE, DEFENSES, AttackChoice, Named, create, create_attack
 from bench.randomness import RandomnessModel, read_randomness
@@ -109,12 +110,14 @@ class AttackCase:
         randomness: RandomnessModel,
     ) -> AttackResult:
         gradient = self.gradient if self.gradient in classifier.gradients else "full"
+        # An undefended classifier is its own base.
+        base = classifier if isinstance(classifier, Classifier) else self.setup.classifier
         victim = Victim(
             classifier,
             images.ids,
             randomness=randomness,
             gradient=gradient or "full",
-            base=lambda: self.setup.classifier,
+            base=lambda: base,
         )
         return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
 

@@ -19,7 +19,6 @@ from bench.engine.build import own_copy
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
 from bench.engine.shards import Arrays, Shard
-from bench.plugins.create import BASE
 from bench.randomness import Query, RandomnessModel, judging
 from bench.results.outcomes import NO_TARGET, WRONG_BEFORE
 from bench.results.views import DETECTOR
@@ -172,10 +171,6 @@ class ShardComputer:
             return None
         return self._victim(ids).verify(images)[:, 0].cpu()
 
-    @property
-    def _has_base(self) -> bool:
-        return self.evaluation.defense.name == BASE or self.evaluation.base() is not None
-
     @cached_property
     def _base(self) -> DefendedClassifier:
         """The undefended classifier, copied where an attack asks for it and not before."""
@@ -191,7 +186,7 @@ class ShardComputer:
             root=self.evaluation.seed,
             batch_size=self.execution.batch_size,
             device=self.execution.device,
-            base=(lambda: self._base) if self._has_base else None,
+            base=(lambda: self._base) if self.evaluation.has_base else None,
         )
         victim.places = places_of(self.evaluation.setup.images.ids, ids)
         return victim

@@ -67,6 +67,7 @@ class Evaluation:
             setup.threat,
             setup.classifier.num_classes,
             tuple(setup.images.images.shape[1:]),
+            has_base=self.has_base,
         )
 
     @property
@@ -178,6 +179,11 @@ class Evaluation:
             f"{title['defense']} x "
             f"{title['attack']}{' (' + ', '.join(extra) + ')' if extra else ''}"
         )
+
+    @property
+    def has_base(self) -> bool:
+        """Whether attacks may ask the undefended classifier: the base is its own."""
+        return self.defense.name == BASE or self.defense.plugin.has_base
 
     def base(self) -> Evaluation | None:
         """The undefended base under the same attack; None for the base itself."""
