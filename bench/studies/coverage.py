@@ -48,10 +48,10 @@ class Coverage(Study[CoverageParams]):
             tables={
                 "intervals": by_interval(table),
                 "coverage": table,
-                "worst_case": worst_case_table(cells),
+                "worst-case": worst_case_table(cells),
                 "cells": cells,
             },
-            figures={"coverage": coverage_figure(table), "worst_case": worst_case_figure(cells)},
+            figures={"coverage": coverage_figure(table), "worst-case": worst_case_figure(cells)},
             sentence=sentence(table, cells),
             held=bool(table["held"].all()),
             scale=f"{self.params.trials} samples a case, half as many from 1,000 images on",
@@ -225,7 +225,7 @@ def worst_case_figure(cells: pd.DataFrame) -> Figure:
         "draws; one who knew every chance would leave less",
         [
             ("attacks", "points", "value minus what its attacker leaves"),
-            ("attacks", "points", "that minus the mean of the lowest chances"),
+            ("attacks", "points", "that above the lowest chances"),
         ],
     )
     here = cells[cells["interval"] == "worst case over attacks"]
@@ -237,7 +237,7 @@ def worst_case_figure(cells: pd.DataFrame) -> Figure:
         _line(both[0], 100 * by_attacks["bias"].mean(), colour, str(population))
         _line(both[1], 100 * above, colour, str(population))
     both[0].set_ylim(-0.6, 0.6)
-    plots.legend(both[1], loc="upper left")
+    plots.legend(both[0], loc="lower left")
     return figure
 
 

@@ -40,15 +40,15 @@ def run(trials=40):
 
 def test_the_study_end_to_end(few):
     result, messages = run()
-    assert list(result.tables) == ["intervals", "coverage", "worst_case", "cells"]
-    assert set(result.figures) == {"coverage", "worst_case"}
+    assert list(result.tables) == ["intervals", "coverage", "worst-case", "cells"]
+    assert set(result.figures) == {"coverage", "worst-case"}
     table = result.tables["coverage"]
     assert set(table["interval"]) == set(FEW) and "share, 50 images" in messages
     assert result.held is True and f"{len(table)} of {len(table)} intervals" in result.sentence
     assert result.tables["intervals"]["interval"].tolist() == list(dict.fromkeys(table["interval"]))
     assert result.tables["intervals"]["held"].eq("yes").all()
     assert table["cases"].sum() == len(result.tables["cells"])
-    assert set(result.tables["worst_case"]["attacks"]) == {2, 5, 10}
+    assert set(result.tables["worst-case"]["attacks"]) == {2, 5, 10}
     again, _ = run()
     assert again.tables["cells"].equals(result.tables["cells"]), "the seed decides"
 

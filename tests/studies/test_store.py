@@ -272,9 +272,10 @@ def test_list_and_info(capsys):
     assert "options: --seed" in shown and "dimensions" in shown and "(studies)" in shown
 
 
-def test_the_committed_result_is_the_one_of_this_version():
-    identity = identity_of(create(STUDIES, parse("theorem")), StudySetting())
-    stored = find(ROOT / "leaderboards" / "studies" / "theorem", store.identity_hash(identity))
+@pytest.mark.parametrize("name", ["theorem", "coverage"])
+def test_the_committed_result_is_the_one_of_this_version(name):
+    identity = identity_of(create(STUDIES, parse(name)), StudySetting())
+    stored = find(ROOT / "leaderboards" / "studies" / name, store.identity_hash(identity))
     assert stored is not None and isinstance(stored.record, StudyRecord)
     assert stored.record.held is True
     assert unwrapped(stored.render()) in quoted_results()
