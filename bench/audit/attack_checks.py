@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.audit.limits import FLAT, FLAT_ABOVE, MASKED_GAIN, MOST_STEPS, ONE_STEP_ONLY
+from bench.audit.limits import FLAT, FLAT_ABOVE, FLAT_BELOW, MASKED_GAIN, MOST_STEPS, ONE_STEP_ONLY
 from bench.audit.row import AuditedRow, Comparison, Rows
 from bench.audit.verdicts import checked, graded, not_applicable, of_comparison
 from bench.defense import gradient_name
@@ -90,8 +90,10 @@ def larger_eps(row: AuditedRow) -> Iterator[AuditCheck]:
     at, wide = 1 - broken[1.0].mean(), 1 - broken[order[-1]].mean()
     fall = float(at - wide)
     flat = order[-1] > 1 and at > FLAT_ABOVE and fall < FLAT
+    # Where next to nothing is broken, a tiny eps looks the same as a hidden gradient.
+    bites = at < 1 - FLAT_BELOW
     told = f"left of the audited images: {shares}"
-    yield checked("S4", graded(fail=flat), told, value=fall, threshold=FLAT)
+    yield checked("S4", graded(fail=flat and bites, warn=flat), told, value=fall, threshold=FLAT)
 
 
 def unbounded(row: AuditedRow) -> Iterator[AuditCheck]:

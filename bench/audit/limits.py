@@ -84,6 +84,8 @@ is wrong by so much is not believed, one that is wrong by less is doubted."""
 ONE_STEP_ONLY = 0.01
 FLAT = 0.01
 FLAT_ABOVE = 0.05
+FLAT_BELOW = 0.05
+"""Of the audited images: how many must be broken at eps for a flat curve to fail the row."""
 SILENT_SQUARE = 0.002
 NOISE_IMAGES = 3
 UNCONVERGED = 0.05

@@ -31,7 +31,11 @@ _LEAST = 8
 
 def paths(row: AuditedRow) -> Iterator[AuditCheck]:
     """S11a, S11c: no success is passed over, and the values no longer rise at the end."""
-    rows = row.sample(np.arange(len(row)), row.scale.searched)
+    rows = row.sample(row.left, row.scale.searched)
+    if not len(rows):
+        for check in ("S11a", "S11c"):
+            yield not_applicable(check, "the row's attack left nothing")
+        return
     trace = Trace()
     # One call, so that the trace's rows are these.
     plugin = row.evaluation.attack.plugin
