@@ -3,13 +3,16 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from bench_defenses.masking.catalogue import Masking as Catalogue
 
 from bench.errors import BadInput
 from bench.studies import masking, masking_tables
-from bench.studies.cases import Case, halves
+from bench.studies.cases import HALVES, Case, halves
 from bench.studies.masking_tables import Measured, Signal
 from bench.studies.study import StudySetting
+from tests.helpers import ROOT
 from tests.studies.helpers import study
 from tests.toys import message
 
@@ -221,3 +224,47 @@ def test_a_number_that_is_struck_out_is_not_audited(monkeypatch):
     ):
         masking.measure(one, "settled", None, 0, profile)
         assert len(asked) == times
+
+
+# The committed result -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """The tables of the committed study, by name."""
+    (folder,) = (ROOT / "leaderboards" / "studies" / "masking").iterdir()
+    return {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+
+
+def test_the_committed_cases_are_those_of_the_catalogue(committed):
+    table = committed["cases"].set_index("case")
+    known = {one.name: one for one in Catalogue().cases()}
+    assert set(table.index) <= set(known)
+    half_of = halves(known.values())
+    for name, row in table.iterrows():
+        assert (row["kind"], row["half"]) == (known[name].kind, half_of[known[name].kind])
+        assert row["meant"] == ("masked" if known[name].masked else "control")
+        above = row["robust"] >= row["truth"] + 0.1 - 1e-9
+        assert row["measured"] == ("masked" if above else "ok")
+    masked = table[table["measured"] == "masked"]
+    assert len(table) >= 60 and len(masked) >= 44 and masked["kind"].nunique() >= 12
+    for half in HALVES:
+        assert len(table[(table["measured"] == "ok") & (table["half"] == half)]) >= 10
+
+
+def test_the_committed_result_finds_what_hides_and_accuses_nobody(committed):
+    table = committed["profiles"].set_index(["profile", "half"])
+    assert table.loc[("standard", "unseen"), "recall"] >= 0.95
+    assert table.loc[("standard", "both"), "false_alarms_count"] == 0
+    assert table.loc[("standard", "both"), "false_alarms_of"] >= 20
+    failed = committed["cases"]["quick_fail"].notna() | committed["cases"]["standard_fail"].notna()
+    masked = committed["cases"]["measured"] == "masked"
+    assert table.loc[("standard", "both"), "recall_count"] == (failed & masked).sum()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+def test_the_result_holds_when_it_is_measured_again():
+    """On the cases that come with the suite."""
+    result = study("masking").run(StudySetting())
+    assert result.held, result.sentence
