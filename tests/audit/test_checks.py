@@ -20,6 +20,7 @@ from bench.defense import DefendedClassifier, Defense, InputTransform
 from bench.losses import cross_entropy
 from bench.maximise import ascend
 from bench.plugins.create import ATTACKS, DEFENSES
+from bench.threat import ThreatModel
 from tests.audit.helpers import (
     EPS,
     SCALE,
@@ -265,6 +266,16 @@ class Forgetful(Attack):
 def test_s11a_a_success_that_is_not_returned():
     seen = verdicts(path_checks.paths, attacks=("toy-forgetful",))["S11a"]
     assert seen.verdict == "fail" and seen.images
+
+
+def test_an_attack_without_steps_is_replaced_by_ascent():
+    """In the ball that is asked for: without a bound, everything falls."""
+    with audited(linear(), attacks=("toy-forgetful",)) as row:
+        assert len(row.left) == len(row)
+        points = row.own(row.left, steps=20, threat=ThreatModel("linf", 1.0))
+        assert not row.judged(points, row.left).any()
+        compared = row.compare("S2", lambda rows: row.own(rows, steps=20))
+        assert compared.beats and len(compared.rows) < len(row)
 
 
 @pytest.mark.parametrize(("attack", "verdict"), [("eps/40", "warn"), ("eps", "pass")])
