@@ -70,8 +70,8 @@ def _converged(row: AuditedRow, trace: Trace, rows: Rows) -> AuditCheck:
         long += 1
         if span > 0 and (best[-1] - best[-last - 1]) / span > UNCONVERGED:
             rising.append(int(rows[place]))
-    if not long:
-        return not_applicable("S11c", f"no path of more than {_LAST} steps ended without a success")
+    if long < _LEAST:
+        return not_applicable("S11c", f"{long} paths of more than {_LAST} steps ended unbroken")
     share = len(rising) / long
     told = f"{len(rising)} of {long} paths still rise at their end"
     verdict = graded(fail=False, warn=share > UNCONVERGED_SHARE)
