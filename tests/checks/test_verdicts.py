@@ -12,6 +12,9 @@ from bench.checks.verdicts import (
     BASE_BREAKS,
     BATCH,
     FLAT,
+    LOOP,
+    MOVES,
+    NO_COPY,
     NON_FINITE,
     ROUNDING,
     RowFacts,
@@ -122,6 +125,18 @@ def test_without_points_of_the_base_there_is_no_extra_set():
     some = np.full((N, 1), NOT_JUDGED)
     some[3] = 1
     assert base_extra(facts(base=some)).ids == "13"
+
+
+def test_what_moved_is_named_once_and_fails():
+    one = by_name(facts(check_moved=np.array(["seen", "bias", "seen"])))[MOVES]
+    assert one.verdict == "fail" and "moved bias, seen of" in one.message and one.value == 2
+
+
+def test_a_missing_copy_and_a_loop_are_warnings():
+    assert by_name(facts(check_copied=np.zeros(1)))[NO_COPY].verdict == "warn"
+    row = facts()
+    loop = RowFacts(row.outcomes, row.slopes, row.checks, loops=True)
+    assert by_name(loop)[LOOP].verdict == "warn"
 
 
 class Stubborn(nn.Module):
