@@ -95,6 +95,7 @@ def ascend(
     *,
     steps: int,
     size: float | Callable[[int], float],
+    momentum: float = 0.0,
 ) -> Ascent:
     """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, section 2.1): x <- project(x
     + size * direction).
@@ -110,12 +111,16 @@ def ascend(
         threat: ball, box and step direction.
         steps: number of steps.
         size: step length in the threat's norm, one for all steps or by the step's number.
+        momentum: from the second step on, the share of the move before in the next one (Croce and
+            Hein 2020, arXiv 2003.01690, algorithm 1, 1 - alpha): x + (1 - momentum) * (projected
+            step) + momentum * (x - the iterate before), projected.
     """
     count = len(start)
     points, last = start.clone(), start.clone()
     values = torch.full((count,), -torch.inf, device=start.device)
     success = torch.zeros(count, dtype=torch.bool, device=start.device)
     rows, x, centre = torch.arange(count, device=start.device), start, origin
+    before = start
     for iteration in range(steps + 1):
         if not len(rows):
             break
@@ -131,6 +136,11 @@ def ascend(
         gradient = reading.gradient
         if not bool(alive.all()):
             rows, x, centre, gradient = rows[alive], x[alive], centre[alive], gradient[alive]
+            before = before[alive]
         length = size(iteration) if callable(size) else size
-        x = threat.ascend(x, gradient, length, centre)
+        stepped = threat.ascend(x, gradient, length, centre)
+        if momentum and iteration:
+            move = (1 - momentum) * (stepped - x) + momentum * (x - before)
+            stepped = threat.project(x + move, centre)
+        before, x = x, stepped
     return Ascent(points, values, success, last)

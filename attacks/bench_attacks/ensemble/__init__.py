@@ -1,0 +1,273 @@
+"""`ensemble`: a suite of this project's own. It is not AutoAttack, the reference, which is
+`autoattack`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import cos, pi
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.attack import Attack, AttackOutput
+from bench.defense import Card
+from bench.losses import Loss, RowLoss, margin, misclassified
+from bench.maximise import Objective, Reading, ascend
+from bench.randomness import Query
+from bench.results.outcomes import NO_STAGE, WRONG_BEFORE
+from bench.searches import square
+from bench.spec import Params
+from bench.threat import ThreatModel
+from bench.victim import Victim
+from bench_attacks.ensemble.losses import LossAt, towards_at
+from bench_attacks.ensemble.schedule import (
+    STAGES,
+    Climb,
+    Profile,
+    Squares,
+    Stage,
+    Start,
+    Targets,
+    passes,
+)
+
+FIRST, LAST = 1.0, 0.01
+"""Length of the first step in eps, and of the last one in first steps; by a cosine between."""
+MOMENTUM = 0.25
+SCORING_DRAWS = 20
+"""Fresh draws of their own on which candidates are compared where queries draw freshly."""
+
+_COSTS = ", ".join(f"{name} {passes(stages):,}" for name, stages in STAGES.items())
+
+
+class EnsembleParams(Params):
+    """Parameters of `ensemble`."""
+
+    profile: Profile = Field(
+        "standard", description="how much is searched: fast, standard or strong"
+    )
+
+
+class Ensemble(Attack[EnsembleParams]):
+    """Margin, scaled cross-entropy, targeted margins, probability margins and squares, one after
+    the other on what is left. Not the reference: that is `autoattack`.
+
+    An image leaves all stages at its first success where the attacked function is deterministic. An
+    image that survives gets every step of every stage.
+    """
+
+    Params = EnsembleParams
+    positional = "profile"
+    card = Card(
+        paper="this project's own; parts by Carlini and Wagner 2017 (f6), Croce and Hein 2020 "
+        "(arXiv 2003.01690), Andriushchenko et al. 2020 (arXiv 1912.00049), and others",
+        note="not the reference AutoAttack, and no number of it may be called so; passes, forward "
+        f"and backward, of an image that survives (K = 10, one draw a query): {_COSTS}",
+    )
+
+    @property
+    def schedule(self) -> tuple[Stage, ...]:
+        """The stages of the profile."""
+        return STAGES[self.params.profile]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.schedule)
+
+    def run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> AttackOutput:
+        """Each image's first success, else its point of largest margin."""
+        search = _Search(victim, images, labels, threat)
+        for number, stage in enumerate(self.schedule):
+            search.begin(number)
+            match stage:
+                case Climb():
+                    search.climbs(stage)
+                case Targets():
+                    search.targets(stage)
+                case Squares():
+                    search.squares(stage)
+        return AttackOutput(search.points, search.stages)
+
+
+class _Search:
+    """The best point of each image so far, and which images are still searched.
+
+    Attributes:
+        points: the first success, else the point of largest value, (n, C, H, W).
+        values: the margin there (the mean over the draws); under fresh draws `_broken_share`, (n,).
+        stages: number of the stage whose point is broken, under fresh draws in all that it was
+            compared on; `NO_STAGE` where none is, int64 (n,).
+    """
+
+    def __init__(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+        self._victim, self._images, self._labels, self._threat = victim, images, labels, threat
+        self.points = images.clone()
+        self.values = torch.full((len(images),), -torch.inf, device=images.device)
+        self.stages = torch.full_like(labels, NO_STAGE)
+        self._open = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self._stage = self._restart = 0
+
+    def begin(self, stage: int) -> None:
+        """What follows belongs to this stage."""
+        self._stage = stage
+
+    def climbs(self, stage: Climb) -> None:
+        for _ in range(stage.starts):
+            self._climb(stage.loss, stage.steps, stage.start)
+
+    def targets(self, stage: Targets) -> None:
+        for targets in self._ordered(stage):
+            self._climb(towards_at(self._labels, targets), stage.steps, stage.start)
+
+    def squares(self, stage: Squares) -> None:
+        restart, rows = self._next()
+        if not len(rows):
+            return
+        found = square(
+            self._victim,
+            self._images,
+            self._labels,
+            rows,
+            self._threat,
+            queries=stage.queries,
+            restart=restart,
+        )
+        self._offer(rows, found.points, found.margins, found.success)
+
+    def _next(self) -> tuple[int, Tensor]:
+        """A number of its own for the next search, whoever is left, and the images to search."""
+        self._restart += 1
+        return self._restart - 1, self._open.nonzero().squeeze(1)
+
+    def _climb(self, loss_at: LossAt, steps: int, start: Start) -> None:
+        restart, searched = self._next()
+        if not len(searched):
+            return
+
+        def objective(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
+            loss = loss_at(iteration / steps)
+            return self._objective(loss, searched, restart)(x, rows, iteration, gradient)
+
+        def size(iteration: int) -> float:
+            fall = (1 + cos(pi * iteration / steps)) / 2
+            return FIRST * self._threat.eps * (LAST + (1 - LAST) * fall)
+
+        ascent = ascend(
+            objective,
+            self._start(start, searched, restart),
+            self._images[searched],
+            self._threat,
+            steps=steps,
+            size=size,
+            momentum=MOMENTUM,
+        )
+        self._offer(searched, ascent.points, ascent.values, ascent.success)
+        if not self._victim.fixed:
+            self._offer(searched, ascent.last, ascent.values, ascent.success)
+
+    def _objective(self, loss: Loss | RowLoss, rows: Tensor, restart: int) -> Objective:
+        return self._victim.objective(self._labels, loss, rows=rows, restart=restart)
+
+    def _start(self, start: Start, rows: Tensor, restart: int) -> Tensor:
+        """Starting points, the same for an image in whatever batch it comes."""
+        images, threat = self._images[rows], self._threat
+        if start == "image":
+            return images
+        noise, shape = self._victim.random(rows, restart), tuple(images.shape[1:])
+        if threat.norm == "linf":
+            uniform = noise.uniform("start", shape)
+            if start == "corner":
+                uniform = (uniform >= 0.5).to(uniform.dtype)
+            return threat.random(images, uniform, images)
+        radius = noise.uniform("radius", (1,))
+        if start == "corner":
+            radius = torch.ones_like(radius)
+        return threat.random(images, radius, noise.normal("start", shape))
+
+    def _offer(self, rows: Tensor, points: Tensor, values: Tensor, success: Tensor) -> None:
+        """Keep the points that are better; images with a success leave.
+
+        Under fresh draws values seen during a search favour chance hits: there points are compared
+        on draws of their own. An image leaves only where the victim is `deterministic`.
+        """
+        if not self._victim.deterministic:
+            success = torch.zeros_like(success)
+        broken = success
+        if not self._victim.fixed:
+            values = self._victim.score(points, rows, self._labels, _broken_share, SCORING_DRAWS)
+            broken = values >= 1
+        better = success | (values > self.values[rows])
+        kept = rows[better]
+        self.points[kept], self.values[kept] = points[better], values[better]
+        clean = (points == self._images[rows]).flatten(1).all(1)
+        number = torch.where(clean, WRONG_BEFORE, self._stage)
+        self.stages[rows[broken & better]] = number[broken & better]
+        self._open[rows[success]] = False
+
+    # Targets --------------------------------------------------------------------------------------
+
+    def _ordered(self, stage: Targets) -> Iterator[Tensor]:
+        """The classes that images are to become, the nearest first: int64 (n,) each."""
+        restart, rows = self._next()
+        count = stage.classes(self._victim.num_classes)
+        everything = torch.zeros(
+            len(self._images), count, dtype=torch.int64, device=self._images.device
+        )
+        if len(rows):
+            everything[rows] = self._nearest(stage, rows, restart)[:, :count]
+        return iter(everything.T)
+
+    def _nearest(self, stage: Targets, rows: Tensor, restart: int) -> Tensor:
+        """Wrong classes of these images, the nearest at their best points first, int64 (a, ...).
+
+        By their logits. With more classes than targets, those with the largest logits by gap over
+        the dual norm of its gradient, which is the distance of a linear model (MALT: Melamed et al.
+        2024, arXiv 2407.02240, section 3).
+        """
+        points, labels = self.points[rows], self._labels[rows]
+        logits = self._victim.logits(points, rows, Query(restart, 0)).mean(1)
+        ordered = (
+            torch.nan_to_num(logits)
+            .scatter(1, labels[:, None], -torch.inf)
+            .argsort(dim=1, descending=True, stable=True)[:, :-1]
+        )
+        count = stage.candidates(self._victim.num_classes)
+        if not count:
+            return ordered
+        distances = torch.stack(
+            [self._distance(points, rows, ordered[:, j], restart, j) for j in range(count)], 1
+        )
+        return ordered.gather(1, distances.argsort(dim=1, stable=True))
+
+    def _distance(
+        self, points: Tensor, rows: Tensor, targets: Tensor, restart: int, number: int
+    ) -> Tensor:
+        """How far a linear model has each of these points from its target, (a,)."""
+        every = torch.zeros_like(self._labels)
+        every[rows] = targets
+
+        def gap(logits: Tensor, labels: Tensor, at: Tensor) -> Tensor:
+            picked = logits.gather(1, torch.stack([every[at], labels], 1))
+            return picked[:, 0] - picked[:, 1]
+
+        at = torch.arange(len(rows), device=rows.device)
+        reading = self._objective(RowLoss(gap), rows, restart)(points, at, number + 1, True)
+        assert reading.gradient is not None
+        dual = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[self._threat.norm]
+        length = reading.gradient.flatten(1).norm(p=dual, dim=1)
+        distance: Tensor = -reading.value / length.clamp_min(1e-12)
+        return distance.nan_to_num(nan=torch.inf)
+
+
+def _broken_share(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where a draw is wrong, else below 0 by a bounded margin, (n,).
+
+    Its mean over draws orders points by how often they are wrong, and ties by how nearly.
+    """
+    gap = margin(logits, labels).nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
+    nearly = 1e-3 * gap / (1 + gap.abs())
+    return torch.where(misclassified(logits, labels), torch.ones_like(gap), nearly)

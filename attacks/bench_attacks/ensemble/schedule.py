@@ -1,0 +1,129 @@
+"""What each profile of the ensemble runs, in which order, and what a survivor of it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bench_attacks.ensemble.losses import LossAt, margin_at, mifpe_at, pma_at
+
+Start = Literal["image", "ball", "corner"]
+"""Where a climb starts: the image itself, a random point of its ball, or a random corner of it (in
+L2 and L1: a point on the sphere).
+"""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Gradient ascents on one loss.
+
+    Attributes:
+        name: name of the stage.
+        loss: what each step climbs.
+        steps: steps a start.
+        start: where it starts.
+        starts: how many starts, one after the other.
+    """
+
+    name: str
+    loss: LossAt
+    steps: int
+    start: Start = "ball"
+    starts: int = 1
+
+    def passes(self, num_classes: int) -> int:
+        """Forward and backward passes of a survivor."""
+        del num_classes
+        return self.starts * climb_passes(self.steps)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Gradient ascents on the gap to one wrong class after the other.
+
+    Attributes:
+        name: name of the stage.
+        steps: steps a class.
+        most: classes to aim at, at most K - 1.
+        start: where each climb starts.
+    """
+
+    name: str
+    steps: int
+    most: int
+    start: Start = "ball"
+
+    def classes(self, num_classes: int) -> int:
+        """How many classes it aims at."""
+        return min(self.most, num_classes - 1)
+
+    def candidates(self, num_classes: int) -> int:
+        """Of how many classes the distance is estimated; 0 where it aims at all, whose order the
+        logits give.
+        """
+        others = num_classes - 1
+        return 0 if others <= self.most else min(others, CANDIDATES * self.most)
+
+    def passes(self, num_classes: int) -> int:
+        """Forward and backward passes of a survivor."""
+        order = 1 + 2 * self.candidates(num_classes)
+        return order + self.classes(num_classes) * climb_passes(self.steps)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Random search with squares, which reads no gradient.
+
+    Attributes:
+        name: name of the stage.
+        queries: points that are read.
+    """
+
+    name: str
+    queries: int
+
+    def passes(self, num_classes: int) -> int:
+        """Forward passes of a survivor."""
+        del num_classes
+        return self.queries
+
+
+Stage = Climb | Targets | Squares
+
+CANDIDATES = 3
+"""So many times the classes that are aimed at are compared by their estimated distance."""
+
+
+def climb_passes(steps: int) -> int:
+    """One forward pass more than backward passes."""
+    return 2 * steps + 1
+
+
+def passes(stages: tuple[Stage, ...], num_classes: int = 10) -> int:
+    """Forward and backward passes that an image costs which none of the stages breaks."""
+    return sum(stage.passes(num_classes) for stage in stages)
+
+
+Profile = Literal["fast", "standard", "strong"]
+
+_STANDARD: tuple[Stage, ...] = (
+    Climb("margin", margin_at, 20, "image"),
+    Climb("mifpe", mifpe_at, 30),
+    Targets("targets", 30, 9),
+    Climb("pma", pma_at, 50, "ball", 2),
+    Climb("restarts", margin_at, 50, "corner", 4),
+    Squares("square", 1000),
+)
+STAGES: dict[Profile, tuple[Stage, ...]] = {
+    "fast": (
+        Climb("margin", margin_at, 20, "image"),
+        Climb("mifpe", mifpe_at, 20),
+        Targets("targets", 14, 9),
+        Squares("square", 140),
+    ),
+    "standard": _STANDARD,
+    "strong": (
+        *_STANDARD,
+        Climb("corners", margin_at, 60, "corner", 200),
+    ),
+}
