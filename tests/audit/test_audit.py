@@ -73,7 +73,7 @@ def test_dear_rows_are_audited_on_fewer_images():
 
 
 def test_the_passes_of_a_check_are_counted():
-    """One step on what is left: two forward passes and one backward, one to verify, one to judge."""
+    """One step on what is left: two forward passes, one backward, one to verify, one to judge."""
     evaluation, record = run(linear(), attacks=("pgd:steps=2,step=eps/1000,random_start=false",))
     report = audit(evaluation, record)
     left = record.outcomes.correct("adversarial").mean()
