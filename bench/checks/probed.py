@@ -142,7 +142,7 @@ def findings(arrays: Arrays, outcomes: Outcomes) -> Iterator[Finding]:
     ids: Ints = get("ids")
     verdict = judge(Slopes(*(torch.from_numpy(get(name)) for name in _SLOPES)))
     if verdict.fired:
-        yield _slopes(verdict, ids)
+        yield _slopes(verdict, ids[~np.isnan(get("sign")).all(axis=(1, 2))])
     broken = _broken(arrays, outcomes)
     if not beats(broken, np.zeros_like(broken)):
         return

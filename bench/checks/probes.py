@@ -12,7 +12,7 @@ A point that was found is a fact, whatever made one look for it: it joins the wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -125,6 +125,28 @@ class ProbeResult:
     by: tuple[str, ...]
     forwards: Tensor
     backwards: Tensor
+
+
+def together(results: Sequence[ProbeResult], order: npt.NDArray[np.int64]) -> ProbeResult:
+    """The results of several groups of images as one, in this order of all their images."""
+
+    def sorted_by(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors))[torch.from_numpy(order).to(tensors[0].device)]
+
+    by = [name for one in results for name in one.by]
+    return ProbeResult(
+        Slopes(
+            sorted_by([one.slopes.sign for one in results]),
+            sorted_by([one.slopes.ratio for one in results]),
+            sorted_by([one.slopes.mismatch for one in results]),
+        ),
+        sorted_by([one.saturated for one in results]),
+        any(one.decided for one in results),
+        sorted_by([one.points for one in results]),
+        tuple(by[at] for at in order),
+        sorted_by([one.forwards for one in results]),
+        sorted_by([one.backwards for one in results]),
+    )
 
 
 SEARCHES = ("few margin steps", "margin steps", "random points", "square", "smoothed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,16 @@ import torch
 
 from bench.checks.alike import rounding
 from bench.checks.probed import arrays_of, problem
-from bench.checks.probes import Probed, ProbeSetting, probe, quota
+from bench.checks.probes import (
+    ENOUGH,
+    MOST_PROBED,
+    Probed,
+    ProbeResult,
+    ProbeSetting,
+    probe,
+    quota,
+    together,
+)
 from bench.checks.verdicts import FLAT_SHARE, flat_share, left
 from bench.defense import DefendedClassifier, gradient_name
 from bench.engine.compute import SLOPES, judge
@@ -23,6 +32,9 @@ from bench.engine.recording import PROBE_SECONDS, findings_of, outcomes_of
 from bench.engine.shards import Arrays, Shard
 from bench.randomness import RandomnessModel
 from bench.victim import SLOPE_COUNTS, Victim
+
+Positions = npt.NDArray[np.int64]
+"""Where images stand in the evaluation order."""
 
 
 def row_probe(
@@ -84,40 +96,62 @@ class RowProbe:
         )
 
     def _probed(self) -> dict[str, Any]:
-        chosen = self._chosen()
         images, draws = self.evaluation.setup.images, self.evaluation.judged_draws
         nothing = np.empty((0, draws), dtype=np.int64)
-        if not len(chosen):
+        chosen, result = self._looked_at()
+        if result is None:
             return arrays_of(images.ids[:0], None, nothing)
-        device = self.execution.device
-        subset = images.at(chosen)
-        points = torch.from_numpy(cast(Any, self.attacked["points"])[chosen])
-        probed = Probed(
-            subset.ids, subset.pixels().to(device), subset.labels.to(device), points.to(device)
-        )
-        result = probe(self._victim, probed, self._setting())
-        found = np.array([bool(by) for by in result.by])
+        ids, found = images.at(chosen).ids, np.array([bool(by) for by in result.by])
         judged = nothing
         if found.any():
             candidates = result.points.cpu()[torch.from_numpy(found)]
             judged = judge(
-                self.defended, candidates, subset.ids[found], self.evaluation, self.execution
+                self.defended, candidates, ids[found], self.evaluation, self.execution
             ).numpy()
-        return arrays_of(subset.ids, result, judged)
+        return arrays_of(ids, result, judged)
 
-    def _chosen(self) -> npt.NDArray[np.int64]:
-        """Positions of the images to probe, spread over those that the attack left; none under a
-        control, under an attack that takes no gradients, and in a row that fails already.
+    def _looked_at(self) -> tuple[Positions, ProbeResult | None]:
+        """Which images were probed, in evaluation order, and what came out.
+
+        As many as the row's budget bears. Where those call for a decision, more take part in it: a
+        decision on a handful of images could not be one.
+        """
+        setting, candidates = self._setting(), self._candidates()
+        count = min(quota(len(self.evaluation.setup.images)), len(candidates))
+        spread = np.linspace(0, len(candidates) - 1, count).round().astype(np.int64)
+        first, more = candidates[spread], np.delete(candidates, spread)
+        results = [probe(self._victim, self._images(first), setting)] if count else []
+        decided = any(one.decided for one in results) or (setting.suspicious and not count)
+        broken = sum(bool(by) for one in results for by in one.by)
+        if decided and broken < ENOUGH and len(more):
+            # The slopes are known; what is left is to search.
+            search = replace(setting, suspicious=True, declared=True)
+            results.append(probe(self._victim, self._images(more), search))
+            first = np.concatenate([first, more])
+        if not results:
+            return first, None
+        order = np.argsort(first)
+        return first[order], together(results, order)
+
+    def _images(self, positions: Positions) -> Probed:
+        device, subset = self.execution.device, self.evaluation.setup.images.at(positions)
+        points = torch.from_numpy(cast(Any, self.attacked["points"])[positions])
+        return Probed(
+            subset.ids, subset.pixels().to(device), subset.labels.to(device), points.to(device)
+        )
+
+    def _candidates(self) -> Positions:
+        """Positions of images that may be probed, spread over those that the attack left; none
+        under a control, under an attack that takes no gradients, and in a row that fails already.
         """
         control = self.evaluation.attack.plugin.card.control
         if self.failed or control or not self._took_gradients():
             return np.empty(0, dtype=np.int64)
         survivors = left(outcomes_of(self.evaluation, self.attacked)).nonzero()[0]
-        n = len(self.evaluation.setup.images)
-        count = min(quota(n), len(survivors))
+        count = min(MOST_PROBED, len(survivors))
         spread = np.linspace(0, len(survivors) - 1, count).round().astype(np.int64)
-        chosen: npt.NDArray[np.int64] = survivors[spread]
-        return chosen
+        candidates: Positions = survivors[spread]
+        return candidates
 
     def _took_gradients(self) -> bool:
         arrays: Any = self.attacked

@@ -160,8 +160,9 @@ class Honest(Around):
 def row(kind, **changes):
     """The one record of a module on the toy data set."""
     settings = {"attacks": "pgd:steps=10", "norm": "linf", "eps": EPS, "device": "cpu", **changes}
+    settings = {"dataset": f"toy:n={N}", **settings}
     with isolated(0):
-        report = bench.evaluate(kind(), dataset=f"toy:n={N}", **settings)
+        report = bench.evaluate(kind(), **settings)
     assert not report.failures, report.failures
     return report.records[-1]
 
@@ -410,6 +411,22 @@ def test_what_the_probes_break_fails_the_row_and_joins_the_worst_case(tmp_path):
     assert not record.extra_correct()[CHECKS][rows].any()
     # Found where the attack left the image, and nowhere else.
     assert record.outcomes.correct("adversarial")[rows].all()
+
+
+@pytest.mark.parametrize("n", [18, 5])
+def test_a_small_row_is_decided_on_more_images_than_its_budget_probes(n):
+    """Three of 18 images may be probed, none of five; the decision takes all that are left."""
+    record = row(Flat, eps=0.03, dataset=f"toy:n={n}")
+    (extra,) = [one for one in record.extra if one.name == CHECKS]
+    assert len(extra.image_ids()) > max(3, n // 3)
+    assert (BEATEN in names(record, "fail")) == (n == 18)
+    order = [record.outcomes.image_ids().tolist().index(i) for i in extra.image_ids()]
+    assert order == sorted(order)
+
+
+def test_an_honest_small_row_costs_no_more():
+    record = row(Around, dataset="toy:n=18")
+    assert record.cost.check_forwards + record.cost.check_backwards <= 8
 
 
 def test_a_control_and_a_search_without_gradients_are_not_probed():
