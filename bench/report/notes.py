@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bench.results.record import Record
 
 _SHARES = (
-    "Shares in percent with 95 % intervals over images. Robust accuracy is an upper bound: a stronger "
-    "attack may lower it. Clean-wrong images count as broken. `base`: the undefended classifier "
+    "Shares in percent with 95 % intervals over images. Robust accuracy is an upper bound: a "
+    "stronger attack may lower it. Clean-wrong images count as broken. `base`: the undefended classifier "
     "under the same attack."
 )
 _STOCHASTIC = (
