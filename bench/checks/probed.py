@@ -12,6 +12,7 @@ import torch
 
 from bench.checks.probes import ENOUGH, ProbeResult
 from bench.checks.slopes import AGREEMENT, Slopes, Verdict, judge
+from bench.checks.verdicts import left
 from bench.results.arrays import Bools, Ints
 from bench.results.comparisons import beats
 from bench.results.extra import CHECKS, UNBROKEN, ExtraPoints
@@ -21,6 +22,11 @@ from bench.results.outcomes import Labels, Outcomes
 SLOPES, BEATEN, WEAK = "slopes", "beaten", "weak-attack"
 """Names of findings."""
 
+_PATIENT, _MANY = 10, 0.1
+"""An attack that took so many gradients of an image and still leaves this share of all images to a
+few steps was misled; one of fewer steps is weak.
+"""
+
 _PREFIX = "probe/"
 _TENSORS = ("saturated", "points", "forwards", "backwards")
 _SLOPES = ("sign", "ratio", "mismatch")
@@ -28,7 +34,9 @@ _SLOPES = ("sign", "ratio", "mismatch")
 Arrays = Mapping[str, Any]
 
 
-def arrays_of(ids: Labels, result: ProbeResult | None, judged: Labels) -> dict[str, Any]:
+def arrays_of(
+    ids: Labels, result: ProbeResult | None, judged: Labels, asked: Ints
+) -> dict[str, Any]:
     """Arrays to store.
 
     Args:
@@ -36,10 +44,12 @@ def arrays_of(ids: Labels, result: ProbeResult | None, judged: Labels) -> dict[s
         result: what the probes say; None where no image was probed.
         judged: the judge's predictions on the points found, (f, draws); those of images that some
             search broke, in their order.
+        asked: how many gradients the attack asked for of each, (m,).
     """
     arrays: dict[str, Any] = {
         "ids": ids,
         "judged": judged,
+        "asked": asked,
         "probed": np.array([result is not None]),
     }
     if result is not None:
@@ -67,7 +77,7 @@ def problem(arrays: Arrays, num_classes: int, draws: int, shape: tuple[int, ...]
         return "" if f"{_PREFIX}ids" in arrays else f"{_PREFIX}ids is missing"
     get = _Reader(arrays)
     m, found = len(get("ids")), int((get("by") != "").sum())
-    shapes = dict.fromkeys(("ids", "by", "saturated", "forwards", "backwards"), (m,))
+    shapes = dict.fromkeys(("ids", "by", "saturated", "asked", "forwards", "backwards"), (m,))
     expected = {**shapes, "points": (m, *shape), "judged": (found, draws), "decided": (1,)}
     for name, size in expected.items():
         if get(name).shape != size:
@@ -134,6 +144,11 @@ def _broken(arrays: Arrays, outcomes: Outcomes) -> Bools:
     return np.asarray(broken)
 
 
+def _lost(broken: Bools, outcomes: Outcomes) -> float:
+    """The share of all images that would break, were those that the attack left as those probed."""
+    return float(broken.mean()) * float(left(outcomes).mean())
+
+
 def findings(arrays: Arrays, outcomes: Outcomes) -> Iterator[Finding]:
     """What the probes say of the row."""
     if not was_probed(arrays):
@@ -149,7 +164,8 @@ def findings(arrays: Arrays, outcomes: Outcomes) -> Iterator[Finding]:
     by = sorted(set(get("by")[broken].tolist()))
     many, searches = f"{int(broken.sum())} of {len(ids)} images", " and ".join(by)
     images = ids_of(ids[broken])
-    if bool(get("decided").any()):
+    hidden = np.median(get("asked")) >= _PATIENT and _lost(broken, outcomes) >= _MANY
+    if hidden or bool(get("decided").any()):
         advice = "do not believe this number: attack with searches that need no gradient"
         yield Finding(
             name=BEATEN,

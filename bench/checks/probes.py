@@ -3,7 +3,8 @@
 Three questions are asked of a few images that the attack did not break:
 
 - slopes: is the gradient that of the function? (`bench.checks.slopes`)
-- margin steps: do a few steps on the margin break what the attack's own loss could not?
+- margin steps: do a few steps on the margin break what the attack's own loss could not, or a few
+  along the gradient of the networks inside the defense?
 - the decision, only where something is suspicious: do other searches break the images, most of them
   without any gradient?
 
@@ -24,11 +25,18 @@ from torch import Tensor
 
 from bench.checks import slopes
 from bench.checks.slopes import Slopes
-from bench.losses import SUCCESS_SLACK, margin, misclassified
+from bench.losses import SUCCESS_SLACK, margin
 from bench.randomness import Query, RandomnessModel
-from bench.searches import SearchResult, margin_steps, random_points, smoothed, square
+from bench.searches import (
+    SearchResult,
+    inner_steps,
+    margin_steps,
+    random_points,
+    smoothed,
+    square,
+)
 from bench.threat import ThreatModel
-from bench.victim import Victim
+from bench.victim import Victim, predict
 
 MOST_PROBED = 16
 """Images of a row that are probed."""
@@ -38,6 +46,8 @@ CHEAP = 8.0
 """Network passes a prediction up to which the decision's searches have their full length."""
 
 _FEW_STEPS = 3
+# A success that is random costs the draws that confirm it.
+_FEW_INNER_STEPS, _FEWER_INNER_STEPS = 4, 2
 _SCORING_DRAWS = 10
 # Of the images that were probed.
 _SUSPICIOUS_SHARE = 0.25
@@ -149,7 +159,15 @@ def together(results: Sequence[ProbeResult], order: npt.NDArray[np.int64]) -> Pr
     )
 
 
-SEARCHES = ("few margin steps", "margin steps", "random points", "square", "smoothed")
+SEARCHES = (
+    "few margin steps",
+    "few steps on the network inside",
+    "steps on the network inside",
+    "margin steps",
+    "random points",
+    "square",
+    "smoothed",
+)
 """What `ProbeResult.by` names, in the order in which they run."""
 
 
@@ -161,8 +179,8 @@ def quota(n: int) -> int:
 def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> ProbeResult:
     """Probe images that an attack left; the caller chooses `quota` of them, one at least.
 
-    Costs 23 forward and backward passes an image, a draw (under fresh randomness on average, as a
-    point that seems to break its image is read on ten more draws), and up to 2,500 more where the
+    Costs 36 forward and backward passes an image, a draw (under fresh randomness on average, as a
+    point that seems to break its image is read on ten more draws), and up to 2,700 more where the
     decision is run; an image leaves at its first success, and the decision ends when `ENOUGH` are
     broken.
     """
@@ -181,6 +199,8 @@ def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> Pro
     found = _Found(own, probed, setting.threat)
     if not setting.transfers:
         found.few_steps()
+        few = _FEWER_INNER_STEPS if fixed.stochastic else _FEW_INNER_STEPS
+        found.inner_steps(fixed, SEARCHES[1], few, most_calls=1)
     suspicious = (
         setting.suspicious
         or slopes.judge(measured).fired
@@ -188,6 +208,8 @@ def probe(make_victim: MakeVictim, probed: Probed, setting: ProbeSetting) -> Pro
     )
     if suspicious:
         share = min(1.0, CHEAP / max(setting.prediction, CHEAP))
+        if not setting.transfers:
+            found.inner_steps(fixed, SEARCHES[2], max(10, round(40 * share)), most_calls=4)
         found.decide(gradients=not setting.transfers, share=share)
     return ProbeResult(
         measured,
@@ -218,6 +240,12 @@ class _Found:
         search = partial(margin_steps, steps=steps, first=0.5, start=start)
         self._run(SEARCHES[0], search, rows)
 
+    def inner_steps(self, fixed: Victim, name: str, steps: int, *, most_calls: int) -> None:
+        """Steps along the gradient of the networks inside the defense; `fixed` reads one draw."""
+        rows = self._left()
+        if len(self.by) - len(rows) < ENOUGH and len(rows):
+            self._run(name, partial(inner_steps, steps=steps, most_calls=most_calls), rows, fixed)
+
     def decide(self, gradients: bool, share: float = 1.0) -> None:
         """Searches of other kinds, the cheap ones first, until enough is broken.
 
@@ -246,10 +274,13 @@ class _Found:
         left = torch.tensor([not by for by in self.by], device=self.points.device)
         return left.nonzero().squeeze(1)
 
-    def _run(self, name: str, search: _Search, rows: Tensor) -> None:
-        probed = self._probed
-        result = search(self._victim, probed.images, probed.labels, rows, self._threat)
-        claimed = result.success if self._victim.deterministic else result.margins > 0
+    def _run(self, name: str, search: _Search, rows: Tensor, victim: Victim | None = None) -> None:
+        probed, victim = self._probed, victim or self._victim
+        result = search(victim, probed.images, probed.labels, rows, self._threat)
+        # A success by less than rounding counts where the judge answers it wrong as well.
+        claimed = result.margins > 0
+        if victim.deterministic:
+            claimed |= result.success
         rows, points = rows[claimed], result.points[claimed]
         if not len(rows):
             return
@@ -267,7 +298,7 @@ class _Found:
             return self._victim.score(points, rows, labels, margin, _SCORING_DRAWS) > 0
         logits = self._victim.logits(points, rows, Query())[:, 0]
         inside = self._threat.contains(points, self._probed.images[rows])
-        return misclassified(logits, labels[rows]) & inside
+        return (predict(logits) != labels[rows]) & inside
 
 
 _Search = Callable[[Victim, Tensor, Tensor, Tensor, ThreatModel], SearchResult]

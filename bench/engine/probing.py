@@ -100,7 +100,7 @@ class RowProbe:
         nothing = np.empty((0, draws), dtype=np.int64)
         chosen, result = self._looked_at()
         if result is None:
-            return arrays_of(images.ids[:0], None, nothing)
+            return arrays_of(images.ids[:0], None, nothing, nothing[:, 0])
         ids, found = images.at(chosen).ids, np.array([bool(by) for by in result.by])
         judged = nothing
         if found.any():
@@ -108,7 +108,8 @@ class RowProbe:
             judged = judge(
                 self.defended, candidates, ids[found], self.evaluation, self.execution
             ).numpy()
-        return arrays_of(ids, result, judged)
+        asked = cast(Any, self.attacked[f"{SLOPES}asked"])[chosen]
+        return arrays_of(ids, result, judged, asked)
 
     def _looked_at(self) -> tuple[Positions, ProbeResult | None]:
         """Which images were probed, in evaluation order, and what came out.

@@ -1,9 +1,10 @@
 """Searches that need no trust in a defense's gradient, as plain functions over a Victim."""
 
+from bench.searches.inner import inner_steps
 from bench.searches.margin import margin_steps
 from bench.searches.points import random_points
 from bench.searches.search import SearchResult
 from bench.searches.smoothing import smoothed
 from bench.searches.squares import square
 
-__all__ = ["SearchResult", "margin_steps", "random_points", "smoothed", "square"]
+__all__ = ["SearchResult", "inner_steps", "margin_steps", "random_points", "smoothed", "square"]
