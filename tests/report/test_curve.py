@@ -57,7 +57,7 @@ def test_a_smaller_ball_that_broke_more_counts_in_the_larger_one(records):
     """The weaker of two searches at the larger eps: nested does not rise with eps."""
     small, large = sorted(records[1], key=module.eps_of)[:2]
     unbroken = large.outcomes.model_copy(update={"adversarial": large.outcomes.clean})
-    weak = large.model_copy(update={"outcomes": unbroken})
+    weak = large.model_copy(update={"outcomes": unbroken, "extra": []})
     made = module.curve([small, weak])
     first, second = made.nested()
     assert second.value == first.value < 1
