@@ -5,10 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,24 +15,9 @@ from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE
 from bench.spec import Params, own_params
 from bench.threat import ThreatModel
-from bench.victim import Victim
+from bench.victim import Images, Victim
 
 P = TypeVar("P", bound=Params)
-
-
-class Images(Protocol):
-    """The images of an evaluation, in their order; see `bench.ImageSet`."""
-
-    @property
-    def ids(self) -> npt.NDArray[np.int64]:
-        """Their ids, (n,)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def pixels(self) -> Tensor:
-        """Float32 (n, C, H, W) in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)

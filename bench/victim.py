@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,26 @@ view of this name itself.
 """
 VERDICT_DRAWS = 20
 """Draws of the stages that are not frozen, when the frozen ones are replayed for the verdict."""
+
+
+class Images(Protocol):
+    """The images of an evaluation, in their order; see `bench.ImageSet`."""
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Their ids, (n,)."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels, int64 (n,)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def pixels(self) -> Tensor:
+        """Float32 (n, C, H, W) in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +143,8 @@ class Victim:
     Attributes:
         ids: as given.
         places: place of each row in the evaluation order, int64 (n,); the engine sets it.
+        evaluated: all images of the evaluation, whatever batch this victim has, in their order; the
+            engine sets it. None where nobody did.
         forwards, backwards: passes per image so far, int64 (n,); those through the base count like
             those through the defense.
         gradient_blocked: whether some gradient did not exist at all (no path from the objective to
@@ -146,6 +168,7 @@ class Victim:
     ) -> None:
         self.ids = ids
         self.places = np.arange(len(ids))
+        self.evaluated: Images | None = None
         self.trace: Trace | None = None
         self.num_classes = classifier.num_classes
         self.stochastic = classifier.stochastic

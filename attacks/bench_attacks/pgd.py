@@ -172,8 +172,13 @@ class Search(Attack[P]):
         start = images
         if self.params.random_start:
             start = random_point(victim, images, rows, threat, number)
+        return self.ascend(attempt.objective(rows), start, images, threat)
+
+    def ascend(
+        self, objective: Objective, start: Tensor, images: Tensor, threat: ThreatModel
+    ) -> Ascent:
+        """One search from these starts; subclasses may ascend in another way."""
         size = step_length(self.params.step, threat.eps, self.params.steps)
-        objective = attempt.objective(rows)
         return ascend(objective, start, images, threat, steps=self.params.steps, size=size)
 
 

@@ -17,14 +17,14 @@ from pydantic import Field
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from bench.attack import Attack, AttackOutput, Images
+from bench.attack import Attack, AttackOutput
 from bench.defense import Card
 from bench.errors import BadInput, one_line
 from bench.plugins.registry import existing_file
 from bench.results.findings import Finding
 from bench.spec import Params
 from bench.threat import ThreatModel
-from bench.victim import Victim
+from bench.victim import Images, Victim
 
 POINT_KEYS = ("points", "adversarial", "x_adv", "adv_complete", "x_test")
 ID_KEYS = ("ids", "image_ids")

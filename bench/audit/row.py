@@ -176,6 +176,7 @@ class AuditedRow:
             base=(lambda: self.undefended) if self.has_base else None,
         )
         victim.places = self.positions[rows]
+        victim.evaluated = evaluation.setup.images
         victim.trace = trace
         self._spent.victims.append(victim)
         return victim

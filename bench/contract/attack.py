@@ -100,10 +100,11 @@ def rows_stand_alone(case: AttackCase) -> None:
     classifier = case.setup.classifier
     together = case.run(classifier, case.images, case.threat)
     order = np.arange(len(case.images))[::-1].copy()
-    turned = case.run(classifier, case.images.at(order), case.threat)
+    everything = case.images
+    turned = case.run(classifier, everything.at(order), case.threat, evaluated=everything)
     alone = [
-        case.run(classifier, case.images.at(np.array([i])), case.threat)
-        for i in range(len(case.images))
+        case.run(classifier, everything.at(np.array([i])), case.threat, evaluated=everything)
+        for i in range(len(everything))
     ]
     for name, points, predictions in (
         ("place", turned.points.flip(0), turned.predictions.flip(0)),

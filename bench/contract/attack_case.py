@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bench.attack import Attack, AttackResult
@@ -79,10 +80,14 @@ class AttackCase:
         images: ImageSet,
         threat: ThreatModel,
         randomness: RandomnessModel | None = None,
+        evaluated: ImageSet | None = None,
     ) -> AttackResult:
-        """Run the attack on these images, the global generators seeded alike and left as found."""
+        """Run the attack on these images, the global generators seeded alike and left as found.
+
+        `evaluated` are all images of the evaluation; these by default.
+        """
         with isolated(0):
-            return self.run_openly(classifier, images, threat, randomness)
+            return self.run_openly(classifier, images, threat, randomness, evaluated)
 
     def run_openly(
         self,
@@ -90,6 +95,7 @@ class AttackCase:
         images: ImageSet,
         threat: ThreatModel,
         randomness: RandomnessModel | None = None,
+        evaluated: ImageSet | None = None,
     ) -> AttackResult:
         """Run the attack on these images, as many a call as it declares."""
         unit = self.plugin.unit(classifier.stochastic) or len(images)
@@ -97,7 +103,7 @@ class AttackCase:
         with frozen(classifier):
             return _joined(
                 [
-                    self._call(classifier, images.at(block), threat, randomness or self.randomness)
+                    self._call(classifier, images, block, threat, randomness, evaluated)
                     for block in blocks
                 ]
             )
@@ -105,20 +111,24 @@ class AttackCase:
     def _call(
         self,
         classifier: DefendedClassifier,
-        images: ImageSet,
+        everything: ImageSet,
+        block: npt.NDArray[np.int64],
         threat: ThreatModel,
-        randomness: RandomnessModel,
+        randomness: RandomnessModel | None,
+        evaluated: ImageSet | None,
     ) -> AttackResult:
+        images = everything.at(block)
         gradient = self.gradient if self.gradient in classifier.gradients else "full"
         # An undefended classifier is its own base.
         base = classifier if isinstance(classifier, Classifier) else self.setup.classifier
         victim = Victim(
             classifier,
             images.ids,
-            randomness=randomness,
+            randomness=randomness or self.randomness,
             gradient=gradient or "full",
             base=lambda: base,
         )
+        victim.evaluated = everything if evaluated is None else evaluated
         return self.plugin(victim, images.pixels().clone(), images.labels.clone(), threat)
 
 

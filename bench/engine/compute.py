@@ -188,7 +188,8 @@ class ShardComputer:
             device=self.execution.device,
             base=(lambda: self._base) if self.evaluation.has_base else None,
         )
-        victim.places = places_of(self.evaluation.setup.images.ids, ids)
+        victim.evaluated = self.evaluation.setup.images
+        victim.places = places_of(victim.evaluated.ids, ids)
         return victim
 
 

@@ -94,15 +94,46 @@ class Classifier(DefendedClassifier):
         return fresh
 
     def views(self) -> tuple[str, ...]:
-        """`logits`, and `features` (n, d) where the network has a `features` method."""
-        return ("logits", "features") if hasattr(self.network, "features") else ("logits",)
+        """`logits`, and `features` (n, d): what the network's method of this name returns, else
+        what its last linear layer with one output a class is given, where there is one.
+        """
+        own = _features_method(self.network) is not None
+        return ("logits", "features") if own or self._heads() else ("logits",)
 
     def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
         """Gradient `full`; views as listed by `views`."""
         if view == "features" and gradient == "full" and "features" in self.views():
-            features = cast(Callable[[Tensor], Tensor], self.network.features)
+            features = _features_method(self.network) or self._input_of_head
             return lambda images, noise: self._run(features, images, noise)
         return super().forward_pass(gradient, view)
+
+    def _heads(self) -> list[nn.Linear]:
+        """The linear layers whose output may be the logits."""
+        outputs = {self.num_classes, 1} if self.num_classes == 2 else {self.num_classes}
+        layers = (part for part in self.network.modules() if isinstance(part, nn.Linear))
+        return [layer for layer in layers if layer.out_features in outputs]
+
+    def _input_of_head(self, images: Tensor) -> Tensor:
+        """Network inputs (n, C, H, W) to what the last of the heads that runs is given (n, d).
+
+        Raises `BadInput` where none runs, or not on one row an image.
+        """
+        given: list[Tensor] = []
+        handles = [
+            head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+            for head in self._heads()
+        ]
+        try:
+            self.network(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not given or len(given[-1]) != len(images):
+            raise BadInput(
+                "the network's features cannot be found: its last linear layer does not run on one "
+                "row an image; give it a method `features`"
+            )
+        return given[-1].flatten(1)
 
     def train(self, mode: bool = True) -> Classifier:
         """As `nn.Module.train`; graphs of torch.export stay as they were made."""
@@ -137,3 +168,11 @@ class Classifier(DefendedClassifier):
             output = output.float()
         answer: Tensor = output[:1] if beside_copy else output
         return answer
+
+
+def _features_method(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The network's method `features`; a part of this name, such as VGG's, is none."""
+    method = getattr(network, "features", None)
+    if callable(method) and not isinstance(method, nn.Module):
+        return cast(Callable[[Tensor], Tensor], method)
+    return None
