@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Set
 from functools import partial
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 # What torch keeps in every module, without its mode.
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {"training"}
 _LIBRARIES = {"torch", "torchvision", "builtins", "typing", "abc", "enum", "functools", "numpy"}
+# Globals of the suite's own code are registries.
+_KNOWN = _LIBRARIES | set(sys.stdlib_module_names) | {"bench", "bench_defenses", "bench_attacks"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MOST_VALUES, _DEEPEST = 200_000, 12
 
 
@@ -28,8 +32,9 @@ def state_of(module: nn.Module) -> State:
     """The parameters, buffers and plain attributes of a module and all modules in it.
 
     Plain attributes are numbers, texts, arrays, tensors, generators, containers and plain objects,
-    those of classes that no library wrote among them, and what closures hold. Files, threads and
-    global variables are not looked at.
+    those of classes that no library wrote among them. Of functions, the methods of such classes and
+    hooks among them: closures, defaults, attributes, and the global variables that they name.
+    Files, threads and the caches of `functools` are not looked at.
     """
     walk, state = _Walk(), State()
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -66,9 +71,17 @@ def _attributes(part: nn.Module) -> list[tuple[str, Any]]:
         for kind in type(part).__mro__
         if kind.__module__.partition(".")[0] not in _LIBRARIES
         for name, value in vars(kind).items()
-        if not name.startswith(("__", "_abc")) and isinstance(value, _CHANGEABLE)
+        if isinstance(value, FunctionType)
+        or (isinstance(value, _CHANGEABLE) and not name.startswith(("__", "_abc")))
     ]
-    return own + shared
+    # A hook that holds nothing is none: whoever looks on may register it.
+    hooks = [
+        (f"{kind}.{number}", hook)
+        for kind in _HOOKS
+        for number, hook in vars(part).get(kind, {}).items()
+        if _inside(hook)
+    ]
+    return own + shared + hooks
 
 
 _CHANGEABLE = (*_PLAIN, Tensor, np.ndarray, list, tuple, dict, set, deque)
@@ -126,7 +139,7 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType):
-        return [_content(cell) for cell in value.__closure__ or ()]
+        return _of_function(value)
     kind = type(value)
     if kind.__module__ == "itertools":
         return [repr(value)]
@@ -143,6 +156,33 @@ def _inside(value: Any) -> list[Any]:
 def _of_module(part: nn.Module) -> list[Any]:
     tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
     return [*tensors, *_attributes(part), *part.children()]
+
+
+def _of_function(value: FunctionType) -> list[Any]:
+    """Closure, defaults, attributes, and what it names of the variables of its own module."""
+    held = [_content(cell) for cell in value.__closure__ or ()]
+    held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    held += vars(value).values()
+    if value.__module__ and value.__module__.partition(".")[0] not in _KNOWN:
+        there = value.__globals__
+        held += [there[name] for name in _named(value.__code__) if _is_data(there.get(name))]
+    return held
+
+
+def _named(code: CodeType) -> list[str]:
+    """The global variables that a function names, those of functions inside it among them."""
+    inside = [one for one in code.co_consts if isinstance(one, CodeType)]
+    return sorted({*code.co_names, *(name for one in inside for name in _named(one))})
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a global variable may be memory, rather than code or a library's."""
+    if isinstance(value, _CHANGEABLE):
+        return value is not None
+    if isinstance(value, FunctionType):
+        return (value.__module__ or "").partition(".")[0] not in _KNOWN
+    kind = type(value)
+    return not isinstance(value, type) and kind.__module__.partition(".")[0] not in _KNOWN
 
 
 def _content(cell: Any) -> Any:

@@ -117,6 +117,54 @@ def test_whatever_moves_is_seen_and_named(name):
     Everything.shared.clear()
 
 
+SEEN, COUNT = {"images": []}, 0
+
+
+def remember(x, noted=[]):  # noqa: B006
+    noted.append(1)
+    return x
+
+
+def count(x):
+    global COUNT
+    COUNT += 1
+    return x
+
+
+def note(x):
+    note.last = float(x.sum())
+    return x
+
+
+def hooked():
+    seen = []
+    net = nn.Linear(2, 2)
+    net.register_forward_hook(lambda *_: seen.append(1))
+    return net
+
+
+def module_of(function):
+    return type("Named", (nn.Module,), {"forward": function, "__module__": __name__})()
+
+
+HIDDEN = {
+    "a global list": lambda: module_of(lambda _, x: (SEEN["images"].append(1), x)[1]),
+    "a global number": lambda: module_of(lambda _, x: count(x)),
+    "a default": lambda: module_of(lambda _, x: remember(x)),
+    "an attribute of a function": lambda: module_of(lambda _, x: note(x)),
+    "a hook": hooked,
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_functions_hold_is_state(name):
+    net = HIDDEN[name]()
+    before = state_of(net)
+    assert moved(before, state_of(net)) == []
+    net(torch.ones(1, 2))
+    assert len(moved(before, state_of(net))) == 1
+
+
 def test_gradients_flags_and_hooks_are_no_state():
     net = Everything()
     before = state_of(net)
