@@ -21,6 +21,8 @@ RECALL = 0.95
 """The least share of masked cases that must be found on the unseen half."""
 
 _SLACK = 1e-9
+_BLIND = ("flat-gradient", "no-gradient")
+"""Findings of a run whose attack got no gradient."""
 _NOBODY = Case("", "", "", masked=False)
 
 
@@ -82,6 +84,18 @@ class Measured:
         """Whether a number was given that is too high."""
         return not self.refused and self.robust >= self.truth + ABOVE - _SLACK
 
+    @property
+    def measured(self) -> str:
+        """`masked`, `ok`, `refused`, or `void`: not masked, but the attack had no gradient, so that
+        it shows nothing. A failed check is right there, and none is asked for.
+        """
+        if self.refused:
+            return "refused"
+        if self.masked:
+            return "masked"
+        blind = any(one.check in _BLIND and one.verdict != "pass" for one in self.signals)
+        return "void" if blind else "ok"
+
     def found(self, profile: str) -> bool:
         """Whether a check of this profile or a cheaper one failed."""
         within = PROFILES[: PROFILES.index(profile) + 1]
@@ -140,12 +154,8 @@ def _median(values: Iterable[float]) -> float:
 def _counts(own: Sequence[Measured], flagged: Sequence[bool]) -> dict[str, object]:
     """Of the masked ones how many are flagged, and of the others."""
     row: dict[str, object] = {}
-    for name, masked in (("recall", True), ("false_alarms", False)):
-        hits = [
-            flag
-            for one, flag in zip(own, flagged, strict=True)
-            if one.masked is masked and not one.refused
-        ]
+    for name, kind in (("recall", "masked"), ("false_alarms", "ok")):
+        hits = [flag for one, flag in zip(own, flagged, strict=True) if one.measured == kind]
         found, count = sum(hits), len(hits)
         row[f"{name}_of"] = count
         row[f"{name}_count"] = found
@@ -186,8 +196,8 @@ def roc_table(measured: Sequence[Measured]) -> pd.DataFrame:
     """Of each check that measures a number, what every threshold would flag.
 
     One row a threshold: the share of masked cases and of others on its side, among those whose
-    number is known. `default` marks the check's own threshold. Which side is suspicious is read off
-    the cases that it spoke of; a check that spoke of none is left out.
+    number is known. `default` marks the check's own threshold and what it spoke of. Which side is
+    suspicious is read off the cases that it spoke of; a check that spoke of none is left out.
     """
     rows = []
     keys = sorted({(s.profile, s.check) for one in measured for s in one.signals})
@@ -198,30 +208,15 @@ def roc_table(measured: Sequence[Measured]) -> pd.DataFrame:
             for signal in one.signals
             if (signal.profile, signal.check) == (profile, check)
             and signal.value is not None
-            and not one.refused
+            and one.measured in ("masked", "ok")
         ]
         side = _side([signal for _, signal in signals])
         if not side:
             continue
         for half in sorted({one.half for one, _ in signals}):
-            own = [
-                (one.masked, side * float(s.value or 0)) for one, s in signals if one.half == half
-            ]
-            default = side * float(next(s.threshold for _, s in signals if s.threshold is not None))
-            for threshold in sorted({value for _, value in own} | {default}, reverse=True):
-                rows.append(
-                    {
-                        "profile": profile,
-                        "check": check,
-                        "half": half,
-                        "threshold": side * threshold,
-                        "default": threshold == default,
-                        "recall": _share(own, True, threshold),
-                        "false_alarms": _share(own, False, threshold),
-                        "masked": sum(masked for masked, _ in own),
-                        "others": sum(not masked for masked, _ in own),
-                    }
-                )
+            own = [(one, s) for one, s in signals if one.half == half]
+            labels = {"profile": profile, "check": check, "half": half}
+            rows += [{**labels, **row} for row in _thresholds(own, side)]
     columns = [
         "profile",
         "check",
@@ -235,6 +230,30 @@ def roc_table(measured: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "others"])
 
 
+def _thresholds(own: Sequence[tuple[Measured, Signal]], side: int) -> Iterator[dict[str, object]]:
+    """What the check's own threshold flagged, and what every other one would."""
+    kinds = [one.masked for one, _ in own]
+    values = [side * float(signal.value or 0) for _, signal in own]
+    spoke = [signal.verdict in ("warn", "fail") for _, signal in own]
+    default = next((s.threshold for _, s in own if s.threshold is not None), None)
+    flags = {side * value: [one >= value for one in values] for value in sorted(values)[::-1]}
+    for threshold, flagged, is_default in (
+        (default, spoke, True),
+        *((threshold, flagged, False) for threshold, flagged in flags.items()),
+    ):
+        shares = {
+            name: [flag for kind, flag in zip(kinds, flagged, strict=True) if kind is masked]
+            for name, masked in (("recall", True), ("false_alarms", False))
+        }
+        yield {
+            "threshold": threshold,
+            "default": is_default,
+            **{name: float(np.mean(one)) if one else np.nan for name, one in shares.items()},
+            "masked": len(shares["recall"]),
+            "others": len(shares["false_alarms"]),
+        }
+
+
 def _side(signals: Sequence[Signal]) -> int:
     """1 where large numbers are suspicious, -1 where small ones are, 0 where nobody knows."""
     told = [
@@ -244,11 +263,6 @@ def _side(signals: Sequence[Signal]) -> int:
     ]
     above, below = sum(one > 0 for one in told), sum(one < 0 for one in told)
     return 0 if above == below else 1 if above > below else -1
-
-
-def _share(own: Sequence[tuple[bool, float]], masked: bool, threshold: float) -> float:
-    values = [value >= threshold for kind, value in own if kind is masked]
-    return float(np.mean(values)) if values else np.nan
 
 
 def case_table(measured: Sequence[Measured]) -> pd.DataFrame:
@@ -263,7 +277,7 @@ def _case_row(one: Measured) -> dict[str, object]:
         "kind": case.kind,
         "half": one.half,
         "meant": "masked" if case.masked else "control",
-        "measured": "refused" if one.refused else "masked" if one.masked else "ok",
+        "measured": one.measured,
         "clean": one.clean,
         "robust": one.robust,
         "truth": one.truth,
@@ -295,7 +309,7 @@ def held(measured: Sequence[Measured]) -> bool | None:
     """Whether the unseen half is found and nobody is accused; None where it is not there."""
     profile = _profiles(measured)[-1]
     unseen = [one.found(profile) for one in measured if one.half == HALVES[1] and one.masked]
-    accused = [one for one in measured if not one.masked and not one.refused and one.found(profile)]
+    accused = [one for one in measured if one.measured == "ok" and one.found(profile)]
     return bool(np.mean(unseen) >= RECALL and not accused) if unseen else None
 
 
@@ -309,13 +323,11 @@ def sentence(measured: Sequence[Measured]) -> str:
         )
     profile = _profiles(measured)[-1]
     missed = [one.case.name for one in measured if one.masked and not one.found(profile)]
-    accused = [
-        one.case.name
-        for one in measured
-        if not one.masked and not one.refused and one.found(profile)
-    ]
+    accused = [one.case.name for one in measured if one.measured == "ok" and one.found(profile)]
+    void = [one.case.name for one in measured if one.measured == "void"]
     refused = [one.case.name for one in measured if one.refused]
-    for word, names in (("missed", missed), ("accused", accused), ("refused a number", refused)):
+    lists = {"missed": missed, "accused": accused, "void": void, "refused a number": refused}
+    for word, names in lists.items():
         parts += [f"{word}: {', '.join(names)}"] if names else []
     return "; ".join(parts) + "."
 

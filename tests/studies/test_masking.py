@@ -85,6 +85,15 @@ def test_masked_is_what_is_reported_ten_points_above_the_truth():
     assert not case("a", robust=0.9, refused="no number").masked
 
 
+def test_a_right_number_of_an_attack_without_gradient_is_void():
+    flat = case("a", robust=0.1, signals=[signal("warn", "flat-gradient"), signal("fail")])
+    assert flat.measured == "void" and case("b", robust=0.1).measured == "ok"
+    assert case("c", signals=[signal("warn", "flat-gradient")]).measured == "masked"
+    table = masking_tables.profile_table([flat, case("d")])
+    assert table["false_alarms_of"].tolist() == [0]
+    assert "void: a" in masking_tables.sentence([flat, case("d")])
+
+
 def test_a_case_is_found_by_a_failure_of_its_profile_or_a_cheaper_one():
     warned = case("a", signals=[signal("warn"), signal("pass", profile="standard")])
     later = case("a", signals=[signal("warn"), signal("fail", "S6", profile="standard")])
@@ -135,19 +144,17 @@ def test_the_roc_moves_the_threshold_on_the_suspicious_side(side, word):
         for value in (2, 0)
     ]
     table = masking_tables.roc_table(measured)
-    got = {
-        side * row["threshold"]: (row["recall"], row["false_alarms"])
-        for row in table.to_dict("records")
-    }
+    moved = table[~table["default"]].to_dict("records")
+    got = {side * row["threshold"]: (row["recall"], row["false_alarms"]) for row in moved}
     third = pytest.approx(1 / 3), pytest.approx(2 / 3)
     assert got == {
         4: (third[0], 0),
         3: (third[1], 0),
-        2.5: (third[1], 0),
         2: (third[1], 0.5),
         1: (1, 0.5),
         0: (1, 1),
     }
+    assert table[table["default"]][["recall", "false_alarms"]].values.tolist() == [[third[1], 0]]
     assert table[table["default"]]["threshold"].tolist() == [side * 2.5]
 
 
@@ -245,7 +252,7 @@ def test_the_committed_cases_are_those_of_the_catalogue(committed):
         assert (row["kind"], row["half"]) == (known[name].kind, half_of[known[name].kind])
         assert row["meant"] == ("masked" if known[name].masked else "control")
         above = row["robust"] >= row["truth"] + 0.1 - 1e-9
-        assert row["measured"] == ("masked" if above else "ok")
+        assert row["measured"] in (["masked"] if above else ["ok", "void"])
     masked = table[table["measured"] == "masked"]
     assert len(table) >= 60 and len(masked) >= 44 and masked["kind"].nunique() >= 12
     for half in HALVES:
