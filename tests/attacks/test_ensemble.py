@@ -4,12 +4,13 @@ image alone.
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bench_attacks.ensemble import Ensemble, losses, schedule
-from bench_attacks.ensemble.schedule import STAGES, Climb, Squares, Targets, passes
+from bench_attacks.ensemble.schedule import STAGES, Ascents, Squares, Targets, passes
 from torch import nn
 
 from bench.commands.info import describe
@@ -132,11 +133,13 @@ def test_what_nothing_breaks_costs_the_told_budget(profile, classes, monkeypatch
     assert found.stages.tolist() == [-1] * 3
 
 
-def test_info_tells_the_budgets():
+def test_info_and_the_page_tell_the_budgets():
+    page = (Path(__file__).parents[2] / "docs/reference/attacks.md").read_text()
     described = describe("ensemble", {"attacks": ATTACKS})
     for profile, stages in STAGES.items():
-        (told,) = re.findall(rf"{profile} ([\d,]+)", described["note"])
+        (told,) = re.findall(rf"{profile} ([\d,]*\d)", described["note"])
         assert int(told.replace(",", "")) == passes(stages)
+        assert f"| `ensemble:{profile}` | {told} |" in page
     assert "not the reference AutoAttack" in described["note"]
 
 
@@ -178,8 +181,8 @@ def test_records_tell_the_stage(monkeypatch):
 class Decoy(nn.Module):
     """Class 1 is the nearest by its logit and out of reach; class 2 is far and within reach.
 
-    On the bar x in [0, 1], the true logit is 0. Class 1 climbs to the right up to -0.1 and stops;
-    class 2 climbs to the left and becomes positive at x = 0.2, where class 1 is far below.
+    On the bar x in [0, 1], the true logit is 0. Class 1 rises to the right up to -0.1 and stops;
+    class 2 rises to the left and becomes positive at x = 0.2, where class 1 is far below.
     """
 
     def forward(self, images):
@@ -190,13 +193,13 @@ class Decoy(nn.Module):
         return torch.stack([true, first, second], 1)
 
 
-def test_targets_find_what_the_margin_climbs_away_from(monkeypatch):
+def test_targets_find_what_the_margin_moves_away_from(monkeypatch):
     """Mutations that this catches: one target alone, and targets that the margin's gradient
     replaces.
     """
     images, labels = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
     model, threat = classifier(Decoy(), 3), ThreatModel("linf", 0.45)
-    untargeted = only(monkeypatch, Climb("margin", losses.margin_at, 20, "image"))
+    untargeted = only(monkeypatch, Ascents("margin", losses.margin_at, 20, "image"))
     found, _ = run(model, images, labels, threat, untargeted)
     assert found.stages.tolist() == [-1, -1]
     targeted = only(monkeypatch, Targets("targets", 14, 9, "image"))
@@ -294,15 +297,15 @@ def test_points_depend_on_the_image_alone(randomness):
     """Batches of 1, 7 and 64, another order, and shards."""
     inner, images, labels = linear_problem(4, 14, active_box=False)
     model, threat = NoisyLinear(inner, 0.05), ThreatModel("linf", 0.03)
-    law = read_randomness(randomness)
-    whole, _ = run(model, images, labels, threat, randomness=law)
+    drawn = read_randomness(randomness)
+    whole, _ = run(model, images, labels, threat, randomness=drawn)
     for batch_size in (1, 7):
-        again, _ = run(model, images, labels, threat, randomness=law, batch_size=batch_size)
+        again, _ = run(model, images, labels, threat, randomness=drawn, batch_size=batch_size)
         assert torch.equal(again.points, whole.points)
         assert torch.equal(again.stages, whole.stages)
     order = torch.randperm(14, generator=torch.Generator().manual_seed(0))
     for rows in (*order.split(5), order):
-        part, _ = run(model, images[rows], labels[rows], threat, ids=rows.numpy(), randomness=law)
+        part, _ = run(model, images[rows], labels[rows], threat, ids=rows.numpy(), randomness=drawn)
         assert torch.equal(part.points, whole.points[rows])
         assert torch.equal(part.stages, whole.stages[rows])
 
@@ -331,8 +334,8 @@ def test_under_fresh_draws_points_are_compared_on_draws_of_their_own(randomness)
     """A draw that was lucky at the clean image has the largest value of the search."""
     model = Lucky(Linear(torch.zeros(2, 16), torch.zeros(2)), 0.0)
     images, labels = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
-    law = read_randomness(randomness)
-    found, victim = run(model, images, labels, ThreatModel("linf", 0.1), randomness=law)
+    drawn = read_randomness(randomness)
+    found, victim = run(model, images, labels, ThreatModel("linf", 0.1), randomness=drawn)
     rows = torch.arange(4)
     wrong = victim.score(found.points, rows, labels, lambda z, y: (z.argmax(1) != y).float(), 50)
     assert (wrong == 1).all()
@@ -344,11 +347,11 @@ def test_no_image_leaves_where_a_success_is_not_final(randomness, monkeypatch):
     inner, images, labels = linear_problem(3, 4, active_box=False)
     model, threat = NoisyLinear(inner, 0.05), ThreatModel("linf", 0.5)
     attack = only(monkeypatch, Squares("square", 30), *STAGES["fast"][:-1])
-    law = read_randomness(randomness)
-    _, victim = run(model, images, labels, threat, attack, randomness=law)
+    drawn = read_randomness(randomness)
+    _, victim = run(model, images, labels, threat, attack, randomness=drawn)
     assert len(set(victim.backwards.tolist())) == 1
-    climbs = sum(stage.passes(3) for stage in STAGES["fast"][:2])
-    assert victim.backwards[0] > law.k * climbs / 2
+    ascents = sum(stage.passes(3) for stage in STAGES["fast"][:2])
+    assert victim.backwards[0] > drawn.k * ascents / 2
 
 
 def test_momentum_of_nothing_is_the_plain_ascent():
@@ -366,6 +369,6 @@ def test_momentum_of_nothing_is_the_plain_ascent():
 
 
 def test_schedule_counts_are_exact():
-    assert schedule.climb_passes(10) == 21
+    assert schedule.ascent_passes(10) == 21
     assert Targets("t", 10, 3).passes(4) == 1 + 3 * 21
     assert Targets("t", 10, 3).passes(100) == 1 + 2 * 9 + 3 * 21

@@ -24,7 +24,7 @@ from bench.victim import Victim
 from bench_attacks.ensemble.losses import LossAt, towards_at
 from bench_attacks.ensemble.schedule import (
     STAGES,
-    Climb,
+    Ascents,
     Profile,
     Squares,
     Stage,
@@ -84,8 +84,8 @@ class Ensemble(Attack[EnsembleParams]):
         for number, stage in enumerate(self.schedule):
             search.begin(number)
             match stage:
-                case Climb():
-                    search.climbs(stage)
+                case Ascents():
+                    search.ascents(stage)
                 case Targets():
                     search.targets(stage)
                 case Squares():
@@ -115,13 +115,13 @@ class _Search:
         """What follows belongs to this stage."""
         self._stage = stage
 
-    def climbs(self, stage: Climb) -> None:
+    def ascents(self, stage: Ascents) -> None:
         for _ in range(stage.starts):
-            self._climb(stage.loss, stage.steps, stage.start)
+            self._ascend(stage.loss, stage.steps, stage.start)
 
     def targets(self, stage: Targets) -> None:
         for targets in self._ordered(stage):
-            self._climb(towards_at(self._labels, targets), stage.steps, stage.start)
+            self._ascend(towards_at(self._labels, targets), stage.steps, stage.start)
 
     def squares(self, stage: Squares) -> None:
         restart, rows = self._next()
@@ -143,7 +143,7 @@ class _Search:
         self._restart += 1
         return self._restart - 1, self._open.nonzero().squeeze(1)
 
-    def _climb(self, loss_at: LossAt, steps: int, start: Start) -> None:
+    def _ascend(self, loss_at: LossAt, steps: int, start: Start) -> None:
         restart, searched = self._next()
         if not len(searched):
             return

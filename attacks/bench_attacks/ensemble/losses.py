@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bench.losses import Loss, RowLoss, margin
 
 LossAt = Callable[[float], Loss | RowLoss]
-"""From how much of a search is done (0 to 1) to what its next step climbs."""
+"""From how much of a search is done (0 to 1) to what its next step raises."""
 
 _SMALLEST_GAP = 1e-12
 

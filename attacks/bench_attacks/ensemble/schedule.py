@@ -8,18 +8,18 @@ from typing import Literal
 from bench_attacks.ensemble.losses import LossAt, margin_at, mifpe_at, pma_at
 
 Start = Literal["image", "ball", "corner"]
-"""Where a climb starts: the image itself, a random point of its ball, or a random corner of it (in
-L2 and L1: a point on the sphere).
+"""Where an ascent starts: the image, a random point of its ball, or a random corner of it; in
+L2 and L1 a point on the sphere.
 """
 
 
 @dataclass(frozen=True)
-class Climb:
+class Ascents:
     """Gradient ascents on one loss.
 
     Attributes:
         name: name of the stage.
-        loss: what each step climbs.
+        loss: what each step raises.
         steps: steps a start.
         start: where it starts.
         starts: how many starts, one after the other.
@@ -34,7 +34,7 @@ class Climb:
     def passes(self, num_classes: int) -> int:
         """Forward and backward passes of a survivor."""
         del num_classes
-        return self.starts * climb_passes(self.steps)
+        return self.starts * ascent_passes(self.steps)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Targets:
         name: name of the stage.
         steps: steps a class.
         most: classes to aim at, at most K - 1.
-        start: where each climb starts.
+        start: where each ascent starts.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Targets:
     def passes(self, num_classes: int) -> int:
         """Forward and backward passes of a survivor."""
         order = 1 + 2 * self.candidates(num_classes)
-        return order + self.classes(num_classes) * climb_passes(self.steps)
+        return order + self.classes(num_classes) * ascent_passes(self.steps)
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Squares:
         return self.queries
 
 
-Stage = Climb | Targets | Squares
+Stage = Ascents | Targets | Squares
 
 CANDIDATES = 3
 """So many times the classes that are aimed at are compared by their estimated distance."""
 
 
-def climb_passes(steps: int) -> int:
+def ascent_passes(steps: int) -> int:
     """One forward pass more than backward passes."""
     return 2 * steps + 1
 
@@ -106,24 +106,28 @@ def passes(stages: tuple[Stage, ...], num_classes: int = 10) -> int:
 
 Profile = Literal["fast", "standard", "strong"]
 
+# On networks where gradients do not mislead, 20 steps reach what 50 reach, and another start or
+# another target what neither does.
+_STEPS = 20
 _STANDARD: tuple[Stage, ...] = (
-    Climb("margin", margin_at, 20, "image"),
-    Climb("mifpe", mifpe_at, 30),
-    Targets("targets", 30, 9),
-    Climb("pma", pma_at, 50, "ball", 2),
-    Climb("restarts", margin_at, 50, "corner", 4),
+    Ascents("margin", margin_at, _STEPS, "image"),
+    Ascents("mifpe", mifpe_at, _STEPS, "ball", 2),
+    Targets("targets", _STEPS, 9),
+    Ascents("pma", pma_at, _STEPS, "corner", 2),
+    Ascents("restarts", margin_at, _STEPS, "ball", 10),
+    Targets("targets-again", _STEPS, 9),
     Squares("square", 1000),
 )
 STAGES: dict[Profile, tuple[Stage, ...]] = {
     "fast": (
-        Climb("margin", margin_at, 20, "image"),
-        Climb("mifpe", mifpe_at, 20),
+        Ascents("margin", margin_at, _STEPS, "image"),
+        Ascents("mifpe", mifpe_at, _STEPS),
         Targets("targets", 14, 9),
         Squares("square", 140),
     ),
     "standard": _STANDARD,
     "strong": (
         *_STANDARD,
-        Climb("corners", margin_at, 60, "corner", 200),
+        Ascents("corners", margin_at, 60, "corner", 200),
     ),
 }
