@@ -117,7 +117,8 @@ class Cost(BaseModel):
         attack_forwards, attack_backwards: of the attack, exact, mean per image; `max_` for the
             most expensive image.
         judge_forwards: of judging clean and attacked images, per image.
-        check_forwards, check_backwards: of the checks of the run, mean per image.
+        check_forwards, check_backwards: of the checks of the run, mean per image; 0 where it
+            ran before runs checked themselves.
         seconds: wall time of attack and judging, summed over shards.
     """
 
@@ -128,8 +129,8 @@ class Cost(BaseModel):
     max_attack_forwards: int = Field(ge=0)
     max_attack_backwards: int = Field(ge=0)
     judge_forwards: Passes
-    check_forwards: Passes = 0.0
-    check_backwards: Passes = 0.0
+    check_forwards: Passes
+    check_backwards: Passes
     seconds: Passes
 
     @model_validator(mode="after")

@@ -61,13 +61,15 @@ def test_points_of_other_images_are_refused(ids, adversarial, why):
 def test_a_record_holds_extra_points_and_one_without_still_reads(tmp_path):
     record = run_toys(tmp_path, attacks=("null",), dataset="toy:n=12")[-1]
     old = record.model_dump(mode="json", exclude={"extra"})
-    for name in ("check_forwards", "check_backwards"):
-        del old["cost"][name]
     for finding in old["findings"]:
         for name in ("value", "threshold", "images", "advice", "source"):
             del finding[name]
     again = Record.model_validate(old)
-    assert again.extra == [] and again.cost.check_forwards == 0 and again.extra_correct() == {}
+    assert again.extra == [] and again.extra_correct() == {}
+    for name in ("check_forwards", "check_backwards"):
+        less = {key: value for key, value in old["cost"].items() if key != name}
+        with pytest.raises(ValidationError, match=name):
+            Record.model_validate({**old, "cost": less})
     ids = record.outcomes.image_ids()[:3]
     wrong = 1 - record.outcomes.true_labels()[:3, None]
     extra = ExtraPoints.of("checks", record.outcomes.num_classes, ids, np.abs(wrong))
@@ -98,5 +100,6 @@ def test_passes_of_checks_are_no_negative_number():
             max_attack_backwards=0,
             judge_forwards=1,
             check_forwards=-1,
+            check_backwards=0,
             seconds=0,
         )
