@@ -42,6 +42,8 @@ MOST_PROBED = 16
 """Images of a row that are probed."""
 ENOUGH = 7
 """Broken images after which the decision stops: as many as one attack must break beyond another."""
+SOME, MOST_SEARCHED = 2, 48
+"""Where so many images are broken, and not yet enough, so many more at most are searched."""
 CHEAP = 8.0
 """Network passes a prediction up to which the decision's searches have their full length."""
 
@@ -277,8 +279,8 @@ class _Found:
     def _run(self, name: str, search: _Search, rows: Tensor, victim: Victim | None = None) -> None:
         probed, victim = self._probed, victim or self._victim
         result = search(victim, probed.images, probed.labels, rows, self._threat)
-        # A success by less than rounding counts where the judge answers it wrong as well.
-        claimed = result.margins > 0
+        # A success by less than rounding, or a tie, counts where the judge errs as well.
+        claimed = result.margins >= 0
         if victim.deterministic:
             claimed |= result.success
         rows, points = rows[claimed], result.points[claimed]

@@ -15,6 +15,8 @@ from bench.checks.probed import arrays_of, problem
 from bench.checks.probes import (
     ENOUGH,
     MOST_PROBED,
+    MOST_SEARCHED,
+    SOME,
     Probed,
     ProbeResult,
     ProbeSetting,
@@ -51,6 +53,15 @@ def row_probe(
     prediction = inference.passes + (inference.denoiser_passes or 0.0)
     loops = inference.optimises
     return RowProbe(evaluation, defended, execution, attacked, loops, prediction, failed)
+
+
+def _spread(positions: Positions, most: int) -> Positions:
+    """At most so many of these, evenly spread."""
+    count = min(most, len(positions))
+    chosen: Positions = positions[
+        np.linspace(0, len(positions) - 1, count).round().astype(np.int64)
+    ]
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,14 @@ class RowProbe:
             search = replace(setting, suspicious=True, declared=True)
             results.append(probe(self._victim, self._images(more), search))
             first = np.concatenate([first, more])
+        broken = sum(bool(by) for one in results for by in one.by)
+        rest = np.setdiff1d(self._survivors(), first)
+        if SOME <= broken < ENOUGH and len(rest):
+            # What hides some of the images shows on all that the attack left.
+            rest = _spread(rest, MOST_SEARCHED)
+            search = replace(setting, suspicious=decided, declared=True)
+            results.append(probe(self._victim, self._images(rest), search))
+            first = np.concatenate([first, rest])
         if not results:
             return first, None
         order = np.argsort(first)
@@ -148,11 +167,11 @@ class RowProbe:
         control = self.evaluation.attack.plugin.card.control
         if self.failed or control or not self._took_gradients():
             return np.empty(0, dtype=np.int64)
-        survivors = left(outcomes_of(self.evaluation, self.attacked)).nonzero()[0]
-        count = min(MOST_PROBED, len(survivors))
-        spread = np.linspace(0, len(survivors) - 1, count).round().astype(np.int64)
-        candidates: Positions = survivors[spread]
-        return candidates
+        return _spread(self._survivors(), MOST_PROBED)
+
+    def _survivors(self) -> Positions:
+        survivors: Positions = left(outcomes_of(self.evaluation, self.attacked)).nonzero()[0]
+        return survivors
 
     def _took_gradients(self) -> bool:
         arrays: Any = self.attacked
