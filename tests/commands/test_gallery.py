@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.commands.gallery import Row, evaluations_of, exhibits, rows
+from bench.commands.gallery import BROKEN, Row, evaluations_of, exhibits, rows, verdict
+from bench.defense import Card
 from bench.engine.execution import Execution
 from bench.engine.request import Request
 from bench.engine.run import run_evaluations
 from bench.errors import BadInput
 from bench.results.store import Store
 from tests.defenses.gallery.helpers import NAMES
+from tests.helpers import run_toys
 
 TOYS = Path(__file__).with_name("toy_answers.py")
 
@@ -45,8 +47,16 @@ def test_a_defense_that_survives_is_named(tmp_path):
     table = shown(tmp_path, *names, n=10)
     overrated, unfinished, untrue = (table[name] for name in names)
     assert untrue.verdict == "no number: forward-pass failed" and not untrue.held
-    assert overrated.verdict.startswith("survives: ") and not overrated.held
+    assert overrated.verdict == "no number: base-points failed" and not overrated.held
     assert unfinished.verdict == "not measured: not here" and not unfinished.held
+
+
+def test_a_number_above_the_known_answer_is_named(tmp_path):
+    base, row = run_toys(tmp_path, defenses=("toy-jitter",), attacks=("null",), dataset="toy:n=12")
+    constant = verdict(Card(expected="share"), row, base)
+    assert constant.startswith("survives: ") and "points above its share" in constant
+    assert verdict(Card(expected="base"), base, base) == BROKEN
+    assert verdict(Card(expected="unknown"), row, base) == ""
 
 
 @pytest.mark.parametrize("verdict", ["not measured: it crashed", "no number: forward-pass failed"])
