@@ -114,8 +114,7 @@ _STANDARD: tuple[Stage, ...] = (
     Ascents("mifpe", mifpe_at, _STEPS, "ball", 2),
     Targets("targets", _STEPS, 9),
     Ascents("pma", pma_at, _STEPS, "corner", 2),
-    Ascents("restarts", margin_at, _STEPS, "ball", 10),
-    Targets("targets-again", _STEPS, 9),
+    Ascents("restarts", margin_at, _STEPS, "ball", 4),
     Squares("square", 1000),
 )
 STAGES: dict[Profile, tuple[Stage, ...]] = {
