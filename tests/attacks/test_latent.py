@@ -1,14 +1,17 @@
 """Attacks on features: exact optima of a linear map, guides, views, refusals."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from bench_attacks.latent import Latent, choose_guides
+from bench_attacks.latent import Latent, choose_guides, closeness, guide_outputs
 from scipy.optimize import lsq_linear
 from torch import nn
 
 from bench.data.dataset import ImageSet
 from bench.defense import Setting
+from bench.losses import RowLoss
 from bench.models.classifier import Classifier
 from bench.models.nets import ARCHITECTURES, LayerList
 from bench.noise import Noise, Stream, isolated
@@ -195,6 +198,25 @@ def test_what_makes_no_sense_is_refused():
     Latent(optimiser="pgd").check(setting(stochastic=True))
     Latent().check(setting(stochastic=True, randomness="replay"))
     Latent(restarts=2, random_start=True).check(setting())
+
+
+@pytest.mark.parametrize("average", ["loss", "logits"])
+def test_replayed_draws_are_compared_each_with_its_own(average):
+    """At the guides themselves the distance is 0 under every draw, and in part of the rows too."""
+    model, pixels, labels = linear_problem(2, 12, active_box=True)
+    victim = Victim(
+        NoisyLinear(model, 0.3),
+        np.arange(12),
+        randomness=RandomnessModel("replay-set", 3, average),
+    )
+    wanted = guide_outputs(victim, pixels, "logits", 0)
+    assert wanted.shape == (12, 3 if average == "loss" else 1, 2)
+    loss = RowLoss(partial(closeness, wanted))
+    some = torch.tensor([7, 3])
+    read = victim.objective(labels, loss, rows=some)(pixels[some], torch.arange(2), 0, True)
+    assert float(read.value.abs().max()) < 1e-6
+    far = victim.objective(labels, loss, rows=some)(pixels[:2], torch.arange(2), 0, True)
+    assert float(far.value.max()) < -1e-3
 
 
 @pytest.mark.parametrize("randomness", ["replay-set", "fresh"])
