@@ -8,8 +8,8 @@ from bench.results.record import Record
 
 _SHARES = (
     "Shares in percent with 95 % intervals over images. Robust accuracy is an upper bound: a "
-    "stronger attack may lower it. Clean-wrong images count as broken. `base`: the undefended classifier "
-    "under the same attack."
+    "stronger attack may lower it. Clean-wrong images count as broken. `base`: the undefended "
+    "classifier under the same attack."
 )
 _STOCHASTIC = (
     " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts "
