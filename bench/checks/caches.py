@@ -50,6 +50,24 @@ def harmless(
     return frozenset(chosen)
 
 
+def growing(
+    copies: Callable[[], DefendedClassifier], names: Iterable[str], run: Run
+) -> frozenset[str]:
+    """Which of these, shared by all copies, change with every new set of images: no cache does.
+
+    Args:
+        copies: makes copies of the defense that share these with it.
+        names: names of `State`.
+        run: see there.
+    """
+    fresh = copies()
+    run(fresh, False)
+    filled = state_of(fresh)
+    run(fresh, True)
+    again = state_of(fresh)
+    return frozenset(name for name in names if filled.get(name) != again.get(name))
+
+
 def _is_note(fresh: DefendedClassifier, name: str, run: Run) -> bool:
     """Whether a pass writes the attribute without reading it."""
     part = _part(fresh, name)

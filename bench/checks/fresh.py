@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from bench.checks.state import State, state_of
 from bench.defense import DefendedClassifier
 from bench.errors import one_line
 from bench.models.foreign import copied
@@ -19,10 +20,12 @@ class FreshCopies:
     Attributes:
         make: a copy of its own at each call; None where none can be made.
         reason: why none can be made.
+        born: the state of the defense when they were made.
     """
 
     make: Callable[[], DefendedClassifier] | None
     reason: str = ""
+    born: State = field(default_factory=State)
 
 
 def fresh_copies(
@@ -36,7 +39,7 @@ def fresh_copies(
     """
     try:
         first = copied(defended)
-        return FreshCopies(lambda: copied(first))
+        return FreshCopies(lambda: copied(first), born=state_of(defended))
     except Exception as error:
         reason = f"{type(defended).__name__} cannot be copied ({one_line(error)})"
     try:
@@ -45,7 +48,7 @@ def fresh_copies(
         return FreshCopies(None, f"{reason} nor built a second time ({one_line(error)})")
     if _parts(again) & _parts(defended):
         return FreshCopies(None, f"{reason}, and a second build shares its parts")
-    return FreshCopies(rebuild)
+    return FreshCopies(rebuild, born=state_of(defended))
 
 
 def _parts(module: nn.Module) -> set[int]:

@@ -22,7 +22,7 @@ from bench.results.outcomes import Labels, Outcomes
 SLOPES, BEATEN, WEAK = "slopes", "beaten", "weak-attack"
 """Names of findings."""
 
-_PATIENT, _MANY = 10, 0.1
+_PATIENT, MANY = 10, 0.1
 """An attack that took so many gradients of an image and still leaves this share of all images to a
 few steps was misled; one of fewer steps is weak.
 """
@@ -164,7 +164,7 @@ def findings(arrays: Arrays, outcomes: Outcomes) -> Iterator[Finding]:
     by = sorted(set(get("by")[broken].tolist()))
     many, searches = f"{int(broken.sum())} of {len(ids)} images", " and ".join(by)
     images = ids_of(ids[broken])
-    hidden = np.median(get("asked")) >= _PATIENT and _lost(broken, outcomes) >= _MANY
+    hidden = np.median(get("asked")) >= _PATIENT and _lost(broken, outcomes) >= MANY
     if hidden or bool(get("decided").any()):
         advice = "do not believe this number: attack with searches that need no gradient"
         yield Finding(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bench.checks.again import Asking, answer_again
-from bench.checks.caches import harmless
+from bench.checks.caches import growing, harmless
 from bench.checks.fresh import FreshCopies
-from bench.checks.state import State, moved, state_of
+from bench.checks.state import State, moved, owner_of, state_of
 from bench.defense import DefendedClassifier
 from bench.losses import margin
 from bench.randomness import judging
@@ -74,7 +74,8 @@ class ShardChecks:
     def __call__(self, attacked: Attacked) -> Arrays:
         """The arrays named above."""
         n = len(attacked.ids)
-        names = moved(attacked.before, state_of(self.deployed))
+        now = state_of(self.deployed)
+        names = moved(attacked.before, now)
         forwards = np.zeros(n, dtype=np.int64)
         backwards = np.zeros(n, dtype=np.int64)
         causes, gaps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.float32)
@@ -89,8 +90,9 @@ class ShardChecks:
             )
             causes, gaps = again.causes.numpy(), again.gaps.numpy().astype(np.float32)
             forwards += again.passes.numpy()
-            if names:
-                names = self._that_matter(names, attacked, forwards, backwards)
+            shared = [name for name in moved(self.copies.born, now) if self._is_shared(name)]
+            if names or shared:
+                names = self._that_matter(names, shared, attacked, forwards, backwards)
         return {
             CAUSES: causes,
             GAPS: gaps,
@@ -101,14 +103,22 @@ class ShardChecks:
             BACKWARDS: backwards,
         }
 
+    def _is_shared(self, name: str) -> bool:
+        """Whether copies share it, as they do what functions and classes hold: then no copy is one
+        that has seen nothing.
+        """
+        own = {**dict(self.deployed.named_parameters()), **dict(self.deployed.named_buffers())}
+        return name not in own and owner_of(self.deployed, name) is None
+
     def _that_matter(
         self,
         names: list[str],
+        shared: list[str],
         attacked: Attacked,
         forwards: npt.NDArray[np.int64],
         backwards: npt.NDArray[np.int64],
     ) -> list[str]:
-        """Without caches and notes that no one reads."""
+        """Without caches and notes that no one reads; what is shared, where it is no cache."""
         assert self.copies.make is not None
         few = min(_FEW, len(attacked.ids))
         victims: list[Victim] = []
@@ -130,11 +140,12 @@ class ShardChecks:
             for gradient in (False, True):
                 objective(images, rows, 0, gradient)
 
-        kept = harmless(self.copies.make, names, run)
+        kept = harmless(self.copies.make, names, run) if names else frozenset()
+        grown = growing(self.copies.make, shared, run) if shared else frozenset()
         for victim in victims:
             forwards[:few] += victim.forwards.cpu().numpy()
             backwards[:few] += victim.backwards.cpu().numpy()
-        return [name for name in names if name not in kept]
+        return sorted({name for name in names if name not in kept} | grown)
 
     def _judged_base(
         self, ids: npt.NDArray[np.int64], forwards: npt.NDArray[np.int64]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from bench.checks.alike import rounding
-from bench.checks.probed import arrays_of, problem
+from bench.checks.probed import MANY, arrays_of, problem
 from bench.checks.probes import (
     ENOUGH,
     MOST_PROBED,
@@ -141,8 +141,14 @@ class RowProbe:
             results.append(probe(self._victim, self._images(more), search))
             first = np.concatenate([first, more])
         broken = sum(bool(by) for one in results for by in one.by)
-        rest = np.setdiff1d(self._survivors(), first)
-        if SOME <= broken < ENOUGH and len(rest):
+        survivors = self._survivors()
+        rest = np.setdiff1d(survivors, first)
+        if decided:
+            some = broken >= SOME
+        else:
+            share = len(survivors) / len(self.evaluation.setup.images)
+            some = broken * share >= MANY * len(first)
+        if some and 0 < broken < ENOUGH and len(rest):
             # What hides some of the images shows on all that the attack left.
             rest = _spread(rest, MOST_SEARCHED)
             search = replace(setting, suspicious=decided, declared=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.checks.caches import harmless
+from bench.checks.caches import growing, harmless
 from bench.checks.state import moved, state_of
 from bench.noise import isolated
 
@@ -218,3 +218,35 @@ def test_caches_and_notes_are_told_from_what_holds_images():
     kept = harmless(lambda: copy.deepcopy(fresh), names, run)
     assert kept == {"by_shape", "lazy", "last"}
     assert fresh.calls == 0
+
+
+GRID, REMEMBERED = {}, []
+
+
+class Gridded(nn.Module):
+    """A cache that all copies share."""
+
+    def forward(self, x):
+        GRID.setdefault(tuple(x.shape[1:]), torch.ones(x.shape[1:]))
+        return x
+
+
+class Remembering(nn.Module):
+    """A memory that all copies share."""
+
+    def forward(self, x):
+        REMEMBERED.append(x.clone())
+        return x
+
+
+@pytest.mark.parametrize(("kind", "grows"), [(Gridded, False), (Remembering, True)])
+def test_a_memory_that_copies_share_is_told_from_a_cache(kind, grows):
+    images, net = torch.rand(4, 2, generator=torch.Generator().manual_seed(0)), kind()
+    before = state_of(net)
+    net(images)
+    names = moved(before, state_of(net))
+    assert names == ["forward"]
+    kept = growing(kind, names, lambda module, other: module(1 - images if other else images))
+    assert kept == (set(names) if grows else set())
+    GRID.clear()
+    REMEMBERED.clear()

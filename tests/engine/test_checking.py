@@ -12,6 +12,7 @@ from torch import nn
 
 import bench
 from bench.checks.probed import BEATEN, SLOPES, WEAK
+from bench.checks.probes import ENOUGH, MOST_PROBED
 from bench.checks.verdicts import (
     BASE_BREAKS,
     BATCH,
@@ -24,6 +25,7 @@ from bench.checks.verdicts import (
     REMEMBERS,
 )
 from bench.defense import Defense
+from bench.engine import probing
 from bench.engine.checking import base_points
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
@@ -132,6 +134,15 @@ class Memory(Around):
                 self.said.append(answer.detach().clone())
             out.append(near[0] + 0 * answer if near else answer)
         return torch.stack(out)
+
+
+class SomeTurned(Around):
+    """The gradient of a part of the images points backwards; the values are those of the net."""
+
+    def forward(self, x):
+        z = self.net(x)
+        some = (x.detach().flatten(1).mean(1, keepdim=True) * 50).floor() % 8 == 0
+        return torch.where(some, 2 * z.detach() - z, z)
 
 
 class Loop(Around):
@@ -422,6 +433,16 @@ def test_a_small_row_is_decided_on_more_images_than_its_budget_probes(n):
     assert (BEATEN in names(record, "fail")) == (n == 18)
     order = [record.outcomes.image_ids().tolist().index(i) for i in extra.image_ids()]
     assert order == sorted(order)
+
+
+def test_what_hides_a_part_of_the_images_is_searched_on_all_that_are_left(monkeypatch):
+    """Four of sixteen break: no decision; of all that the attack left there are enough."""
+    record = row(SomeTurned, dataset="toy:n=240")
+    assert names(record, "fail") == {BEATEN}
+    (extra,) = [one for one in record.extra if one.name == CHECKS]
+    assert len(extra.image_ids()) > ENOUGH
+    monkeypatch.setattr(probing, "SOME", MOST_PROBED)
+    assert not names(row(SomeTurned, dataset="toy:n=240"), "fail")
 
 
 def test_an_honest_small_row_costs_no_more():
