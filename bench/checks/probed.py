@@ -75,6 +75,10 @@ def problem(arrays: Arrays, num_classes: int, draws: int, shape: tuple[int, ...]
     """
     if not was_probed(arrays):
         return "" if f"{_PREFIX}ids" in arrays else f"{_PREFIX}ids is missing"
+    needed = ("ids", "by", "judged", "asked", "decided", *_TENSORS, *_SLOPES)
+    missing = [name for name in needed if f"{_PREFIX}{name}" not in arrays]
+    if missing:
+        return f"{_PREFIX}{missing[0]} is missing"
     get = _Reader(arrays)
     m, found = len(get("ids")), int((get("by") != "").sum())
     shapes = dict.fromkeys(("ids", "by", "saturated", "asked", "forwards", "backwards"), (m,))
