@@ -340,7 +340,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         (["info", "my_defense.py"], "my_defense.py@MyClass"),
         (["info", "hf"], "write classifiers/hf or diffusion-models/hf"),
         (["info", f"{ROOT}/bench/errors.py@BadInput"], "is no plugin"),
-        (["check", f"{ROOT}/attacks/bench_attacks/pgd.py@Optional"], "Known: PGD"),
+        (["check", f"{ROOT}/attacks/bench_attacks/pgd.py@Optional"], "Known: Attempt, PGD"),
         (["gallery", "--n", "0"], "1 to 1000"),
         (["gallery", "--naive", "pdg"], "Did you mean 'pgd'"),
         (["gallery", "--naive", ""], "cannot read the spec"),

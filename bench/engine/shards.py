@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bench.errors import one_line
 from bench.storage.claims import Claim, claimed
-from bench.storage.files import write_whole, writing
+from bench.storage.files import make_folder, write_whole, writing
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Shard = tuple[int, int]
@@ -83,7 +83,7 @@ class Workspace:
     def claim(self, shard: Shard) -> Iterator[Claim | None]:
         """Try to claim a shard; yields the claim, or None. It beats until the block ends."""
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, parents=True)
         with claimed(self.folder / f"claim-{shard[0]:07d}-{shard[1]:07d}") as claim:
             yield claim
 

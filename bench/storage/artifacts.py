@@ -26,7 +26,7 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.storage.claims import Claim, claimed
-from bench.storage.files import check_folder, write_whole, writing
+from bench.storage.files import check_folder, make_folder, write_whole, writing
 from bench.storage.identity import identity_hash
 
 ABOUT = "identity.json"
@@ -137,7 +137,7 @@ def _put(claim: Claim, work: Path, folder: Path, identity: dict[str, Any], make:
     """
     try:
         with writing(work):
-            work.mkdir(exist_ok=True)
+            make_folder(work)
         make(work)
         _clear_unfinished(work)
         about = {"identity": identity, "files": _hashes(work)}

@@ -34,7 +34,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.storage.files import writing
+from bench.storage.files import make_folder, writing
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -101,7 +101,7 @@ def claimed(folder: Path) -> Iterator[Claim | None]:
 
 def _take(folder: Path, stack: contextlib.ExitStack) -> Claim | None:
     """Become the next owner, unless the last one lives. The lock is held until `stack` closes."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     last = _last_owner(folder)
     if last and not _gone(folder, folder / _name(last)):
         return None

@@ -80,7 +80,7 @@ def write_whole(path: Path, data: bytes, scratch: Path | None = None) -> None:
     temporary = folder / f"{_mark(path)}{uuid.uuid4().hex}"
     with writing(path):
         for parent in {path.parent, folder}:
-            parent.mkdir(parents=True, exist_ok=True)
+            make_folder(parent, parents=True)
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -119,9 +119,24 @@ def clear_unfinished(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder unless it is there, also where another process drops it meanwhile.
+
+    `Path.mkdir(exist_ok=True)` raises where the folder was there when it was to be made, and gone
+    when it was looked at. Raises `FileExistsError` where a file is in the way.
+    """
+    while True:
+        try:
+            folder.mkdir(parents=parents, exist_ok=True)
+            return
+        except FileExistsError:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
+
+
 def check_folder(folder: Path) -> None:
     """Raise `OSError` where no file can be made in a folder; it is made where it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"\0" * 4096)
         probe.flush()

@@ -50,7 +50,7 @@ class Viewed(Wrapper):
         return run
 
 
-@DEFENSES.register("verify-views")
+@DEFENSES.register("toy-verify-views")
 class Views(Defense[NoParams]):
     """A classifier with scored views."""
 
@@ -58,7 +58,7 @@ class Views(Defense[NoParams]):
         return Viewed(classifier)
 
 
-@ATTACKS.register("verify-stages")
+@ATTACKS.register("toy-verify-stages")
 class InStages(Attack[NoParams]):
     """PGD behind a stage that does nothing."""
 
@@ -101,7 +101,7 @@ class Memory(Wrapper):
         return run
 
 
-@DEFENSES.register("verify-memory")
+@DEFENSES.register("toy-verify-memory")
 class Remembering(Defense[NoParams]):
     """A memory of images."""
 
@@ -121,7 +121,7 @@ class Counting(torch.nn.Module):
         return self.inner(images)
 
 
-@DEFENSES.register("verify-counting")
+@DEFENSES.register("toy-verify-counting")
 class CountingDefense(Defense[NoParams]):
     """A plain module that remembers images."""
 
@@ -159,7 +159,7 @@ def measured(content):
 @pytest.mark.parametrize("with_points", [True, False])
 def test_a_defense_that_remembers_is_told(tmp_path, with_points):
     """Its record says that most images survive; findings of the run's own checks are struck out."""
-    base, record = run_toys(tmp_path, defenses=("verify-memory",), dataset="toy:n=40")
+    base, record = run_toys(tmp_path, defenses=("toy-verify-memory",), dataset="toy:n=40")
     robust, undefended = (one.metrics.adversarial.mean.value for one in (record, base))
     assert robust > undefended + 0.3
     content = content_of(record)
@@ -174,7 +174,7 @@ def test_a_defense_that_remembers_is_told(tmp_path, with_points):
 
 def test_a_plain_module_that_was_just_built_has_seen_no_image():
     """How it wants to be run is found out on a copy."""
-    evaluation = plan(toy_request(defenses=("verify-counting",), dataset="toy:n=40"))[-1]
+    evaluation = plan(toy_request(defenses=("toy-verify-counting",), dataset="toy:n=40"))[-1]
     assert build(evaluation, torch.device("cpu")).network.seen == []
 
 
@@ -215,9 +215,9 @@ def without(name):
 FINDING = {"name": "zero-gradient", "verdict": "warn", "message": "none"}
 INVENTED = {"name": "S6", "ids": "0", "adversarial": ["0"], "by": ""}
 TOY = {"defenses": ("toy-jitter",), "attacks": ("pgd+replay:steps=5",)}
-VIEWS = {"defenses": ("verify-views",), "attacks": ("pgd:steps=5",)}
-STAGES = {"defenses": ("undefended",), "attacks": ("verify-stages",)}
-REPLAYED = {"defenses": ("toy-jitter",), "attacks": ("verify-stages+replay",)}
+VIEWS = {"defenses": ("toy-verify-views",), "attacks": ("pgd:steps=5",)}
+STAGES = {"defenses": ("undefended",), "attacks": ("toy-verify-stages",)}
+REPLAYED = {"defenses": ("toy-jitter",), "attacks": ("toy-verify-stages+replay",)}
 TARGETS = {"defenses": ("undefended",), "attacks": ("pgd:steps=5,targeted=random",)}
 
 FORGED = [

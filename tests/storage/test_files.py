@@ -1,9 +1,11 @@
 """Whole writes, and the hash of an identity."""
 
+from pathlib import Path
+
 import pytest
 
 from bench.storage import files
-from bench.storage.files import write_whole
+from bench.storage.files import make_folder, write_whole
 from bench.storage.identity import identity_hash
 
 
@@ -29,3 +31,21 @@ def test_the_hash_of_an_identity_is_blind_to_order_and_nothing_else():
     assert len(identity_hash({})) == 16
     with pytest.raises(ValueError, match="Out of range"):
         identity_hash({"a": float("nan")})
+
+
+def test_a_folder_that_another_process_drops_meanwhile_is_made(tmp_path, monkeypatch):
+    made, looks = Path.mkdir, []
+
+    def raced(self, *arguments, **options):
+        looks.append(self)
+        if len(looks) == 1:
+            raise FileExistsError(self)
+        return made(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    make_folder(tmp_path / "claim")
+    assert (tmp_path / "claim").is_dir() and len(looks) == 2
+    make_folder(tmp_path / "claim")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
