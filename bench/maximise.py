@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Protocol
 
 import torch
@@ -85,6 +86,11 @@ class Ascent:
     values: Tensor
     success: Tensor
     last: Tensor
+
+
+def half_cosine(step: int, steps: int) -> float:
+    """How long a step is whose length falls from 1 to 0 over `steps` steps."""
+    return (1 + cos(pi * step / steps)) / 2
 
 
 def ascend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -155,26 +155,32 @@ def other_gradients(row: AuditedRow) -> Iterator[AuditCheck]:
     yield of_comparison(row, "S12", told, best[1], fails=used == "full")
 
 
+def _one_after_another(
+    row: AuditedRow, searches: Sequence[Callable[[Rows], Tensor]], rows: Rows
+) -> Tensor:
+    """Points (m, C, H, W) of rows (m,): each search works on what the earlier ones left, and the
+    image itself stands where none broke it.
+    """
+    points, open_ = row.images[rows].clone(), np.arange(len(rows))
+    for search in searches:
+        if not len(open_):
+            break
+        candidates = search(rows[open_])
+        broken = row.judged(candidates, rows[open_]).mean(1) <= 0.5
+        points[open_[broken]] = candidates[broken]
+        open_ = open_[~broken]
+    return points
+
+
 def other_losses(row: AuditedRow) -> Iterator[AuditCheck]:
     """S13: plain ascent on each loss, and on the margins of the likeliest wrong classes."""
     searches = {
         name: partial(row.ascent, loss=loss, steps=row.steps) for name, loss in LOSSES.items()
     }
 
-    def each_and_targets(rows: Rows) -> Tensor:
-        points = row.images[rows].clone()
-        open_ = np.arange(len(rows))
-        tried = [*searches.values(), *_aimed(row, min(3, row.scale.targets))]
-        for search in tried:
-            if not len(open_):
-                break
-            candidates = search(rows[open_])
-            broken = row.judged(candidates, rows[open_]).mean(1) <= 0.5
-            points[open_[broken]] = candidates[broken]
-            open_ = open_[~broken]
-        return points
-
-    comparison = row.compare("S13", each_and_targets, most=row.scale.repeated)
+    tried = [*searches.values(), *_aimed(row, min(3, row.scale.targets))]
+    search = partial(_one_after_another, row, tried)
+    comparison = row.compare("S13", search, most=row.scale.repeated)
     told = f"ascent on {', '.join(searches)} and on the margins of three classes"
     yield of_comparison(row, "S13", told, comparison, fails=False, gain=MASKED_GAIN)
 
@@ -183,17 +189,7 @@ def every_target(row: AuditedRow) -> Iterator[AuditCheck]:
     """S18: aimed at each wrong class in turn."""
     aimed = _aimed(row, row.scale.targets)
 
-    def search(rows: Rows) -> Tensor:
-        points, open_ = row.images[rows].clone(), np.arange(len(rows))
-        for one in aimed:
-            if not len(open_):
-                break
-            candidates = one(rows[open_])
-            broken = row.judged(candidates, rows[open_]).mean(1) <= 0.5
-            points[open_[broken]] = candidates[broken]
-            open_ = open_[~broken]
-        return points
-
+    search = partial(_one_after_another, row, aimed)
     comparison = row.compare("S18", search, most=row.scale.repeated)
     told = f"ascent towards {len(aimed)} classes"
     yield of_comparison(row, "S18", told, comparison, fails=False)

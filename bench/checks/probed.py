@@ -167,31 +167,23 @@ def findings(arrays: Arrays, outcomes: Outcomes) -> Iterator[Finding]:
         return
     by = sorted(set(get("by")[broken].tolist()))
     many, searches = f"{int(broken.sum())} of {len(ids)} images", " and ".join(by)
-    images = ids_of(ids[broken])
     hidden = np.median(get("asked")) >= _PATIENT and _lost(broken, outcomes) >= MANY
-    if hidden or bool(get("decided").any()):
-        advice = "do not believe this number: attack with searches that need no gradient"
-        yield Finding(
-            name=BEATEN,
-            verdict="fail",
-            message=f"{many} that the attack left are broken by {searches}: {advice}",
-            value=float(broken.sum()),
-            threshold=float(ENOUGH),
-            images=images,
-            advice=advice,
-            source="Carlini et al. 2019, arXiv 1902.06705, section 3.2",
-        )
-        return
-    advice = "give the attack more steps, or another loss"
+    fails = hidden or bool(get("decided").any())
+    advice = (
+        "do not believe this number: attack with searches that need no gradient"
+        if fails
+        else "give the attack more steps, or another loss"
+    )
+    section = "3.2" if fails else "5.2"
     yield Finding(
-        name=WEAK,
-        verdict="warn",
+        name=BEATEN if fails else WEAK,
+        verdict="fail" if fails else "warn",
         message=f"{many} that the attack left are broken by {searches}: {advice}",
         value=float(broken.sum()),
         threshold=float(ENOUGH),
-        images=images,
+        images=ids_of(ids[broken]),
         advice=advice,
-        source="Carlini et al. 2019, arXiv 1902.06705, section 5.2",
+        source=f"Carlini et al. 2019, arXiv 1902.06705, section {section}",
     )
 
 

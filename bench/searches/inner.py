@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import cos, pi
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from bench.losses import margin, misclassified
+from bench.maximise import half_cosine
 from bench.noise import isolated
 from bench.randomness import Query
 from bench.searches.search import SearchResult, per_image
@@ -95,7 +95,7 @@ def inner_steps(
         victim.backwards.index_add_(0, rows[active], torch.full_like(active, len(speaking)))
         active, slope = active[~wrong], slope[~wrong]
         mean_slope[active] = _MOMENTUM * mean_slope[active] + slope
-        size = threat.eps * max((1 + cos(pi * step / steps)) / 2, 0.02)
+        size = threat.eps * max(half_cosine(step, steps), 0.02)
         x[active] = threat.ascend(x[active], mean_slope[active], size, origin[active])
     return SearchResult(points, margins, success)
 

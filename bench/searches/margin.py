@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from math import cos, pi
-
 from torch import Tensor
 
 from bench.losses import margin, misclassified
-from bench.maximise import ascend
+from bench.maximise import ascend, half_cosine
 from bench.randomness import Query
 from bench.searches.search import SearchResult
 from bench.threat import ThreatModel
@@ -53,8 +51,7 @@ def margin_steps(
     length = first * threat.eps
 
     def size(iteration: int) -> float:
-        fall = (1 + cos(pi * iteration / steps)) / 2
-        return length * (_SMALLEST + (1 - _SMALLEST) * fall)
+        return length * (_SMALLEST + (1 - _SMALLEST) * half_cosine(iteration, steps))
 
     objective = victim.objective(labels, margin, rows=rows, restart=restart)
     ascent = ascend(objective, start, origin, threat, steps=steps, size=size)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from math import cos, pi
-
 import torch
 from torch import Tensor
 
+from bench.maximise import half_cosine
 from bench.searches.search import (
     DRAWS,
     Incumbents,
@@ -72,7 +71,7 @@ def smoothed(
         length = slope.flatten(1).norm(dim=1)
         slope = slope / per_image(torch.where(length > 0, length, torch.ones_like(length)), slope)
         mean_slope[active] = _MOMENTUM * mean_slope[active] + slope
-        size = threat.eps * max((1 + cos(pi * step / steps)) / 4, 0.02)
+        size = threat.eps * max(half_cosine(step, steps) / 2, 0.02)
         x[active] = threat.ascend(x[active], mean_slope[active], size, images[rows[active]])
     return best.result()
 

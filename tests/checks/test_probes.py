@@ -17,7 +17,7 @@ from bench.noise import Noise
 from bench.randomness import RandomnessModel, read_randomness
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
-from tests.toys import Linear, NoisyLinear, classifier, exact_distance, linear_problem
+from tests.toys import Around, Linear, NoisyLinear, classifier, exact_distance, linear_problem
 
 PASSES = 36
 REPLAY = read_randomness("replay")
@@ -73,15 +73,6 @@ def slopes_of(module, images, labels, threat, rounding=FLOAT32, classes=3):
 
 
 # Modules around a network ------------------------------------------------------------------------
-
-
-class Around(nn.Module):
-    def __init__(self, inner, answer):
-        super().__init__()
-        self.inner, self.answer = inner, answer
-
-    def forward(self, x):
-        return self.answer(self.inner, x)
 
 
 def ste(value, proxy):

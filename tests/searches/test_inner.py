@@ -10,7 +10,7 @@ from bench.randomness import Query, read_randomness
 from bench.searches import inner_steps
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
-from tests.toys import NoisyLinear, classifier, exact_distance, linear_problem
+from tests.toys import Around, NoisyLinear, classifier, exact_distance, linear_problem
 
 N = 20
 
@@ -20,15 +20,6 @@ def problem(request):
     model, images, labels = linear_problem(3, N, active_box=True)
     distance = exact_distance(model, images, labels, request.param)
     return model, images, labels, ThreatModel(request.param, float(np.median(distance))), distance
-
-
-class Around(nn.Module):
-    def __init__(self, inner, answer):
-        super().__init__()
-        self.inner, self.answer = inner, answer
-
-    def forward(self, x):
-        return self.answer(self.inner, x)
 
 
 def one_hot(net, x):

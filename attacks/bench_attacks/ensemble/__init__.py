@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import cos, pi
 
 import torch
 from pydantic import Field
@@ -14,7 +13,7 @@ from torch import Tensor
 from bench.attack import Attack, AttackOutput
 from bench.defense import Card
 from bench.losses import Loss, RowLoss, margin, misclassified
-from bench.maximise import Objective, Reading, ascend
+from bench.maximise import Objective, Reading, ascend, half_cosine
 from bench.randomness import Query
 from bench.results.outcomes import NO_STAGE, WRONG_BEFORE
 from bench.searches import square
@@ -153,7 +152,7 @@ class _Search:
             return self._objective(loss, searched, restart)(x, rows, iteration, gradient)
 
         def size(iteration: int) -> float:
-            fall = (1 + cos(pi * iteration / steps)) / 2
+            fall = half_cosine(iteration, steps)
             return FIRST * self._threat.eps * (LAST + (1 - LAST) * fall)
 
         ascent = ascend(
