@@ -15,6 +15,11 @@ from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.models.foreign import copied
 
+WIDEST = 1 << 26
+"""Entries of the largest matrix between two layers: half a gigabyte, and minutes an image where
+most neurons are unstable.
+"""
+
 _MADE_OF = (
     "CROWN bounds networks of convolutions, linear layers, BatchNorm, ReLU, average pooling and "
     "residual adds"
@@ -29,7 +34,7 @@ def certifiable(defended: DefendedClassifier, shape: tuple[int, ...]) -> Network
         shape: (C, H, W) of its images.
 
     Raises:
-        BadInput: where it is more than a network, or a network of other layers.
+        BadInput: where it is more than a network, a network of other layers, or too wide.
     """
     if not isinstance(defended, Classifier) or defended.stochastic:
         raise BadInput(
@@ -52,4 +57,11 @@ def certifiable(defended: DefendedClassifier, shape: tuple[int, ...]) -> Network
         raise BadInput(f"{name} cannot be certified ({one_line(error)}): {_MADE_OF}") from error
     if not fits:
         raise BadInput(f"{name} cannot be certified: {_MADE_OF}, in numbers of any precision")
+    widths = [torch.Size(shape).numel(), *(z[0].numel() for z in reached[:-1])]
+    entries = max((one * max(widths[:k]) for k, one in enumerate(widths) if k), default=0)
+    if entries > WIDEST:
+        raise BadInput(
+            f"{name} is too wide to be certified here: two of its layers span a matrix of "
+            f"{entries / 1e6:.0f} million entries, and {WIDEST / 1e6:.0f} are the most"
+        )
     return network

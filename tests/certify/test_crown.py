@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.certify import network
 from bench.certify.crown import Crown
 from bench.certify.lines import is_piecewise_affine
+from bench.certify.network import certifiable
+from bench.errors import BadInput
+from bench.models.classifier import Classifier
 from bench.noise import isolated
 from bench.threat import ThreatModel
 
@@ -126,6 +130,15 @@ def test_alpha_is_never_looser_and_sometimes_tighter() -> None:
     plain, ascended = (crown.margins(images, labels, steps=steps) for steps in (0, 30))
     assert (ascended >= plain - 1e-12).all()
     assert (ascended > plain + 1e-3).any()
+
+
+def test_a_network_that_is_too_wide_is_refused_before_anything_is_computed(monkeypatch) -> None:
+    """Dense layers of 16, 8 and 8: the widest matrix has 16 x 8 entries."""
+    classifier = Classifier(_net("dense").float(), 3)
+    assert certifiable(classifier, SHAPE)(_images()).dtype == torch.float64
+    monkeypatch.setattr(network, "WIDEST", 127)
+    with pytest.raises(BadInput, match="too wide"):
+        certifiable(classifier, SHAPE)
 
 
 def test_what_is_not_affine_but_for_relu_is_told() -> None:
