@@ -74,14 +74,25 @@ def test_an_interval_that_is_too_short_or_too_long_does_not_hold(few, monkeypatc
 
 
 def test_coverage_and_bias_are_those_of_the_samples():
-    values = iter([0.4, 0.5, 0.6, None])
+    row = coverage.simulated(case_of([0.5, 0.54, 0.52, None]), 4, [0, 0])
+    assert row["samples"] == 3 and row["coverage"] == 1
+    assert row["bias"] == pytest.approx(0) and row["width"] == pytest.approx(0.1)
+    assert not np.isnan(row["limit"])
+
+
+def test_what_looks_low_is_drawn_anew_and_judged_by_the_new_samples_alone():
+    unlucky, then = [0.4, 0.4], [0.4, *[0.53] * 19]
+    row = coverage.simulated(case_of(unlucky + then), 2, [0, 0])
+    assert row["samples"] == 20 and row["coverage"] == pytest.approx(0.95)
+    assert row["bias"] == pytest.approx(0.01 - 0.13 / 20)
+
+
+def case_of(values):
+    """A case with the truth .52 whose samples print these values, .05 to both sides."""
+    left = iter(values)
 
     def sample(_):
-        value = next(values)
+        value = next(left)
         return None if value is None else Estimate(value, value - 0.05, value + 0.05)
 
-    case = populations.Case("share", 50, 1, 0, "any", 0.5, 0.52, sample, 0.52)
-    row = coverage.simulated(case, 4, [0, 0])
-    assert row["samples"] == 3 and row["coverage"] == pytest.approx(1 / 3)
-    assert row["bias"] == pytest.approx(-0.02) and row["width"] == pytest.approx(0.1)
-    assert not np.isnan(row["limit"])
+    return populations.Case("share", 50, 1, 0, "any", 0.5, 0.52, sample, 0.52)
