@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,24 @@ from bench.threat import ThreatModel
 from bench.victim import Images, Victim
 
 P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward passes of one image, one draw a query."""
+
+    forward: int
+    backward: int = 0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: int) -> Passes:
+        return Passes(times * self.forward, times * self.backward)
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,23 @@ class Attack(ABC, Generic[P]):
         """
         return None
 
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """What an image costs at most that is right and is not broken: one draw a query, without
+        the pass that looks at its point again.
+
+        None where that is not known before the attack runs; the card's note then says on what it
+        depends.
+        """
+        return None
+
+    def fitted(self, setting: Setting) -> Self:
+        """The attack as it runs in this setting: itself, unless the setting says what it is made
+        of. Its stages, contents and checks are then those of the attack that is returned.
+
+        Raises `BadInput` where the setting names what there is not.
+        """
+        return self
+
     def check(self, setting: Setting) -> None:
         """Raise `BadInput` where the attack makes no sense in this setting; nothing has been
         computed yet.
@@ -116,8 +151,10 @@ class Attack(ABC, Generic[P]):
         return ()
 
     @property
-    def contents(self) -> Mapping[str, str]:
-        """By parameter: what stands in an identity in place of the name of a file, its SHA-256."""
+    def contents(self) -> Mapping[str, Any]:
+        """By parameter: what stands in an identity in its place, such as a file's SHA-256 instead
+        of its name.
+        """
         return {}
 
     def review(self, left: dict[str, float]) -> list[Finding]:
@@ -135,10 +172,12 @@ class Attack(ABC, Generic[P]):
         """
 
     @final
-    def __call__(
+    def found(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
-    ) -> AttackResult:
-        """Run the attack, put its points into ball and box, and re-evaluate them."""
+    ) -> tuple[AttackOutput, int]:
+        """What `run` returns, its points float32 inside ball and box, and how many of them it had
+        left outside.
+        """
         output = self.run(victim, images, labels, threat)
         if isinstance(output, Tensor):
             output = AttackOutput(output)
@@ -152,13 +191,22 @@ class Attack(ABC, Generic[P]):
         if bool(outside.any()):
             points = points.clone()
             points[outside] = threat.project(points[outside], images[outside])
+        return replace(output, points=points), int(outside.sum())
+
+    @final
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
+    ) -> AttackResult:
+        """Run the attack, put its points into ball and box, and re-evaluate them."""
+        output, outside = self.found(victim, images, labels, threat)
+        points = output.points
         stages = (
             torch.full((len(points),), NO_STAGE) if output.stages is None else output.stages.cpu()
         )
         return AttackResult(
             points,
             victim.verify(points),
-            int(outside.sum()),
+            outside,
             stages,
             output.findings,
             output.targets,

@@ -22,7 +22,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pydantic import Field
 from torch import Tensor
 
-from bench.attack import Attack, AttackOutput
+from bench.attack import Attack, AttackOutput, Passes
 from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import misclassified, reached
@@ -206,8 +206,8 @@ class AutoAttack(LibraryAttack[AutoAttackParams]):
     Params = AutoAttackParams
     card = Card(
         paper="Croce and Hein, ICML 2020, arXiv 2003.01690; pyautoattack",
-        note="at most min(9, K-1) targets; 7,857 forwards and 1,910 backwards for what survives "
-        "(K >= 10), 7 more to check",
+        note="at most min(9, K-1) targets; 7 of the forward passes are the library's checks of the "
+        "model",
     )
 
     @property
@@ -219,6 +219,18 @@ class AutoAttack(LibraryAttack[AutoAttackParams]):
     def name(self) -> str:
         """With the version."""
         return f"autoattack ({self.params.version})"
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """Every stage of the version, in Linf and L2."""
+        if self.params.version == "rand":
+            draws, stages = 20, self.stages
+            query = Passes(1) + Passes(101, 101) * draws
+            return around_passes(len(stages), randomised=True) + query * len(stages)
+        several = ("apgd-ce", "apgd-dlr", "fab") if self.params.version == "plus" else ()
+        total = around_passes(len(self.stages))
+        for name in self.stages:
+            total += stage_passes(name, num_classes, restarts=5 if name in several else 1)
+        return total
 
     @property
     def is_randomised(self) -> bool:
@@ -275,6 +287,11 @@ class LibraryStage(LibraryAttack[P]):
     def set_budget(self, suite: Suite) -> None:
         """Enter the parameters into the suite."""
 
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """The stage with its budget."""
+        budget = self.params.model_dump(include={"steps", "restarts", "targets", "queries"})
+        return around_passes(1) + stage_passes(self.stage, num_classes, **budget)
+
 
 class ApgdParams(LibraryParams):
     """Parameters of `apgd-ce` and `apgd-dlr`."""
@@ -300,6 +317,15 @@ class ApgdCe(LibraryStage[ApgdParams]):
         """Refuse a class that is not there, too."""
         super().check(setting)
         check_target(self.params.targeted, setting)
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """Towards classes: each start with a look at its two points."""
+        if self.params.targeted is None:
+            return super().passes(num_classes)
+        order = int(self.params.targeted in (EACH, "least-likely"))
+        classes = num_classes - 1 if self.params.targeted == EACH else 1
+        start = apgd_passes(self.params.steps) + Passes(2)
+        return around_passes(1) + Passes(order) + start * (classes * self.params.restarts)
 
     def classes(self, victim: Victim, images: Tensor, labels: Tensor) -> list[Tensor]:
         """The targets."""
@@ -375,6 +401,43 @@ class Square(LibraryStage[SquareParams]):
         """Queries and restarts."""
         suite.square.n_queries = self.params.queries
         suite.square.n_restarts = self.params.restarts
+
+
+# What the library costs ---------------------------------------------------------------------------
+
+
+def around_passes(stages: int, *, randomised: bool = False) -> Passes:
+    """The library's checks of a model, and looks at the images before and after each stage."""
+    return Passes((2 if randomised else 7) + 1 + stages)
+
+
+def apgd_passes(steps: int) -> Passes:
+    """One start of APGD."""
+    return Passes(steps + 1, steps + 1)
+
+
+def stage_passes(
+    name: str,
+    num_classes: int,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    queries: int = 5000,
+) -> Passes:
+    """What one of the library's attacks spends on an image that it does not break."""
+    aims = min(targets, num_classes - 1)
+    # Untargeted FAB differentiates every logit.
+    fab = Passes(2 * steps + 2, steps * num_classes) * restarts
+    searches = {
+        "apgd-ce": apgd_passes(steps) * restarts,
+        "apgd-dlr": apgd_passes(steps) * restarts,
+        "apgd-t": (Passes(1) + apgd_passes(steps)) * aims,
+        "fab": fab,
+        "fab-t": Passes(2 * steps + 3, steps) * aims,
+        "square": Passes(queries + 2) * restarts,
+    }
+    return Passes(1) + searches[name]
 
 
 # Around the library -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.attack import Attack
+from bench.attack import Attack, Passes
 from bench.defense import Card, NoParams
 from bench.losses import margin
 from bench.randomness import Query
@@ -20,6 +20,11 @@ class Null(Attack[NoParams]):
     """No perturbation: what judging alone costs a stochastic defense."""
 
     card = Card(note="control", control=True)
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """None are needed."""
+        del num_classes
+        return Passes(0)
 
     def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         """The images themselves."""
@@ -41,6 +46,11 @@ class RandomNoise(Attack[NoiseParams]):
 
     Params = NoiseParams
     card = Card(note="control", control=True)
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """One forward pass a try."""
+        del num_classes
+        return Passes(self.params.tries)
 
     def run(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         """The worst of `tries` random points."""

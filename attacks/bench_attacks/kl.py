@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from bench.attack import AttackOutput
+from bench.attack import AttackOutput, Passes
 from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import Loss, RowLoss, kl, margin
@@ -90,11 +90,19 @@ class KL(Search[KLParams]):
                 "none beside this defense: give to=self"
             )
 
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """The clean answers, each search, and one look at the point of each of several."""
+        del num_classes
+        views = {view for name in self._names for view in AIMS[name]}
+        searches = len(self._names) * len(self._directions) * self.params.restarts
+        search = Passes(self.params.steps + 1 + int(searches > 1), self.params.steps)
+        return Passes(len(views)) + search * searches
+
     def run(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
     ) -> Tensor | AttackOutput:
         """Each image's first success, else its point of largest margin over all searches."""
-        names = tuple(AIMS) if self.params.to == "each" else (self.params.to,)
+        names = self._names
         views = dict.fromkeys(view for name in names for view in AIMS[name])
         attempts = len(names) * len(self._directions) * self.params.restarts
         answers = {view: clean_answers(victim, images, view, attempts) for view in views}
@@ -104,6 +112,11 @@ class KL(Search[KLParams]):
             for _ in range(self.params.restarts)
         ]
         return self.best(victim, images, threat, list(_attempts(victim, labels, losses)))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The entries of `AIMS` that are taken in turn."""
+        return tuple(AIMS) if self.params.to == "each" else (self.params.to,)
 
     @property
     def _directions(self) -> tuple[bool, ...]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.attack import AttackOutput
+from bench.attack import AttackOutput, Passes
 from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import Loss, RowLoss, margin
@@ -84,6 +84,14 @@ class Latent(Search[LatentParams]):
                 f"restarts={self.params.restarts} from the image itself are one search: give "
                 "random_start=true, or more guides"
             )
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """A look at each guide, its queries, each of features and answer, and one at its point."""
+        del num_classes
+        pgd = self.params.optimiser == "pgd"
+        queries, searches = self.params.steps + int(pgd), self.params.guides * self.params.restarts
+        looks = 1 + int(searches > 1)
+        return Passes(2 * queries + looks, self.params.steps) * searches
 
     def run(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel

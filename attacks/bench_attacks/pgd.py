@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from bench.attack import Attack, AttackOutput
+from bench.attack import Attack, AttackOutput, Passes
 from bench.defense import Card, Setting
 from bench.errors import BadInput
 from bench.losses import LOSSES, Loss, towards
@@ -115,6 +115,11 @@ class Search(Attack[P]):
         """What candidates are compared by on fresh draws, on the logits."""
         raise NotImplementedError
 
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """One forward pass more than backward passes a restart."""
+        del num_classes
+        return Passes(self.params.steps + 1, self.params.steps) * self.params.restarts
+
     def remarks(self, setting: Setting) -> Iterable[str]:
         """A step above 2 eps, which crosses the whole ball."""
         eps = setting.threat.eps
@@ -215,6 +220,13 @@ class PGD(Search[PGDParams]):
     def targeted(self) -> bool:
         """Whether each image has one class to become; under `each` any wrong class will do."""
         return self.params.targeted not in (None, EACH)
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """As `Search`, for each target, and a look at the clean image where it says the order."""
+        ascent = Passes(self.params.steps + 1, self.params.steps) * self.params.restarts
+        if self.params.targeted == EACH:
+            return Passes(1) + ascent * (num_classes - 1)
+        return ascent + Passes(int(self.params.targeted == "least-likely"))
 
     def check(self, setting: Setting) -> None:
         """Refuse a class that is not there, and a loss that leads to none or needs one."""

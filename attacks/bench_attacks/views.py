@@ -10,6 +10,7 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer
 from torch import Tensor
 
+from bench.attack import Passes
 from bench.defense import Card
 from bench.errors import BadInput
 from bench.losses import Loss, margin
@@ -48,13 +49,18 @@ class Views(Search[ViewsParams]):
         paper="the loss of Carlini and Wagner 2017, arXiv 1608.04644, f6; several objectives in "
         "one: Tramer et al. 2020, arXiv 2002.08347",
         note="an answer that is one of the views is broken whatever chooses among them; where a "
-        "defense has no such view, `logits`",
+        "defense has no such view, `logits`; a survivor costs restarts x (steps + 1) forward "
+        "passes of each view and of the answer, and restarts x steps backward passes of each view",
     )
 
     @property
     def loss(self) -> Loss:
         """The capped margin."""
         return capped_margin
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """Known for the answer alone; else it depends on how many views a name means."""
+        return super().passes(num_classes) if self.params.at == ("logits",) else None
 
     def objective(self, victim: Victim, labels: Tensor, rows: Tensor, restart: int) -> Objective:
         """All named views together."""
@@ -87,6 +93,12 @@ class Evade(Search[EvadeParams]):
     def loss(self) -> Loss:
         """The capped margin."""
         return capped_margin
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """Of base, detector and answer a step."""
+        del num_classes
+        steps = self.params.steps
+        return Passes(3 * (steps + 1), 2 * steps) * self.params.restarts
 
     def objective(self, victim: Victim, labels: Tensor, rows: Tensor, restart: int) -> Objective:
         """Margin of the base, capped, minus the weighted excess of the detector's alarm."""

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from bench.defense import Card
 from bench.errors import BadInput
-from bench.plugins.create import MODIFIERS
+from bench.plugins.create import MODIFIERS, SETTINGS, create
 from bench.plugins.registry import Alias
-from bench.spec import Params, nearest, parse, show_number
+from bench.spec import Params, Spec, nearest, parse, show_number
 
 EXPECTED = {
     "base": "broken: no better than the undefended classifier under its first fitting attack",
@@ -22,21 +22,24 @@ EXPECTED = {
 
 def describe(name: str, registries: dict[str, Any]) -> dict[str, Any]:
     """Name, kind, description, parameters and card of the plugin called `name` or `kind/name`,
-    whichever kind it is.
+    whichever kind it is; of an attack also what an image costs, with the parameters behind its
+    name.
     """
     kind, _, rest = name.partition("/")
     if kind in registries and "@" not in name:
         registries, name = {kind: registries[kind]}, rest
     kind = kind_of(name, registries)
     plugin = registries[kind].get(name if "@" in name else _bare(name))
+    cost = _cost(name, registries[kind]) if kind == "attacks" else {}
     if isinstance(plugin, Alias):
         return {
             "name": name,
             "kind": kind,
             "alias_of": plugin.spec,
             **_of(parse(plugin.spec).name, kind, registries),
+            **cost,
         }
-    return {"name": name, "kind": kind, **_facts(plugin)}
+    return {"name": name, "kind": kind, **_facts(plugin), **cost}
 
 
 def kind_of(name: str, registries: dict[str, Any]) -> str:
@@ -100,6 +103,31 @@ def _facts(plugin: Any) -> dict[str, Any]:
     if hasattr(plugin, "uses"):
         facts["options"] = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(plugin.uses))
     return {key: value for key, value in facts.items() if value not in ("", [])}
+
+
+def _cost(text: str, registry: Any) -> dict[str, str]:
+    """What an image costs under an attack that does not break it; nothing where its parameters do
+    not tell it. Raises `BadInput` for parameters that it does not take.
+    """
+    spec = parse(text)
+    name = spec.name if "@" in spec.name else spec.name.split("+")[0]
+    options = {key: value for key, value in spec.options.items() if key not in SETTINGS}
+    plugin = registry.get(name)
+    if isinstance(plugin, Alias):
+        base = parse(plugin.spec)
+        fixed = {key: value for key, value in base.options.items() if key not in SETTINGS}
+        name, options = base.name, {**fixed, **options}
+    try:
+        attack = create(registry, Spec(name, spec.positional, options)).plugin
+    except BadInput:
+        if spec.positional or spec.options:
+            raise
+        return {}
+    passes = attack.passes()
+    if passes is None:
+        return {}
+    told = f"{passes.total:,} = {passes.forward:,} forward + {passes.backward:,} backward"
+    return {"passes of a survivor": f"at most {told} (10 classes, one draw a query)"}
 
 
 def _images(dataset: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from bench_attacks.ensemble import Ensemble, losses, schedule
 from bench_attacks.ensemble.schedule import STAGES, Ascents, Squares, Targets, passes
 from torch import nn
 
+from bench.attack import Passes
 from bench.commands.info import describe
 from bench.losses import margin
 from bench.maximise import ascend
@@ -24,6 +25,7 @@ from bench.victim import Victim, frozen
 from tests.toys import (
     Linear,
     NoisyLinear,
+    Unbreakable,
     attack_robust,
     classifier,
     exact_distance,
@@ -105,18 +107,6 @@ def test_masked_classes_change_no_verdict(floor):
 # The budget ---------------------------------------------------------------------------------------
 
 
-class Unbreakable(nn.Module):
-    """Always class 0, with a gradient."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, images):
-        flat = images.flatten(1)
-        return torch.cat([10 + flat[:, :1], flat[:, 1 : self.classes]], 1)
-
-
 @pytest.mark.parametrize("profile", ["fast", "standard"])
 @pytest.mark.parametrize("classes", [2, 10, 16])
 def test_what_nothing_breaks_costs_the_told_budget(profile, classes, monkeypatch):
@@ -129,7 +119,10 @@ def test_what_nothing_breaks_costs_the_told_budget(profile, classes, monkeypatch
     model, threat = classifier(Unbreakable(classes), classes), ThreatModel("linf", 0.1)
     found, victim = run(model, images, labels, threat, Ensemble(profile=profile))
     told = passes(STAGES[profile], classes)
-    assert (victim.forwards + victim.backwards).tolist() == [told] * 3
+    assert (victim.forwards.tolist(), victim.backwards.tolist()) == (
+        [told.forward] * 3,
+        [told.backward] * 3,
+    )
     assert found.stages.tolist() == [-1] * 3
 
 
@@ -138,16 +131,16 @@ def test_info_and_the_page_tell_the_budgets():
     described = describe("ensemble", {"attacks": ATTACKS})
     for profile, stages in STAGES.items():
         (told,) = re.findall(rf"{profile} ([\d,]*\d)", described["note"])
-        assert int(told.replace(",", "")) == passes(stages)
+        assert int(told.replace(",", "")) == passes(stages).total
         assert f"| `ensemble:{profile}` | {told} |" in page
     assert "not the reference AutoAttack" in described["note"]
 
 
 def test_the_profiles_cost_what_they_were_made_for():
     """AutoAttack costs 9,767 passes; a third of its time, with backward passes twice as long."""
-    assert passes(STAGES["fast"]) <= 9767 / 20
-    assert passes(STAGES["standard"]) <= 9767 / 3
-    assert passes(STAGES["strong"]) > passes(STAGES["standard"])
+    assert passes(STAGES["fast"]).total <= 9767 / 20
+    assert passes(STAGES["standard"]).total <= 9767 / 3
+    assert passes(STAGES["strong"]).total > passes(STAGES["standard"]).total
 
 
 def test_an_image_leaves_at_its_first_success():
@@ -156,7 +149,7 @@ def test_an_image_leaves_at_its_first_success():
     threat = ThreatModel("linf", float(np.sort(distance)[-1] * 0.999))
     _, victim = run(classifier(model, 10), images, labels, threat)
     spent = victim.forwards + victim.backwards
-    assert spent[distance.argmax()] == passes(STAGES["fast"])
+    assert spent[distance.argmax()] == passes(STAGES["fast"]).total
     assert spent[distance < 0.5 * threat.eps].max() < 10
 
 
@@ -360,8 +353,8 @@ def test_no_image_leaves_where_a_success_is_not_final(randomness, monkeypatch):
     drawn = read_randomness(randomness)
     _, victim = run(model, images, labels, threat, attack, randomness=drawn)
     assert len(set(victim.backwards.tolist())) == 1
-    ascents = sum(stage.passes(3) for stage in STAGES["fast"][:2])
-    assert victim.backwards[0] > drawn.k * ascents / 2
+    ascents = passes(STAGES["fast"][:2], 3)
+    assert victim.backwards[0] > drawn.k * ascents.backward
 
 
 def test_momentum_of_nothing_is_the_plain_ascent():
@@ -379,6 +372,6 @@ def test_momentum_of_nothing_is_the_plain_ascent():
 
 
 def test_schedule_counts_are_exact():
-    assert schedule.ascent_passes(10) == 21
-    assert Targets("t", 10, 3).passes(4) == 1 + 3 * 21
-    assert Targets("t", 10, 3).passes(100) == 1 + 2 * 9 + 3 * 21
+    assert schedule.ascent_passes(10) == Passes(11, 10)
+    assert Targets("t", 10, 3).passes(4) == Passes(1 + 3 * 11, 3 * 10)
+    assert Targets("t", 10, 3).passes(100) == Passes(1 + 9 + 3 * 11, 9 + 3 * 10)

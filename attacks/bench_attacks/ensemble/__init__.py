@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.attack import Attack, AttackOutput
+from bench.attack import Attack, AttackOutput, Passes
 from bench.defense import Card
 from bench.losses import Loss, RowLoss, margin, misclassified
 from bench.maximise import Objective, Reading, ascend, half_cosine
@@ -38,7 +38,7 @@ MOMENTUM = 0.25
 SCORING_DRAWS = 20
 """Fresh draws of their own on which candidates are compared where queries draw freshly."""
 
-_COSTS = ", ".join(f"{name} {passes(stages):,}" for name, stages in STAGES.items())
+_COSTS = ", ".join(f"{name} {passes(stages).total:,}" for name, stages in STAGES.items())
 
 
 class EnsembleParams(Params):
@@ -70,6 +70,10 @@ class Ensemble(Attack[EnsembleParams]):
     def schedule(self) -> tuple[Stage, ...]:
         """The stages of the profile."""
         return STAGES[self.params.profile]
+
+    def passes(self, num_classes: int = 10) -> Passes | None:
+        """Every step of every stage."""
+        return passes(self.schedule, num_classes)
 
     @property
     def stages(self) -> tuple[str, ...]:

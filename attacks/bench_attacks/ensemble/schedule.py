@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.attack import Passes
 from bench_attacks.ensemble.losses import LossAt, margin_at, mifpe_at, pma_at
 
 Start = Literal["image", "ball", "corner"]
@@ -31,10 +32,10 @@ class Ascents:
     start: Start = "ball"
     starts: int = 1
 
-    def passes(self, num_classes: int) -> int:
-        """Forward and backward passes of a survivor."""
+    def passes(self, num_classes: int) -> Passes:
+        """What a survivor costs."""
         del num_classes
-        return self.starts * ascent_passes(self.steps)
+        return ascent_passes(self.steps) * self.starts
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ class Targets:
         others = num_classes - 1
         return 0 if others <= self.most else min(others, CANDIDATES * self.most)
 
-    def passes(self, num_classes: int) -> int:
-        """Forward and backward passes of a survivor."""
-        order = 1 + 2 * self.candidates(num_classes)
-        return order + self.classes(num_classes) * ascent_passes(self.steps)
+    def passes(self, num_classes: int) -> Passes:
+        """What a survivor costs."""
+        candidates = self.candidates(num_classes)
+        order = Passes(1 + candidates, candidates)
+        return order + ascent_passes(self.steps) * self.classes(num_classes)
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ class Squares:
     name: str
     queries: int
 
-    def passes(self, num_classes: int) -> int:
-        """Forward passes of a survivor."""
+    def passes(self, num_classes: int) -> Passes:
+        """What a survivor costs."""
         del num_classes
-        return self.queries
+        return Passes(self.queries)
 
 
 Stage = Ascents | Targets | Squares
@@ -94,14 +96,14 @@ CANDIDATES = 3
 """So many times the classes that are aimed at are compared by their estimated distance."""
 
 
-def ascent_passes(steps: int) -> int:
+def ascent_passes(steps: int) -> Passes:
     """One forward pass more than backward passes."""
-    return 2 * steps + 1
+    return Passes(steps + 1, steps)
 
 
-def passes(stages: tuple[Stage, ...], num_classes: int = 10) -> int:
-    """Forward and backward passes that an image costs which none of the stages breaks."""
-    return sum(stage.passes(num_classes) for stage in stages)
+def passes(stages: tuple[Stage, ...], num_classes: int = 10) -> Passes:
+    """What an image costs which none of the stages breaks."""
+    return sum((stage.passes(num_classes) for stage in stages), Passes(0))
 
 
 Profile = Literal["fast", "standard", "strong"]
