@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.certify.lines import Backward, Lines, Network, Segment, backward, relu_inputs, segment
+from bench.certify.lines import Backward, Lines, Network, backward, relu_inputs
+from bench.certify.segments import ROUNDING, Segment, lines_of, segment, through
 from bench.threat import ThreatModel
-
-_ROUNDING = 1e-11
-"""Times the sum of absolute values: more than sums of a million terms err in float64."""
 
 CHUNK = 1 << 22
 """Most float64 numbers of one layer that are worked on at once: 32 MB, which caches like."""
@@ -41,12 +39,12 @@ class Region:
 
     def least(self, bound: Backward) -> Tensor:
         """The least value of a bound from below over each row's region, rounded down: (rows,)."""
-        slack = _ROUNDING * (self._size(bound) + bound.size)
+        slack = ROUNDING * (self._size(bound) + bound.size)
         return self._least(bound.coefficients) + bound.below - slack
 
     def greatest(self, bound: Backward) -> Tensor:
         """The greatest value of a bound from above, rounded up: (rows,)."""
-        slack = _ROUNDING * (self._size(bound) + bound.size)
+        slack = ROUNDING * (self._size(bound) + bound.size)
         return -self._least(-bound.coefficients) + bound.above + slack
 
     def _least(self, coefficients: Tensor) -> Tensor:
@@ -108,7 +106,7 @@ class Crown:
             # Interval bounds tell most neurons that are never, or always, active.
             bounds = list(self._segment(region, number).interval(low, high))
             if tight and (number or region.norm == "l2"):
-                self._tighten(region, layers, bounds, inner)
+                self._tighten(region, layers, bounds)
             low[number], high[number] = (one.clamp(min=0) for one in bounds)
             least, greatest = (one.reshape(n, *inner) for one in bounds)
             layers.append(Lines.between(least, greatest))
@@ -128,27 +126,27 @@ class Crown:
             self._segments[number] = segment(self._network, shape, shapes, max(1, CHUNK // inputs))
         return self._segments[number]
 
-    def _tighten(
-        self, region: Region, layers: Sequence[Lines], bounds: list[Tensor], inner: tuple[int, ...]
-    ) -> None:
+    def _tighten(self, region: Region, layers: Sequence[Lines], bounds: list[Tensor]) -> None:
         """Replace the bounds (n, neurons) of unstable neurons by CROWN's, where those are
         tighter.
         """
         low, high = bounds
+        shape = tuple(region.images.shape[1:])
+        segments = [self._segment(region, k) for k in range(len(layers) + 1)]
         for lines in ([one.parallel() for one in layers], layers):
-            images, neurons = ((low < 0) & (high > 0)).nonzero(as_tuple=True)
-            for rows in torch.arange(len(images)).split(self._rows(region, layers)):
-                image, neuron = images[rows], neurons[rows]
-                ours, where = [one.rows(image) for one in lines], region.rows(image)
-                aims = _unit(neuron, inner)
-                bound = self._backward(region, ours, aims)
-                greatest = (
-                    -where.least(self._backward(region, ours, -aims))
-                    if lines is layers
-                    else where.greatest(bound)
-                )
-                low[image, neuron] = torch.maximum(low[image, neuron], where.least(bound))
-                high[image, neuron] = torch.minimum(high[image, neuron], greatest)
+            both = lines is not layers
+            for image in range(len(low)):
+                ours = [lines_of(one, image) for one in lines]
+                unstable = ((low[image] < 0) & (high[image] > 0)).nonzero().squeeze(1)
+                for neurons in unstable.split(self._rows(region, layers)) if len(unstable) else ():
+                    where = region.rows(torch.full_like(neurons, image))
+                    bound = through(segments, ours, neurons, shape)
+                    if both:
+                        greatest = where.greatest(bound)
+                    else:
+                        greatest = -where.least(through(segments, ours, neurons, shape, sign=-1))
+                    low[image, neurons] = torch.maximum(low[image, neurons], where.least(bound))
+                    high[image, neurons] = torch.minimum(high[image, neurons], greatest)
 
     def _rows(self, region: Region, layers: Sequence[Lines]) -> int:
         """Rows of a bound that are worked on at once."""
@@ -219,10 +217,3 @@ class Crown:
                 for slope in slopes:
                     slope.clamp_(0, 1)
         return best
-
-
-def _unit(neurons: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows that pick one neuron each: (len(neurons), *shape) in float64."""
-    rows = torch.zeros(len(neurons), torch.Size(shape).numel(), dtype=torch.float64)
-    rows[torch.arange(len(neurons)), neurons] = 1
-    return rows.reshape(-1, *shape)

@@ -106,7 +106,7 @@ class _Line(torch.autograd.Function):
         return onto, None, None, None, None
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The ReLU was reached at which a pass is to stop."""
 
     def __init__(self, z: Tensor) -> None:
@@ -202,7 +202,7 @@ def backward(
 
     def replace(number: int, z: Tensor) -> Tensor:
         if number == target:
-            raise _Reached(z)
+            raise Reached(z)
         one = lines[number]
         result: Tensor = _Line.apply(z, one.lower, one.upper, one.shift, sink)
         return result
@@ -212,7 +212,7 @@ def backward(
         try:
             with replaced(replace):
                 z = network(leaf)
-        except _Reached as reached:
+        except Reached as reached:
             z = reached.z
         none = torch.zeros(len(aims), 1, dtype=torch.float64)
         sink.add(aims * z.detach(), none, none)
@@ -221,68 +221,3 @@ def backward(
         )
     coefficients = torch.zeros_like(leaf) if slope is None else slope
     return Backward(coefficients, sink.below, sink.above, sink.size)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The affine map from the image and the outputs of earlier ReLUs to the input of one ReLU.
-
-    Attributes:
-        matrices: by source, -1 for the image, else the ReLU's number: (neurons, inputs).
-        constant: (neurons,).
-    """
-
-    matrices: dict[int, Tensor]
-    constant: Tensor
-
-    def interval(self, low: dict[int, Tensor], high: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """Bounds of the neurons, each (n, neurons), from those of the sources, each (n, inputs)."""
-        least = greatest = self.constant
-        for source, matrix in self.matrices.items():
-            positive, negative = matrix.clamp(min=0), matrix.clamp(max=0)
-            least = least + low[source] @ positive.T + high[source] @ negative.T
-            greatest = greatest + high[source] @ positive.T + low[source] @ negative.T
-        return least, greatest
-
-
-def segment(
-    network: Network, shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]], chunk: int
-) -> Segment:
-    """The segment before the ReLU that follows those of these shapes.
-
-    Args:
-        network: in float64.
-        shape: (C, H, W) of an image.
-        shapes: of the inputs of the ReLUs before, and of this one at last.
-        chunk: rows of the matrices that are worked on at once.
-    """
-    target, neurons = len(shapes) - 1, torch.Size(shapes[-1]).numel()
-    matrices: dict[int, list[Tensor]] = {}
-    constants = []
-    for rows in torch.arange(neurons).split(chunk):
-        leaves = {-1: torch.zeros(len(rows), *shape, dtype=torch.float64, requires_grad=True)}
-
-        def replace(number: int, z: Tensor, leaves: dict[int, Tensor] = leaves) -> Tensor:
-            if number == target:
-                raise _Reached(z)
-            leaves[number] = torch.zeros_like(z).requires_grad_(True)
-            return leaves[number]
-
-        z = None
-        with torch.enable_grad(), replaced(replace):
-            try:
-                network(leaves[-1])
-            except _Reached as reached:
-                z = reached.z
-        assert z is not None
-        aims = torch.zeros(len(rows), neurons, dtype=torch.float64)
-        aims[torch.arange(len(rows)), rows] = 1
-        slopes = torch.autograd.grad(
-            z, list(leaves.values()), aims.reshape(z.shape), allow_unused=True
-        )
-        for source, slope in zip(leaves, slopes, strict=True):
-            if slope is not None:
-                matrices.setdefault(source, []).append(slope.flatten(1))
-        constants.append(z.detach().flatten(1)[0, rows])
-    whole = {source: torch.cat(parts) for source, parts in matrices.items()}
-    return Segment({s: m for s, m in whole.items() if len(m) == neurons}, torch.cat(constants))

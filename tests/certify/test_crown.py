@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bench.certify import network
 from bench.certify.crown import Crown
-from bench.certify.lines import is_piecewise_affine
+from bench.certify.lines import Lines, backward, is_piecewise_affine, relu_inputs
 from bench.certify.network import certifiable
+from bench.certify.segments import Segment, lines_of, segment, through
 from bench.errors import BadInput
 from bench.models.classifier import Classifier
 from bench.noise import isolated
@@ -148,3 +150,76 @@ def test_what_is_not_affine_but_for_relu_is_told() -> None:
             net = nn.Sequential(other, nn.Flatten(), nn.LazyLinear(3)).double()
             net(_images())
         assert not is_piecewise_affine(net, SHAPE)
+
+
+class Deep(nn.Module):
+    """Convolutions whose matrices are sparse, a residual add, and layers that are dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 2), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.third, self.head = nn.Linear(100, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        y = (self.second(y) + y).relu()
+        return self.head(self.third(y.flatten(1)).relu())
+
+
+DEEP_SHAPE = (1, 6, 6)
+
+
+def _deep() -> tuple[nn.Module, list[tuple[int, ...]], list[Segment]]:
+    with isolated(4):
+        net = Deep().double()
+    inputs = relu_inputs(net, torch.zeros(1, *DEEP_SHAPE, dtype=torch.float64))[:-1]
+    shapes = [tuple(z.shape[1:]) for z in inputs]
+    segments = [segment(net, DEEP_SHAPE, shapes[: k + 1], 5) for k in range(len(shapes))]
+    return net, shapes, segments
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_matrices_give_the_bounds_that_the_network_itself_gives(sign: int, parallel: bool) -> None:
+    net, shapes, segments = _deep()
+    generator = torch.Generator().manual_seed(3)
+    for target in range(3):
+        lines = []
+        for shape in shapes[:target]:
+            centre, radius = torch.randn(2, 1, *shape, generator=generator).double()
+            one = Lines.between(centre - radius.abs(), centre + radius.abs())
+            lines.append(one.parallel() if parallel else one)
+        width = torch.Size(shapes[target]).numel()
+        aims = sign * torch.eye(width).double().reshape(width, *shapes[target])
+        rows = torch.zeros(width, dtype=torch.long)
+        whole = backward(net, DEEP_SHAPE, [one.rows(rows) for one in lines], aims)
+        ours = through(
+            segments[: target + 1],
+            [lines_of(one, 0) for one in lines],
+            torch.arange(width),
+            DEEP_SHAPE,
+            sign,
+        )
+        for name in ("coefficients", "below", *(["above"] if parallel else [])):
+            torch.testing.assert_close(getattr(ours, name), getattr(whole, name))
+        assert (ours.size >= ours.below.abs() - 1e-9).all()
+
+
+def test_the_first_matrices_are_sparse_and_the_last_dense() -> None:
+    _, _, (first, second, third) = _deep()
+    assert first.matrices[-1].nnz == 100 * 4
+    assert set(second.matrices) == {0} and second.matrices[0].nnz < 100 * 10
+    assert isinstance(third.matrices[1], np.ndarray) and third.matrices[1].shape == (7, 100)
+
+
+def test_intervals_hold_and_are_attained_by_a_single_layer() -> None:
+    net, _, segments = _deep()
+    images = torch.rand(3, *DEEP_SHAPE, generator=torch.Generator().manual_seed(1)).double()
+    low, high = ({-1: (images + s * 0.1).flatten(1)} for s in (-1, 1))
+    least, greatest = segments[0].interval(low, high)
+    weights = net.first.weight.detach().abs().sum((1, 2, 3))  # type: ignore[union-attr, operator]
+    width = (greatest - least).reshape(3, 4, 5, 5)
+    torch.testing.assert_close(width, 0.2 * weights[None, :, None, None].expand_as(width))
+    middle = relu_inputs(net, images)[0].flatten(1)
+    torch.testing.assert_close((least + greatest) / 2, middle)
+    assert (least < middle).all() and (middle < greatest).all()
