@@ -128,6 +128,21 @@ class DataAccess:
         return self._sources[need]()
 
 
+@dataclass(frozen=True)
+class GaussianVote:
+    """What a classifier votes over: what `base` says of the image under Gaussian noise.
+
+    Attributes:
+        sigma: standard deviation of the noise, independent for each entry, in units of [0, 1]
+            pixels.
+        base: images (n, C, H, W) with that noise, not clipped, to the logits of one draw; its own
+            noise, where it takes any, is independent of the image's.
+    """
+
+    sigma: float
+    base: Forward
+
+
 class DefendedClassifier(nn.Module):
     """A classifier as it is deployed: `forward(images, noise) -> logits`.
 
@@ -188,6 +203,14 @@ class DefendedClassifier(nn.Module):
                 f"unknown view {view!r}: this classifier offers {', '.join(self.views())}"
             )
         return self
+
+    def gaussian_vote(self) -> GaussianVote | None:
+        """What it votes over, where its answer is the class that most draws of Gaussian noise on
+        the image are given; None for all others.
+
+        `bench certify` then bounds the vote of infinitely many draws, drawing the noise itself.
+        """
+        return None
 
 
 def gradient_name(gradient: str) -> str:
@@ -306,7 +329,8 @@ class Card:
             only).
         surrogate: what replaces its parts without gradient in the backward pass `bpda` (defenses
             only).
-        attacks: specs of the attacks that fit it, the one that breaks it first (defenses only).
+        attacks: specs of the attacks that fit it, the one that breaks it first; the attack
+            `adaptive` runs them all (defenses only).
         control: whether an attack is a control that is not meant to succeed (attacks only).
         stand_in: whether a defense stands in for a published one whose code or details are missing;
             boards say so behind its name (defenses only).
@@ -333,6 +357,8 @@ class Setting:
         num_classes: number of classes K.
         shape: (C, H, W) of the images.
         has_base: whether attacks may ask the undefended classifier.
+        gradients: the backward passes that attacks may ask for.
+        attacks: specs of attacks that the defense's card names.
     """
 
     stochastic: bool
@@ -341,6 +367,8 @@ class Setting:
     num_classes: int
     shape: tuple[int, ...]
     has_base: bool = field(default=True, kw_only=True)
+    gradients: tuple[str, ...] = field(default=("full",), kw_only=True)
+    attacks: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

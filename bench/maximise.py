@@ -37,11 +37,24 @@ class Trace:
 
     def __init__(self) -> None:
         self._readings: list[tuple[int, Tensor, Reading]] = []
+        self._rows: Tensor | None = None
+        self._first_restart = 0
 
     def add(self, restart: int, rows: Tensor, reading: Reading) -> None:
         """Keep values and successes of one query of these rows, without the gradients."""
         kept = Reading(reading.value, None, reading.success)
-        self._readings.append((restart, rows, kept))
+        known = rows if self._rows is None else self._rows[rows]
+        self._readings.append((self._first_restart + restart, known, kept))
+
+    def part(self, rows: Tensor, number: int) -> Trace:
+        """Where an attack inside an attack enters what it reads of images that are these rows here;
+        its restarts count from `number` times 65,536 on.
+        """
+        inside = Trace()
+        inside._readings = self._readings
+        inside._rows = rows if self._rows is None else self._rows[rows]
+        inside._first_restart = self._first_restart + (number << 16)
+        return inside
 
     def paths(self, restart: int = 0) -> dict[int, list[float]]:
         """By row: the values read in one restart, in the order of the steps."""

@@ -299,6 +299,12 @@ class BuildNoise(Noise):
         return Noise(replace(rows, site=joined(inside, name)))
 
 
+def again(noise: Noise) -> Noise:
+    """The same numbers for another pass, with a book of its own of what was asked for."""
+    book: dict[str, bool] = {}
+    return noise._over(noise._key.map(lambda key: replace(key, asked=book)))
+
+
 def seed_of(noise: Noise, name: str) -> int:
     """A 63-bit seed of one row, for libraries and opaque models that take no noise."""
     if len(noise) != 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from bench.defense import DefendedClassifier, Forward, gradient_name
 from bench.errors import BadInput
 from bench.losses import Loss, RowLoss, misclassified, reached, value_of
 from bench.maximise import Objective, Reading, Trace
-from bench.noise import Noise, Stream, pack_draw
+from bench.noise import Noise, Stream, again, pack_draw
 from bench.randomness import Draws, Query, RandomnessModel
 
 # Scoring draws live in a restart of their own, so that they never meet the draws of a search.
@@ -34,6 +34,10 @@ _RANK = 1e4
 BASE_VIEW = "base"
 """The view that reads the undefended classifier T in the defense's place. A defense may offer a
 view of this name itself.
+"""
+SEARCHING, _VERDICT, MERGING = range(3)
+"""What scoring draws are for: to choose among the points of one search; a replayed verdict; to
+choose among the points of several searches.
 """
 VERDICT_DRAWS = 20
 """Draws of the stages that are not frozen, when the frozen ones are replayed for the verdict."""
@@ -69,6 +73,7 @@ class _Aim:
         until_all_err: whether a success needs an error of every view, not of the answer alone.
         targets: what the losses are given in place of the labels, and what a success answers.
         any_wrong: whether, with targets, any wrong answer is a success.
+        beyond: whether gradients are asked for at successes too.
     """
 
     labels: Tensor
@@ -76,13 +81,30 @@ class _Aim:
     until_all_err: bool = False
     targets: Tensor | None = None
     any_wrong: bool = False
+    beyond: bool = False
+
+
+@dataclass(frozen=True)
+class DrawReading:
+    """What one query tells of each image under each of its draws.
+
+    Attributes:
+        values: the loss, (n, draws).
+        gradients: its gradient to the image under each draw, (n, draws, C, H, W); None where it was
+            not asked for.
+        success: as in `Reading`, bool (n,).
+    """
+
+    values: Tensor
+    gradients: Tensor | None
+    success: Tensor
 
 
 class Slopes:
     """How many gradients an attack asked for, and what became of them, by image: int64 (n,) each.
 
     An image that had succeeded at a query needs no gradient and is not counted there. The gradients
-    of one query are averaged over its draws and count once.
+    of one query are averaged over its draws and count once; those of `draw_by_draw` count each.
 
     Attributes:
         asked: gradients that the attack asked for.
@@ -117,6 +139,11 @@ class Slopes:
         self.asked.index_add_(0, rows, one)
         self.zero.index_add_(0, rows, one)
 
+    def add(self, other: Slopes, rows: Tensor) -> None:
+        """Count what another one counted of images that are these rows here, int64 (m,)."""
+        for name, counts in other.by_name().items():
+            getattr(self, name).index_add_(0, rows, counts)
+
     def by_name(self) -> dict[str, Tensor]:
         """The counts by their names."""
         return {name: getattr(self, name) for name in SLOPE_COUNTS}
@@ -147,8 +174,6 @@ class Victim:
             engine sets it. None where nobody did.
         forwards, backwards: passes per image so far, int64 (n,); those through the base count like
             those through the defense.
-        gradient_blocked: whether some gradient did not exist at all (no path from the objective to
-            the image).
         slopes: what became of the gradients that were asked for.
         trace: where objectives enter what they read, step by step; nowhere by default.
         verified: the logits (n, draws, K) behind the last answer of `verify`; None before.
@@ -175,7 +200,8 @@ class Victim:
         self.randomness = randomness or RandomnessModel()
         self.forwards = torch.zeros(len(ids), dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
-        self.gradient_blocked = False
+        self._blocked = False
+        self._parts_blocked: list[bool] = []
         self.slopes = Slopes(len(ids), device)
         self.verified: Tensor | None = None
         self.views = classifier.views()
@@ -186,6 +212,55 @@ class Victim:
         self._batch_size = batch_size
         self._device = torch.device(device)
         self._base = base
+
+    @property
+    def gradient_blocked(self) -> bool:
+        """Whether some gradient did not exist at all (no path from the objective to the image); of
+        several attacks in one, whether that holds of each that asked for any.
+        """
+        return self._blocked or (bool(self._parts_blocked) and all(self._parts_blocked))
+
+    @contextmanager
+    def part(
+        self, rows: Tensor, gradient: str | None = None, *, of_base: bool = False
+    ) -> Iterator[Victim]:
+        """The victim of some of its images, for an attack inside an attack.
+
+            with victim.part(rows, "bpda") as seen:
+                points = attack.run(seen, images[rows], labels[rows], threat)
+
+        Randomness and seeds are the same; passes and slopes are counted here too once the block
+        ends.
+
+        Args:
+            rows: which images, int64 (m,).
+            gradient: another one that the classifier offers; the same by default.
+            of_base: the undefended classifier in the defense's place. As with a gradient of another
+                function, no success there is final.
+
+        Raises `BadInput` for the base of a defense that has none.
+        """
+        places = rows.cpu().numpy()
+        seen = Victim(
+            self._base_classifier() if of_base else self._classifier,
+            self.ids[places],
+            randomness=self.randomness,
+            gradient="full" if of_base else gradient or self._gradient,
+            root=self._root,
+            batch_size=self._batch_size,
+            device=self._device,
+            base=self._base,
+        )
+        seen.places, seen.evaluated = self.places[places], self.evaluated
+        seen._transfer |= of_base
+        if self.trace is not None:
+            seen.trace = self.trace.part(rows, len(self._parts_blocked))
+        yield seen
+        self.forwards.index_add_(0, rows, seen.forwards)
+        self.backwards.index_add_(0, rows, seen.backwards)
+        self.slopes.add(seen.slopes, rows)
+        if seen.gradient_blocked or bool(seen.backwards.any()):
+            self._parts_blocked.append(seen.gradient_blocked)
 
     @property
     def deterministic(self) -> bool:
@@ -273,8 +348,26 @@ class Victim:
                 the search goes on where the answer alone is wrong; such a point still ranks above
                 all where the answer is right. The views must be logits.
         """
+        return self._reading(_Aim(labels, aims, until_all_err, targets, any_wrong), rows, restart)
+
+    def objective_beyond(
+        self,
+        labels: Tensor,
+        loss: Loss | RowLoss,
+        *,
+        rows: Tensor | None = None,
+        restart: int = 0,
+    ) -> Objective:
+        """As `objective`, for a search that goes on behind its successes: they have gradients too.
+
+        Elsewhere the gradient of an image that has succeeded is 0 or not, as its batch happens to
+        be.
+        """
+        return self._reading(_Aim(labels, {"logits": loss}, beyond=True), rows, restart)
+
+    def _reading(self, aim: _Aim, rows: Tensor | None, restart: int) -> Objective:
+        """What a search reads of these rows; all by default."""
         chosen = torch.arange(len(self.ids), device=self._device) if rows is None else rows
-        aim = _Aim(labels, aims, until_all_err, targets, any_wrong)
 
         def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
             draws = self._draws(Query(restart, iteration))
@@ -294,13 +387,85 @@ class Victim:
         """Images in one forward pass, each under all draws of a query."""
         return max(1, self._batch_size // len(draws.numbers))
 
-    def score(self, x: Tensor, rows: Tensor, labels: Tensor, loss: Loss, draws: int) -> Tensor:
+    def draw_by_draw(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        loss: Loss,
+        query: Query,
+        *,
+        draws: int,
+        gradient: bool = True,
+    ) -> DrawReading:
+        """A loss and its gradient under every draw of a query, not averaged.
+
+        Args:
+            x: images (n, C, H, W).
+            rows: which of the victim's images these are, int64 (n,).
+            labels: true labels of all the victim's images, int64 (n,).
+            loss: of the logits.
+            query: names the draws.
+            draws: how many, under fresh randomness; elsewhere the randomness model says it, and a
+                deterministic defense has one.
+            gradient: whether gradients are wanted.
+        """
+        drawn = self._draws(query)
+        if self.stochastic and not self.randomness.fixed and self.randomness.k == 1:
+            numbers = [pack_draw(query.restart, query.iteration, j) for j in range(draws)]
+            drawn = Draws(Stream.ATTACK, numbers)
+        size = self._chunk(drawn)
+        readings = [
+            self._read_draws(x_chunk, row_chunk, labels, loss, drawn, gradient)
+            for x_chunk, row_chunk in zip(x.split(size), rows.split(size), strict=True)
+        ]
+        slopes = [one.gradients for one in readings if one.gradients is not None]
+        return DrawReading(
+            torch.cat([one.values for one in readings]),
+            torch.cat(slopes) if slopes else None,
+            torch.cat([one.success for one in readings]),
+        )
+
+    def _read_draws(
+        self, x: Tensor, rows: Tensor, labels: Tensor, loss: Loss, draws: Draws, gradient: bool
+    ) -> DrawReading:
+        """One chunk of `draw_by_draw`."""
+        n, k = len(x), len(draws.numbers)
+        every = rows.repeat_interleave(k)
+        leaf = x.detach().repeat_interleave(k, 0).requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            forward = self._pass(self._gradient, "logits")
+            output = forward(leaf, self._noise(rows, draws)).float()
+            self.forwards.index_add_(0, rows, torch.full_like(rows, k))
+            values = loss(output, labels[every])
+        success = torch.zeros(n, dtype=torch.bool, device=x.device)
+        if self.deterministic:
+            success = misclassified(output.detach(), labels[rows])
+        slopes = None
+        if gradient:
+            slope = self._differentiate(values, leaf, every, ~success.repeat_interleave(k))
+            if slope is not None:
+                self._count_backward(rows, k)
+            slope = torch.zeros_like(leaf) if slope is None else slope
+            slopes = slope.reshape(n, k, *x.shape[1:])
+        return DrawReading(values.detach().reshape(n, k), slopes, success)
+
+    def score(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        loss: Loss,
+        draws: int,
+        *,
+        purpose: int = SEARCHING,
+    ) -> Tensor:
         """Mean loss over `draws` fresh draws, the same for every candidate; (n,).
 
         To choose between candidates under fresh randomness, where the losses seen during a search
-        favour chance hits.
+        favour chance hits. Draws of another `purpose` are others.
         """
-        numbers = [pack_draw(_SCORING_RESTART, 0, j) for j in range(draws)]
+        numbers = [pack_draw(_SCORING_RESTART, purpose, j) for j in range(draws)]
         outputs = self._outputs(x, rows, Draws(Stream.ATTACK, numbers), "logits")
         flat = loss(outputs.flatten(0, 1), labels[rows].repeat_interleave(draws))
         return flat.reshape(len(x), draws).mean(1)
@@ -320,9 +485,9 @@ class Victim:
         """The victim as a plain differentiable function, (m, C, H, W) to logits (m, K), for attacks
         of other libraries.
 
-        Such an attack does not say which images it asks about: they are recognised as the nearest
-        of `images` (n, C, H, W), the victim's clean ones, for the counters alone. Each call is one
-        query; under several draws it returns their mean logits.
+        Such an attack does not say which images it asks about: they are recognised by the clean
+        one that is near, among `images` (n, C, H, W), the victim's, for the counters alone. Each
+        call is one query; under several draws it returns their mean logits.
         Raises `RuntimeError` for a stochastic victim of several images, whose draws are keyed by
         image.
         """
@@ -330,17 +495,23 @@ class Victim:
             raise RuntimeError(
                 "a stochastic victim is a function of one image: hand it over image by image"
             )
-        calls = count()
+        calls, recognised = count(), _Recognised(images)
+        rows, noise = torch.empty(0, dtype=torch.int64), None
 
         def function(x: Tensor) -> Tensor:
-            rows = _nearest(x, images)
+            nonlocal rows, noise
             draws = self._draws(Query(0, next(calls)))
-            metered: Tensor = _Meter.apply(x, partial(self._metered, rows, len(draws.numbers)))
+            before, rows = rows, recognised(x)
+            if noise is None or rows is not before or not self.fixed:
+                noise = self._noise(rows, draws)
+            k, differentiated = len(draws.numbers), torch.is_grad_enabled() and x.requires_grad
+            seen = _Meter.apply(x, partial(self._metered, rows, k)) if differentiated else x
             forward = self._pass(self._gradient, "logits")
-            output = self._forward(forward, metered, rows, draws).mean(1)
-            if not (torch.is_grad_enabled() and x.requires_grad):
+            outputs = self._forward(forward, seen, rows, draws, again(noise))
+            output = outputs[:, 0] if k == 1 else outputs.mean(1)
+            if not differentiated:
                 return output
-            self.gradient_blocked |= not output.requires_grad
+            self._blocked |= not output.requires_grad
             # A path of gradient zero, so that autograd does not refuse a defense that blocks all
             # others.
             return output + 0 * x.flatten(1).sum(1, keepdim=True)
@@ -362,7 +533,7 @@ class Victim:
     def _verdict_draws(self) -> Draws:
         """The fixed noise; for stages that are not frozen, draws that no search has seen."""
         if self.stochastic and self.randomness.freeze:
-            numbers = [pack_draw(_SCORING_RESTART, 1, j) for j in range(VERDICT_DRAWS)]
+            numbers = [pack_draw(_SCORING_RESTART, _VERDICT, j) for j in range(VERDICT_DRAWS)]
             return Draws(Stream.ATTACK, numbers)
         return self._draws(Query())
 
@@ -380,14 +551,17 @@ class Victim:
         """The defense's forward pass to a view, or the base's to its logits."""
         if view != BASE_VIEW or view in self.views:
             return self._classifier.forward_pass(gradient, view)
+        base = self._base_classifier()
+        # The base is a function of its own: a gradient that the defense alone offers is not its.
+        return base.forward_pass(gradient if gradient_name(gradient) in base.gradients else "full")
+
+    def _base_classifier(self) -> DefendedClassifier:
         if self._base is None:
             raise BadInput(
                 "the view 'base' reads the undefended classifier, and this defense has none: use "
                 "another view"
             )
-        base = self._base()
-        # The base is a function of its own: a gradient that the defense alone offers is not its.
-        return base.forward_pass(gradient if gradient_name(gradient) in base.gradients else "full")
+        return self._base()
 
     def _outputs(
         self, x: Tensor, rows: Tensor, draws: Draws, view: str, *, native: bool = False
@@ -402,11 +576,13 @@ class Victim:
             ]
         return torch.cat(outputs)
 
-    def _forward(self, forward: Forward, x: Tensor, rows: Tensor, draws: Draws) -> Tensor:
+    def _forward(
+        self, forward: Forward, x: Tensor, rows: Tensor, draws: Draws, noise: Noise | None = None
+    ) -> Tensor:
         """One counted forward pass of every image under every draw: (n, draws, ...)."""
         k = len(draws.numbers)
         repeated = x.repeat_interleave(k, 0) if k > 1 else x
-        output = forward(repeated, self._noise(rows, draws)).float()
+        output = forward(repeated, self._noise(rows, draws) if noise is None else noise).float()
         self.forwards.index_add_(0, rows, torch.full_like(rows, k))
         return output.reshape(len(x), k, *output.shape[1:])
 
@@ -424,7 +600,7 @@ class Victim:
         success, rank = self._successes(x, rows, draws, aim, outputs)
         slope = None
         if gradient:
-            slope = self._differentiate(values, leaf, rows, ~success)
+            slope = self._differentiate(values, leaf, rows, ~success | aim.beyond)
             if slope is None:
                 slope = torch.zeros_like(leaf)
             else:
@@ -474,12 +650,12 @@ class Victim:
         if not bool(needed.any()):
             return None
         if not values.requires_grad:
-            self.gradient_blocked = True
+            self._blocked = True
             self.slopes.count_missing(rows, needed)
             return None
         (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
         if slope is None:
-            self.gradient_blocked = True
+            self._blocked = True
             self.slopes.count_missing(rows, needed)
             return torch.zeros_like(leaf)
         return self.slopes.count(slope, rows, needed)
@@ -500,12 +676,42 @@ class _Meter(torch.autograd.Function):
         return ctx.report(slope.contiguous()), None
 
 
-def _nearest(x: Tensor, images: Tensor) -> Tensor:
-    """Of each of x (m, ...) the index of the nearest of images (n, ...) in L2; int64 (m,)."""
-    if len(x) == len(images):
-        return torch.arange(len(x), device=x.device)
-    with torch.no_grad():
-        return torch.cdist(x.detach().flatten(1), images.flatten(1)).argmin(1)
+class _Recognised:
+    """Which of `images` (n, ...) each of some points is made of.
+
+    A point that is nearer to its image, in the largest difference of a pixel, than half way to the
+    next image is no other's; elsewhere the nearest in L2 counts. To look whether the points are
+    those of the call before costs next to nothing.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
+        self._rows = self._all = torch.arange(len(images), device=images.device)
+        self._near = images
+
+    @cached_property
+    def _reach(self) -> Tensor:
+        """Half the way from each image to the next, (n,)."""
+        flat = self._images.flatten(1)
+        gaps = torch.stack([(flat - one).abs().amax(1) for one in flat])
+        return gaps.fill_diagonal_(torch.inf).amin(1) / 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Indices of the images, int64 (m,); the same object where they are those of the call
+        before.
+        """
+        if len(x) == len(self._images):
+            self._rows, self._near = self._all, self._images
+            return self._rows
+        with torch.no_grad():
+            if len(x) != len(self._rows) or not self._are_near(x):
+                rows = torch.cdist(x.flatten(1), self._images.flatten(1)).argmin(1)
+                self._rows, self._near = rows, self._images[rows]
+        return self._rows
+
+    def _are_near(self, x: Tensor) -> bool:
+        far = (x - self._near).abs().flatten(1).amax(1)
+        return bool((far < self._reach[self._rows]).all())
 
 
 def _join(readings: list[Reading]) -> Reading:

@@ -43,6 +43,11 @@ class Evaluation:
     asked: bool = field(default=True, compare=False)
     """Whether somebody asked for it, and not only for a row that is compared with it."""
 
+    def __post_init__(self) -> None:
+        plugin = self.attack.plugin.fitted(self.setting)
+        if plugin is not self.attack.plugin:
+            object.__setattr__(self, "attack", replace(self.attack, plugin=plugin))
+
     @property
     def stochastic(self) -> bool:
         """Whether the defended classifier draws random numbers."""
@@ -68,6 +73,8 @@ class Evaluation:
             setup.classifier.num_classes,
             tuple(setup.images.images.shape[1:]),
             has_base=self.has_base,
+            gradients=self.gradients,
+            attacks=self.defense.plugin.card.attacks,
         )
 
     @property

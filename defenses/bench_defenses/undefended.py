@@ -10,7 +10,10 @@ class Undefended(Defense[NoParams]):
     """No defense: the classifier as it is."""
 
     seeded = False
-    card = Card(note="the base that every other row is compared with", attacks=("pgd",))
+    card = Card(
+        note="the base that every other row is compared with",
+        attacks=("pgd", "pgd:loss=margin,restarts=5", "ensemble:fast"),
+    )
 
     def build(
         self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise

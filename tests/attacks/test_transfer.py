@@ -6,13 +6,18 @@ import torch
 from bench_attacks.transfer import Transfer
 from safetensors.torch import load_file, save_file
 
+from bench.defense import DefendedClassifier, Setting
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.run import run_evaluation
+from bench.plugins.create import create_attack
+from bench.randomness import RandomnessModel
 from bench.results.store import Store
+from bench.threat import ThreatModel
+from bench.victim import Victim, frozen
 from tests.helpers import toy_request
 from tests.toy_plugins import Toy
-from tests.toys import message
+from tests.toys import classifier, exact_distance, linear_problem, message
 
 N, EPS = 80, 0.1
 
@@ -149,3 +154,105 @@ def test_the_file_enters_the_identity_by_its_content(tmp_path):
     changed[0] = images().pixels()[0]
     assert planned(write(tmp_path / "bare.pt", changed)).id != first.id
     assert Transfer.Params(points="x").projected is False
+
+
+# From the base, from records ----------------------------------------------------------------------
+
+
+class Shifted(DefendedClassifier):
+    """The base's logits, the first of them raised by 1; counts its images."""
+
+    num_classes = 4
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, []
+
+    def forward(self, images, noise):
+        self.calls.append(len(images))
+        return self.inner(images, noise) + torch.tensor([1.0, 0.0, 0.0, 0.0])
+
+
+def on_base(attack, model, base, pixels, labels, eps):
+    with frozen(model), frozen(base):
+        victim = Victim(model, np.arange(len(pixels)), base=lambda: base)
+        return attack(victim, pixels, labels, ThreatModel("linf", eps)), victim
+
+
+def test_points_of_the_base_are_made_without_a_look_at_the_defense():
+    inner, pixels, labels = linear_problem(4, 30, active_box=False)
+    base = classifier(inner, 4)
+    model = Shifted(base)
+    distance = exact_distance(inner, pixels, labels, "linf")
+    attack = Transfer(points="base", steps=6, restarts=2)
+    found, victim = on_base(attack, model, base, pixels, labels, 0.01)
+    # One look at each start's points, and the engine's last one.
+    assert len(model.calls) == 3 and model.calls[0] == 30
+    survives = found.predictions[:, 0] == labels
+    assert (victim.forwards[survives] == 2 * (7 + 1) + 1).all()
+    assert (victim.backwards[survives] == 2 * 6).all()
+    assert (attack.passes().forward, attack.passes().backward) == (16, 12)
+    assert ((~survives).numpy() >= (distance < 0.009) * (labels != 0).numpy()).all()
+    assert found.findings[0].name == "transfer"
+
+
+def test_on_the_base_itself_it_breaks_what_can_be_broken():
+    inner, pixels, labels = linear_problem(4, 40, active_box=False)
+    base = classifier(inner, 4)
+    distance = exact_distance(inner, pixels, labels, "linf")
+    eps = float(np.median(distance))
+    found, _ = on_base(Transfer(points="base"), base, base, pixels, labels, eps)
+    broken = (found.predictions[:, 0] != labels).numpy()
+    clear = abs(distance / eps - 1) > 0.02
+    assert (broken == (distance < eps))[clear].all() and 0 < broken.sum() < 40
+
+
+def test_what_does_not_fit_the_source_is_refused():
+    assert "transfer:base" in message(lambda: create_attack("transfer:points.npz,steps=9"))
+    assert "projected" in message(lambda: create_attack("transfer:base,projected=true"))
+    alone = Setting(
+        False, RandomnessModel(), ThreatModel("linf", 0.1), 4, (1, 4, 4), has_base=False
+    )
+    assert "undefended classifier" in message(lambda: Transfer(points="base").check(alone))
+
+
+def attacked_row(tmp_path):
+    store = Store(tmp_path / "rows")
+    request = toy_request(defenses=("undefended",), attacks=("pgd:steps=3",), eps=EPS, n=N)
+    return run_evaluation(plan(request)[-1], store, Execution(batch_size=64)), store.folder
+
+
+def test_a_record_stands_for_its_points_and_their_ids(tmp_path):
+    made, folder = attacked_row(tmp_path)
+    own = load_file(folder / made.points.file)["points"]
+    for name in (f"{made.stem}.json", made.stem, made.id):
+        evaluation = planned(folder / name)
+        record, kept = judged(folder / name, tmp_path / name)
+        right = record.outcomes.correct("clean")[:, 0]
+        assert torch.equal(kept[right], own[right]) and right.sum() > 40
+        assert record.outcomes.adversarial == made.outcomes.adversarial
+    # By id, so that fewer images find their own; by content, so that the folder does not matter.
+    record, kept = judged_few(folder / made.stem, tmp_path, 9)
+    right = record.outcomes.correct("clean")[:, 0]
+    assert torch.equal(kept[right], own[:9][right])
+    folder.rename(tmp_path / "moved")
+    assert planned(tmp_path / "moved" / made.stem).id == evaluation.id
+
+
+def judged_few(path, tmp_path, n):
+    store = Store(tmp_path / "few")
+    record = run_evaluation(planned(path, n=n), store, Execution(batch_size=64))
+    return record, load_file(store.folder / record.points.file)["points"]
+
+
+def test_a_record_whose_points_are_lost_or_changed_is_refused(tmp_path):
+    made, folder = attacked_row(tmp_path)
+    file = folder / made.points.file
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "not what its record says" in message(lambda: planned(folder / made.stem))
+    file.unlink()
+    assert "no points lie beside" in message(lambda: planned(folder / made.stem))
+    (folder / "x.json").write_text("{}")
+    assert "no record" in message(lambda: planned(folder / "x.json"))

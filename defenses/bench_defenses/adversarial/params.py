@@ -14,8 +14,15 @@ from bench_defenses.adversarial.objectives import Objective
 from bench_defenses.adversarial.tagged_images import TaggedImages, split
 from bench_defenses.adversarial.trainer import Schedule, StudentTraining
 
-ATTACKS = ("autoattack", "pgd:steps=100,restarts=5", "pgd")
-"""What fits a trained, deterministic network; the hardest first."""
+ATTACKS = (
+    "pgd",
+    "ensemble:standard",
+    "pgd:loss=margin,steps=100,restarts=3",
+    "kl:to=each",
+    "latent",
+    "transfer:base",
+)
+"""What fits a trained, deterministic network; the first two break most of what can be broken."""
 
 HELD_OUT = 0.1
 """Share of the images that is held out, or made in addition, where such images choose the epoch."""

@@ -66,7 +66,7 @@ class CropEnsemble(Defense[CropEnsembleParams]):
         truth="0 % (EOT, ImageNet, normalised L2 0.05; Athalye et al. 2018); PGD with one draw a "
         "step is enough (Gao et al. 2022)",
         expected="base",
-        attacks=("pgd", "pgd+eot"),
+        attacks=("pgd", "pgd+eot", "em", "ensemble:fast"),
     )
 
     def build(

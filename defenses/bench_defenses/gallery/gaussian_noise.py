@@ -47,7 +47,7 @@ class GaussianNoise(Defense[GaussianNoiseParams]):
         "out over the steps",
         truth="the base's, where sigma is below eps",
         expected="base",
-        attacks=("pgd:randomness=(eot:k=5)", "pgd"),
+        attacks=("pgd:randomness=(eot:k=5)", "pgd", "em", "ensemble:fast", "transfer:base"),
     )
 
     def build(

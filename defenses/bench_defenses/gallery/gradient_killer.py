@@ -26,7 +26,7 @@ class GradientKiller(Defense[NoParams]):
         truth="the base's own robust accuracy, exactly: no output changes",
         expected="base",
         surrogate="the identity",
-        attacks=("bpda",),
+        attacks=("bpda", "pgd", "ensemble:fast,gradient=bpda", "transfer:base"),
     )
 
     def build(

@@ -95,7 +95,7 @@ class JPEG(Defense[JPEGParams]):
         truth="0 % (BPDA with the identity, ImageNet, normalised L2 0.05; Athalye et al. 2018)",
         expected="base",
         surrogate="the identity",
-        attacks=("bpda",),
+        attacks=("bpda", "pgd", "ensemble:fast,gradient=bpda", "transfer:base"),
     )
 
     def check(self, setting: BuildSetting) -> None:

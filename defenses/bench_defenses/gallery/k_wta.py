@@ -65,7 +65,13 @@ class KWTA(Defense[KWTAParams]):
         "smoothed margins leaves 0.16 % (RobustBench, Xiao2020Enhancing)",
         expected="unknown",
         surrogate="the activation that was replaced",
-        attacks=("pgd:loss=margin,restarts=5", "bpda"),
+        attacks=(
+            "pgd:loss=margin,restarts=5",
+            "bpda",
+            "pgd",
+            "ensemble:fast",
+            "transfer:base",
+        ),
     )
 
     def build(

@@ -27,7 +27,7 @@ class OneHot(Defense[NoParams]):
         truth="the base's own robust accuracy, exactly: no decision changes",
         expected="base",
         surrogate="the logits",
-        attacks=("bpda",),
+        attacks=("bpda", "pgd", "ensemble:fast,gradient=bpda", "transfer:base"),
     )
 
     def build(

@@ -80,7 +80,7 @@ class SAP(Defense[SAPParams]):
         "steps or over draws",
         truth="0 % (EOT, CIFAR-10, Linf 0.031; Athalye et al. 2018)",
         expected="base",
-        attacks=("pgd:randomness=(eot:k=5)", "pgd"),
+        attacks=("pgd:randomness=(eot:k=5)", "pgd", "em", "ensemble:fast", "transfer:base"),
     )
 
     def check(self, setting: BuildSetting) -> None:

@@ -47,7 +47,7 @@ class ShatteredGradient(Defense[ShatteredGradientParams]):
         truth="the base's, for eps well above the amplitude",
         expected="base",
         surrogate="the identity",
-        attacks=("bpda",),
+        attacks=("bpda", "pgd", "ensemble:fast,gradient=bpda", "transfer:base"),
     )
 
     def build(

@@ -42,7 +42,7 @@ class Temperature(Defense[TemperatureParams]):
         "as the margin, sees through it",
         truth="the base's own robust accuracy, exactly: no decision changes",
         expected="base",
-        attacks=("pgd:loss=margin",),
+        attacks=("pgd:loss=margin", "pgd", "ensemble:fast", "transfer:base"),
     )
 
     def build(

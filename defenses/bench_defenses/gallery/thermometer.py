@@ -71,7 +71,7 @@ class Thermometer(Defense[ThermometerParams]):
         "et al. 2018)",
         expected="unknown",
         surrogate="min(max(x - k / levels, 0), 1) in each channel",
-        attacks=("bpda",),
+        attacks=("bpda", "pgd", "ensemble:fast,gradient=bpda", "transfer:base"),
     )
 
     def build(

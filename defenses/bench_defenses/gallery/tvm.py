@@ -111,7 +111,13 @@ class TVM(Defense[TVMParams]):
         "2018)",
         expected="base",
         surrogate="the identity",
-        attacks=("bpda:randomness=(eot:k=5)", "bpda+eot"),
+        attacks=(
+            "bpda:randomness=(eot:k=5)",
+            "bpda+eot",
+            "em:gradient=bpda",
+            "pgd",
+            "transfer:base",
+        ),
     )
 
     def build(

@@ -37,7 +37,15 @@ from bench.spec import Params, parse, read_params
 
 FORWARD, REVERSE, GUIDANCE = "forward", "reverse", "guidance"
 
-ATTACKS = ("pgd+replay", "pgd", "pgd+eot", "bpda+eot", "pgd:gradient=blind")
+ATTACKS = (
+    "pgd+replay",
+    "pgd",
+    "pgd+eot",
+    "em",
+    "ensemble:fast",
+    "bpda+eot",
+    "pgd:gradient=blind",
+)
 """What fits every purifying defense; the first one is the hardest on it."""
 
 

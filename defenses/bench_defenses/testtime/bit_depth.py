@@ -47,7 +47,7 @@ class BitDepth(Defense[BitDepthParams]):
         truth="0 % (BPDA with the identity, ImageNet, normalised L2 0.05; Athalye et al. 2018)",
         expected="base",
         surrogate="the identity",
-        attacks=("bpda",),
+        attacks=("bpda", "pgd", "ensemble:fast,gradient=bpda", "transfer:base"),
     )
 
     def build(

@@ -40,7 +40,7 @@ _ATTACKS = (
     "evade",
     "views:corrected",
     "pgd:gradient=blind",
-    "autoattack",
+    "ensemble:standard",
 )
 
 

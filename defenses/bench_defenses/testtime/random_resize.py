@@ -126,7 +126,7 @@ class RandomResize(Defense[RandomResizeParams]):
         "of them mirrored",
         truth="0 % (EOT, ImageNet, Linf 0.031; Athalye et al. 2018)",
         expected="base",
-        attacks=("pgd", "pgd+eot", "pgd+replay"),
+        attacks=("pgd", "pgd+eot", "pgd+replay", "em", "ensemble:fast", "transfer:base"),
     )
 
     def build(

@@ -151,7 +151,7 @@ class TTE(Defense[TTEParams]):
         note="published numbers are of mode=as_released, in which every crop is the last one "
         "(closures bind late), at eps 0.031, "
         "on adversarially trained classifiers; on another classifier it defends nothing",
-        attacks=("pgd", "views:single", "pgd:gradient=blind", "autoattack"),
+        attacks=("pgd", "views:single", "pgd:gradient=blind", "ensemble:standard"),
     )
 
     def build(
