@@ -74,6 +74,15 @@ class ThreatModel:
         project = _project_l2 if self.norm == "l2" else _project_l1
         return project(x, origin, self.eps)
 
+    def project_within(self, x: Tensor, origin: Tensor, radius: Tensor) -> Tensor:
+        """As `project`, onto a ball of its own for each image: radii of 0 or more, float64 (n,)."""
+        if self.norm == "linf":
+            around = _like(radius, x)
+            low, high = (origin - around).to(x.dtype), (origin + around).to(x.dtype)
+            return torch.clamp(torch.minimum(torch.maximum(x, low), high), 0.0, 1.0)
+        project = _project_l2 if self.norm == "l2" else _project_l1
+        return project(x, origin, radius)
+
     def random(self, origin: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """A random point of the ball, clipped to the box.
 
@@ -157,7 +166,7 @@ def _unit(x: Tensor) -> Tensor:
     return unit
 
 
-def _project_l2(x: Tensor, origin: Tensor, eps: float) -> Tensor:
+def _project_l2(x: Tensor, origin: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point of {|z - origin|_2 <= eps} and [0,1]: z(s) = clip(origin + s (x - origin)), s
     in [0, 1].
 
@@ -221,7 +230,7 @@ def _step_l1(x: Tensor, gradient: Tensor, size: float) -> Tensor:
     return (slope.sign() * taken).reshape(x.shape)
 
 
-def _project_l1(x: Tensor, origin: Tensor, eps: float) -> Tensor:
+def _project_l1(x: Tensor, origin: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point of {|z - origin|_1 <= eps} and [0,1]: every pixel moves by t(m) = clip(|x -
     origin| - m, 0, its room in the box).
 
@@ -230,24 +239,29 @@ def _project_l1(x: Tensor, origin: Tensor, eps: float) -> Tensor:
     instead). Bisection finds the linear piece, on which m follows exactly.
     """
     # In float64, since a sum of many small moves does not survive the rounding of float32.
+    limit = torch.as_tensor(eps, dtype=torch.float64, device=x.device).reshape(-1, 1)
     flat = origin.double().flatten(1)
     delta = x.double().flatten(1) - flat
     size, room = delta.abs(), torch.where(delta > 0, 1 - flat, flat)
 
     def moved(m: Tensor) -> Tensor:
+        """The length that is moved, (n, 1)."""
+        return per_pixel(m).sum(1, keepdim=True)
+
+    def per_pixel(m: Tensor) -> Tensor:
         return torch.minimum((size - m).clamp_min(0), room)
 
     inside = torch.clamp(x, 0.0, 1.0)
     low = torch.zeros_like(size[:, :1])
-    free = moved(low).sum(1) <= eps
+    free = (moved(low) <= limit)[:, 0]
     if bool(free.all()):
         return inside
     high = size.amax(1, keepdim=True)
     for _ in range(30):
         middle = (low + high) / 2
-        short = moved(middle).sum(1, keepdim=True) <= eps
+        short = moved(middle) <= limit
         low, high = torch.where(short, low, middle), torch.where(short, middle, high)
     sliding = ((size > high) & (size - high < room)).sum(1, keepdim=True).clamp_min(1)
-    m = torch.maximum(low, high - (eps - moved(high).sum(1, keepdim=True)) / sliding)
-    point = (flat + delta.sign() * moved(m)).reshape(x.shape).to(x.dtype).clamp(0.0, 1.0)
+    m = torch.maximum(low, high - (limit - moved(high)) / sliding)
+    point = (flat + delta.sign() * per_pixel(m)).reshape(x.shape).to(x.dtype).clamp(0.0, 1.0)
     return torch.where(_like(free, x), inside, point)

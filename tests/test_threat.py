@@ -108,6 +108,19 @@ def test_projection_is_idempotent_and_keeps_inner_points(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_radius_of_its_own_for_each_image_is_a_ball_of_its_own(norm):
+    origin = images(3)
+    x = origin + torch.tensor(np.random.default_rng(0).normal(size=origin.shape)).float()
+    radius = torch.tensor([0.0, 0.01, 0.05, 0.2, 0.7, 9.0], dtype=torch.float64)
+    together = ThreatModel(norm, 0.1).project_within(x, origin, radius)
+    assert torch.equal(together[0], origin[0])
+    for i in range(1, 6):
+        alone = ThreatModel("l2" if norm == "linf" and i == 5 else norm, float(radius[i]))
+        expected = alone.project(x[i : i + 1], origin[i : i + 1])
+        assert torch.allclose(together[i], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_random_points_fill_the_ball(norm):
     origin = torch.full((4000, 1, 2, 2), 0.5)
     threat = ThreatModel(norm, 0.2)

@@ -218,6 +218,20 @@ def test_the_first_success_is_returned_not_the_last_iterate():
     assert attacked.predictions.tolist() == [[1]]
 
 
+def test_a_search_behind_its_successes_has_their_gradients_in_every_batch(problem):
+    """`objective` gives a success the gradient that its batch happens to ask for, or none."""
+    model, images, labels = problem
+    wrong = (labels + (torch.arange(10) < 5)) % 3
+    for beyond in (True, False):
+        victim = Victim(classifier(model, 3), np.arange(10))
+        make = victim.objective_beyond if beyond else victim.objective
+        together = make(wrong, margin)(images, torch.arange(10), 0, True)
+        alone = make(wrong, margin, rows=torch.tensor([0]))(images[:1], torch.tensor([0]), 0, True)
+        assert together.success.tolist() == [True] * 5 + [False] * 5 and alone.success.all()
+        assert torch.equal(alone.gradient[0], together.gradient[0]) == beyond
+        assert victim.backwards.tolist() == [1 + beyond] + [1] * 9
+
+
 def test_linear_is_what_it_says():
     model = Linear(torch.eye(2, 16), torch.zeros(2))
     assert model(torch.ones(1, 1, 4, 4)).tolist() == [[1.0, 1.0]]

@@ -2,9 +2,19 @@
 
 from bench.searches.inner import inner_steps
 from bench.searches.margin import margin_steps
+from bench.searches.nearest import NearestResult, nearest
 from bench.searches.points import random_points
 from bench.searches.search import SearchResult
 from bench.searches.smoothing import smoothed
 from bench.searches.squares import square
 
-__all__ = ["SearchResult", "inner_steps", "margin_steps", "random_points", "smoothed", "square"]
+__all__ = [
+    "NearestResult",
+    "SearchResult",
+    "inner_steps",
+    "margin_steps",
+    "nearest",
+    "random_points",
+    "smoothed",
+    "square",
+]

@@ -65,6 +65,62 @@ def reader(victim: Victim, labels: Tensor, restart: int, draws: int = DRAWS) -> 
     return read
 
 
+Decider = Callable[[Tensor, Tensor], Tensor]
+"""Points (n, C, H, W) and whose they are, int64 (n,), to whether they are broken, bool (n,)."""
+
+
+def decider(victim: Victim, labels: Tensor, restart: int, draws: int = DRAWS) -> Decider:
+    """Reads answers alone: a point is broken that is wrong in more than half of its draws.
+
+    Wrong is what `misclassified` calls so: by more than rounding. Draws and arguments are as in
+    `reader`.
+    """
+    queries = 1 if victim.fixed else math.ceil(draws / victim.randomness.k)
+
+    def decide(x: Tensor, rows: Tensor) -> Tensor:
+        logits = torch.cat([victim.logits(x, rows, Query(restart, j)) for j in range(queries)], 1)
+        count = logits.shape[1]
+        wrong = misclassified(logits.flatten(0, 1), labels[rows].repeat_interleave(count))
+        return wrong.reshape(len(x), count).sum(1) * 2 > count
+
+    return decide
+
+
+def shortened(
+    decide: Decider,
+    rows: Tensor,
+    origin: Tensor,
+    points: Tensor,
+    threat: ThreatModel,
+    *,
+    halvings: int,
+) -> Tensor:
+    """Broken points (m, C, H, W) moved towards their images `origin` as far as bisection finds them
+    broken; `rows` (m,) says whose they are. It reads `halvings` points of each.
+    """
+    low = torch.zeros(len(points), dtype=torch.float64, device=points.device)
+    high, best = torch.ones_like(low), points.clone()
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        x = between(origin, points, middle, threat)
+        broken = decide(x, rows)
+        best[broken] = x[broken]
+        low, high = torch.where(broken, low, middle), torch.where(broken, middle, high)
+    return best
+
+
+def between(origin: Tensor, points: Tensor, share: Tensor, threat: ThreatModel) -> Tensor:
+    """Points at this share (n,) of the distance from images `origin` (n, ...) to points.
+
+    In Linf the point is clipped to the smaller ball, which keeps the moves of pixels that are small
+    (Chen et al. 2020, arXiv 1904.02144, section 3.B); else it lies on the segment.
+    """
+    if threat.norm == "linf":
+        return threat.project_within(points, origin, share * threat.distance(points, origin))
+    moved = origin + per_image(share, points) * (points.double() - origin.double())
+    return moved.to(points.dtype).clamp(0.0, 1.0)
+
+
 class Incumbents:
     """The best point of each image so far, and which images still search.
 
