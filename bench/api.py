@@ -367,26 +367,36 @@ def read_records(*places: str | Path) -> list[Record]:
     return store.read_all([Path(place) for place in places])[0]
 
 
-def eps_curve(records: Sequence[Record]) -> pandas.DataFrame:
-    """Robust accuracy over eps, from records that differ in eps alone: one row an eps, shares in
-    [0, 1].
+def eps_curve(records: Sequence[Record], eps: Sequence[float] = ()) -> pandas.DataFrame:
+    """Robust accuracy over eps, from records that differ in eps alone, or from one record whose
+    attack measured distances (`fmn`): one row an eps, shares in [0, 1].
 
     Columns: `clean`, `robust` with its interval `low` and `high`, and `nested`, the share of images
     that neither this eps nor a smaller one broke.
 
+    Args:
+        records: one an eps, or a single one.
+        eps: of a single record, where its curve is read; by default from a quarter of its own eps
+            to four times that.
+
     Raises:
-        BadInput: where the records differ in more than eps, or are fewer than two.
+        BadInput: where the records differ in more than eps, or where a single one measured no
+            distances.
     """
+    if len(records) == 1:
+        return curve.measured_frame(records[0], eps)
     return curve.frame(curve.curve(records))
 
 
 def smallest_eps(records: Sequence[Record]) -> pandas.Series[float]:
     """Per image id the smallest eps that broke it: 0 where it is wrong without an attack, infinite
-    where none did.
+    where none did. Of a single record the distance of the nearest point that its attack found.
 
     Raises:
         BadInput: as `eps_curve`.
     """
+    if len(records) == 1:
+        return curve.measured_series(records[0])
     return curve.series(curve.curve(records))
 
 

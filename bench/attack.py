@@ -49,12 +49,16 @@ class AttackOutput:
         findings: what a reader of the number must know.
         targets: the class that each image was to become, int64 (n,); `NO_TARGET` where none. None
             for an attack that aims at no class in particular.
+        distances: how far the nearest point lies that breaks the image in the attack's own view,
+            float64 (n,); infinite where it found none. That point may lie outside the ball;
+            `points` may not. None for an attack that does not look for it.
     """
 
     points: Tensor
     stages: Tensor | None = None
     findings: tuple[Finding, ...] = ()
     targets: Tensor | None = None
+    distances: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class AttackResult:
             fixed noise under replay,
             none under fresh randomness, where the judge decides.
         reprojected: how many points the attack had left outside ball or box.
-        stages, findings, targets: as the attack returned them; see `AttackOutput`.
+        stages, findings, targets, distances: as the attack returned them; see `AttackOutput`.
     """
 
     points: Tensor
@@ -77,6 +81,7 @@ class AttackResult:
     stages: Tensor
     findings: tuple[Finding, ...] = ()
     targets: Tensor | None = None
+    distances: Tensor | None = None
 
 
 class Attack(ABC, Generic[P]):
@@ -107,6 +112,11 @@ class Attack(ABC, Generic[P]):
     @property
     def targeted(self) -> bool:
         """Whether it says in `AttackOutput.targets` which class each image was to become."""
+        return False
+
+    @property
+    def measures(self) -> bool:
+        """Whether it says in `AttackOutput.distances` how far what breaks an image lies."""
         return False
 
     def unit(self, stochastic: bool) -> int | None:
@@ -210,4 +220,5 @@ class Attack(ABC, Generic[P]):
             stages,
             output.findings,
             output.targets,
+            output.distances,
         )

@@ -30,6 +30,7 @@ from bench.commands.differences import (
     CheckResult,
     compared,
     differing,
+    differing_distances,
     differing_findings,
     differing_views,
 )
@@ -48,6 +49,7 @@ from bench.engine.recording import (
     by_gradient,
     cost_of,
     declared,
+    distances_of,
     encoded_targets,
     extra_of,
     findings_of,
@@ -291,6 +293,7 @@ def _check_points(
     yield compared("views", wrong, "the views say the same")
     yield _check_stages(record, evaluation, answers)
     yield _check_targets(record, evaluation, answers)
+    yield _check_distances(record, evaluation, answers)
     yield _check_extra(record, answers.extra, stored=len(sidecar.extra), how=RESCORED)
     yield compared(
         "cost",
@@ -338,6 +341,24 @@ def _check_targets(record: Record, evaluation: Evaluation, answers: Answers) -> 
         if (targets[untouched] != NO_TARGET).any():
             wrong = ["targets"]
     return compared("targets", wrong, "targets are those of attacked images")
+
+
+def _check_distances(record: Record, evaluation: Evaluation, answers: Answers) -> CheckResult:
+    """Where the attacked function is the defense and fixed, what lies within eps is broken, what
+    lies beyond is not, and what is wrong before lies at 0.
+    """
+    measured = record.distances is not None
+    wrong = [] if measured == evaluation.attack.plugin.measures else ["distances"]
+    if record.distances and answers.before is not None and evaluation.gradient == "full":
+        labels, far = record.outcomes.true_labels(), record.distances.array()
+        under = "replayed" if record.outcomes.replayed else "adversarial"
+        attacked = record.outcomes.predictions(under)[:, 0] == labels
+        before, eps = answers.before != labels, evaluation.setup.threat.eps
+        # A success is wrong by more than rounding, so a point just outside may be wrong as well.
+        lost = ~attacked & (far > eps * 1.001)
+        if ((far <= eps) & attacked).any() or lost.any() or (far[before] != 0).any():
+            wrong = ["distances"]
+    return compared("distances", wrong, "what lies within eps is broken, and nothing else")
 
 
 def _check_extra(
@@ -492,6 +513,7 @@ def _check_rerun(
         "targets": encoded_targets(evaluation, arrays),
     }
     wrong = differing(said, expected) + differing_views(record, arrays, record.outcomes.num_classes)
+    wrong += differing_distances(record.distances, distances_of(evaluation, arrays))
     yield compared("stages and views", wrong, "stages and views are the same")
     found = {one.name: one for one in extra_of(evaluation, arrays)}
     answers = {name: one.predictions(record.outcomes.num_classes) for name, one in found.items()}

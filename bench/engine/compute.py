@@ -126,6 +126,8 @@ class ShardComputer:
             "attacked": unknown if fixed is None else fixed.numpy()[:, None].copy(),
             "stages": np.full(n, WRONG_BEFORE, dtype=np.int64),
             "targets": np.full(n, NO_TARGET, dtype=np.int64),
+            # An image that is not attacked is wrong as it is.
+            "distances": np.zeros(n, dtype=np.float64),
             "forwards": np.zeros(n, dtype=np.int64),
             "backwards": np.zeros(n, dtype=np.int64),
             "reprojected": np.zeros(1, dtype=np.int64),
@@ -152,6 +154,8 @@ class ShardComputer:
         }
         if result.targets is not None:
             by_image["targets"] = result.targets
+        if result.distances is not None:
+            by_image["distances"] = result.distances
         if not self.defended.stochastic and victim.verified is not None:
             by_image["judged"] = victim.verified[:, 0]
         for name, tensor in by_image.items():

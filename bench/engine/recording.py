@@ -18,6 +18,7 @@ from bench.engine.compute import SLOPES
 from bench.engine.evaluation import Evaluation
 from bench.engine.inspection import Inspection
 from bench.engine.shards import Arrays
+from bench.results.distances import Distances
 from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
 from bench.results.metrics import measure
@@ -69,6 +70,7 @@ def make_record(
         outcomes=outcomes,
         stages=stages_of(evaluation, arrays),
         targets=encoded_targets(evaluation, arrays),
+        distances=distances_of(evaluation, arrays),
         views=view_scores(cast(Any, arrays), setup.classifier.num_classes),
         metrics=measure(outcomes, by_gradient=by_gradient(evaluation, cost)),
         findings=findings_of(evaluation, arrays, inspection),
@@ -180,6 +182,13 @@ def encoded_targets(evaluation: Evaluation, arrays: Arrays) -> str | None:
     """The class that each image was to become, as labels are encoded; None without targets."""
     targets = _targets(evaluation, arrays)
     return None if targets is None else encode(targets, evaluation.setup.classifier.num_classes)
+
+
+def distances_of(evaluation: Evaluation, arrays: Arrays) -> Distances | None:
+    """How far what breaks each image lies; None for an attack that does not look for it."""
+    if not evaluation.attack.plugin.measures:
+        return None
+    return Distances.of(cast(Any, arrays["distances"]), evaluation.setup.threat.eps)
 
 
 def relevant(findings: list[Finding], *, asked_gradients: bool) -> list[Finding]:

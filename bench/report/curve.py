@@ -17,6 +17,7 @@ from bench.report.escape import terminal
 from bench.report.tables import markdown, without_empty_columns
 from bench.report.words import attack_label, defense_label, flags, struck_through
 from bench.results.arrays import Bools, Floats, Ints
+from bench.results.distances import STEPS, Distances
 from bench.results.estimate import Estimate
 from bench.results.intervals import share
 from bench.results.record import Record, without_folders
@@ -130,6 +131,39 @@ def frame(made: Curve) -> pd.DataFrame:
 def series(made: Curve) -> pd.Series[float]:
     """Per image id the smallest eps that broke it."""
     return pd.Series(made.smallest, index=made.ids, name="smallest eps")
+
+
+def measured_frame(record: Record, eps: Sequence[float] = ()) -> pd.DataFrame:
+    """As `frame`, of one record whose attack measured distances; at these eps, by default at a
+    quarter of its own to four times that.
+    """
+    found = _distances(record)
+    every = sorted(eps) or [factor * eps_of(record) for factor in STEPS]
+    shares = found.curve(every)
+    columns = {
+        "clean": record.metrics.clean.mean.value,
+        "robust": [one.value for one in shares],
+        "low": [one.low for one in shares],
+        "high": [one.high for one in shares],
+        # No point that breaks an image is lost at a larger eps.
+        "nested": [one.value for one in shares],
+    }
+    return pd.DataFrame(columns, index=pd.Index(every, name="eps"))
+
+
+def measured_series(record: Record) -> pd.Series[float]:
+    """Per image id the distance of the nearest point that was found to break it."""
+    ids = record.outcomes.image_ids()
+    return pd.Series(_distances(record).array(), index=ids, name="smallest eps")
+
+
+def _distances(record: Record) -> Distances:
+    if record.distances is None:
+        raise BadInput(
+            "an eps curve takes records that differ in eps alone, or one whose attack measured "
+            "distances (fmn): run with --eps given several times"
+        )
+    return record.distances
 
 
 def render(made: Curve) -> str:

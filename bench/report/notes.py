@@ -45,6 +45,10 @@ _CERTIFIED = (
 )
 
 
+_DISTANCES = (
+    " `median distance`: of the nearest points that the attack found to break the images, whether "
+    "they lie in the ball or not; an upper bound, as every robust accuracy is."
+)
 _AUDIT = (
     " `audit`: the verdict of `bench audit` and the checks behind it, of the strongest attack "
     "where there are several; no-evidence-found is no proof."
@@ -57,7 +61,9 @@ def column_notes(records: Sequence[Record]) -> str:
     with_views = any(record.views for record in records)
     targeted = any(record.targets is not None for record in records)
     audited = any(record.audit for record in records)
+    measured = any(record.distances for record in records)
     notes = _SHARES + _STOCHASTIC * stochastic + _TARGETED * targeted + _VIEWS * with_views
+    notes += _DISTANCES * measured
     return notes + _AUDIT * audited
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,16 +15,19 @@ from bench.report.words import (
     denoiser_passes,
     detector_rates,
     heading,
+    median_distance,
     stages_line,
     struck_through,
 )
 from bench.results.aggregation import replayed_verdicts, verdicts
 from bench.results.arrays import Floats
+from bench.results.distances import STEPS, Distances
 from bench.results.estimate import Estimate
 from bench.results.intervals import share
 from bench.results.record import Record
 from bench.results.views import any_right, right
 from bench.results.worst_case import attacked, worst_case
+from bench.spec import show_number
 
 Shares = dict[str, Estimate]
 """Accuracies by the name of their aggregation rule."""
@@ -117,6 +121,7 @@ def _facts(record: Record) -> list[str]:
         *_inference(record),
         *_scored_views(record),
         *_with_extra(record),
+        *_distances(record),
         *(stages if record.stages else []),
         *_findings(record),
         *_audit(record),
@@ -187,6 +192,20 @@ def _with_extra(record: Record) -> list[str]:
     return [f"worst case with {names}: {share(worst_case(attacked(record)))}"]
 
 
+def _distances(record: Record) -> list[str]:
+    """How far what breaks the images lies, and what that leaves at other eps than the row's."""
+    if record.distances is None:
+        return []
+    found, own = record.distances, float(record.identity["threat"]["eps"])
+    every = [factor * own for factor in STEPS]
+    shares = zip(every, found.curve(every), strict=True)
+    left = ", ".join(f"{100 * one.value:.1f} at {show_number(eps)}" for eps, one in shares)
+    return [
+        f"distance of the nearest broken point: median {median_distance(record)}, found for "
+        f"{found.found} of {len(found.values)} images; left at an eps: {left}"
+    ]
+
+
 def _findings(record: Record) -> list[str]:
     lines = [f"- COLLAPSED: {record.metrics.collapse_reason}"] * record.metrics.collapsed
     lines += [f"- {one.verdict} {one.name}: {one.message}" for one in record.findings]
@@ -219,6 +238,7 @@ def as_json(shown: Shown) -> dict[str, Any]:
         "cost",
         "finished",
     }
+    distances = shown.record.distances
     stages = shown.record.stages
     return {
         **shown.record.model_dump(mode="json", include=kept),
@@ -226,9 +246,19 @@ def as_json(shown: Shown) -> dict[str, Any]:
         "collapsed": shown.record.metrics.collapsed,
         "worst_case": asdict(share(worst_case(attacked(shown.record)))),
         "stages": stages and stages.left(),
+        "distances": distances and _plain_distances(distances),
         "rules": {
             which: plain(getattr(shown, which)) for which in ("clean", "attacked", "replayed")
         },
+    }
+
+
+def _plain_distances(distances: Distances) -> dict[str, Any]:
+    """With None for what is infinite."""
+    median = distances.median
+    return {
+        "median": median if math.isfinite(median) else None,
+        "values": list(distances.values),
     }
 
 

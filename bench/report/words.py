@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -125,6 +126,16 @@ def targets_reached(record: Record) -> str:
     targets = decode(record.targets, record.outcomes.num_classes)
     aimed = bool((targets != NO_TARGET).any())
     return str(share_reached(targets, record.outcomes)) if aimed else "-"
+
+
+def median_distance(record: Record) -> str:
+    """Of the nearest points that a minimal-norm attack found to break the images; empty for other
+    attacks.
+    """
+    if record.distances is None:
+        return ""
+    median = record.distances.median
+    return f"{median:.4g}" if math.isfinite(median) else "infinite"
 
 
 def stages_line(record: Record) -> str:

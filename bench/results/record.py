@@ -13,6 +13,7 @@ from bench.defense import PoolUse
 from bench.results.arrays import Bools
 from bench.results.audit import AuditReport
 from bench.results.certificate import Certificate
+from bench.results.distances import Distances
 from bench.results.estimate import Estimate
 from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
@@ -257,6 +258,8 @@ class Record(BaseModel):
         stages: which stage of the attack broke each image; None for an attack without stages.
         targets: the class that each attacked image was to become, encoded as labels are, dashes
             where none; None for an attack that aims at no class in particular.
+        distances: how far from each image the nearest point lies that the attack found to break it,
+            in the ball or not; None for an attack that does not look for it.
         views: what the views that the defense wants scored said; None where it names none.
         metrics: everything that follows from the outcomes.
         findings: what a reader of the number must know.
@@ -285,6 +288,7 @@ class Record(BaseModel):
     outcomes: Outcomes
     stages: Stages | None = None
     targets: str | None = None
+    distances: Distances | None = None
     views: ViewScores | None = None
     metrics: Metrics
     findings: list[Finding]
@@ -371,6 +375,8 @@ class Record(BaseModel):
             raise ValueError("stages and images differ in number")
         if self.targets is not None:
             check_targets(self.targets, self.outcomes)
+        if self.distances and len(self.distances.values) != n:
+            raise ValueError("distances and images differ in number")
         if self.views:
             self.views.check(n, self.outcomes.num_classes)
         if len({extra.name for extra in self.extra}) != len(self.extra):

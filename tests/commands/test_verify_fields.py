@@ -219,6 +219,7 @@ VIEWS = {"defenses": ("toy-verify-views",), "attacks": ("pgd:steps=5",)}
 STAGES = {"defenses": ("undefended",), "attacks": ("toy-verify-stages",)}
 REPLAYED = {"defenses": ("toy-jitter",), "attacks": ("toy-verify-stages+replay",)}
 TARGETS = {"defenses": ("undefended",), "attacks": ("pgd:steps=5,targeted=random",)}
+DISTANCES = {**TARGETS, "attacks": ("fmn:steps=5,classes=1",), "eps": 0.005}
 
 FORGED = [
     ("title", TOY, put("title", "threat", "linf 0.04"), "title.threat"),
@@ -239,6 +240,10 @@ FORGED = [
     ("stages", REPLAYED, put("stages", "broken_by", flipped), "stages.broken_by"),
     ("targets", TOY, put("targets", "-" * 40), "targets"),
     ("targets", TARGETS, put("targets", None), "targets"),
+    ("distances", DISTANCES, put("distances", None), "distances"),
+    ("distances", DISTANCES, put("distances", "values", [0.0] * 40), "distances"),
+    ("distances", DISTANCES, put("distances", "values", [9.0] * 40), "distances"),
+    ("distances", TARGETS, put("distances", {"values": [0.0] * 40}), "distances"),
     ("views", VIEWS, put("views", None), "views"),
     ("views", VIEWS, put("views", "attacked", "0" * 40), "views.attacked"),
     ("metrics", TOY, put("metrics", "adversarial", "mean", "high", 1.0), "metrics.adversarial"),
@@ -273,7 +278,7 @@ def test_each_field_that_follows_is_named(tmp_path, field, run, forge, name):
     assert any(name in message for message in told(path))
 
 
-@pytest.mark.parametrize("run", [TOY, VIEWS, STAGES, REPLAYED, TARGETS])
+@pytest.mark.parametrize("run", [TOY, VIEWS, STAGES, REPLAYED, TARGETS, DISTANCES])
 @pytest.mark.parametrize("with_points", [True, False])
 def test_what_was_not_forged_holds(tmp_path, run, with_points):
     record = run_toys(tmp_path, dataset="toy:n=40", **run)[-1]

@@ -95,6 +95,27 @@ def test_show_prints_the_curve_and_json_has_each_image(records, capsys):
     assert [point["eps"] for point in shown["curve"]["points"]] == sorted(EPS)
 
 
+def test_one_record_has_a_curve_where_its_attack_measured_distances(tmp_path):
+    record = run_toys(
+        tmp_path,
+        defenses=("undefended",),
+        attacks=("fmn:steps=30",),
+        dataset="toy:n=40",
+        eps=0.02,
+    )[-1]
+    model, images, labels = linear_problem(3, 40, active_box=False)
+    exact = exact_distance(model, images, labels, "linf")
+    # A success takes a margin of 1e-5 of the logits, which adds to the nearest distances.
+    assert bench.smallest_eps([record]).to_numpy() == pytest.approx(exact, rel=0.02, abs=1e-4)
+    table = bench.eps_curve([record], eps=(0.03, 0.01, 0.02))
+    assert list(table.index) == [0.01, 0.02, 0.03]
+    for eps, robust in table["robust"].items():
+        assert robust == pytest.approx((exact > eps).mean(), abs=1 / 40)
+    assert table["robust"][0.02] == record.metrics.adversarial.mean.value
+    assert list(bench.eps_curve([record]).index) == [0.005, 0.01, 0.02, 0.04, 0.08]
+    assert record.distances.median == pytest.approx(np.sort(exact)[20], rel=0.02)
+
+
 def test_records_that_differ_in_more_are_no_curve(records, tmp_path):
     other = run_toys(tmp_path, defenses=("undefended",), attacks=("pgd:steps=3",), eps=0.02)[-1]
     for wrong in (records[1][:1], [records[1][0], other], [records[1][0]] * 2):

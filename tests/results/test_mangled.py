@@ -151,7 +151,7 @@ def written(tmp_path_factory):
 # not measured says nothing.
 _FREE = {"finished", "environment", "given", "points"}
 _UNMEASURED = {f"without ('{name}',)" for name in ("inference", "pool", "views", "stages")}
-_UNMEASURED |= {f"without ('{name}',)" for name in ("targets", "schema_version", "id")}
+_UNMEASURED |= {f"without ('{name}',)" for name in ("targets", "distances", "schema_version", "id")}
 
 
 def is_loose(name):
