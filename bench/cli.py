@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from bench.commands.arguments import (
     DataRoot,
     Device,
     Memory,
+    Workers,
     completion,
     takes_request,
 )
@@ -82,6 +82,7 @@ def run(
     request: Request,
     device: Device = "auto",
     batch_size: BatchSize = None,
+    workers: Workers = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     memory: Memory = None,
     data_root: DataRoot = None,
@@ -97,24 +98,16 @@ def run(
     """Run defenses against attacks and record the results. A stored evaluation is not computed
     again.
     """
-    evaluations = _planned(
-        [request.over(one) for one in (read_suite(suite) if suite else [Request()])]
-    )
+    from bench.engine.plan import plan_all
+
+    requests = [request.over(one) for one in (read_suite(suite) if suite else [Request()])]
+    evaluations = plan_all(requests, note=_say)
     if dry_run:
         _print_plan(evaluations, out, as_json)
         return
-    results = _run(evaluations, out, device, batch_size)
+    results = _run(evaluations, requests, out, device, batch_size, workers)
     _print_results(results, as_json)
     _exit_by(results)
-
-
-def _planned(requests: Sequence[Request]) -> list[Evaluation]:
-    from bench.engine.plan import plan
-
-    evaluations: dict[str, Evaluation] = {}
-    for request in requests:
-        evaluations.update({one.id: one for one in plan(request, note=_say)})
-    return list(evaluations.values())
 
 
 def _say(text: str) -> None:
@@ -122,23 +115,27 @@ def _say(text: str) -> None:
 
 
 def _run(
-    evaluations: list[Evaluation], out: Path, device: str, batch_size: int | None
+    evaluations: list[Evaluation],
+    requests: Sequence[Request],
+    out: Path,
+    device: str,
+    batch_size: int | None,
+    workers: int | None,
 ) -> list[Result]:
     from bench.engine.execution import read_execution
     from bench.engine.progress import Reporter
-    from bench.engine.run import run_evaluations
+    from bench.execution.local import read_team, run_in_processes
     from bench.results.store import Store
 
     with Reporter() as reporter:
         execution = read_execution(device, batch_size, reporter)
+        team = read_team(workers, execution.device)
         store = Store(out)
         missing = not out.exists()
         store.check_writable()
-        results = list(run_evaluations(evaluations, store, execution))
+        results = list(run_in_processes(evaluations, requests, store, execution, team, _say))
     if missing:
-        # Only an empty folder can be removed: nothing was possible.
-        with contextlib.suppress(OSError):
-            out.rmdir()
+        store.drop_empty()
     return results
 
 
@@ -221,6 +218,7 @@ def gallery(
     naive: Annotated[str, typer.Option(help="the attack that a user would begin with")] = "pgd",
     device: Device = "auto",
     batch_size: BatchSize = None,
+    workers: Workers = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -231,7 +229,8 @@ def gallery(
     from bench.commands.gallery import evaluations_of, exhibits, render, rows
 
     shown = exhibits(request, naive)
-    results = _run(evaluations_of(shown), out, device, batch_size)
+    requests = [exhibit.request for exhibit in shown if not exhibit.problem]
+    results = _run(evaluations_of(shown), requests, out, device, batch_size, workers)
     table = rows(shown, results)
     if as_json:
         _print_json([vars(row) for row in table])
@@ -517,6 +516,7 @@ def audit(
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
+    workers: Workers = None,
     out: Annotated[
         Path, typer.Option(help="folder for the records of --defense and --attack")
     ] = Path("results"),
@@ -550,7 +550,7 @@ def audit(
             raise typer.Exit(1)
         return
     form = "table" if form is None else form
-    _audit_records(request, places or [], form, how, (device, batch_size, out))
+    _audit_records(request, places or [], form, how, (device, batch_size, workers, out))
 
 
 def _audit_records(
@@ -558,7 +558,7 @@ def _audit_records(
     places: Sequence[Path],
     form: str,
     how: dict[str, Any],
-    where: tuple[str, int | None, Path],
+    where: tuple[str, int | None, int | None, Path],
 ) -> None:
     from bench.commands.audit_records import (
         AuditRequest,
@@ -570,7 +570,7 @@ def _audit_records(
     from bench.commands.verify import files_of
     from bench.engine.execution import read_execution
 
-    device, batch_size, out = where
+    device, batch_size, workers, out = where
     execution = read_execution(device, batch_size)
     settings = AuditRequest(execution=execution, progress=_tell, **how)
     check_format(form)
@@ -578,7 +578,10 @@ def _audit_records(
     if places:
         audited = list(audit_files(files_of(places), settings))
     else:
-        results = _run(_planned([request]), out, device, batch_size)
+        from bench.engine.plan import plan_all
+
+        evaluations = plan_all([request], note=_say)
+        results = _run(evaluations, [request], out, device, batch_size, workers)
         _complain_of(results)
         failed = any(result.failure or result.rejected for result in results)
         audited = list(audit_results(results, settings))
@@ -603,19 +606,28 @@ def certify(
     steps: Annotated[
         int, typer.Option(min=0, max=10_000, help="steps of alpha-CROWN; 0 for plain CROWN")
     ] = 20,
+    alpha: Annotated[
+        float, typer.Option(help="of a vote over noise: probability of error of each image")
+    ] = 0.001,
+    n0: Annotated[int, typer.Option(help="of a vote: draws that choose the class")] = 100,
+    draws: Annotated[int, typer.Option(help="of a vote: draws that bound its probability")] = 1000,
     trust: Annotated[
         bool, typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is")
     ] = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove of which images that an attack left no attack can break; stored beside the record."""
+    """Prove of which images that an attack left no attack can break; of a vote over Gaussian noise,
+    bound where it stays right. Stored beside the record.
+    """
+    from bench.certify.vote import Confidence
     from bench.commands.certify import certify_all
     from bench.commands.verify import files_of
 
+    confidence = Confidence(alpha, n0, draws)
     paths = files_of(records)
     done = []
-    for one in certify_all(paths, steps, trust=trust):
+    for one in certify_all(paths, steps, confidence, trust=trust):
         if len(paths) == 1 and one.refused:
             raise one.refused
         done.append(one)

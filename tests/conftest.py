@@ -1,6 +1,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tests share the cores already; those of several processes ask for them.
+os.environ["BENCH_WORKERS"] = "1"
 
 from pathlib import Path
 

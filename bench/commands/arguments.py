@@ -34,6 +34,13 @@ BatchSize = Annotated[
     int | None,
     typer.Option(help="most rows in one forward pass; default 128, on a GPU 1024"),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="processes that compute together [default: $BENCH_WORKERS, else this one, and after "
+        "some seconds one a core or GPU where memory bears them]",
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(

@@ -46,12 +46,14 @@ class Exhibit:
     Attributes:
         defense: its spec.
         card: with `expected` and at least one attack.
+        request: what its evaluations are planned from.
         naive, fitting: its evaluations; None where it cannot be planned.
         problem: why it cannot.
     """
 
     defense: str
     card: Card
+    request: Request
     naive: Evaluation | None = None
     fitting: Evaluation | None = None
     problem: str = ""
@@ -140,9 +142,9 @@ def _exhibit(name: str, request: Request, setup: Setup) -> Exhibit:
     try:
         evaluations = plan(asked, setup)
     except BadInput as error:
-        return Exhibit(name, card, problem=str(error))
+        return Exhibit(name, card, asked, problem=str(error))
     own = [evaluation for evaluation in evaluations if evaluation.defense.name == parse(name).name]
-    return Exhibit(name, card, own[0], own[-1])
+    return Exhibit(name, card, asked, own[0], own[-1])
 
 
 def evaluations_of(shown: Iterable[Exhibit]) -> list[Evaluation]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.errors import BadInput
 
-_VARIABLE = "BENCH_MEMORY"
+MEMORY_VARIABLE = "BENCH_MEMORY"
 _SHARE = 0.5
 _MEMINFO = Path("/proc/meminfo")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -34,10 +34,10 @@ def budget(device: torch.device) -> int:
 
     It decides how a gradient is computed, never what comes out.
     """
-    given = os.environ.get(_VARIABLE)
+    given = os.environ.get(MEMORY_VARIABLE)
     if given:
         return read_size(given)
-    return int(_SHARE * (_free_on_gpu(device) if device.type == "cuda" else _free_bytes()))
+    return int(_SHARE * (_free_on_gpu(device) if device.type == "cuda" else free_bytes()))
 
 
 def _free_on_gpu(device: torch.device) -> int:
@@ -46,7 +46,8 @@ def _free_on_gpu(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
+    """Memory that this machine could give at once."""
     # Linux counts its file cache, which it gives back on demand, as taken in SC_AVPHYS_PAGES.
     if _MEMINFO.is_file():
         available = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
@@ -58,16 +59,16 @@ def _free_bytes() -> int:
 @contextlib.contextmanager
 def limited(size: str | None) -> Iterator[None]:
     """Set the budget of this process and its children for a while; None changes nothing."""
-    before = os.environ.get(_VARIABLE)
+    before = os.environ.get(MEMORY_VARIABLE)
     if size is not None:
         read_size(size)
-        os.environ[_VARIABLE] = size
+        os.environ[MEMORY_VARIABLE] = size
     try:
         yield
     finally:
-        os.environ.pop(_VARIABLE, None)
+        os.environ.pop(MEMORY_VARIABLE, None)
         if before is not None:
-            os.environ[_VARIABLE] = before
+            os.environ[MEMORY_VARIABLE] = before
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

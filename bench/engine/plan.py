@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
@@ -65,6 +65,18 @@ def plan(
                 known = evaluations.get(one.id)
                 if known is None or one.asked:
                     evaluations[one.id] = one
+    return list(evaluations.values())
+
+
+def plan_all(
+    requests: Iterable[Request], note: Callable[[str], None] = _ignore
+) -> list[Evaluation]:
+    """The evaluations of several requests, none twice; see `plan`."""
+    evaluations: dict[str, Evaluation] = {}
+    for request in requests:
+        for one in plan(request, note=note):
+            if one.id not in evaluations or one.asked:
+                evaluations[one.id] = one
     return list(evaluations.values())
 
 

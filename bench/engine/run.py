@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.checks.shard import ShardChecks
@@ -21,13 +23,34 @@ from bench.engine.prepare import Prepared, by_base, prepare
 from bench.engine.probing import RowProbe, row_probe
 from bench.engine.recording import make_record, now, outcomes_of
 from bench.engine.shard_check import ShardCheck
-from bench.engine.shards import Arrays, Shard, Workspace, complete, shards_of
+from bench.engine.shards import (
+    WAIT_SECONDS,
+    Arrays,
+    Busy,
+    Shard,
+    Workspace,
+    complete,
+    shards_of,
+)
 from bench.errors import BadInput
 from bench.results.outcomes import Outcomes
 from bench.results.record import Failure, Record
 from bench.results.store import Store
 from bench.storage.files import CannotWrite, cannot_write
 from bench.victim import frozen
+
+
+@dataclass
+class Joint:
+    """What this process knows of an evaluation that others work on as well.
+
+    Attributes:
+        work: the shared folder; None before it was built here.
+        reported: the shards that progress was told of.
+    """
+
+    work: Workspace | None = None
+    reported: set[Shard] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,7 @@ class Result:
 
 
 def run_evaluations(
-    evaluations: Sequence[Evaluation], store: Store, execution: Execution
+    evaluations: Sequence[Evaluation], store: Store, execution: Execution, shared: bool = False
 ) -> Iterator[Result]:
     """Run evaluations one after the other. A stored one is not computed again; a crash becomes
     a `Failure`.
@@ -59,39 +82,117 @@ def run_evaluations(
     A base is attacked once the first row that is compared with it has been built. Where none can
     be, the base is not run, unless it was asked for.
 
+    Args:
+        evaluations: what to run; a base stands before the rows that are compared with it.
+        store: where records go.
+        execution: how to compute.
+        shared: whether other processes are given the same evaluations. What they are at is left to
+            them, and what they finished is told when it is met; the records are those that one
+            process makes.
+
     Raises `BadInput` before anything is computed where a record of an unknown schema would be
     overwritten, and at once where the disk is full: what was finished stays.
     """
     for evaluation in evaluations:
         store.find(evaluation.id)
-    compared, ready, told = by_base(evaluations), dict[str, Prepared](), set[str]()
-    for evaluation in evaluations:
-        if evaluation.id in told:
-            continue
-        stored = store.find(evaluation.id)
-        if stored is not None:
-            store.clear(evaluation.id)
-            yield Result(
-                evaluation, record=stored, path=store.folder / f"{stored.stem}.json", computed=False
-            )
-            continue
-        possible = True
-        for row in _waiting(compared.get(evaluation.id, []), store):
+    queue = _Queue(evaluations, store, execution, shared)
+    left, join = list(evaluations), not shared
+    while left:
+        busy = []
+        for evaluation in left:
             try:
-                ready[row.id], possible = prepare(row, execution), True
-                break
+                yield from queue.run(evaluation, join)
+            except Busy:
+                busy.append(evaluation)
+        stuck = len(busy) == len(left)
+        if stuck and join:
+            time.sleep(WAIT_SECONDS)
+        # Another process's evaluation must be built here as well: first what nobody has begun.
+        left, join = busy, stuck
+
+
+class _Queue:
+    """Evaluations to run, and what is known of them so far."""
+
+    def __init__(
+        self, evaluations: Sequence[Evaluation], store: Store, execution: Execution, shared: bool
+    ) -> None:
+        self._store, self._execution, self._shared = store, execution, shared
+        self._compared = by_base(evaluations)
+        self._open = {evaluation.id for evaluation in evaluations}
+        self._stored = {one.id for one in evaluations if store.find(one.id)}
+        self._prepared = dict[str, Prepared]()
+        self._joint = defaultdict[str, Joint](Joint)
+
+    def run(self, evaluation: Evaluation, join: bool) -> Iterator[Result]:
+        """Bring one to its end; with it end the rows of a base that cannot be built.
+
+        Args:
+            evaluation: what to run.
+            join: whether to help where another process has begun.
+
+        Raises `Busy` where other processes are at it, or at the base that it waits for.
+        """
+        if evaluation.id not in self._open:
+            return
+        stored = self._store.find(evaluation.id)
+        if stored is not None:
+            self._store.clear(evaluation.id)
+            yield self._ended(self._found(evaluation, stored))
+            return
+        if self._shared:
+            self._check_free(evaluation, join)
+        rows = _waiting(self._compared.get(evaluation.id, []), self._store)
+        possible = not rows or any(row.id in self._prepared for row in rows)
+        for row in rows:
+            if possible or row.id not in self._open:
+                continue
+            try:
+                self._prepared[row.id], possible = prepare(row, self._execution), True
             except Exception as error:
-                possible = False
-                told.add(row.id)
-                yield _unfinished(row, error, store, execution)
-        if not (possible or evaluation.asked):
-            continue
+                yield self._ended(_unfinished(row, error, self._store, self._execution))
+        if possible or evaluation.asked:
+            yield self._computed(evaluation)
+        self._open.discard(evaluation.id)
+
+    def _computed(self, evaluation: Evaluation) -> Result:
+        prepared = self._prepared.pop(evaluation.id, None)
+        joint = self._joint[evaluation.id] if self._shared else None
         try:
-            prepared = ready.pop(evaluation.id, None)
-            record = run_evaluation(evaluation, store, execution, prepared=prepared)
-            yield Result(evaluation, record=record, path=store.folder / f"{record.stem}.json")
+            record = run_evaluation(
+                evaluation, self._store, self._execution, prepared=prepared, joint=joint
+            )
+        except Busy:
+            raise
         except Exception as error:
-            yield _unfinished(evaluation, error, store, execution)
+            return _unfinished(evaluation, error, self._store, self._execution)
+        return Result(evaluation, record, path=self._store.folder / f"{record.stem}.json")
+
+    def _found(self, evaluation: Evaluation, record: Record) -> Result:
+        """The result of an evaluation that was stored, or that another process has just ended."""
+        path = self._store.folder / f"{record.stem}.json"
+        if evaluation.id in self._stored:
+            return Result(evaluation, record, path=path, computed=False)
+        total = len(evaluation.setup.images)
+        rest = total - sum(end - start for start, end in self._joint[evaluation.id].reported)
+        if self._execution.progress and rest:
+            self._execution.progress(evaluation, rest, total, record.metrics.adversarial.mean.value)
+        return Result(evaluation, record, path=path)
+
+    def _ended(self, result: Result) -> Result:
+        self._open.discard(result.evaluation.id)
+        return result
+
+    def _check_free(self, evaluation: Evaluation, join: bool) -> None:
+        """Raise `Busy` where its base is not finished, or others are at it."""
+        base = evaluation.base()
+        if base is not None and base.id in self._open and self._store.find(base.id) is None:
+            raise Busy
+        work = self._joint[evaluation.id].work
+        if work is not None and not _is_free(work, shards_for(evaluation, self._execution)):
+            raise Busy
+        if not (self._store.begin(evaluation.id) or join):
+            raise Busy
 
 
 def _waiting(rows: Sequence[Evaluation], store: Store) -> Sequence[Evaluation]:
@@ -110,6 +211,7 @@ def _unfinished(
         return Result(evaluation, record=finished, path=store.folder / f"{finished.stem}.json")
     _raise_if_full(error)
     if isinstance(error, BadInput):
+        store.clear(evaluation.id, shards=False)
         return Result(evaluation, rejected=error)
     failure = _failure(evaluation, error, execution)
     return Result(evaluation, failure=failure, path=_save_failure(store, failure))
@@ -153,14 +255,19 @@ def run_evaluation(
     execution: Execution,
     shards: Sequence[Shard] | None = None,
     prepared: Prepared | None = None,
+    joint: Joint | None = None,
 ) -> Record:
     """Compute an evaluation together with any other process at work on it; store its record.
 
     Args:
         shards: the order in which to take them; ascending by default.
         prepared: what `prepare` made of it; by default that is done here.
+        joint: leave it where others are at all that is left, instead of waiting; by default wait.
+
+    Raises:
+        Busy: where it is left to others.
     """
-    order = list(shards) if shards is not None else _shards(evaluation, execution)
+    order = list(shards) if shards is not None else shards_for(evaluation, execution)
 
     def finished() -> bool:
         return store.find(evaluation.id) is not None
@@ -176,11 +283,14 @@ def run_evaluation(
         with frozen(defended):
             checks = shard_checks(evaluation, defended, prepared.copies, execution, store)
             compute = ShardComputer(evaluation, defended, execution, checks)
-            done = complete(work, order, compute, finished, compute.report)
-            arrays = None
+            arrays, patient = None, joint is None
+            joint = joint or Joint()
+            joint.work = work
+            report = _once(compute.report, joint.reported)
+            done = complete(work, order, compute, finished, report, patient)
             if done is not None:
                 row = row_probe(evaluation, defended, execution, merged(done), inspection)
-                arrays = _with_probes(row, work.folder / "probes", finished)
+                arrays = _with_probes(row, work, finished, patient)
     if arrays is None:
         record = store.find(evaluation.id)
         if record is None:
@@ -193,13 +303,41 @@ def run_evaluation(
     return record
 
 
-def _with_probes(row: RowProbe, folder: Path, finished: Callable[[], bool]) -> Arrays | None:
+def _once(
+    report: Callable[[Shard, Arrays], None], reported: set[Shard]
+) -> Callable[[Shard, Arrays], None]:
+    """The same, for each shard once."""
+
+    def report_new(shard: Shard, arrays: Arrays) -> None:
+        if shard not in reported:
+            reported.add(shard)
+            report(shard, arrays)
+
+    return report_new
+
+
+def _with_probes(
+    row: RowProbe, work: Workspace, finished: Callable[[], bool], patient: bool
+) -> Arrays | None:
     """A row's arrays with those of its probes, computed here or by another process; None if another
     one finished the row meanwhile.
     """
     whole = (0, len(row.evaluation.setup.images))
-    done = complete(Workspace(folder, row.check), [whole], row, finished, lambda *_: None)
+    probes = Workspace(_probes(work), row.check)
+    done = complete(probes, [whole], row, finished, lambda *_: None, patient)
     return None if done is None else {**row.attacked, **done[whole]}
+
+
+def _probes(work: Workspace) -> Path:
+    return work.folder / "probes"
+
+
+def _is_free(work: Workspace, shards: Sequence[Shard]) -> bool:
+    """Whether something is left of an evaluation that no other process is at."""
+    whole = (0, shards[-1][1])
+    return (
+        Workspace(_probes(work)).has_work([whole]) if work.holds(shards) else work.has_work(shards)
+    )
 
 
 def compute_outcomes(evaluation: Evaluation, execution: Execution) -> Outcomes:
@@ -225,13 +363,14 @@ def compute_arrays(
     """
     with exact_float32(execution.device), frozen(defended):
         compute = ShardComputer(evaluation, defended, execution, checks)
-        arrays = merged({shard: compute(shard) for shard in _shards(evaluation, execution)})
+        arrays = merged({shard: compute(shard) for shard in shards_for(evaluation, execution)})
         if inspection is None:
             return arrays
         return arrays | row_probe(evaluation, defended, execution, arrays, inspection)()
 
 
-def _shards(evaluation: Evaluation, execution: Execution) -> list[Shard]:
+def shards_for(evaluation: Evaluation, execution: Execution) -> list[Shard]:
+    """The shards of an evaluation under this batch size."""
     return shards_of(
         len(evaluation.setup.images),
         execution.batch_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,12 @@ Shard = tuple[int, int]
 """Half-open range of positions in the evaluation order."""
 
 MIN_SHARD_IMAGES = 64
+WAIT_SECONDS = 0.2
+"""How long to wait for other processes before one looks again."""
+
+
+class Busy(Exception):
+    """Other processes are at work on all that is left of an evaluation."""
 
 
 def shards_of(n: int, batch_size: int, unit: int | None = None) -> list[Shard]:
@@ -87,6 +93,19 @@ class Workspace:
         with claimed(self.folder / f"claim-{shard[0]:07d}-{shard[1]:07d}") as claim:
             yield claim
 
+    def has_work(self, shards: Iterable[Shard]) -> bool:
+        """Whether one of these shards is neither saved nor in another process's hands."""
+        for shard in shards:
+            if not self._file(shard).exists():
+                with self.claim(shard) as claim:
+                    if claim:
+                        return True
+        return False
+
+    def holds(self, shards: Iterable[Shard]) -> bool:
+        """Whether all of these shards are saved."""
+        return all(self._file(shard).exists() for shard in shards)
+
     def _file(self, shard: Shard) -> Path:
         return self.folder / f"shard-{shard[0]:07d}-{shard[1]:07d}.npz"
 
@@ -97,6 +116,7 @@ def complete(
     compute: Callable[[Shard], Arrays],
     finished: Callable[[], bool],
     report: Callable[[Shard, Arrays], None],
+    patient: bool = True,
 ) -> dict[Shard, Arrays] | None:
     """All shards, computed here or by others; None if another process finished meanwhile.
 
@@ -106,6 +126,10 @@ def complete(
         compute: makes one shard.
         finished: whether the record is already stored.
         report: called for each shard that is there, whoever made it.
+        patient: whether to wait for what other processes are at.
+
+    Raises:
+        Busy: where others are at all that is left, and this is not to wait for them.
     """
     results: dict[Shard, Arrays] = {}
     while len(results) < len(shards):
@@ -119,7 +143,9 @@ def complete(
                     results[shard] = arrays
                     report(shard, arrays)
         if len(results) == before:
-            time.sleep(0.2)
+            if not patient:
+                raise Busy
+            time.sleep(WAIT_SECONDS)
     return results
 
 

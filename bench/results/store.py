@@ -17,7 +17,7 @@ from bench.errors import BadInput
 from bench.results.audit import AuditReport
 from bench.results.certificate import Certificate
 from bench.results.record import SCHEMA, Failure, Record, file_stem
-from bench.storage.files import check_folder, write_whole
+from bench.storage.files import check_folder, make_folder, write_whole, writing
 
 MAX_BYTES = 1 << 28
 """No record is larger: a million images of 36 classes under 20 draws take 41 MB."""
@@ -98,6 +98,16 @@ class Store:
         """Folder of an evaluation's unfinished work."""
         return self.folder / ".work" / evaluation
 
+    def begin(self, evaluation: str) -> bool:
+        """Make that folder; False where it was there, since somebody has begun."""
+        with writing(self.folder):
+            make_folder(self.folder / ".work", parents=True)
+            try:
+                self.work(evaluation).mkdir()
+            except FileExistsError:
+                return False
+        return True
+
     def clear(self, evaluation: str, *, shards: bool = True) -> None:
         """Drop an evaluation's unfinished work, or its folder alone where no shards are in it."""
         if shards:
@@ -105,6 +115,13 @@ class Store:
             return
         with contextlib.suppress(OSError):
             self.work(evaluation).rmdir()
+
+    def drop_empty(self) -> None:
+        """Remove the folder where nothing is in it."""
+        with contextlib.suppress(OSError):
+            (self.folder / ".work").rmdir()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def to_json(model: BaseModel) -> bytes:

@@ -1,0 +1,1 @@
+"""Where evaluations are computed: in this process, or in several on this machine."""

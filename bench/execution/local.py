@@ -1,0 +1,217 @@
+"""Worker processes beside this one, on the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from bench.engine.evaluation import Evaluation
+from bench.engine.execution import Execution
+from bench.engine.memory import MEMORY_VARIABLE, budget, free_bytes
+from bench.engine.request import Request
+from bench.engine.run import Result, run_evaluations, shards_for
+from bench.errors import BadInput, one_line
+from bench.execution.job import Job
+from bench.results.store import Store
+
+PATIENCE_SECONDS = 4.0
+"""A job that ends sooner gets no help: a worker needs about as long until it can begin."""
+MOST_WORKERS = 1024
+COMMAND = (sys.executable, "-m", "bench.execution.worker")
+WORKERS_VARIABLE = "BENCH_WORKERS"
+_MEMORY_SHARE = 0.8
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Team:
+    """How many processes compute, and when the others join this one.
+
+    Attributes:
+        size: processes, this one among them; at most so many where `patience` is above 0.
+        patience: seconds after which they join.
+    """
+
+    size: int
+    patience: float = 0.0
+
+
+def read_team(workers: int | None, device: torch.device) -> Team:
+    """From what a user wrote; None is BENCH_WORKERS, else what cores or GPUs bear, once a job has
+    turned out to be long.
+
+    Raises:
+        BadInput: where the number is none.
+    """
+    given = os.environ.get(WORKERS_VARIABLE) if workers is None else str(workers)
+    if given is None:
+        ours = device.type == "cuda" and device.index is not None
+        most = 1 if ours else torch.cuda.device_count() if device.type == "cuda" else cores()
+        return Team(most, PATIENCE_SECONDS)
+    if not given.isdecimal() or not 1 <= int(given) <= MOST_WORKERS:
+        raise BadInput(f"workers is {given!r}: give 1 to {MOST_WORKERS}")
+    return Team(int(given))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return max(1, min(allowed or 1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return allowed or 1
+
+
+def run_in_processes(
+    evaluations: Sequence[Evaluation],
+    requests: Sequence[Request],
+    store: Store,
+    execution: Execution,
+    team: Team,
+    note: Callable[[str], None],
+) -> Iterator[Result]:
+    """Run evaluations in this process and in others; the records are those that one makes.
+
+    Args:
+        evaluations: as for `run_evaluations`.
+        requests: what they were planned from, for the others.
+        store, execution: as for `run_evaluations`.
+        team: how many processes.
+        note: called with what a user should know, one line each.
+    """
+    waiting = [one for one in evaluations if store.find(one.id) is None]
+    size = min(team.size, sum(len(shards_for(one, execution)) for one in waiting))
+    if size < 2:
+        yield from run_evaluations(evaluations, store, execution)
+        return
+    threads = max(1, min(torch.get_num_threads(), cores() // size))
+    job = Job(
+        requests=tuple(requests),
+        out=store.folder,
+        device=str(execution.device),
+        batch_size=execution.batch_size,
+        threads=threads,
+    )
+    with _threads(threads), _helped(_Helpers(job, size - 1), team.patience, note):
+        yield from run_evaluations(evaluations, store, execution, shared=True)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class _Helpers:
+    """Processes that help this one.
+
+    Attributes:
+        job: what they are told.
+        most: how many there are to be, where memory bears them.
+    """
+
+    job: Job
+    most: int
+    _running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
+    _problem: str = ""
+
+    def start(self) -> None:
+        """Start as many as memory bears; none after `end`."""
+        with self._lock:
+            number = 0 if self._ended else self._possible()
+            try:
+                for place in range(1, number + 1):
+                    self._running.append(self._one(place, number))
+            except OSError as error:
+                self._problem = f"no further worker process can be started ({one_line(error)})"
+
+    def end(self) -> list[str]:
+        """End those that still work; returns what went wrong with any of them before."""
+        with self._lock:
+            self._ended = True
+        return [told for told in (self._problem, *map(_told, self._running)) if told]
+
+    def _possible(self) -> int:
+        if torch.device(self.job.device).type == "cuda":
+            return self.most
+        # What this process took at most so far is what another one will take.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return min(self.most, int(_MEMORY_SHARE * free_bytes() / peak))
+
+    def _one(self, place: int, number: int) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        device = torch.device(self.job.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", place % torch.cuda.device_count())
+        job = self.job.model_copy(update={"device": str(device)})
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(job.threads),
+            MEMORY_VARIABLE: str(max(1, budget(device) // number)),
+        }
+        # Not a pipe: nobody reads it before the end.
+        errors = tempfile.TemporaryFile()  # noqa: SIM115
+        process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=environment,
+            # An interrupt on the terminal is for this process; the others end with it.
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(job.to_json().encode() + b"\n")
+            process.stdin.flush()
+        return process, errors
+
+
+def _told(running: tuple[subprocess.Popen[bytes], IO[bytes]]) -> str:
+    """End a process; returns one line where it had ended in another way than by its work."""
+    process, errors = running
+    code = process.poll()
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    process.wait()
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    errors.close()
+    if not code:
+        return ""
+    last = lines[-1] if lines else "it said nothing"
+    return f"a worker process ended with exit code {code} ({last}): the others did its work"
+
+
+@contextmanager
+def _helped(helpers: _Helpers, patience: float, note: Callable[[str], None]) -> Iterator[None]:
+    """Have these helpers while the block runs, from the moment at which patience ends."""
+    timer = threading.Timer(patience, helpers.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for told in helpers.end():
+            note(told)

@@ -1,0 +1,55 @@
+"""A worker process: `python -m bench.execution.worker`, with its job on the first line of stdin.
+
+It takes part in what another process has begun, by the claims on the shards, and ends when all is
+done or when its stdin closes, since then the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import torch
+
+from bench.engine.execution import read_execution
+from bench.engine.plan import plan_all
+from bench.engine.run import run_evaluations
+from bench.execution.job import Job
+from bench.results.store import Store
+
+LEFT = 3
+"""Exit code of a worker whose parent is gone."""
+
+
+def work(job: Job) -> None:
+    """Take part in a job until all of it is done."""
+    torch.set_num_threads(job.threads)
+    execution = read_execution(job.device, job.batch_size)
+    store = Store(job.out)
+    for _ in run_evaluations(plan_all(job.requests), store, execution, shared=True):
+        pass
+
+
+def _end_with_parent(descriptor: int) -> None:
+    # What is unfinished is dropped, as after a kill: the claims end with the process.
+    while os.read(descriptor, 1024):
+        pass
+    os._exit(LEFT)
+
+
+def main() -> None:
+    """Read the job, watch the parent, work."""
+    descriptor = sys.stdin.fileno()
+    told = b""
+    while not told.endswith(b"\n"):
+        more = os.read(descriptor, 1 << 16)
+        if not more:
+            os._exit(LEFT)
+        told += more
+    threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
+    work(Job.model_validate_json(told))
+
+
+if __name__ == "__main__":
+    main()
