@@ -27,7 +27,7 @@ from bench.report.words import (
     heading,
     struck_through,
 )
-from bench.results.certificate import check_certified
+from bench.results.certificate import Certificate, check_certified
 from bench.results.estimate import Estimate
 from bench.results.inference import Inference
 from bench.results.intervals import share, wilson
@@ -93,18 +93,38 @@ class Entry:
         return share(np.min(right, axis=0)) if right else None
 
     def certified(self) -> Estimate | None:
-        """Images that no attack can break, by the certificates of its records; None without one.
+        """Images that no attack can break, by the certificates of its records; of a vote over
+        noise, those on which it is certified, by the certificate of the most draws. None without
+        one.
 
         Raises:
-            Contradiction: where one of its records breaks such an image.
+            Contradiction: where one of its records breaks an image that a proof certifies.
         """
+        vote, n = self.vote(), self.first.metrics.n
+        if vote:
+            return vote.share(n)
         proofs = [one.certificate for one in self.records if one.certificate]
         if not proofs:
             return None
         ids = np.unique(np.concatenate([proof.ids() for proof in proofs]))
         for record in self.records:
             check_certified(ids, record.outcomes, f"record {record.id}")
-        return wilson(len(ids), self.first.metrics.n)
+        return wilson(len(ids), n)
+
+    def vote(self) -> Certificate | None:
+        """The probabilistic certificate of the most draws among those of its records. Joining
+        several would err more often than each.
+        """
+        proofs = [one.certificate for one in self.records if one.certificate]
+        votes = [one for one in proofs if one.kind == "probabilistic"]
+        return max(votes, key=lambda one: one.n or 0) if votes else None
+
+    def certified_text(self) -> str:
+        """What stands in the column: the share, and of a vote that it may err."""
+        certified, vote = self.certified(), self.vote()
+        if not vote:
+            return str(certified or "")
+        return f"{certified} (vote, alpha={vote.alpha:g})"
 
     def lowest_f1(self) -> float:
         return min(record.metrics.adversarial.macro_f1.value for record in self.records)
@@ -194,7 +214,7 @@ def _text_row(entry: Entry, attacks: list[str], by_id: Mapping[str, Record]) -> 
         "clean": str(metrics.clean.mean),
         **{attack: _under_attack(entry, attack) for attack in attacks},
         "worst case": str(entry.worst()),
-        "certified": str(entry.certified() or ""),
+        "certified": entry.certified_text(),
         "replayed": str(entry.replayed() or ""),
         "all draws": all_draws if metrics.adversarial.draws > 1 else "",
         "base": percent(base.worst().value) if base else "",
@@ -227,7 +247,7 @@ def _under_attack(entry: Entry, attack: str) -> str:
 def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
     metrics, worst, base = entry.first.metrics, entry.worst(), entry.base(by_id)
     replayed, any_view, inference = entry.replayed(), entry.any_view(), entry.inference()
-    certified, audit = entry.certified(), audit_of(entry.records)
+    certified, vote, audit = entry.certified(), entry.vote(), audit_of(entry.records)
     return {
         "defense": defense_label(entry.first),
         "build_seed": entry.first.identity["seeds"]["build"],
@@ -239,6 +259,7 @@ def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
         "worst_case_low": worst.low,
         "worst_case_high": worst.high,
         "certified": certified.value if certified else None,
+        "certified_alpha": vote.alpha if vote else None,
         "replayed": replayed.value if replayed else None,
         "any_view": any_view.value if any_view else None,
         "base_worst_case": base.worst().value if base else None,

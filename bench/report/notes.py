@@ -44,7 +44,11 @@ _CERTIFIED = (
     "certified <= truth <= worst case."
 )
 
-
+_VOTED = (
+    " `certified` (vote, alpha): images on which the most frequent answer under Gaussian noise is "
+    "right all over the ball, each with probability 1 - alpha (abstaining counts as wrong). That "
+    "holds for the vote of infinitely many draws alone: the vote of few may be broken there."
+)
 _DISTANCES = (
     " `median distance`: of the nearest points that the attack found to break the images, whether "
     "they lie in the ball or not; an upper bound, as every robust accuracy is."
@@ -71,6 +75,7 @@ def board_notes(records: Sequence[Record]) -> str:
     """As `column_notes`, with those columns that only boards have."""
     measured = [record.inference for record in records if record.inference]
     purified = any(inference.denoiser_passes is not None for inference in measured)
-    certified = any(record.certificate for record in records)
-    notes = column_notes(records) + _CERTIFIED * certified
+    kinds = {record.certificate.kind for record in records if record.certificate}
+    notes = column_notes(records) + _CERTIFIED * ("deterministic" in kinds)
+    notes += _VOTED * ("probabilistic" in kinds)
     return notes + _PREDICTION * bool(measured) + _DENOISER * purified

@@ -1,4 +1,6 @@
-"""A certificate of a record: images that no attack in the ball can break, stored beside it."""
+"""A certificate of a record, stored beside it: images that no attack in the ball can break, or on
+which a vote over Gaussian noise stays right.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,32 @@ class Contradiction(BadInput):
 
 
 class Certificate(BaseModel):
-    """What was proved of the images that a record's attack had left.
+    """What is certified of a record's images: of those that its attack had left, by a proof; of all
+    of them, with a small probability of error, where the answer is a vote over Gaussian noise.
 
     Attributes:
         schema_version: version of this format.
         record: id of the evaluation.
-        method: `crown` or `alpha-crown`; see `bench.certify.crown`.
-        steps: of the ascent on the lower slopes; 0 for `crown`.
-        certified: ids of the images that are answered alike all over the ball, runs folded.
-        undecided: those that the attack left and the proof did not reach.
-        tried: images that the attack had broken, on which the proof was tried as a check of
-            itself; it must have certified none.
+        kind: `deterministic`: no attack can break a certified image. `probabilistic`: the most
+            frequent answer under noise stays right all over the ball, for each image with
+            probability 1 - alpha; the deployed vote of few draws may err all the same.
+        method: `crown` or `alpha-crown`, see `bench.certify.crown`; `smoothing`, see
+            `bench.certify.vote`.
+        steps: of the ascent on the lower slopes; 0 for the other methods.
+        sigma, alpha, n0, n: of a vote, see `bench.certify.vote.Confidence`; None for a proof.
+        certified: ids of the images that are answered alike and rightly all over the ball, runs
+            folded.
+        undecided: those that the attack left and the proof did not reach; of a vote, those that are
+            right in a ball that is too small, and the refuted ones.
+        abstained: of a vote, those whose class has no majority that is sure enough. They count as
+            wrong.
+        wrong: of a vote, those for which another class was chosen.
+        tried: images that the attack had broken, on which a proof was tried as a check of itself
+            (it must have certified none); of a vote, those with a certificate whose attacked point
+            was put to the vote.
+        refuted: those of them where the vote at that point is surely wrong.
+        radii: of a vote, the L2 radius of each image of the record, in order of the images, rounded
+            down; 0 where it abstains or is wrong. None for a proof.
         seconds: wall time.
         finished: date and time in UTC.
     """
@@ -40,29 +57,49 @@ class Certificate(BaseModel):
 
     schema_version: Literal[1] = SCHEMA
     record: str = Field(pattern=r"^[0-9a-f]{16}$")
-    method: Literal["crown", "alpha-crown"]
-    steps: int = Field(ge=0, le=10_000)
+    kind: Literal["deterministic", "probabilistic"] = "deterministic"
+    method: Literal["crown", "alpha-crown", "smoothing"]
+    steps: int = Field(0, ge=0, le=10_000)
+    sigma: float | None = Field(None, gt=0)
+    alpha: float | None = Field(None, gt=0, lt=0.5)
+    n0: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1)
     certified: str
     undecided: str
+    abstained: str = ""
+    wrong: str = ""
     tried: str
+    refuted: str = ""
+    radii: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     finished: str
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Certificate:
-        if (self.method == "crown") != (self.steps == 0):
-            raise ValueError("the method and its steps do not go together")
-        if any(ids and not is_folded(ids) for ids in self._lists()):
+        voted = self.method == "smoothing"
+        if voted != (self.kind == "probabilistic") or (self.method == "alpha-crown") != bool(
+            self.steps
+        ):
+            raise ValueError("the kind, the method and its steps do not go together")
+        of_a_vote = (self.sigma, self.alpha, self.n0, self.n, self.radii)
+        if any((one is None) == voted for one in of_a_vote):
+            raise ValueError("sigma, alpha, n0, n and radii go with a vote, and with nothing else")
+        if not voted and (self.abstained or self.wrong or self.refuted):
+            raise ValueError("a proof does not abstain, nor choose a class")
+        if any(ids and not is_folded(ids) for ids in (*self._lists(), self.refuted)):
             raise ValueError("images are not ids of the form 0-99,120,130-131")
         datetime.fromisoformat(self.finished)
         return self
 
-    def _lists(self) -> tuple[str, str, str]:
+    def _lists(self) -> tuple[str, ...]:
+        """Ids that no two lists share."""
+        if self.kind == "probabilistic":
+            return self.certified, self.undecided, self.abstained, self.wrong
         return self.certified, self.undecided, self.tried
 
     def check(self, record: str, outcomes: Outcomes) -> None:
         """Raise `ValueError` unless this is a certificate of the record of this id and outcomes,
-        and `Contradiction` where the record's attack broke a certified image.
+        and `Contradiction` where the record's attack broke an image that a proof certifies.
         """
         if self.record != record:
             raise ValueError(f"it is the certificate of {self.record}, not of {record}")
@@ -74,11 +111,22 @@ class Certificate(BaseModel):
         ids = np.concatenate(lists)
         if len(np.unique(ids)) != len(ids) or not np.isin(ids, outcomes.image_ids()).all():
             raise ValueError("it names an image twice, or one that the record does not have")
+        if self.radii is not None:
+            if len(ids) != n or len(self.radii) != n:
+                raise ValueError("it does not speak of every image of the record")
+            return
         survived = outcomes.correct("adversarial").all(axis=1)
         left = outcomes.image_ids()[survived]
         check_certified(self.ids(), outcomes, "the record beside it")
         if set(lists[1]) - set(left) or set(lists[2]) & set(left):
             raise ValueError("it calls images broken or undecided that the record does not")
+
+    def broken(self, outcomes: Outcomes) -> Labels:
+        """Ids of certified images that some judged draw of these outcomes answers wrongly: none
+        under a proof.
+        """
+        wrong = outcomes.image_ids()[~outcomes.correct("adversarial").all(axis=1)]
+        return np.intersect1d(self.ids(), wrong)
 
     def ids(self) -> Labels:
         """Ids of the certified images, (m,)."""
