@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bench_attacks.ensemble import Ensemble, losses, schedule
-from bench_attacks.ensemble.schedule import STAGES, Ascents, Squares, Targets, passes
+from bench_attacks.ensemble.schedule import STAGES, Ascents, Crossings, Squares, Targets, passes
 from torch import nn
 
 from bench.attack import Passes
@@ -232,11 +232,50 @@ def test_what_survives_is_left_at_its_largest_margin(monkeypatch):
     assert (margin(model(found.points), labels) > margin(model(images), labels)).all()
 
 
+class Walls(nn.Module):
+    """Each quarter of the image is worth 1 at its dark end and 1.5 at its bright end, which lies
+    behind a stretch without a slope; only four bright ends are a success.
+    """
+
+    def forward(self, images):
+        m = (nn.functional.avg_pool2d(images, 3).flatten(1) - 0.5) / 0.2
+        value = ((-m).relu() + 1.5 / 0.7 * (m - 0.3).relu()).sum(1)
+        return torch.stack([torch.full_like(value, 5.9), value], 1)
+
+
+def test_crossing_breaks_what_ascents_leave(monkeypatch):
+    """And a survivor of it costs its told budget."""
+    images, labels = torch.full((1, 1, 6, 6), 0.5), torch.zeros(1, dtype=torch.int64)
+    model, crossing = classifier(Walls(), 2), Crossings("crossover", 32, 1, 6)
+    ascents = (*STAGES["fast"][:-1], Ascents("corners", losses.margin_at, 20, "corner", 10))
+    attack = only(monkeypatch, *ascents, crossing)
+    found, _ = run(model, images, labels, ThreatModel("linf", 0.2), attack)
+    assert found.stages.tolist() == [len(ascents)]
+    found, victim = run(model, images, labels, ThreatModel("linf", 0.19), attack)
+    told = passes((*ascents, crossing), 2)
+    assert found.stages.tolist() == [-1]
+    assert (victim.forwards.item(), victim.backwards.item()) == (told.forward, told.backward)
+
+
+def test_crossing_is_left_out_under_fresh_draws(monkeypatch):
+    inner, images, labels = linear_problem(3, 4, active_box=False)
+    model, threat = NoisyLinear(inner, 0.05), ThreatModel("linf", 1e-4)
+    attack = only(
+        monkeypatch, Ascents("margin", losses.margin_at, 2, "image"), Crossings("x", 2, 1, 1)
+    )
+    found, victim = run(model, images, labels, threat, attack, randomness=read_randomness("fresh"))
+    assert [one.name for one in found.findings] == ["stage-left-out"]
+    assert (victim.backwards == 2).all()
+    found, victim = run(model, images, labels, threat, attack, randomness=read_randomness("replay"))
+    assert found.findings == ()
+    assert victim.backwards.max() == passes(attack.schedule).backward
+
+
 # Losses -------------------------------------------------------------------------------------------
 
 LOSSES = {
     "margin": losses.margin_at,
-    "mifpe": losses.mifpe_at,
+    "scaled": losses.scaled_at,
     "pma": losses.pma_at,
 }
 
@@ -262,13 +301,13 @@ def test_a_masked_target_leaves_the_gradient_of_the_margin():
     assert slope.tolist() == [[-1.0, 1.0, 0.0]]
 
 
-def test_mifpe_does_not_see_the_scale_of_logits():
+def test_the_scaled_loss_does_not_see_the_scale_of_logits():
     """Mutations: the gap not held fixed, or left out."""
     logits, labels = torch.tensor([[3.0, 1.0, 2.5, 0.0]]), torch.tensor([0])
 
     def slope(scale):
         leaf = (scale * logits).requires_grad_(True)
-        (found,) = torch.autograd.grad(losses.mifpe_at(0.5)(leaf, labels).sum(), leaf)
+        (found,) = torch.autograd.grad(losses.scaled_at(0.0)(leaf, labels).sum(), leaf)
         return found * scale
 
     scaled = logits / 0.5

@@ -15,8 +15,10 @@ from bench.defense import Card
 from bench.losses import Loss, RowLoss, margin, misclassified
 from bench.maximise import Objective, Reading, ascend, half_cosine
 from bench.randomness import Query
+from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE, WRONG_BEFORE
 from bench.searches import square
+from bench.searches.population import crossover
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim
@@ -24,6 +26,7 @@ from bench_attacks.ensemble.losses import LossAt, towards_at
 from bench_attacks.ensemble.schedule import (
     STAGES,
     Ascents,
+    Crossings,
     Profile,
     Squares,
     Stage,
@@ -50,8 +53,8 @@ class EnsembleParams(Params):
 
 
 class Ensemble(Attack[EnsembleParams]):
-    """Margin, scaled cross-entropy, targeted margins, probability margins and squares, one after
-    the other on what is left. Not the reference: that is `autoattack`.
+    """Margin, scaled cross-entropy from many corners, targeted margins and squares, one after the
+    other on what is left. Not the reference: that is `autoattack`.
 
     An image leaves all stages at its first success where the attacked function is deterministic. An
     image that survives gets every step of every stage.
@@ -93,7 +96,9 @@ class Ensemble(Attack[EnsembleParams]):
                     search.targets(stage)
                 case Squares():
                     search.squares(stage)
-        return AttackOutput(search.points, search.stages)
+                case Crossings():
+                    search.crossings(stage)
+        return AttackOutput(search.points, search.stages, tuple(search.findings))
 
 
 class _Search:
@@ -104,6 +109,7 @@ class _Search:
         values: the margin there (the mean over the draws); under fresh draws `_broken_share`, (n,).
         stages: number of the stage whose point is broken, under fresh draws in all that it was
             compared on; `NO_STAGE` where none is, int64 (n,).
+        findings: what was left out, and why.
     """
 
     def __init__(self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
@@ -113,6 +119,7 @@ class _Search:
         self.stages = torch.full_like(labels, NO_STAGE)
         self._open = torch.ones(len(images), dtype=torch.bool, device=images.device)
         self._stage = self._restart = 0
+        self.findings: list[Finding] = []
 
     def begin(self, stage: int) -> None:
         """What follows belongs to this stage."""
@@ -137,6 +144,30 @@ class _Search:
             rows,
             self._threat,
             queries=stage.queries,
+            restart=restart,
+        )
+        self._offer(rows, found.points, found.margins, found.success)
+
+    def crossings(self, stage: Crossings) -> None:
+        restart, rows = self._next()
+        if not self._victim.fixed:
+            message = (
+                f"the stage {stage.name} was left out: it compares points, which draws that change "
+                "from query to query do not allow; attack with +replay to run it"
+            )
+            self.findings.append(Finding(name="stage-left-out", verdict="note", message=message))
+            return
+        if not len(rows):
+            return
+        found = crossover(
+            self._victim,
+            self._images,
+            self._labels,
+            rows,
+            self._threat,
+            population=stage.population,
+            starts=stage.starts,
+            generations=stage.generations,
             restart=restart,
         )
         self._offer(rows, found.points, found.margins, found.success)
@@ -180,6 +211,8 @@ class _Search:
         images, threat = self._images[rows], self._threat
         if start == "image":
             return images
+        if start == "mixed":
+            return self._mixed(rows, restart)
         noise, shape = self._victim.random(rows, restart), tuple(images.shape[1:])
         if threat.norm == "linf":
             uniform = noise.uniform("start", shape)
@@ -190,6 +223,13 @@ class _Search:
         if start == "corner":
             radius = torch.ones_like(radius)
         return threat.random(images, radius, noise.normal("start", shape))
+
+    def _mixed(self, rows: Tensor, restart: int) -> Tensor:
+        """A random corner in half of the entries, the best point so far in the others."""
+        corner = self._start("corner", rows, restart)
+        chosen = self._victim.random(rows, restart).uniform("mixed", tuple(corner.shape[1:])) < 0.5
+        mixed = torch.where(chosen, corner, self.points[rows])
+        return self._threat.project(mixed, self._images[rows])
 
     def _offer(self, rows: Tensor, points: Tensor, values: Tensor, success: Tensor) -> None:
         """Keep the points that are better; images with a success leave.

@@ -34,13 +34,20 @@ def margin_at(progress: float) -> Loss:
     return margin
 
 
-def mifpe_at(progress: float) -> Loss:
-    """The cross-entropy of logits divided by the gap between the two largest, which is held fixed.
+SCALED_SHARE = 0.3
+"""How much of a search `scaled_at` gives to the scaled cross-entropy."""
 
-    Its gradient neither vanishes where logits are large nor follows one wrong class alone (MIFPE;
-    see arXiv 2507.22428 for it and for why the scale matters).
+
+def scaled_at(progress: float) -> Loss:
+    """The cross-entropy of logits divided by the gap between the two largest, which is held fixed;
+    after `SCALED_SHARE` of the search the margin.
+
+    The first's gradient neither vanishes where logits are large nor follows one wrong class alone
+    (MIFPE; see arXiv 2507.22428 for it and for why the scale matters): it chooses the class, and
+    the margin goes there.
     """
-    del progress
+    if progress >= SCALED_SHARE:
+        return margin
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         wide = logits.double()
