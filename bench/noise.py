@@ -299,10 +299,11 @@ class BuildNoise(Noise):
         return Noise(replace(rows, site=joined(inside, name)))
 
 
-def again(noise: Noise) -> Noise:
-    """The same numbers for another pass, with a book of its own of what was asked for."""
-    book: dict[str, bool] = {}
-    return noise._over(noise._key.map(lambda key: replace(key, asked=book)))
+def renew(noise: Noise) -> None:
+    """Make a handle ready for another pass: it may be asked anew for a row's own or for shared
+    numbers.
+    """
+    noise._key.asked.clear()
 
 
 def seed_of(noise: Noise, name: str) -> int:

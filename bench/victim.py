@@ -23,7 +23,7 @@ from bench.defense import DefendedClassifier, Forward, gradient_name
 from bench.errors import BadInput
 from bench.losses import Loss, RowLoss, misclassified, reached, value_of
 from bench.maximise import Objective, Reading, Trace
-from bench.noise import Noise, Stream, again, pack_draw
+from bench.noise import Noise, Stream, pack_draw, renew
 from bench.randomness import Draws, Query, RandomnessModel
 
 # Scoring draws live in a restart of their own, so that they never meet the draws of a search.
@@ -39,6 +39,7 @@ SEARCHING, _VERDICT, MERGING = range(3)
 """What scoring draws are for: to choose among the points of one search; a replayed verdict; to
 choose among the points of several searches.
 """
+_ONE_DRAW = Draws(Stream.ATTACK, [0])
 VERDICT_DRAWS = 20
 """Draws of the stages that are not frozen, when the frozen ones are replayed for the verdict."""
 
@@ -121,10 +122,14 @@ class Slopes:
         """Count the gradients (m, ...) of these rows where they are needed, bool (m,); returns them
         with 0 in place of what is not finite.
         """
-        # The largest entry tells all where everything is finite: NaN and infinity pass through.
-        largest = slope.flatten(1).abs().amax(1)
-        finite, one = torch.isfinite(largest), needed.to(torch.int64)
+        one = needed.to(torch.int64)
         self.asked.index_add_(0, rows, one)
+        # Nearly always a sum tells enough: NaN and infinity pass through, and zeros sum to zero.
+        total = slope.flatten(1).sum(1)
+        if bool((torch.isfinite(total) & (total != 0)).all()):
+            return slope
+        largest = slope.flatten(1).abs().amax(1)
+        finite = torch.isfinite(largest)
         self.zero.index_add_(0, rows, one * (largest == 0))
         if bool(finite.all()):
             return slope
@@ -481,7 +486,7 @@ class Victim:
         self.verified = self._outputs(points, rows, self._verdict_draws(), "logits", native=True)
         return predict(self.verified)
 
-    def as_function(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+    def as_function(self, images: Tensor) -> PlainFunction:
         """The victim as a plain differentiable function, (m, C, H, W) to logits (m, K), for attacks
         of other libraries.
 
@@ -496,27 +501,30 @@ class Victim:
                 "a stochastic victim is a function of one image: hand it over image by image"
             )
         calls, recognised = count(), _Recognised(images)
+        forward = self._pass(self._gradient, "logits")
         rows, noise = torch.empty(0, dtype=torch.int64), None
+
+        def answer(x: Tensor, draws: Draws) -> Tensor:
+            outputs = self._forward(forward, x, rows, draws, noise)
+            return outputs[:, 0] if len(draws.numbers) == 1 else outputs.mean(1)
 
         def function(x: Tensor) -> Tensor:
             nonlocal rows, noise
-            draws = self._draws(Query(0, next(calls)))
+            draws = self._draws(Query(0, next(calls))) if self.stochastic else _ONE_DRAW
             before, rows = rows, recognised(x)
             if noise is None or rows is not before or not self.fixed:
                 noise = self._noise(rows, draws)
-            k, differentiated = len(draws.numbers), torch.is_grad_enabled() and x.requires_grad
-            seen = _Meter.apply(x, partial(self._metered, rows, k)) if differentiated else x
-            forward = self._pass(self._gradient, "logits")
-            outputs = self._forward(forward, seen, rows, draws, again(noise))
-            output = outputs[:, 0] if k == 1 else outputs.mean(1)
-            if not differentiated:
-                return output
+            else:
+                renew(noise)
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return answer(x, draws)
+            seen, zero = _Meter.apply(x, partial(self._metered, rows, len(draws.numbers)))
+            output = answer(seen, draws)
             self._blocked |= not output.requires_grad
-            # A path of gradient zero, so that autograd does not refuse a defense that blocks all
-            # others.
-            return output + 0 * x.flatten(1).sum(1, keepdim=True)
+            joined: Tensor = output + zero
+            return joined
 
-        return function
+        return PlainFunction(function, recognised)
 
     def _metered(self, rows: Tensor, draws: int, slope: Tensor) -> Tensor:
         """Count a backward pass that another library ran, and what came of it."""
@@ -528,7 +536,7 @@ class Victim:
         self.backwards.index_add_(0, rows, torch.full_like(rows, draws))
 
     def _draws(self, query: Query) -> Draws:
-        return self.randomness.draws(query) if self.stochastic else Draws(Stream.ATTACK, [0])
+        return self.randomness.draws(query) if self.stochastic else _ONE_DRAW
 
     def _verdict_draws(self) -> Draws:
         """The fixed noise; for stages that are not frozen, draws that no search has seen."""
@@ -664,54 +672,88 @@ class Victim:
 class _Meter(torch.autograd.Function):
     """The identity, which reports each backward pass through it and lets through what the report
     makes of it.
+
+    Its second output is a zero. What is added to it has a gradient, of zero where a defense blocks
+    all others, so that autograd does not refuse it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, report: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.report = report
-        return x.view_as(x)
+    def forward(ctx: Any, x: Tensor, report: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        ctx.report, ctx.shape = report, x.shape
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), x.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, slope: Tensor | None, zero: Tensor) -> tuple[Tensor, None]:
+        if slope is None:
+            return zero.new_zeros(ctx.shape), None
         return ctx.report(slope.contiguous()), None
 
 
-class _Recognised:
-    """Which of `images` (n, ...) each of some points is made of.
+class PlainFunction:
+    """What `Victim.as_function` returns: (m, C, H, W) to logits (m, K)."""
 
-    A point that is nearer to its image, in the largest difference of a pixel, than half way to the
-    next image is no other's; elsewhere the nearest in L2 counts. To look whether the points are
-    those of the call before costs next to nothing.
+    def __init__(self, function: Callable[[Tensor], Tensor], recognised: _Recognised) -> None:
+        self._function, self._recognised = function, recognised
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._function(x)
+
+    def expect(self, rows: Tensor) -> None:
+        """Say that until the next word all points are made of these images, int64 (m,), in their
+        order, and of fewer and fewer of them: then nobody needs to look whose they are.
+        """
+        self._recognised.expect(rows)
+
+
+_SAMPLE = 64
+"""Pixels by which images are told apart."""
+
+
+class _Recognised:
+    """Which of `images` (n, ...) each of some points is made of, for the counters alone.
+
+    To look whether points are those of the call before costs next to nothing: in the pixels that
+    differ most between the images, a point that is nearer to its image than half way to the next
+    one is no other's. Elsewhere the nearest in L2 counts.
     """
 
     def __init__(self, images: Tensor) -> None:
-        self._images = images
-        self._rows = self._all = torch.arange(len(images), device=images.device)
-        self._near = images
+        self._flat = images.flatten(1)
+        self._all = torch.arange(len(images), device=images.device)
+        self._expects = False
+        self._rows = self._group = self._all
+
+    def expect(self, rows: Tensor) -> None:
+        """See `PlainFunction.expect`."""
+        self._rows = self._group = rows
+        self._expects = True
 
     @cached_property
-    def _reach(self) -> Tensor:
-        """Half the way from each image to the next, (n,)."""
-        flat = self._images.flatten(1)
-        gaps = torch.stack([(flat - one).abs().amax(1) for one in flat])
-        return gaps.fill_diagonal_(torch.inf).amin(1) / 2
+    def _sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Some pixels, the images there (n, s), and half the way from each to the next, (n,)."""
+        spread = self._flat.amax(0) - self._flat.amin(0)
+        pixels = spread.argsort(descending=True, stable=True)[:_SAMPLE]
+        values = self._flat[:, pixels]
+        gaps = torch.stack([(values - one).abs().amax(1) for one in values])
+        return pixels, values, gaps.fill_diagonal_(torch.inf).amin(1) / 2
 
     def __call__(self, x: Tensor) -> Tensor:
         """Indices of the images, int64 (m,); the same object where they are those of the call
         before.
         """
-        if len(x) == len(self._images):
-            self._rows, self._near = self._all, self._images
-            return self._rows
-        with torch.no_grad():
-            if len(x) != len(self._rows) or not self._are_near(x):
-                rows = torch.cdist(x.flatten(1), self._images.flatten(1)).argmin(1)
-                self._rows, self._near = rows, self._images[rows]
+        if len(x) == len(self._group):
+            self._rows = self._group
+        elif len(x) != len(self._rows) or not (self._expects or self._are_near(x.detach())):
+            group = self._group
+            nearest = torch.cdist(x.detach().flatten(1), self._flat[group]).argmin(1)
+            self._rows = group[nearest]
         return self._rows
 
     def _are_near(self, x: Tensor) -> bool:
-        far = (x - self._near).abs().flatten(1).amax(1)
-        return bool((far < self._reach[self._rows]).all())
+        pixels, values, reach = self._sample
+        far = (x.flatten(1)[:, pixels] - values[self._rows]).abs().amax(1)
+        return bool((far < reach[self._rows]).all())
 
 
 def _join(readings: list[Reading]) -> Reading:

@@ -12,6 +12,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -159,7 +160,7 @@ class LibraryAttack(Attack[P]):
             _fit_to_classes(suite, victim.num_classes)
             _check(suite, images, labels, randomised=self.is_randomised)
             classes = self.classes(victim, images, labels)
-            points, stages = _cascade(suite, images, labels, classes)
+            points, stages = _cascade(suite, model.expect, images, labels, classes)
         return AttackOutput(
             points,
             stages,
@@ -493,7 +494,11 @@ def _check(suite: Suite, images: Tensor, labels: Tensor, *, randomised: bool) ->
 
 
 def _cascade(
-    suite: Suite, images: Tensor, labels: Tensor, classes: Sequence[Tensor]
+    suite: Suite,
+    expect: Callable[[Tensor], None],
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Points (n, ...) and the stage that broke each image (n,); towards these classes in turn,
     where there are any.
@@ -508,9 +513,12 @@ def _cascade(
         rows = (stages == NO_STAGE).nonzero().squeeze(1)
         if not len(rows):
             break
+        expect(rows)
         if classes:
             targets = [each[rows] for each in classes]
-            candidates = _perturb_towards(suite, images[rows], labels[rows], targets)
+            told = partial(_expect_of, expect, rows)
+            candidates = _perturb_towards(suite, told, images[rows], labels[rows], targets)
+            expect(rows)
         else:
             candidates = perturb(suite, name, images[rows], labels[rows])
         logits = suite.model(candidates)
@@ -539,8 +547,17 @@ def perturb(suite: Suite, name: str, images: Tensor, labels: Tensor) -> Tensor:
     return points.detach()
 
 
+def _expect_of(expect: Callable[[Tensor], None], rows: Tensor, some: Tensor) -> None:
+    """Expect some of these rows."""
+    expect(rows[some])
+
+
 def _perturb_towards(
-    suite: Suite, images: Tensor, labels: Tensor, classes: Sequence[Tensor]
+    suite: Suite,
+    expect: Callable[[Tensor], None],
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[Tensor],
 ) -> Tensor:
     """The library's targeted APGD towards given classes, where its own harness aims at the most
     likely ones.
@@ -557,6 +574,7 @@ def _perturb_towards(
         if not len(rows):
             continue
         attack.y_target = targets[rows]
+        expect(rows)
         largest, _, _, wrong = _single_run(attack, images[rows].clone(), labels[rows].clone())
         for candidates in (largest, wrong):
             logits = suite.model(candidates)

@@ -13,6 +13,9 @@ from bench.victim import MERGING, Victim
 DRAWS = 20
 """Fresh draws of their own on which points of different searches are compared."""
 
+_TIE = 1e-6
+"""What a point must be better by: less may be the rounding of another batch."""
+
 
 class Best:
     """The worst case of several searches, image by image.
@@ -49,7 +52,7 @@ class Best:
         search of this number.
         """
         values, final = self._judge(rows, points)
-        better = values > self._values[rows]
+        better = values > self._values[rows] + _TIE
         kept = rows[better]
         self.points[kept], self._values[kept] = points[better], values[better]
         clean = (points == self._images[rows]).flatten(1).all(1)

@@ -25,7 +25,7 @@ from bench_attacks.best import Best
 from bench_attacks.pgd import random_point
 from bench_attacks.points import PointFile, as_pixels, channels_first, read_source, sha256_of
 
-STEPS, RESTARTS = 40, 3
+STEPS, RESTARTS = 20, 3
 
 
 class TransferParams(Params):
