@@ -15,9 +15,9 @@ from bench.errors import BadInput, one_line
 from bench.models.classifier import Classifier
 from bench.models.foreign import copied
 
-WIDEST = 1 << 26
-"""Entries of the largest matrix between two layers: half a gigabyte, and minutes an image where
-most neurons are unstable.
+WIDEST = 1 << 27
+"""Entries of the largest matrix between two layers, zeros and all: rows of a bound fill up on their
+way to the image, and beyond this it takes minutes an image where most neurons are unstable.
 """
 
 _MADE_OF = (

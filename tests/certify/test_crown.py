@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.api import load_classifier
 from bench.certify import network
 from bench.certify.crown import Crown
 from bench.certify.lines import Lines, backward, is_piecewise_affine, relu_inputs
@@ -141,6 +142,12 @@ def test_a_network_that_is_too_wide_is_refused_before_anything_is_computed(monke
     monkeypatch.setattr(network, "WIDEST", 127)
     with pytest.raises(BadInput, match="too wide"):
         certifiable(classifier, SHAPE)
+
+
+def test_the_shipped_network_fits() -> None:
+    classifier = load_classifier("zoo:mnist5k-cnn")
+    logits = certifiable(classifier, (1, 28, 28))(torch.zeros(1, 1, 28, 28).double())
+    assert logits.shape == (1, 10)
 
 
 def test_what_is_not_affine_but_for_relu_is_told() -> None:
