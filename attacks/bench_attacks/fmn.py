@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.attack import Attack, AttackOutput, Passes
 from bench.defense import Card
 from bench.searches import nearest
-from bench.searches.nearest import passes
+from bench.searches.minimal import passes
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim

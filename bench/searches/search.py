@@ -34,6 +34,24 @@ class SearchResult:
     success: Tensor
 
 
+@dataclass(frozen=True)
+class NearestResult:
+    """What a search found for the images of `rows`, in their order.
+
+    Attributes:
+        points: the nearest broken point of each image, the image itself where none was found,
+            (m, C, H, W); they need not lie in the ball.
+        distances: their distances, infinite where none was found, float64 (m,). A point of the ball
+            is at eps at most, whatever rounding adds.
+        inside: the nearest broken point where it lies in the ball, else the point of the ball on
+            the way there, (m, C, H, W).
+    """
+
+    points: Tensor
+    distances: Tensor
+    inside: Tensor
+
+
 Reader = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Points (n, C, H, W) and whose they are, int64 (n,), to margins (n,) and successes, bool (n,)."""
 
@@ -119,6 +137,35 @@ def between(origin: Tensor, points: Tensor, share: Tensor, threat: ThreatModel) 
         return threat.project_within(points, origin, share * threat.distance(points, origin))
     moved = origin + per_image(share, points) * (points.double() - origin.double())
     return moved.to(points.dtype).clamp(0.0, 1.0)
+
+
+def stretched(origin: Tensor, points: Tensor, factor: Tensor) -> Tensor:
+    """Points (n, C, H, W) farther from images `origin` by a factor (n,), in the box."""
+    moved = origin + per_image(factor, points) * (points.double() - origin.double())
+    return moved.to(points.dtype).clamp(0.0, 1.0)
+
+
+def settled(
+    victim: Victim, threat: ThreatModel, origin: Tensor, points: Tensor, least: Tensor
+) -> NearestResult:
+    """What follows from the nearest broken points (m, C, H, W) of images `origin` and their
+    distances (m,); where these are infinite the points are only on the way out.
+
+    Where the victim is not `deterministic`, the point inside lies on the rim of the ball: at the
+    boundary itself a few draws more or less are wrong.
+    """
+    some = torch.isfinite(least)
+    held = some & threat.contains(points, origin)
+    if victim.deterministic:
+        factor = torch.ones_like(least)
+    else:
+        away = threat.distance(points, origin).clamp_min(1e-12)
+        factor = (threat.eps / away).clamp_min(1.0)
+    inside = threat.project(stretched(origin, points, factor), origin)
+    if victim.deterministic:
+        inside[held] = points[held]
+    found = torch.where(per_image(some, points), points, origin)
+    return NearestResult(found, torch.where(held, least.clamp_max(threat.eps), least), inside)
 
 
 class Incumbents:

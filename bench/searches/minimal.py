@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from bench.losses import Loss, RowLoss, margin
 from bench.maximise import half_cosine
 from bench.randomness import Query
-from bench.searches.search import decider, per_image, shortened
+from bench.searches.search import (
+    NearestResult,
+    decider,
+    per_image,
+    settled,
+    shortened,
+    stretched,
+)
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
@@ -32,24 +37,6 @@ last at the rim of the ball.
 _TINY = 1e-12
 DECIDING_RESTART = (1 << 15) + 1
 """Restart whose draws decide, clear of all that search."""
-
-
-@dataclass(frozen=True)
-class NearestResult:
-    """What a search found for the images of `rows`, in their order.
-
-    Attributes:
-        points: the nearest broken point of each image, the image itself where none was found,
-            (m, C, H, W); they need not lie in the ball.
-        distances: their distances, infinite where none was found, float64 (m,). A point of the ball
-            is at eps at most, whatever rounding adds.
-        inside: the nearest broken point where it lies in the ball, else the point of the ball on
-            the way there, (m, C, H, W).
-    """
-
-    points: Tensor
-    distances: Tensor
-    inside: Tensor
 
 
 def passes(steps: int, classes: int, starts: int = 1) -> tuple[int, int]:
@@ -192,19 +179,13 @@ class _Search:
         rim = (self._threat.eps / away.clamp_min(_TINY)).clamp_min(_STRETCHES[-1])
         for factor in [*(torch.full_like(rim, one) for one in _STRETCHES), rim]:
             at = open_.nonzero().squeeze(1)
-            beyond = self._stretched(x[at], at, factor[at])
+            beyond = stretched(self._origin[at], x[at], factor[at])
             broken = self._decide(beyond, self._rows[at])
             away = self._threat.distance(beyond, self._origin[at])
             nearer = broken & (away < self.least[at])
             kept = at[nearer]
             self.points[kept], self.least[kept] = beyond[nearer], away[nearer]
             open_[at[broken]] = False
-
-    def _stretched(self, x: Tensor, at: Tensor, factor: Tensor) -> Tensor:
-        """Points farther from their images by a factor (a,), in the box."""
-        origin = self._origin[at]
-        moved = origin + per_image(factor, x) * (x.double() - origin.double())
-        return moved.to(x.dtype).clamp(0.0, 1.0)
 
     def _decide(self, x: Tensor, rows: Tensor) -> Tensor:
         return decider(self._victim, self._labels, DECIDING_RESTART, _DRAWS)(x, rows)
@@ -254,19 +235,4 @@ class _Search:
         away = self._threat.distance(ends, origin)
         nearer = away < self.least[at]
         self.points[at[nearer]], self.least[at[nearer]] = ends[nearer], away[nearer]
-        eps = self._threat.eps
-        held = some & self._threat.contains(self.points, self._origin)
-        least = torch.where(held, self.least.clamp_max(eps), self.least)
-        if self._victim.deterministic:
-            factor = torch.ones_like(least)
-        else:
-            # A few draws more or less are wrong at the boundary itself: the rim is safer.
-            factor = (eps / self.least.clamp_min(_TINY)).clamp_min(1.0)
-        everything = torch.arange(len(some), device=some.device)
-        inside = self._threat.project(
-            self._stretched(self.points, everything, factor), self._origin
-        )
-        if self._victim.deterministic:
-            inside[held] = self.points[held]
-        nowhere = per_image(some, inside)
-        return NearestResult(torch.where(nowhere, self.points, self._origin), least, inside)
+        return settled(self._victim, self._threat, self._origin, self.points, self.least)

@@ -9,7 +9,7 @@ from torch import nn
 from bench.losses import margin
 from bench.randomness import read_randomness
 from bench.searches import nearest
-from bench.searches.nearest import passes
+from bench.searches.minimal import passes
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
 from tests.toys import (
