@@ -98,7 +98,7 @@ class Smoothing(Defense[SmoothingParams]):
         note="certificates (`bench certify`) speak of the vote of infinitely many draws, which few "
         "draws only estimate; a classifier that was not trained under noise pays for it in clean "
         "accuracy and radius",
-        attacks=("pgd", "pgd+eot", "pgd+replay"),
+        attacks=("pgd", "pgd+eot", "pgd+replay", "em"),
     )
 
     def build(
