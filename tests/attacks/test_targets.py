@@ -17,6 +17,7 @@ from bench.plugins.create import create_attack
 from bench.randomness import RandomnessModel
 from bench.report.rows import rows_table
 from bench.results.outcomes import NO_TARGET, decode
+from bench.results.store import files_below
 from bench.results.targets import share_reached
 from bench.storage.identity import identity_hash
 from bench.threat import ThreatModel
@@ -253,7 +254,7 @@ def test_a_record_with_a_target_of_its_own_class_is_none(tmp_path):
 def test_ids_of_records_from_before_stay():
     """Every record under one of these attacks is planned with the parameters that it names."""
     found = 0
-    for path in sorted((ROOT / "leaderboards" / "records").rglob("*.json")):
+    for path in files_below(ROOT / "leaderboards" / "records"):
         record = bench.read_record(path)
         attack = record.identity["attack"]
         if attack["name"] in ("pgd", "apgd-ce", "apgd-dlr"):
