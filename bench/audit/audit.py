@@ -12,12 +12,13 @@ from torch import Tensor
 from bench.audit import (
     attack_checks,
     binarization,
+    minimal_checks,
     path_checks,
     randomness_checks,
     record_checks,
     search_checks,
 )
-from bench.audit.limits import FULL, STANDARD, Scale
+from bench.audit.limits import FULL, LEAST_ANSWERS, STANDARD, Scale
 from bench.audit.row import AuditedRow
 from bench.audit.verdicts import checked, not_applicable
 from bench.defense import DefendedClassifier
@@ -47,6 +48,7 @@ STEPS = (
     _Step(attack_checks.one_step, ("S1",)),
     _Step(search_checks.transfer, ("S8",)),
     _Step(search_checks.on_the_margin, ("margin",)),
+    _Step(minimal_checks.nearest_points, ("S14",)),
     _Step(attack_checks.other_losses, ("S13",)),
     _Step(attack_checks.other_gradients, ("S12",)),
     _Step(attack_checks.longer, ("S2",)),
@@ -144,6 +146,8 @@ def scale_for(record: Record, scale: Scale) -> Scale:
         points=max(round(scale.points / passes), 50),
         smoothing=max(round(scale.smoothing / passes), 10),
         margin=max(round(scale.margin / passes), 20),
+        minimal=max(round(scale.minimal / passes), 15),
+        answers=scale.answers and max(round(scale.answers / passes), LEAST_ANSWERS),
         inner=max(round(scale.inner / passes), 100),
         binarised=max(round(scale.binarised / dear), 6),
     )

@@ -9,6 +9,9 @@ _ATHALYE = "Athalye et al. 2018, arXiv 1802.00420"
 _IOAF = "Pintor et al. 2022, arXiv 2106.09947"
 _TRAMER = "Tramer et al. 2020, arXiv 2002.08347"
 _SQUARE = "Andriushchenko et al. 2020, arXiv 1912.00049"
+_ATTACKBENCH = "Cina et al. 2024, arXiv 2404.19460"
+_FMN = "Pintor et al. 2021, arXiv 2102.12827"
+_HOP = "Chen et al. 2020, arXiv 1904.02144"
 _BINARIZATION = "Zimmermann et al. 2022, arXiv 2206.13991"
 
 _STRONGER = "report the stronger attack: its points already count in the worst case"
@@ -39,7 +42,7 @@ CHECKS: dict[str, Entry] = {
     "S3": Entry("more starts break no more", _CARLINI, "give the attack more restarts"),
     "S4": Entry("a larger eps breaks more", f"{_ATHALYE}; {_CARLINI}", _ADAPT),
     "S5": Entry("without a bound everything breaks", f"{_CARLINI}; {_IOAF}", _ADAPT),
-    "S6": Entry("random search breaks no more", f"{_SQUARE}; {_CARLINI}", _ADAPT),
+    "S6": Entry("what reads no gradient breaks no more", f"{_SQUARE}; {_HOP}; {_CARLINI}", _ADAPT),
     "S7": Entry("random points break nothing more", _CARLINI, _ADAPT),
     "S8": Entry("points of the base break no more", _CARLINI, _ADAPT),
     "S9a": Entry(
@@ -57,6 +60,7 @@ CHECKS: dict[str, Entry] = {
     "S11d": Entry("the attacked function is the deployed one", _IOAF, "attack the deployed one"),
     "S12": Entry("another gradient breaks no more", f"{_ATHALYE}; {_CARLINI}", _STRONGER),
     "S13": Entry("another loss breaks no more", f"{_TRAMER}; {_IOAF}", _STRONGER),
+    "S14": Entry("nothing nearer is broken", f"{_FMN}; {_ATTACKBENCH}", _STRONGER),
     "S15": Entry("it finds points that were planted", _BINARIZATION, _ADAPT),
     "S16": Entry("attacks keep their order", _CARLINI, "run both attacks again"),
     "S17": Entry("how much chance alone breaks", "null attack on the judge's draws"),
@@ -69,4 +73,4 @@ CHECKS: dict[str, Entry] = {
         _ADAPT,
     ),
 }
-"""By id, in the order of the documentation. S14 compares minimum-norm searches; there is none."""
+"""By id, in the order of the documentation."""

@@ -17,6 +17,8 @@ class Scale:
         points: random points an image.
         smoothing: steps along the smoothed gradient.
         margin: steps on the margin.
+        minimal: steps of the search for the nearest broken point; a third towards each class.
+        answers: queries of the search that reads answers alone; 0 for none.
         restarts: further starts of the row's attack.
         doublings: how often the steps of the row's attack are doubled while that helps.
         eps: factors of eps under which the row's attack runs again.
@@ -33,6 +35,8 @@ class Scale:
     points: int
     smoothing: int
     margin: int
+    minimal: int
+    answers: int
     restarts: int
     doublings: int
     eps: tuple[float, ...]
@@ -50,6 +54,8 @@ STANDARD = Scale(
     points=200,
     smoothing=20,
     margin=100,
+    minimal=30,
+    answers=0,
     restarts=2,
     doublings=1,
     eps=(0.5, 2, 4),
@@ -65,6 +71,8 @@ FULL = Scale(
     points=10_000,
     smoothing=100,
     margin=100,
+    minimal=100,
+    answers=5000,
     restarts=10,
     doublings=5,
     eps=(0.25, 0.5, 2, 4),
@@ -87,6 +95,10 @@ FLAT_ABOVE = 0.05
 FLAT_BELOW = 0.05
 """Of the audited images: how many must be broken at eps for a flat curve to fail the row."""
 SILENT_SQUARE = 0.002
+LEAST_ANSWERS = 500
+"""Fewer queries than this hold too few rounds of the search by answers."""
+OPTIMAL = 0.9
+"""Local optimality below which measured distances are doubted (Cina et al. 2024)."""
 NOISE_IMAGES = 3
 UNCONVERGED = 0.05
 UNCONVERGED_SHARE = 0.25

@@ -17,7 +17,7 @@ from bench.losses import margin
 from bench.maximise import Reading, ascend
 from bench.results.audit import AuditCheck
 from bench.results.extra import BASE_POINTS
-from bench.searches import SearchResult, margin_steps, random_points, smoothed, square
+from bench.searches import SearchResult, by_answers, margin_steps, random_points, smoothed, square
 
 _RESTART = (1 << 14) + 1
 
@@ -52,11 +52,24 @@ def _rising(
 
 
 def squares(row: AuditedRow) -> Iterator[AuditCheck]:
-    """S6: random search with squares."""
+    """S6: random search with squares, and a search that reads answers alone."""
     queries = row.scale.queries
     comparison = _rising(row, "S6", square, "queries", [queries // 5, queries])
     told = "random search with squares"
+    if row.scale.answers and row.threat.norm != "l1":
+        asked = row.compare("S6", partial(_answered, row), most=row.scale.searched)
+        comparison, told = max(
+            (comparison, told), (asked, "a search by answers alone"), key=lambda one: one[0].gain
+        )
     yield of_comparison(row, "S6", told, comparison, fails=True, silent=SILENT_SQUARE)
+
+
+def _answered(row: AuditedRow, rows: Rows) -> Tensor:
+    asked = row.victim(rows, gradient="full")
+    at = torch.as_tensor(rows, device=row.images.device)
+    places = torch.arange(len(rows), device=row.images.device)
+    arguments = (asked, row.images[at], row.labels[at], places, row.threat)
+    return by_answers(*arguments, queries=row.scale.answers, restart=_RESTART).inside
 
 
 def along_values(row: AuditedRow) -> Iterator[AuditCheck]:

@@ -28,8 +28,8 @@ NOISE_STARTS, GUIDES = 3, 3
 _FIRST_PROBES = 100
 """Probes of the first round; in round t so many times the root of t (algorithm 2)."""
 _PROBE = 0.01
-"""Length of a probe, in lengths of the perturbation. The paper's is shorter by far (its eq. 15),
-which asks for a point closer to the boundary and more bisection.
+"""Length of a probe, in lengths of the perturbation. The paper's are shorter by far, which asks for
+a point closer to the boundary and more bisection.
 """
 _STEPS = 8
 """How often the step of a round is halved before the round is given up."""
@@ -84,8 +84,8 @@ def by_answers(
 
         x = the nearest of several broken images, moved to the boundary by bisection
         for t = 1, 2, ...:
-            which of 100 sqrt(t) short probes around x are broken gives the boundary's slope (eq. 9,
-            with the mean as a baseline: eq. 16)
+            which of 100 sqrt(t) short probes around x are broken gives the boundary's slope, with
+            their mean as a baseline
             step along the slope (Linf: along its signs) by distance / sqrt(t), halved until the
             point is broken
             x = the point at which a bisection towards the image ends

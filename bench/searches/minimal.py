@@ -24,7 +24,7 @@ _FIRST_STEP = {"linf": 1.0, "l2": 2.0, "l1": 2.0}
 _LAST_STEP = 0.01
 """Length of the last one, in first steps."""
 _FIRST_CHANGE, _LAST_CHANGE = 0.05, 0.001
-"""Share by which a radius grows or shrinks at the first and the last step (section 2.2)."""
+"""Share by which a radius grows or shrinks at the first and the last step."""
 _SMALLEST = 0.01
 """Least radius, in eps, where one draw that errs proves nothing."""
 _HALVINGS = 10

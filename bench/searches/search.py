@@ -131,7 +131,7 @@ def between(origin: Tensor, points: Tensor, share: Tensor, threat: ThreatModel) 
     """Points at this share (n,) of the distance from images `origin` (n, ...) to points.
 
     In Linf the point is clipped to the smaller ball, which keeps the moves of pixels that are small
-    (Chen et al. 2020, arXiv 1904.02144, section 3.B); else it lies on the segment.
+    (Chen et al. 2020, arXiv 1904.02144); else it lies on the segment.
     """
     if threat.norm == "linf":
         return threat.project_within(points, origin, share * threat.distance(points, origin))

@@ -11,6 +11,7 @@ from bench.attack import Attack
 from bench.audit import (
     attack_checks,
     binarization,
+    minimal_checks,
     path_checks,
     randomness_checks,
     record_checks,
@@ -32,6 +33,7 @@ from tests.audit.helpers import (
     toy_images,
     verdicts,
 )
+from tests.toys import exact_distance
 
 HONEST = [
     (attack_checks.one_step, "S1"),
@@ -45,6 +47,7 @@ HONEST = [
     (search_checks.noise, "S7"),
     (search_checks.on_the_margin, "margin"),
     (search_checks.along_values, "smoothed"),
+    (minimal_checks.nearest_points, "S14"),
     (path_checks.paths, "S11a"),
 ]
 
@@ -146,6 +149,68 @@ def test_function_values_break_what_a_hidden_gradient_saves(check, name):
     # What was found joins the extra points, as what the deployed defense answers.
     assert set(extra[0].searches()) == {name}
     assert not extra[0].correct(row.record.outcomes)[extra[0].places(row.record.outcomes)].any()
+
+
+class Answers(Around):
+    """The answer, and nothing of the logits behind it."""
+
+    def forward(self, x):
+        answers = self.net(x.detach()).argmax(1)
+        return nn.functional.one_hot(answers, 3).float() + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_s6_answers_alone_break_what_flat_values_hide():
+    """Squares that walk where nothing is told break less than a search along the boundary."""
+    asked = {"attacks": ("pgd:steps=10,random_start=false",), "norm": "l2", "eps": 0.05}
+    seen = {
+        answers: verdicts(
+            search_checks.squares, Answers(), scale=replace(SCALE, answers=answers), **asked
+        )["S6"]
+        for answers in (0, 2000)
+    }
+    assert "squares" in seen[0].message and "answers alone" in seen[2000].message
+    assert seen[2000].value > seen[0].value + 0.2
+    assert seen[2000].verdict == "fail"
+
+
+WEAK = ("pgd:steps=1,step=eps/10,random_start=false",)
+
+
+def test_s14_nearer_points_than_the_attack_found():
+    with audited(linear(), attacks=WEAK, eps=0.02) as row:
+        (seen,) = minimal_checks.nearest_points(row)
+        extra, left, eps = row.extra()[0], len(row.left), row.threat.eps
+        exact = exact_distance(linear(), row.images, row.labels, "linf")
+    assert seen.verdict == "fail" and seen.value > 0.1
+    places = extra.places(row.record.outcomes)
+    broken = np.isin(row.positions, places)
+    assert left > 20 and set(extra.searches()) == {"S14"}
+    # Of the sample of what the attack left, all and only what lies within eps.
+    sample = row.sample(row.left, SCALE.repeated)
+    assert (broken[sample] == (exact[sample] <= eps)).mean() > 0.95
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.02, "pass"), (3.0, "warn")])
+def test_s14_measured_distances_that_are_too_long(factor, verdict):
+    with audited(linear(), attacks=("fmn:steps=30",), eps=0.005) as row:
+        far = [factor * one for one in row.record.distances.values]
+        distances = row.record.distances.model_copy(update={"values": tuple(far)})
+        row.record = row.record.model_copy(update={"distances": distances})
+        (seen,) = minimal_checks.nearest_points(row)
+    assert seen.verdict == verdict
+    if verdict == "warn":
+        assert seen.value < 0.9 == seen.threshold and seen.images
+
+
+def test_local_optimality_is_the_area_between_the_curves():
+    optimality = minimal_checks.local_optimality
+    best, none = np.array([0.1, 0.2, 0.4, np.inf]), np.full(4, np.inf)
+    assert optimality(best, best) == 1
+    assert optimality(none, best) == 0
+    # A = (0.2 + 0.2 + 0.4 + 0.4) / 4, A* = (0.1 + 0.2 + 0.4 + 0.4) / 4, r D = 0.4.
+    far = np.array([0.2, 0.2, np.inf, np.inf])
+    assert optimality(far, best) == pytest.approx(1 - (0.3 - 0.275) / (0.4 - 0.275))
+    assert optimality(none, none) is None and optimality(np.zeros(2), np.zeros(2)) is None
 
 
 class Steep(Around):
