@@ -76,8 +76,8 @@ class Transfer(Attack[TransferParams]):
     positional: ClassVar[str | None] = "points"
     card = Card(
         paper="Papernot et al. 2016, arXiv 1605.07277",
-        note="points of a file or a record cost no passes; points of another source say nothing of an "
-        "attack on this defense itself",
+        note="points of a file or a record cost no passes; points of another source say nothing of "
+        "an attack on this defense itself",
     )
 
     @cached_property
