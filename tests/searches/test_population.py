@@ -7,31 +7,32 @@ import pytest
 import torch
 from torch import nn
 
+from bench.losses import margin
 from bench.maximise import Reading, ascend
 from bench.randomness import read_randomness
 from bench.searches import margin_steps
-from bench.searches.population import _accumulated, crossover, passes
+from bench.searches.population import _accumulated, _Population, crossover, passes
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
 from tests.toys import Linear, NoisyLinear, classifier, exact_distance, linear_problem
 
-DOWN, ACROSS, SIDE, EPS = 2, 3, 3, 0.2
+DOWN, ACROSS, SIDE, EPS = 3, 4, 3, 0.2
 BLOCKS, PIXELS = DOWN * ACROSS, SIDE**2
-GOOD, WALL = 1.5, 0.3
+GOOD, WALL = 1.5, 0.1
 BUDGET = {"population": 64, "generations": 12}
 
 
 def spread(blocks):
-    """Each number as a block of pixels: (..., DOWN, ACROSS) to (..., 6, 9)."""
+    """Each number as a block of pixels: (..., DOWN, ACROSS) to (..., 9, 12)."""
     return blocks.repeat_interleave(SIDE, -2).repeat_interleave(SIDE, -1)
 
 
 class Walls(nn.Module):
-    """A ReLU network with 2^6 local maxima, the best of which lies behind six flat walls.
+    """A ReLU network with 2^12 local maxima, the best of which lies behind twelve flat walls.
 
     With m in [-1, 1] the mean of a block of the image, in eps around grey, the wrong logit is the
-    sum over blocks of relu(-m) + c relu(m - 0.3), c such that the right end is worth 1.5: a slope
-    down to the left end, worth 1, nothing between 0 and 0.3, and a rise behind. The true logit
+    sum over blocks of relu(-m) + c relu(m - 0.1), c such that the right end is worth 1.5: a slope
+    down to the left end, worth 1, nothing between 0 and 0.1, and a rise behind. The true logit
     stands `gap` below the sum of all right ends.
     """
 
@@ -47,6 +48,17 @@ class Walls(nn.Module):
 
     def forward(self, images):
         return self.last(self.hidden(images).relu())
+
+
+class Hidden(nn.Module):
+    """The same function, whose gradient is zero."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return self.inner(images.detach()) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
 def walls(gap):
@@ -74,8 +86,8 @@ def test_the_best_corner_is_the_one_behind_all_walls():
 
 
 def test_it_passes_walls_that_stop_gradients():
-    """Mutations that this catches: children that cross nothing; children that are kept where they
-    are worse.
+    """A child that crosses nothing never does: no block comes back from its left end. The search
+    ends with the generation that breaks the image.
     """
     model, images, labels, threat = walls(0.1)
     found, victim = run(model, images, labels, threat)
@@ -84,7 +96,8 @@ def test_it_passes_walls_that_stop_gradients():
     double = Walls(0.1).double()(found.points.double())
     assert (double[:, 1] > double[:, 0]).all()
     spent = victim.forwards + victim.backwards
-    assert (spent < sum(passes(64, 2, 12))).all()
+    _, longer = run(model, images, labels, threat, budget={**BUDGET, "generations": 40})
+    assert torch.equal(longer.forwards + longer.backwards, spent)
 
     starts = torch.Generator().manual_seed(0)
     signs = (torch.rand(300, *images.shape[1:], generator=starts) < 0.5).float()
@@ -109,6 +122,29 @@ def test_it_breaks_nothing_that_is_unbreakable():
     assert found.margins.tolist() == pytest.approx([-0.05], abs=1e-4)
     told = passes(64, 2, 12)
     assert (victim.forwards.item(), victim.backwards.item()) == told
+
+
+def test_no_generation_is_worse_than_the_one_before():
+    """Without a gradient, so that no ascent makes good what a child lost. More starts are no
+    worse either: the best of all of them stay.
+    """
+    model, images, labels, threat = walls(0.1)
+    members = torch.zeros(16, dtype=torch.int64)
+    with frozen(network := classifier(Hidden(model), 2)):
+        victim = Victim(network, np.arange(1))
+        objective = victim.objective(labels, margin, rows=members)
+        noise = victim.random(members[:1])
+        once, population = (_Population(objective, images[members], threat, noise) for _ in "ab")
+        once.begin(1)
+        population.begin(2)
+        before = once.values.sort().values
+        for number in range(3):
+            now = population.values.sort().values
+            assert (now >= before).all() and (now > before).any()
+            read = objective(population.points, members, 0, False).value
+            assert torch.allclose(read, population.values)
+            before = now
+            population.cross(number)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -174,12 +210,8 @@ def test_points_without_a_gradient_are_crossed_all_the_same():
     """Their best is better than that of the corners they come from."""
     model, images, labels, threat = walls(0.1)
 
-    class Hidden(nn.Module):
-        def forward(self, x):
-            return model(x.detach()) + 0 * x.flatten(1).sum(1, keepdim=True)
-
     corners, crossed = (
-        run(Hidden(), images, labels, threat, budget={"generations": count})[0].margins.item()
+        run(Hidden(model), images, labels, threat, budget={"generations": count})[0].margins.item()
         for count in (0, 6)
     )
     assert crossed > corners + 0.5
