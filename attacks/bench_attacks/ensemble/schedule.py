@@ -7,7 +7,7 @@ from typing import Literal
 
 from bench.attack import Passes
 from bench.searches.population import passes as crossover_passes
-from bench_attacks.ensemble.losses import LossAt, margin_at, pma_at, scaled_at
+from bench_attacks.ensemble.losses import LossAt, margin_at, scaled_at
 
 Start = Literal["image", "ball", "corner", "mixed"]
 """Where an ascent starts: the image, a random point of its ball, or a random corner of it (in L2
@@ -153,7 +153,7 @@ STAGES: dict[Profile, tuple[Stage, ...]] = {
     "standard": _STANDARD,
     "strong": (
         *_STANDARD,
-        Ascents("pma", pma_at, _STEPS, "corner", 2),
-        Ascents("corners", margin_at, 60, "corner", 200),
+        Ascents("corners", margin_at, 60, "corner", 20),
+        Crossings("crossover", 64, 2, 18),
     ),
 }
