@@ -29,7 +29,7 @@ def test_check_reports_what_is_broken_and_how_to_fix_it(capsys):
     assert (
         code == 0
         and {v["outcome"] for v in printed["verdicts"]} == {"ok"}
-        and printed["next"].endswith("--attack bpda")
+        and "--attack bpda --attack pgd" in printed["next"]
     )
     for arguments, said in (
         (("mnist5k",), "only defenses and attacks"),

@@ -6,7 +6,8 @@ from bench.plugins.create import DEFENSES
 
 def test_info_shows_the_answer():
     described = describe("jpeg", {"defenses": DEFENSES})
-    assert described["surrogate"] == "the identity" and described["fitting attacks"] == "bpda"
+    assert described["surrogate"] == "the identity"
+    assert described["fitting attacks"].startswith("bpda, ")
     assert described["documented robustness"].startswith("0 %") and described[
         "expected"
     ].startswith("broken: ")
