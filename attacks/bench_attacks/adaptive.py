@@ -76,7 +76,7 @@ class Adaptive(Attack[AdaptiveParams]):
     Params = AdaptiveParams
     card = Card(
         paper="Tramer et al., NeurIPS 2020, arXiv 2002.08347",
-        note="costs what all its parts cost, and one pass more for each (20 under fresh draws); "
+        note="costs the passes of all its parts, and one more for each (20 under fresh draws); "
         "which part broke an image is in the record's stages",
     )
 

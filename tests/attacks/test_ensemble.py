@@ -111,7 +111,7 @@ def test_masked_classes_change_no_verdict(floor):
 @pytest.mark.parametrize("classes", [2, 10, 16])
 def test_what_nothing_breaks_costs_the_told_budget(profile, classes, monkeypatch):
     if classes == 16:
-        targets = replace(STAGES["fast"][2], most=4)
+        targets = replace(STAGES["standard"][3], most=4)
         monkeypatch.setitem(STAGES, profile, (targets, Squares("square", 5)))
         assert targets.candidates(16) == 12
     images = torch.full((3, 1, 4, 4), 0.5)
@@ -276,7 +276,6 @@ def test_crossing_is_left_out_under_fresh_draws(monkeypatch):
 LOSSES = {
     "margin": losses.margin_at,
     "scaled": losses.scaled_at,
-    "pma": losses.pma_at,
 }
 
 

@@ -59,28 +59,6 @@ def scaled_at(progress: float) -> Loss:
     return loss
 
 
-def pma_at(progress: float) -> Loss:
-    """The margin of probabilities, max_{j != y} p_j - p_y (PMA: Xie et al. 2024, arXiv 2411.15210).
-
-    Its first step raises p_y, and until half of the search is done it lowers p_y alone.
-    """
-    first = progress == 0.0
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        p = logits.double().softmax(1)
-        true = p.gather(1, labels[:, None]).squeeze(1)
-        wrong = p.scatter(1, labels[:, None], -1.0).amax(1)
-        if first:
-            proxy = true
-        elif progress < 0.5:
-            proxy = -true
-        else:
-            proxy = wrong - true
-        return _valued(logits, labels, proxy)
-
-    return loss
-
-
 def towards_at(labels: Tensor, targets: Tensor) -> LossAt:
     """The target's logit minus the true one, (n,).
 

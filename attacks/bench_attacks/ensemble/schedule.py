@@ -134,7 +134,7 @@ Profile = Literal["fast", "standard", "strong"]
 
 # Many short searches reach what fewer long ones miss: 20 steps do what 40 do. Where gradients alone
 # fail, starts that keep half of the best point succeed more often than fresh ones. Targets and
-# squares broke nothing there; they are for many classes and for gradients that mislead.
+# squares broke nothing more there; they are for many classes and for gradients that mislead.
 _STEPS = 20
 _STANDARD: tuple[Stage, ...] = (
     Ascents("margin", margin_at, _STEPS, "image"),
@@ -146,9 +146,9 @@ _STANDARD: tuple[Stage, ...] = (
 STAGES: dict[Profile, tuple[Stage, ...]] = {
     "fast": (
         Ascents("margin", margin_at, _STEPS, "image"),
-        Ascents("scaled", scaled_at, _STEPS, "corner", 5),
+        Ascents("scaled", scaled_at, _STEPS, "corner", 6),
         Ascents("mixed", scaled_at, _STEPS, "mixed", 3),
-        Squares("square", 60),
+        Squares("square", 76),
     ),
     "standard": _STANDARD,
     "strong": (
