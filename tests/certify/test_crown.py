@@ -230,3 +230,7 @@ def test_intervals_hold_and_are_attained_by_a_single_layer() -> None:
     middle = relu_inputs(net, images)[0].flatten(1)
     torch.testing.assert_close((least + greatest) / 2, middle)
     assert (least < middle).all() and (middle < greatest).all()
+    # Of a single image the bounds lie apart by what rounding may lose, and by no more.
+    point = {-1: images.flatten(1)}
+    least, greatest = segments[0].interval(point, point)
+    assert (least < greatest).all() and (greatest - least < 1e-9).all()

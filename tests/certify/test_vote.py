@@ -113,6 +113,14 @@ def test_draws_belong_to_the_image_and_to_the_seed():
         assert not torch.equal(counts, _vote(root=root).counts(_at(0.1), image, what, 500))
 
 
+def test_the_draws_that_bound_are_others_than_those_that_choose():
+    """Else the class would be chosen for being lucky on the very draws that then speak for it."""
+    vote = _vote(Confidence(n0=300, n=300))
+    found = vote.certify(_at(0.2), 6)
+    assert found.successes == vote.counts(_at(0.2), 6, "count", 300)[1]
+    assert found.successes != vote.counts(_at(0.2), 6, "choose", 300)[1]
+
+
 def test_a_vote_that_is_surely_wrong():
     assert _vote().is_wrong(_at(-0.4), 3, 1) and not _vote().is_wrong(_at(0.4), 3, 1)
     assert not _vote().is_wrong(_at(0.0), 3, 1)

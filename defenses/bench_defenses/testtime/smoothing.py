@@ -22,7 +22,7 @@ from bench.errors import BadInput
 from bench.noise import BuildNoise, Noise
 from bench.spec import Params
 
-_STAGE = "noise"
+STAGE = "noise"
 
 _BELOW_ONE = 0.99
 
@@ -67,7 +67,7 @@ class Smoothed(Wrapper):
             answers = []
             # One draw a pass, so that the batch is never larger than it was asked to be.
             for i in range(self.params.draws):
-                draw = noise.stage(_STAGE).at(str(i))
+                draw = noise.stage(STAGE).at(str(i))
                 moved = images + self.params.sigma * draw.normal("gauss", tuple(images.shape[1:]))
                 logits = inner(moved, draw.at("classifier"))
                 votes = votes + F.one_hot(logits.argmax(1), self.num_classes)
@@ -90,7 +90,7 @@ class Smoothing(Defense[SmoothingParams]):
 
     Params = SmoothingParams
     builds = Smoothed
-    stages = (_STAGE,)
+    stages = (STAGE,)
     seeded = False
     card = Card(
         paper="Cohen, Rosenfeld, Kolter, ICML 2019, arXiv 1902.02918; attacked by Salman et al., "
