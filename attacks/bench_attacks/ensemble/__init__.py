@@ -54,7 +54,8 @@ class EnsembleParams(Params):
 
 class Ensemble(Attack[EnsembleParams]):
     """Margin, scaled cross-entropy from many corners, targeted margins and squares, one after the
-    other on what is left. Not the reference: that is `autoattack`.
+    other on what is left; `strong` crosses points with each other as well. Not the reference: that
+    is `autoattack`.
 
     An image leaves all stages at its first success where the attacked function is deterministic. An
     image that survives gets every step of every stage.
