@@ -119,14 +119,16 @@ class Slopes:
         self.partial, self.lost, self.zero = (torch.zeros_like(self.asked) for _ in range(3))
 
     def count(self, slope: Tensor, rows: Tensor, needed: Tensor) -> Tensor:
-        """Count the gradients (m, ...) of these rows where they are needed, bool (m,); returns them
-        with 0 in place of what is not finite.
+        """Count the gradients (m, ...) of these rows where they are needed, bool or 0 and 1 (m,);
+        returns them with 0 in place of what is not finite.
         """
         one = needed.to(torch.int64)
         self.asked.index_add_(0, rows, one)
+        if not len(slope):
+            return slope
         # Nearly always a sum tells enough: NaN and infinity pass through, and zeros sum to zero.
-        total = slope.flatten(1).sum(1)
-        if bool((torch.isfinite(total) & (total != 0)).all()):
+        least, most = slope.flatten(1).sum(1).abs().aminmax()
+        if float(least) > 0 and float(most) < torch.inf:
             return slope
         largest = slope.flatten(1).abs().amax(1)
         finite = torch.isfinite(largest)
@@ -207,6 +209,7 @@ class Victim:
         self.backwards = torch.zeros_like(self.forwards)
         self._blocked = False
         self._parts_blocked: list[bool] = []
+        self._numbers: dict[tuple[int, int], Tensor] = {}
         self.slopes = Slopes(len(ids), device)
         self.verified: Tensor | None = None
         self.views = classifier.views()
@@ -441,7 +444,7 @@ class Victim:
         with torch.set_grad_enabled(gradient):
             forward = self._pass(self._gradient, "logits")
             output = forward(leaf, self._noise(rows, draws)).float()
-            self.forwards.index_add_(0, rows, torch.full_like(rows, k))
+            self.forwards.index_add_(0, rows, self._filled(rows, k))
             values = loss(output, labels[every])
         success = torch.zeros(n, dtype=torch.bool, device=x.device)
         if self.deterministic:
@@ -530,10 +533,17 @@ class Victim:
         """Count a backward pass that another library ran, and what came of it."""
         self._count_backward(rows, draws)
         # Such a library tells no successes.
-        return self.slopes.count(slope, rows, torch.ones_like(rows, dtype=torch.bool))
+        return self.slopes.count(slope, rows, self._filled(rows, 1))
 
     def _count_backward(self, rows: Tensor, draws: int) -> None:
-        self.backwards.index_add_(0, rows, torch.full_like(rows, draws))
+        self.backwards.index_add_(0, rows, self._filled(rows, draws))
+
+    def _filled(self, rows: Tensor, value: int) -> Tensor:
+        """A number for each row, int64 (n,); made once, since libraries ask thousands of times."""
+        known = self._numbers.get((len(rows), value))
+        if known is None:
+            known = self._numbers[len(rows), value] = torch.full_like(rows, value)
+        return known
 
     def _draws(self, query: Query) -> Draws:
         return self.randomness.draws(query) if self.stochastic else _ONE_DRAW
@@ -591,7 +601,7 @@ class Victim:
         k = len(draws.numbers)
         repeated = x.repeat_interleave(k, 0) if k > 1 else x
         output = forward(repeated, self._noise(rows, draws) if noise is None else noise).float()
-        self.forwards.index_add_(0, rows, torch.full_like(rows, k))
+        self.forwards.index_add_(0, rows, self._filled(rows, k))
         return output.reshape(len(x), k, *output.shape[1:])
 
     def _read(self, x: Tensor, rows: Tensor, draws: Draws, aim: _Aim, gradient: bool) -> Reading:
