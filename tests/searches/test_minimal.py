@@ -139,6 +139,9 @@ def test_an_image_stands_alone(randomness):
     order = torch.tensor([5, 2, 7, 0])
     some, _ = search(noisy, images[order], labels[order], threat, ids=order.numpy(), **asked)
     rows, _ = search(noisy, images, labels, threat, rows=order, **asked)
+    for place in order:
+        alone, _ = search(noisy, images, labels, threat, rows=place[None], **asked)
+        assert torch.allclose(alone.points, together.points[place], atol=1e-5)
     for other in (some, rows):
         assert torch.allclose(other.points, together.points[order], atol=1e-5)
         assert torch.allclose(other.distances, together.distances[order], atol=1e-6)
