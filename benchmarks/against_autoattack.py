@@ -67,7 +67,7 @@ NETS = {
     "cifar_kw_base": Net("cifar10_exact", "cifar_kw_base", 2 * PIXEL, "reported"),
     "cifar_cnn_a_adv": Net("cifar10_exact", "cifar_cnn_a_adv", 2 * PIXEL, "reported"),
     "resnet20 8/255": Net("cifar10_exact", "cifar_resnet20", 8 * PIXEL, "reported"),
-    "datafreeshield": Net("mnist5k", "datafreeshield:scale=quick", 0.1, "reported"),
+    "datafreeshield": Net("mnist5k", "datafreeshield:scale=quick", 0.1, "reported", 40),
 }
 
 
@@ -168,18 +168,21 @@ def run(name: str, net: Net, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Images left, those that one alone leaves, time as a share of the library's."""
+    """Images left, passes an image and seconds of CPU: the library's, then each profile's."""
     lines = [
-        "| net | n | clean | AutoAttack | `fast` | `standard` | `fast` time | `standard` time |",
-        "|---|---|---|---|---|---|---|---|",
+        "| net | schedule | images | clean | left | passes an image | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in [name for name in NETS if name in rows]:
         row = rows[name]
-        reference = row["library"]
-        left = [f"{len(row[profile]['left'])}" for profile in PROFILES]
-        times = [f"1/{reference['cpu'] / max(row[p]['cpu'], 0.1):.1f}" for p in PROFILES]
-        counts = [str(row["n"]), str(row["clean"]), str(len(reference["left"]))]
-        lines.append("| " + " | ".join([name, *counts, *left, *times]) + " |")
+        runs = [row[run] for run in ("library", *PROFILES)]
+        cells = [
+            " / ".join(str(len(run["left"])) for run in runs),
+            " / ".join(f"{run['passes']:,.0f}" for run in runs),
+            " / ".join(f"{run['cpu']:.0f}" for run in runs),
+        ]
+        lines.append(f"| {name} | {row['half']} | {row['n']} | {row['clean']} | ")
+        lines[-1] += " | ".join(cells) + " |"
     return "\n".join(lines)
 
 

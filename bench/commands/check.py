@@ -16,6 +16,10 @@ from bench.plugins.create import BASE
 from bench.spec import parse
 
 
+WITHOUT_A_CARD = "ensemble:fast"
+"""Names a plugin, which need not be installed: the advice is text."""
+
+
 @dataclass(frozen=True)
 class Examination:
     """All verdicts on a plugin, and the command to go on with."""
@@ -62,6 +66,7 @@ def check_plugin(
 
 
 def _attacks_on(case: DefenseCase) -> str:
-    """The command that attacks a defense as its card says."""
-    attacks = " ".join(f"--attack {attack}" for attack in case.plugin.card.attacks)
-    return f"bench run --defense {case.defense.spec} {attacks}" if attacks else ""
+    """The command that attacks a defense as its card says, else by the suite that costs little."""
+    attacks = case.plugin.card.attacks or (WITHOUT_A_CARD,)
+    given = " ".join(f"--attack {attack}" for attack in attacks)
+    return f"bench run --defense {case.defense.spec} {given}"

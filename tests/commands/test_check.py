@@ -31,6 +31,10 @@ def test_check_reports_what_is_broken_and_how_to_fix_it(capsys):
         and {v["outcome"] for v in printed["verdicts"]} == {"ok"}
         and "--attack bpda --attack pgd" in printed["next"]
     )
+    classifier = f"{ROOT}/tests/toy_model.py@make_model"
+    toys = ("--dataset", "toy:n=20", "--classifier", classifier)
+    code, stdout, _ = call(capsys, "check", "undefended", *toys)
+    assert code == 0 and stdout.endswith("--attack ensemble:fast\n")
     for arguments, said in (
         (("mnist5k",), "only defenses and attacks"),
         (("bit-dept",), "Did you mean 'bit-depth'"),
