@@ -15,7 +15,6 @@ from bench.errors import BadInput
 from bench.plugins.create import BASE
 from bench.spec import parse
 
-
 WITHOUT_A_CARD = "ensemble:fast"
 """Names a plugin, which need not be installed: the advice is text."""
 
