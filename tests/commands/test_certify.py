@@ -13,7 +13,7 @@ from bench.certify.vote import Confidence
 from bench.commands import certify as certify_module
 from bench.commands.certify import certify
 from bench.errors import BadInput
-from bench.report.leaderboard import boards
+from bench.report.leaderboard import Entry, boards
 from bench.results.certificate import Certificate, Contradiction
 from bench.results.outcomes import decode_ids, encode_ids
 from bench.results.store import certificate_path, read_folder, read_record
@@ -209,9 +209,21 @@ def test_of_several_votes_the_board_takes_that_of_the_most_draws(voted):
     everyone = encode_ids(record.outcomes.image_ids())
     none = {"certified": everyone, "undecided": "", "abstained": "", "wrong": "", "refuted": ""}
     few = record.certificate.model_copy(update={"n": 5, "alpha": 0.2, **none})
-    (board,) = boards([record.with_certificate(few), record])
-    assert board.numbers["certified_alpha"].tolist() == [0.01]
-    assert board.numbers["certified"].tolist() == [record.certificate.share(60).value]
+    first, second = record.with_certificate(few), record
+    for records in ([first, second], [second, first]):
+        entry = Entry(records)
+        assert entry.vote() == record.certificate
+        assert entry.certified() == record.certificate.share(60)
+
+
+def test_a_refuted_image_is_not_certified(voted, monkeypatch):
+    monkeypatch.setattr(vote_module, "radius_of", lambda probability, sigma: 10 * sigma)
+    monkeypatch.setattr(vote_module.SmoothedVote, "is_wrong", lambda *_: True)
+    monkeypatch.setattr(certify_module, "refutes", lambda *_: False)
+    proof = certify(voted, 0, QUICK).certificate
+    assert proof.refuted and proof.refuted == proof.tried
+    assert not set(decode_ids(proof.refuted)) & set(proof.ids())
+    assert set(decode_ids(proof.refuted)) <= set(decode_ids(proof.undecided))
 
 
 def test_bad_confidence_is_refused(capsys, voted):
