@@ -17,15 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.results.aggregation import mean_over_seeds, verdicts
-from bench.results.arrays import Bools, Floats, Ints
+from bench.results.arrays import Bools, Floats
 from bench.results.record import Record
+
+_CLEARLY = 2.0
 
 
 def worst_case(correct: Sequence[Bools]) -> Floats:
     """Each image's share of right answers under the attack that is chosen for it.
 
-    Ties go to the attack that is lower over all images. With one attack it is that attack's own
-    mean. Points with fewer judged draws than the others have are tried on fewer, and what they gain
+    Of attacks that tie, he leaves out those that are clearly weaker over all images, and takes any
+    of the rest: their answers are averaged. To take the strongest where none is clearly so would
+    bind the images together by chance, and no interval over images would know. With one attack it
+    is that attack's own mean. Points with fewer judged draws than the others have are tried on
+    fewer, and what they gain
     is measured on the draws that they share with the rest: there a score may be negative, and only
     their mean is a share.
 
@@ -62,7 +67,7 @@ class _Tried:
     Attributes:
         share: of right answers in the draws that he tried, (n, draws), pulled half an answer
             towards one half.
-        right: the answer to the point that he chose, 0 or 1, (n, draws).
+        right: the share of right answers to the points that he may choose, (n, draws).
     """
 
     share: Floats
@@ -73,13 +78,24 @@ def _tried(correct: Sequence[Bools]) -> _Tried:
     """Choose by all draws but one, for each draw; attacks of as many draws, at least two."""
     answers = np.array(correct, dtype=np.float64)  # attacks, n, draws
     tried = answers.sum(axis=2, keepdims=True) - answers
-    # Overall strength by the same draws: what judges takes no part in breaking ties either.
-    overall = tried.mean(axis=1, keepdims=True) / (answers.shape[0] * answers.shape[1] + 1)
-    overall = overall / answers.shape[2]
-    best: Ints = np.argmin(tried + overall, axis=0)[None]
-    count = np.take_along_axis(tried, best, axis=0)[0]
-    right = np.take_along_axis(answers, best, axis=0)[0]
+    count = tried.min(axis=0)
+    tie = tried == count
+    strong = tie & ~_clearly_weaker(tried)
+    best = np.where(strong.any(axis=0), strong, tie)
+    right = (answers * best).sum(axis=0) / best.sum(axis=0)
     return _Tried((count + 0.5) / answers.shape[2], right)
+
+
+def _clearly_weaker(tried: Floats) -> Bools:
+    """Where an attack is right more often over all images than the lowest one, by more than two
+    standard errors of their difference; (attacks, 1, draws) from counts (attacks, n, draws). The
+    draw that judges is not among those that are counted.
+    """
+    lowest = tried.mean(axis=1, keepdims=True).argmin(axis=0, keepdims=True)
+    more = tried - np.take_along_axis(tried, lowest, axis=0)
+    error = more.std(axis=1, keepdims=True) / np.sqrt(tried.shape[1])
+    weaker: Bools = more.mean(axis=1, keepdims=True) > _CLEARLY * error
+    return weaker
 
 
 def _is_lower(one: _Tried, other: _Tried) -> Bools:
