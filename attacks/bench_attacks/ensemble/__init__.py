@@ -61,6 +61,7 @@ class Ensemble(Attack[EnsembleParams]):
     image that survives gets every step of every stage.
     """
 
+    version = 2
     Params = EnsembleParams
     positional = "profile"
     card = Card(
