@@ -18,7 +18,7 @@ from bench.errors import BadInput
 from bench.models.recipes import Recipe
 from bench.models.training import device_of, fit
 from bench.noise import BuildNoise, Noise
-from bench_defenses.testtime.smoothing import STAGE, Smoothed, SmoothingParams
+from bench_defenses.testtime.smoothing import STAGE, SmoothingParams, VotingUnderNoise
 
 
 class NoiseTrainedParams(SmoothingParams):
@@ -53,7 +53,7 @@ class NoiseTrained(Defense[NoiseTrainedParams]):
     """`smoothing` of the classifier, trained further on its training images under the noise."""
 
     Params = NoiseTrainedParams
-    builds = Smoothed
+    builds = VotingUnderNoise
     stages = (STAGE,)
     needs = frozenset({Need.TRAINING_DATA})
     card = Card(
@@ -81,4 +81,4 @@ class NoiseTrained(Defense[NoiseTrainedParams]):
         recipe = Recipe(self.params.epochs, batch=64, rate=self.params.rate, shift=0)
         trained = _UnderNoise(classifier, self.params.sigma)
         fit(trained, images.to(place), labels.to(place), recipe, seed=noise.seed("training"))
-        return Smoothed(classifier, self.params)
+        return VotingUnderNoise(classifier, self.params)

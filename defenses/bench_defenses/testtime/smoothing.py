@@ -36,7 +36,7 @@ class SmoothingParams(Params):
     draws: int = Field(20, ge=1, le=100_000, description="draws that vote on an answer")
 
 
-class Smoothed(Wrapper):
+class VotingUnderNoise(Wrapper):
     """The class that most of several draws of Gaussian noise are answered with.
 
     The logits are log((votes_k + p_k) / (draws + 1)), with p 0.99 times the mean softmax over the
@@ -89,7 +89,7 @@ class Smoothing(Defense[SmoothingParams]):
     """
 
     Params = SmoothingParams
-    builds = Smoothed
+    builds = VotingUnderNoise
     stages = (STAGE,)
     seeded = False
     card = Card(
@@ -105,4 +105,4 @@ class Smoothing(Defense[SmoothingParams]):
         self, classifier: DefendedClassifier, access: DataAccess, noise: BuildNoise
     ) -> DefendedClassifier:
         """The vote around the classifier."""
-        return Smoothed(classifier, self.params)
+        return VotingUnderNoise(classifier, self.params)

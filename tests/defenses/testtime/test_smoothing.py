@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from bench_defenses.testtime.smoothing import Smoothed, SmoothingParams
+from bench_defenses.testtime.smoothing import SmoothingParams, VotingUnderNoise
 from scipy.stats import norm
 from torch import nn
 
@@ -31,7 +31,9 @@ class Scored(nn.Module):
 
 
 def smoothed(draws, sigma=0.5, steep=1.0):
-    return Smoothed(Classifier(Scored(steep), 2).eval(), SmoothingParams(sigma=sigma, draws=draws))
+    return VotingUnderNoise(
+        Classifier(Scored(steep), 2).eval(), SmoothingParams(sigma=sigma, draws=draws)
+    )
 
 
 def at(*distances):
