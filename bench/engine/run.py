@@ -93,8 +93,6 @@ def run_evaluations(
     Raises `BadInput` before anything is computed where a record of an unknown schema would be
     overwritten, and at once where the disk is full: what was finished stays.
     """
-    for evaluation in evaluations:
-        store.find(evaluation.id)
     queue = _Queue(evaluations, store, execution, shared)
     left, join = list(evaluations), not shared
     while left:
@@ -120,6 +118,7 @@ class _Queue:
         self._store, self._execution, self._shared = store, execution, shared
         self._compared = by_base(evaluations)
         self._open = {evaluation.id for evaluation in evaluations}
+        # Raises where a record is of an unknown schema, before anything is computed.
         self._stored = {one.id for one in evaluations if store.find(one.id)}
         self._prepared = dict[str, Prepared]()
         self._joint = defaultdict[str, Joint](Joint)
@@ -153,6 +152,8 @@ class _Queue:
                 yield self._ended(_unfinished(row, error, self._store, self._execution))
         if possible or evaluation.asked:
             yield self._computed(evaluation)
+        else:
+            self._store.clear(evaluation.id, shards=False)
         self._open.discard(evaluation.id)
 
     def _computed(self, evaluation: Evaluation) -> Result:

@@ -155,7 +155,8 @@ class _Helpers:
         if torch.device(self.job.device).type == "cuda":
             return self.most
         # What this process took at most so far is what another one will take.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return min(self.most, int(_MEMORY_SHARE * free_bytes() / peak))
 
     def _one(self, place: int, number: int) -> tuple[subprocess.Popen[bytes], IO[bytes]]:

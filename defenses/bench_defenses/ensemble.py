@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -12,21 +13,25 @@ from bench.errors import BadInput
 from bench.noise import Noise
 
 
-class Ensemble(Wrapper):
-    """The log of the mean softmax over several draws of a stochastic classifier.
+class OneAnswer(Wrapper):
+    """One answer from several draws; it has no view but the answer. Subclasses write `answer`.
 
     Args:
         classifier: what is asked several times.
         draws: how often.
-        site: where its i-th draw takes its noise: `site/i`.
     """
 
     stochastic = True
 
-    def __init__(self, classifier: DefendedClassifier, draws: int, site: str) -> None:
+    def __init__(self, classifier: DefendedClassifier, draws: int) -> None:
         super().__init__(classifier)
         self.draws = draws
-        self.site = site
+
+    @abstractmethod
+    def answer(self, inner: Forward, images: Tensor, noise: Noise) -> Tensor:
+        """Logits (n, num_classes), from `draws` passes through the classifier, one draw a pass, so
+        that the batch is never larger than it was asked to be.
+        """
 
     def views(self) -> tuple[str, ...]:
         """The answer alone."""
@@ -37,13 +42,24 @@ class Ensemble(Wrapper):
         if view != "logits":
             raise BadInput(f"unknown view {view!r}: this classifier offers logits")
         inner = self.inner(gradient, view)
+        return lambda images, noise: self.answer(inner, images, noise)
 
-        def run(images: Tensor, noise: Noise) -> Tensor:
-            # One draw a pass, so that the batch is never larger than it was asked to be.
-            answers = [
-                inner(images, noise.at(self.site).at(str(i))).log_softmax(1)
-                for i in range(self.draws)
-            ]
-            return torch.stack(answers).logsumexp(0) - math.log(self.draws)
 
-        return run
+class Ensemble(OneAnswer):
+    """The log of the mean softmax over several draws of a stochastic classifier.
+
+    Args:
+        classifier, draws: as for `OneAnswer`.
+        site: where its i-th draw takes its noise: `site/i`.
+    """
+
+    def __init__(self, classifier: DefendedClassifier, draws: int, site: str) -> None:
+        super().__init__(classifier, draws)
+        self.site = site
+
+    def answer(self, inner: Forward, images: Tensor, noise: Noise) -> Tensor:
+        """The log of the mean softmax."""
+        answers = [
+            inner(images, noise.at(self.site).at(str(i))).log_softmax(1) for i in range(self.draws)
+        ]
+        return torch.stack(answers).logsumexp(0) - math.log(self.draws)

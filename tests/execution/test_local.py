@@ -117,6 +117,14 @@ def test_a_crash_ends_for_each_of_them_and_is_stored_once(tmp_path):
     assert len(list(tmp_path.glob("*.error.json"))) == 1
 
 
+def test_what_cannot_be_built_leaves_nothing_behind(tmp_path):
+    evaluations = plan(toy_request(defenses=("toy-thief",), attacks=("pgd",)))
+    results = list(run_evaluations(evaluations, Store(tmp_path / "out"), Execution(), shared=True))
+    assert [bool(one.rejected) for one in results] == [True]
+    Store(tmp_path / "out").drop_empty()
+    assert not (tmp_path / "out").exists()
+
+
 def test_processes_make_the_records_of_one(tmp_path):
     evaluations = plan(DIGITS)
     expected = alone(tmp_path / "alone", evaluations)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.attack import Attack, AttackOutput, Passes
 from bench.defense import Card
-from bench.losses import Loss, RowLoss, margin, misclassified
+from bench.losses import Loss, RowLoss
 from bench.maximise import Objective, Reading, ascend, half_cosine
 from bench.randomness import Query
 from bench.results.findings import Finding
@@ -22,6 +22,7 @@ from bench.searches.population import crossover
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim
+from bench_attacks.best import wrong_share
 from bench_attacks.ensemble.losses import LossAt, towards_at
 from bench_attacks.ensemble.schedule import (
     STAGES,
@@ -108,7 +109,7 @@ class _Search:
 
     Attributes:
         points: the first success, else the point of largest value, (n, C, H, W).
-        values: the margin there (the mean over the draws); under fresh draws `_broken_share`, (n,).
+        values: the margin there (the mean over the draws); under fresh draws `wrong_share`, (n,).
         stages: number of the stage whose point is broken, under fresh draws in all that it was
             compared on; `NO_STAGE` where none is, int64 (n,).
         findings: what was left out, and why.
@@ -243,7 +244,7 @@ class _Search:
             success = torch.zeros_like(success)
         broken = success
         if not self._victim.fixed:
-            values = self._victim.score(points, rows, self._labels, _broken_share, SCORING_DRAWS)
+            values = self._victim.score(points, rows, self._labels, wrong_share, SCORING_DRAWS)
             broken = values >= 1
         better = success | (values > self.values[rows])
         kept = rows[better]
@@ -306,13 +307,3 @@ class _Search:
         length = reading.gradient.flatten(1).norm(p=dual, dim=1)
         distance: Tensor = -reading.value / length.clamp_min(1e-12)
         return distance.nan_to_num(nan=torch.inf)
-
-
-def _broken_share(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where a draw is wrong, else below 0 by a bounded margin, (n,).
-
-    Its mean over draws orders points by how often they are wrong, and ties by how nearly.
-    """
-    gap = margin(logits, labels).nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
-    nearly = 1e-3 * gap / (1 + gap.abs())
-    return torch.where(misclassified(logits, labels), torch.ones_like(gap), nearly)

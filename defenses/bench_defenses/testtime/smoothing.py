@@ -16,11 +16,10 @@ from bench.defense import (
     Defense,
     Forward,
     GaussianVote,
-    Wrapper,
 )
-from bench.errors import BadInput
 from bench.noise import BuildNoise, Noise
 from bench.spec import Params
+from bench_defenses.ensemble import OneAnswer
 
 STAGE = "noise"
 
@@ -36,7 +35,7 @@ class SmoothingParams(Params):
     draws: int = Field(20, ge=1, le=100_000, description="draws that vote on an answer")
 
 
-class VotingUnderNoise(Wrapper):
+class VotingUnderNoise(OneAnswer):
     """The class that most of several draws of Gaussian noise are answered with.
 
     The logits are log((votes_k + p_k) / (draws + 1)), with p 0.99 times the mean softmax over the
@@ -45,42 +44,27 @@ class VotingUnderNoise(Wrapper):
     2019 (arXiv 1906.04584, eq. 5) attack in the vote's place.
     """
 
-    stochastic = True
-
     def __init__(self, classifier: DefendedClassifier, params: SmoothingParams) -> None:
-        super().__init__(classifier)
-        self.params = params
-        self.stochastic = True
+        super().__init__(classifier, params.draws)
+        self.sigma = params.sigma
 
-    def views(self) -> tuple[str, ...]:
-        """The answer alone."""
-        return ("logits",)
-
-    def forward_pass(self, gradient: str = "full", view: str = "logits") -> Forward:
-        """The gradients of what votes."""
-        if view != "logits":
-            raise BadInput(f"unknown view {view!r}: this classifier offers logits")
-        inner = self.inner(gradient, view)
-
-        def run(images: Tensor, noise: Noise) -> Tensor:
-            votes = torch.zeros(len(images), self.num_classes, device=images.device)
-            answers = []
-            # One draw a pass, so that the batch is never larger than it was asked to be.
-            for i in range(self.params.draws):
-                draw = noise.stage(STAGE).at(str(i))
-                moved = images + self.params.sigma * draw.normal("gauss", tuple(images.shape[1:]))
-                logits = inner(moved, draw.at("classifier"))
-                votes = votes + F.one_hot(logits.argmax(1), self.num_classes)
-                answers.append(logits.log_softmax(1))
-            # Rounding may not lift p to 1, and in the logarithm no p is lost for being small.
-            mean = torch.stack(answers).logsumexp(0) + math.log(_BELOW_ONE / self.params.draws)
-            return torch.logaddexp(votes.log(), mean) - math.log(self.params.draws + 1)
-
-        return run
+    def answer(self, inner: Forward, images: Tensor, noise: Noise) -> Tensor:
+        """The vote as logits."""
+        votes = torch.zeros(len(images), self.num_classes, device=images.device)
+        answers = []
+        for i in range(self.draws):
+            draw = noise.stage(STAGE).at(str(i))
+            moved = images + self.sigma * draw.normal("gauss", tuple(images.shape[1:]))
+            logits = inner(moved, draw.at("classifier"))
+            votes = votes + F.one_hot(logits.argmax(1), self.num_classes)
+            answers.append(logits.log_softmax(1))
+        # Rounding may not lift p to 1, and in the logarithm no p is lost for being small.
+        mean = torch.stack(answers).logsumexp(0) + math.log(_BELOW_ONE / self.draws)
+        return torch.logaddexp(votes.log(), mean) - math.log(self.draws + 1)
 
     def gaussian_vote(self) -> GaussianVote:
         """One draw's answer, without its noise."""
-        return GaussianVote(self.params.sigma, self.inner("full", "logits"))
+        return GaussianVote(self.sigma, self.inner("full", "logits"))
 
 
 class Smoothing(Defense[SmoothingParams]):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bench_defenses.testtime.noise_trained import NoiseTrained
+from bench_defenses.testtime.smoothing import SmoothingParams, VotingUnderNoise
 from torch import nn
 
 from bench.defense import BuildSetting, DataAccess, Need
@@ -50,7 +51,9 @@ def _accuracy(defended):
 
 def test_training_under_noise_finds_what_noise_leaves():
     defended = _built(epochs=10)
-    untrained = type(defended)(_classifier(), defended.params)
+    untrained = VotingUnderNoise(
+        _classifier(), SmoothingParams(sigma=defended.sigma, draws=defended.draws)
+    )
     # Per image 9 votes of 0.25 noise against 0.02 are hardly better than a coin.
     assert _accuracy(untrained) < 0.65
     assert _accuracy(defended) > 0.86

@@ -44,11 +44,11 @@ def at(*distances):
 
 def single_answers(defended, images, own):
     """Logits of each draw, by the classifier itself: (draws, n, K)."""
-    inner, sigma = defended.classifier, defended.params.sigma
+    inner, sigma = defended.classifier, defended.sigma
     return torch.stack(
         [
             inner(images + sigma * own.at("noise").at(str(i)).normal("gauss", (1, 2, 2)), own)
-            for i in range(defended.params.draws)
+            for i in range(defended.draws)
         ]
     )
 
