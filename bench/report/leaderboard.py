@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.report import escape
 from bench.report.audit import badge
+from bench.report.boards.entry import Entry
 from bench.report.grouping import by_defense, by_setup, defense_names, newest
 from bench.report.notes import board_notes
 from bench.report.tables import markdown, percent, without_empty_columns
@@ -23,136 +24,10 @@ from bench.report.words import (
     defense_label,
     denoiser_passes,
     failure_label,
-    flags,
     heading,
     struck_through,
 )
-from bench.results.certificate import Certificate, check_certified
-from bench.results.estimate import Estimate
-from bench.results.inference import Inference
-from bench.results.intervals import share, wilson
 from bench.results.record import Failure, Record
-from bench.results.views import any_right
-from bench.results.worst_case import attacked, worst_case
-
-
-@dataclass(frozen=True)
-class Entry:
-    """All records of one defense on one setup."""
-
-    records: list[Record]
-
-    @property
-    def first(self) -> Record:
-        """Any of them."""
-        return self.records[0]
-
-    def flags(self) -> list[str]:
-        """What a reader must know; a missing gradient only where no attack without that flaw went
-        lower.
-        """
-        lowest = min(self.records, key=lambda record: record.metrics.adversarial.mean.value)
-        of_lowest = flags([lowest])
-        return [
-            flag for flag in flags(self.records) if flag != "zero-gradient" or flag in of_lowest
-        ]
-
-    def worst(self) -> Estimate:
-        """Worst case per image over all attacks and attack seeds, and over the points that stand
-        beside them, with its interval; see `bench.results.worst_case`.
-        """
-        return share(worst_case([correct for one in self.records for correct in attacked(one)]))
-
-    def replayed(self) -> Estimate | None:
-        """Worst case per image over the attacks that ran wholly on the image's own fixed noise,
-        each under its own; None where there is no such attack.
-        """
-        shares = [
-            one.outcomes.correct("replayed").mean(1)
-            for one in self.records
-            if _on_own_fixed_noise(one)
-        ]
-        return share(np.min(shares, axis=0)) if shares else None
-
-    def all_draws(self, which: str) -> Estimate:
-        """Images right in every judged draw under every attack and seed, `clean` or
-        `adversarial`.
-        """
-        verdicts = [
-            attacked(one) if which == "adversarial" else [one.outcomes.correct(which)]
-            for one in self.records
-        ]
-        right = [matrix.all(1) for matrices in verdicts for matrix in matrices]
-        return share(np.min(right, axis=0))
-
-    def any_view(self) -> Estimate | None:
-        """Images on which some scored view is right under each attack; None where none is
-        scored.
-        """
-        right = [any_right(one.views, one.outcomes) for one in self.records if one.views]
-        return share(np.min(right, axis=0)) if right else None
-
-    def certified(self) -> Estimate | None:
-        """Images that no attack can break, by the certificates of its records; of a vote over
-        noise, those on which it is certified, by the certificate of the most draws. None without
-        one.
-
-        Raises:
-            Contradiction: where one of its records breaks an image that a proof certifies.
-        """
-        vote, n = self.vote(), self.first.metrics.n
-        if vote:
-            return vote.share(n)
-        proofs = [one.certificate for one in self.records if one.certificate]
-        if not proofs:
-            return None
-        ids = np.unique(np.concatenate([proof.ids() for proof in proofs]))
-        for record in self.records:
-            check_certified(ids, record.outcomes, f"record {record.id}")
-        return wilson(len(ids), n)
-
-    def vote(self) -> Certificate | None:
-        """The probabilistic certificate of the most draws among those of its records. Joining
-        several would err more often than each.
-        """
-        proofs = [one.certificate for one in self.records if one.certificate]
-        votes = [one for one in proofs if one.kind == "probabilistic"]
-        return max(votes, key=lambda one: one.n or 0) if votes else None
-
-    def certified_text(self) -> str:
-        """What stands in the column: the share, and of a vote that it may err."""
-        certified, vote = self.certified(), self.vote()
-        if not vote:
-            return str(certified or "")
-        return f"{certified} (vote, alpha={vote.alpha:g})"
-
-    def lowest_f1(self) -> float:
-        return min(record.metrics.adversarial.macro_f1.value for record in self.records)
-
-    def passes(self) -> float:
-        """Of all attacks together, forward and backward, mean per image."""
-        return sum(one.cost.attack_forwards + one.cost.attack_backwards for one in self.records)
-
-    def inference(self) -> Inference | None:
-        """Of the last record that has it."""
-        measured = [record.inference for record in self.records if record.inference]
-        return measured[-1] if measured else None
-
-    def admission(self) -> str:
-        """Which of RobustBench's conditions the defense fails; empty where that is not measured."""
-        inference = self.inference()
-        return (", ".join(inference.obstacles()) or "admits") if inference else ""
-
-    def base(self, records: Mapping[str, Record]) -> Entry | None:
-        """The undefended classifier under the same attacks; `records` are by id."""
-        bases = {one.base: records[one.base] for one in self.records if one.base in records}
-        return Entry(list(bases.values())) if bases else None
-
-
-def _on_own_fixed_noise(record: Record) -> bool:
-    """Not `common`, nor a replay of some stages alone: those are other threats."""
-    randomness = record.title["randomness"]
-    return randomness == "replay" or randomness.startswith("replay-set")
 
 
 @dataclass(frozen=True)
@@ -214,7 +89,7 @@ def _text_row(entry: Entry, attacks: list[str], by_id: Mapping[str, Record]) -> 
         "clean": str(metrics.clean.mean),
         **{attack: _under_attack(entry, attack) for attack in attacks},
         "worst case": str(entry.worst()),
-        "certified": entry.certified_text(),
+        "certified": _certified_text(entry),
         "replayed": str(entry.replayed() or ""),
         "all draws": all_draws if metrics.adversarial.draws > 1 else "",
         "base": percent(base.worst().value) if base else "",
@@ -225,10 +100,33 @@ def _text_row(entry: Entry, attacks: list[str], by_id: Mapping[str, Record]) -> 
         "passes/image": f"{entry.passes():.0f}",
         "passes/prediction": f"{inference.passes:.1f}" if inference else "",
         "denoiser passes": denoiser_passes(inference),
-        "RobustBench": entry.admission(),
+        "RobustBench": _admission(entry),
         "audit": badge(audit_of(entry.records)),
-        "flags": ", ".join(entry.flags()),
+        "flags": ", ".join(_flags(entry)),
     }
+
+
+def _flags(entry: Entry) -> list[str]:
+    return [*_scale(entry.first), *(flag for flag, _ in entry.reasons())]
+
+
+def _scale(record: Record) -> list[str]:
+    reduced = f"n={record.scale['n']} of {record.scale['available']}"
+    return [reduced] * record.scale["reduced"]
+
+
+def _certified_text(entry: Entry) -> str:
+    """The share, and of a vote that it may err."""
+    certified, vote = entry.certified(), entry.vote()
+    if not vote:
+        return str(certified or "")
+    return f"{certified} (vote, alpha={vote.alpha:g})"
+
+
+def _admission(entry: Entry) -> str:
+    """Which of RobustBench's conditions the defense fails; empty where that is not measured."""
+    inference = entry.inference()
+    return (", ".join(inference.obstacles()) or "admits") if inference else ""
 
 
 def _under_attack(entry: Entry, attack: str) -> str:
@@ -270,9 +168,9 @@ def _number_row(entry: Entry, by_id: Mapping[str, Record]) -> dict[str, object]:
         "data_access": data_access(entry.first),
         "passes_per_image": entry.passes(),
         "passes_per_prediction": inference.passes if inference else "",
-        "robustbench": entry.admission(),
+        "robustbench": _admission(entry),
         "audit": audit.verdict if audit else None,
-        "flags": ", ".join(entry.flags()),
+        "flags": ", ".join(_flags(entry)),
         "attacks": "; ".join(sorted({attack_label(record) for record in entry.records})),
         "seeds": "+".join(sorted({record.title["seed"] for record in entry.records})),
         "built": "; ".join(built_messages(entry.first)),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from bench.defense import Card, Defense
 from bench.plugins.create import DEFENSES
 from bench.plugins.registry import Alias
 from bench.report.tables import percent
@@ -29,23 +31,39 @@ def heading(record: Record) -> str:
 
 def defense_label(record: Record) -> str:
     """The defense's spec; behind it `(stand-in)` where its card says that it is one."""
-    defense = record.identity["defense"]
-    # A file's plugin is not registered: its name says nothing of a card.
-    stand_in = "source" not in defense and is_stand_in(defense["name"])
-    return record.title["defense"] + (" (stand-in)" if stand_in else "")
+    card = card_of(record)
+    return record.title["defense"] + (" (stand-in)" if card and card.stand_in else "")
 
 
-def is_stand_in(name: str) -> bool:
-    """Whether a defense is registered under this name whose card calls it a stand-in.
+def card_of(record: Record) -> Card | None:
+    """The card of a record's defense.
 
     Records do not hold cards, and may have been made where other plugins were installed: what is
-    not installed here, or cannot be loaded, is no stand-in.
+    not installed here, or cannot be loaded, has none.
     """
+    plugin = _plugin_of(record)
+    return plugin.card if plugin else None
+
+
+def family_of(record: Record) -> str:
+    """The folder in which a defense's plugin lies among its siblings, such as `testtime`; empty
+    where it lies beside all of them, or is not installed here.
+    """
+    plugin = _plugin_of(record)
+    rooms = plugin.__module__.split(".")[1:-1] if plugin else []
+    return rooms[0] if rooms else ""
+
+
+def _plugin_of(record: Record) -> type[Defense[Any]] | None:
+    defense = record.identity["defense"]
+    # A file's plugin is not registered: its name says nothing of a card, and to look would run it.
+    if "source" in defense or "@" in str(defense["name"]):
+        return None
     try:
-        plugin = DEFENSES.get(name)
+        plugin = DEFENSES.get(str(defense["name"]))
     except Exception:
-        return False
-    return not isinstance(plugin, Alias) and plugin.card.stand_in
+        return None
+    return None if isinstance(plugin, Alias) else plugin
 
 
 def attack_label(record: Record) -> str:

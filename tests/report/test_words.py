@@ -6,7 +6,7 @@ from bench.defense import Card, Defense
 from bench.plugins.create import DEFENSES
 from bench.report.leaderboard import boards
 from bench.report.rows import rows_table
-from bench.report.words import attack_label, defense_label, flags, is_stand_in
+from bench.report.words import attack_label, defense_label, flags
 from tests.report.helpers import HALF, RIGHT, made, record
 
 
@@ -47,7 +47,7 @@ def test_builds_of_a_stand_in_are_told_apart_behind_it():
 
 @pytest.mark.parametrize("name", ["undefended", "not-installed", "", "no/such@thing"])
 def test_what_is_no_stand_in_or_not_installed_is_none(name):
-    assert not is_stand_in(name)
+    assert defense_label(named(name, name)) == name
 
 
 def test_a_plugin_that_cannot_be_loaded_is_no_stand_in(monkeypatch):
