@@ -547,7 +547,7 @@ def test_a_damaged_record_is_named(capsys, tmp_path):
 
 def test_help_and_list_do_not_import_torch():
     for arguments in (["--help"], ["run", "--help"], ["list"]):
-        unwanted = {"torch", "matplotlib", "pandas"}
+        unwanted = {"torch", "numpy", "scipy", "matplotlib", "pandas"}
         code = (
             f"import sys\nfrom bench.cli import execute\nexecute({arguments!r})\nassert not "
             f"{unwanted} & set(sys.modules)"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.report import escape
-from bench.report.tables import markdown, without_empty_columns
+from bench.report.tables import markdown_rows
 from bench.report.words import attack_label, defense_label, heading
 from bench.results.audit import AuditReport
 from bench.results.outcomes import count_ids
@@ -41,7 +41,7 @@ def render(record: Record, report: AuditReport) -> str:
         for check in shown
     ]
     parts = ["\n".join(map(escape.terminal, lines))]
-    parts += [markdown(without_empty_columns(rows))] if rows else []
+    parts += [markdown_rows(rows)] if rows else []
     parts += [f"{quiet} checks passed or do not apply"] if quiet else []
     joined = sum(count_ids(extra.ids) for extra in report.extra)
     if joined:

@@ -8,7 +8,7 @@ from bench.report.audit import badge
 from bench.report.escape import markdown as escaped
 from bench.report.grouping import by_defense, by_setup, defense_key, defense_names
 from bench.report.notes import column_notes
-from bench.report.tables import markdown, percent, without_empty_columns
+from bench.report.tables import markdown_rows, percent
 from bench.report.words import (
     BUILT,
     attack_label,
@@ -55,7 +55,7 @@ def _section(group: Sequence[Record], bases: dict[str, Record], with_seed: bool)
         for name, record in named
     ]
     constant = f"a constant answer gets {percent(group[0].metrics.constant_accuracy)}"
-    table = markdown(without_empty_columns(rows))
+    table = markdown_rows(rows)
     paragraphs = [f"{escaped(heading(group[0]))}, {constant}\n\n{table}"]
     staged = [
         escaped(stages_line(record))

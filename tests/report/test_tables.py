@@ -1,6 +1,6 @@
 """Tables of texts in Markdown."""
 
-from bench.report.tables import markdown, percent, without_empty_columns
+from bench.report.tables import markdown, markdown_rows, percent, without_empty_columns
 
 
 def test_columns_that_are_empty_or_missing_everywhere_go():
@@ -8,6 +8,11 @@ def test_columns_that_are_empty_or_missing_everywhere_go():
         [{"a": "1", "b": "", "c": ""}, {"a": "2", "c": "x"}, {"a": "3", "b": ""}]
     )
     assert list(table.columns) == ["a", "c"] and list(table["c"]) == ["", "x", ""]
+
+
+def test_rows_become_the_same_text_without_a_frame():
+    rows = [{"a": "1", "b": "", "c": ""}, {"a": "2", "c": "x|y", "d": "3"}, {"a": "<b>", "b": ""}]
+    assert markdown_rows(rows) == markdown(without_empty_columns(rows))
 
 
 def test_texts_keep_their_digits():
