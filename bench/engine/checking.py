@@ -62,7 +62,7 @@ def base_points(evaluation: Evaluation, store: Store) -> Tensor | None:
     if record is None or record.points is None:
         return None
     try:
-        data = (store.folder / record.points.file).read_bytes()
+        data = store.read(record.points.file)
         if hashlib.sha256(data).hexdigest() != record.points.sha256:
             return None
         points: Any = load(data)["points"]

@@ -39,6 +39,9 @@ from bench.results.store import Store
 from bench.storage.files import CannotWrite, cannot_write
 from bench.victim import frozen
 
+PROBES = "probes"
+"""The folder of a row's probes, beside its shards."""
+
 
 @dataclass
 class Joint:
@@ -280,7 +283,7 @@ def run_evaluation(
         # A defense that trains when it is built comes out otherwise on another device or number of
         # threads: never mix the two.
         check = ShardCheck(evaluation, defended)
-        work = Workspace(store.work(evaluation.id) / weights[:16], check)
+        work = Workspace(store.place(evaluation.id, weights[:16]), check)
         with frozen(defended):
             checks = shard_checks(evaluation, defended, prepared.copies, execution, store)
             compute = ShardComputer(evaluation, defended, execution, checks)
@@ -324,20 +327,18 @@ def _with_probes(
     one finished the row meanwhile.
     """
     whole = (0, len(row.evaluation.setup.images))
-    probes = Workspace(_probes(work), row.check)
+    probes = Workspace(work.place.within(PROBES), row.check)
     done = complete(probes, [whole], row, finished, lambda *_: None, patient)
     return None if done is None else {**row.attacked, **done[whole]}
-
-
-def _probes(work: Workspace) -> Path:
-    return work.folder / "probes"
 
 
 def _is_free(work: Workspace, shards: Sequence[Shard]) -> bool:
     """Whether something is left of an evaluation that no other process is at."""
     whole = (0, shards[-1][1])
     return (
-        Workspace(_probes(work)).has_work([whole]) if work.holds(shards) else work.has_work(shards)
+        Workspace(work.place.within(PROBES)).has_work([whole])
+        if work.holds(shards)
+        else work.has_work(shards)
     )
 
 

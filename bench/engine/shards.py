@@ -7,18 +7,17 @@ A saved shard is looked at before it is used: what is damaged is computed anew.
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.errors import one_line
-from bench.storage.claims import Claim, claimed
-from bench.storage.files import make_folder, write_whole, writing
+from bench.storage.place import Held, Place
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Shard = tuple[int, int]
@@ -51,23 +50,21 @@ def _nothing_wrong(_: Shard, __: Arrays) -> str:
 
 
 class Workspace:
-    """The folder of the unfinished work of one evaluation.
+    """The unfinished work of one evaluation.
 
     Args:
-        folder: need not exist.
+        place: where it lies.
         check: asked of every shard that is read.
     """
 
-    def __init__(self, folder: Path, check: Check = _nothing_wrong) -> None:
-        self.folder = folder
+    def __init__(self, place: Place, check: Check = _nothing_wrong) -> None:
+        self.place = place
         self._check = check
 
     def load(self, shard: Shard) -> Arrays | None:
         """A finished shard; None where there is none, or a damaged one."""
-        path = self._file(shard)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(self.place.read(file_of(shard)))
             wrong = self._check(shard, arrays)
         except FileNotFoundError:
             return None
@@ -76,27 +73,29 @@ class Workspace:
             wrong = one_line(error)
         if not wrong:
             return arrays
-        print(f"bench: {path} is damaged ({wrong}): computed anew", file=sys.stderr, flush=True)
+        print(
+            f"bench: {self.place}/{file_of(shard)} is damaged ({wrong}): computed anew",
+            file=sys.stderr,
+            flush=True,
+        )
         return None
 
     def save(self, shard: Shard, arrays: Arrays) -> None:
         """Store a finished shard."""
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        write_whole(self._file(shard), buffer.getvalue())
+        self.place.write(file_of(shard), buffer.getvalue())
 
     @contextmanager
-    def claim(self, shard: Shard) -> Iterator[Claim | None]:
+    def claim(self, shard: Shard) -> Iterator[Held | None]:
         """Try to claim a shard; yields the claim, or None. It beats until the block ends."""
-        with writing(self.folder):
-            make_folder(self.folder, parents=True)
-        with claimed(self.folder / f"claim-{shard[0]:07d}-{shard[1]:07d}") as claim:
+        with self.place.claim(f"claim-{_range(shard)}") as claim:
             yield claim
 
     def has_work(self, shards: Iterable[Shard]) -> bool:
         """Whether one of these shards is neither saved nor in another process's hands."""
         for shard in shards:
-            if not self._file(shard).exists():
+            if not self.place.holds(file_of(shard)):
                 with self.claim(shard) as claim:
                     if claim:
                         return True
@@ -104,10 +103,31 @@ class Workspace:
 
     def holds(self, shards: Iterable[Shard]) -> bool:
         """Whether all of these shards are saved."""
-        return all(self._file(shard).exists() for shard in shards)
+        return all(self.place.holds(file_of(shard)) for shard in shards)
 
-    def _file(self, shard: Shard) -> Path:
-        return self.folder / f"shard-{shard[0]:07d}-{shard[1]:07d}.npz"
+
+def read_arrays(data: bytes) -> Arrays:
+    """The arrays of a shard's file; whatever NumPy raises where it is none."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def file_of(shard: Shard) -> str:
+    """The name of a shard's file."""
+    return f"shard-{_range(shard)}.npz"
+
+
+_FILE = re.compile(r"shard-([0-9]{7,})-([0-9]{7,})\.npz")
+
+
+def shard_of(name: str) -> Shard | None:
+    """The shard whose file has this name; None for other files."""
+    match = _FILE.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _range(shard: Shard) -> str:
+    return f"{shard[0]:07d}-{shard[1]:07d}"
 
 
 def complete(

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,11 +25,14 @@ from bench.engine.memory import MEMORY_VARIABLE, budget, free_bytes
 from bench.engine.request import Request
 from bench.engine.run import Result, run_evaluations, shards_for
 from bench.errors import BadInput, one_line
+from bench.execution.copies import Copies, can_copy, ended
 from bench.execution.job import Job
 from bench.results.store import Store
 
 PATIENCE_SECONDS = 4.0
-"""A job that ends sooner gets no help: a worker needs about as long until it can begin."""
+"""A job that ends sooner gets no help from a new process, which needs about as long to begin."""
+COPY_PATIENCE_SECONDS = 1.0
+"""The same for a copy of this process, which begins at once."""
 MOST_WORKERS = 1024
 COMMAND = (sys.executable, "-m", "bench.execution.worker")
 WORKERS_VARIABLE = "BENCH_WORKERS"
@@ -98,15 +103,26 @@ def run_in_processes(
         yield from run_evaluations(evaluations, store, execution)
         return
     threads = max(1, min(torch.get_num_threads(), cores() // size))
-    job = Job(
-        requests=tuple(requests),
-        out=store.folder,
-        device=str(execution.device),
-        batch_size=execution.batch_size,
-        threads=threads,
-    )
-    with _threads(threads), _helped(_Helpers(job, size - 1), team.patience, note):
-        yield from run_evaluations(evaluations, store, execution, shared=True)
+    with _threads(threads):
+        helpers: _Helpers
+        if can_copy(execution.device):
+            helpers = _Copied(partial(_take_part, evaluations, store, execution), size - 1)
+        else:
+            job = Job(
+                requests=tuple(requests),
+                out=store.folder,
+                device=str(execution.device),
+                batch_size=execution.batch_size,
+                threads=threads,
+            )
+            helpers = _Started(job, size - 1)
+        with _helped(helpers, min(team.patience, helpers.patience), note):
+            yield from run_evaluations(evaluations, store, execution, shared=True)
+
+
+def _take_part(evaluations: Sequence[Evaluation], store: Store, execution: Execution) -> None:
+    for _ in run_evaluations(evaluations, store, replace(execution, progress=None), shared=True):
+        pass
 
 
 @contextmanager
@@ -119,45 +135,92 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclass
-class _Helpers:
+class _Helpers(ABC):
     """Processes that help this one.
 
-    Attributes:
-        job: what they are told.
+    Args:
         most: how many there are to be, where memory bears them.
+
+    Attributes:
+        patience: how many seconds a job must last before they pay.
     """
 
-    job: Job
-    most: int
-    _running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _ended: bool = False
-    _problem: str = ""
+    patience = PATIENCE_SECONDS
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._lock = threading.Lock()
+        self._ended = False
 
     def start(self) -> None:
         """Start as many as memory bears; none after `end`."""
         with self._lock:
             number = 0 if self._ended else self._possible()
-            try:
-                for place in range(1, number + 1):
-                    self._running.append(self._one(place, number))
-            except OSError as error:
-                self._problem = f"no further worker process can be started ({one_line(error)})"
+            if number:
+                self._start(number)
 
     def end(self) -> list[str]:
         """End those that still work; returns what went wrong with any of them before."""
         with self._lock:
             self._ended = True
-        return [told for told in (self._problem, *map(_told, self._running)) if told]
+        return self._end()
 
     def _possible(self) -> int:
-        if torch.device(self.job.device).type == "cuda":
-            return self.most
         # What this process took at most so far is what another one will take.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return min(self.most, int(_MEMORY_SHARE * free_bytes() / peak))
+
+    @abstractmethod
+    def _start(self, number: int) -> None: ...
+
+    @abstractmethod
+    def _end(self) -> list[str]: ...
+
+
+class _Copied(_Helpers):
+    """Copies of this process; see `bench.execution.copies`."""
+
+    patience = COPY_PATIENCE_SECONDS
+
+    def __init__(self, work: Callable[[], None], most: int) -> None:
+        super().__init__(most)
+        share = budget(torch.device("cpu")) // most
+
+        def work_in_a_share() -> None:
+            os.environ[MEMORY_VARIABLE] = str(max(1, share))
+            work()
+
+        self._copies = Copies(work_in_a_share)
+
+    def _start(self, number: int) -> None:
+        self._copies.start(number)
+
+    def _end(self) -> list[str]:
+        return self._copies.end()
+
+
+class _Started(_Helpers):
+    """New processes, which plan the job from its requests."""
+
+    def __init__(self, job: Job, most: int) -> None:
+        super().__init__(most)
+        self.job = job
+        self._running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+        self._problem = ""
+
+    def _possible(self) -> int:
+        return self.most if torch.device(self.job.device).type == "cuda" else super()._possible()
+
+    def _start(self, number: int) -> None:
+        try:
+            for place in range(1, number + 1):
+                self._running.append(self._one(place, number))
+        except OSError as error:
+            self._problem = f"no further worker process can be started ({one_line(error)})"
+
+    def _end(self) -> list[str]:
+        return [told for told in (self._problem, *map(_told, self._running)) if told]
 
     def _one(self, place: int, number: int) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         device = torch.device(self.job.device)
@@ -196,12 +259,9 @@ def _told(running: tuple[subprocess.Popen[bytes], IO[bytes]]) -> str:
         process.stdin.close()
     process.wait()
     errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
+    said = errors.read().decode(errors="replace")
     errors.close()
-    if not code:
-        return ""
-    last = lines[-1] if lines else "it said nothing"
-    return f"a worker process ended with exit code {code} ({last}): the others did its work"
+    return ended(code, said) if code else ""
 
 
 @contextmanager

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 
 import torch
 
 from bench.engine.execution import read_execution
 from bench.engine.plan import plan_all
 from bench.engine.run import run_evaluations
+from bench.execution.copies import LEFT, end_with
 from bench.execution.job import Job
 from bench.results.store import Store
-
-LEFT = 3
-"""Exit code of a worker whose parent is gone."""
 
 
 def work(job: Job) -> None:
@@ -31,13 +28,6 @@ def work(job: Job) -> None:
         pass
 
 
-def _end_with_parent(descriptor: int) -> None:
-    # What is unfinished is dropped, as after a kill: the claims end with the process.
-    while os.read(descriptor, 1024):
-        pass
-    os._exit(LEFT)
-
-
 def main() -> None:
     """Read the job, watch the parent, work."""
     descriptor = sys.stdin.fileno()
@@ -47,7 +37,7 @@ def main() -> None:
         if not more:
             os._exit(LEFT)
         told += more
-    threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
+    end_with(descriptor)
     work(Job.model_validate_json(told))
 
 

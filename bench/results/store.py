@@ -18,6 +18,7 @@ from bench.results.audit import AuditReport
 from bench.results.certificate import Certificate
 from bench.results.record import SCHEMA, Failure, Record, file_stem
 from bench.storage.files import check_folder, make_folder, write_whole, writing
+from bench.storage.place import Place
 
 MAX_BYTES = 1 << 28
 """No record is larger: a million images of 36 classes under 20 draws take 41 MB."""
@@ -97,6 +98,14 @@ class Store:
     def work(self, evaluation: str) -> Path:
         """Folder of an evaluation's unfinished work."""
         return self.folder / ".work" / evaluation
+
+    def place(self, evaluation: str, name: str) -> Place:
+        """Where shards of an unfinished evaluation lie, in a folder of this name."""
+        return Place(self.work(evaluation) / name)
+
+    def read(self, name: str) -> bytes:
+        """A file that lies beside the records. Raises `OSError` where it cannot be read."""
+        return (self.folder / name).read_bytes()
 
     def begin(self, evaluation: str) -> bool:
         """Make that folder; False where it was there, since somebody has begun."""

@@ -34,11 +34,13 @@ from bench.engine.shards import Workspace
 from bench.noise import isolated
 from bench.plugins.create import DEFENSES
 from bench.report import compare, show
-from bench.report.leaderboard import boards, page
+from bench.report.boards.make import boards
+from bench.report.boards.markdown import page
 from bench.report.rows import rows_table
 from bench.results.extra import BASE_POINTS, CHECKS
 from bench.results.findings import Finding
 from bench.results.store import Store
+from bench.storage.place import Place
 from tests import toy_model
 from tests.helpers import toy_request
 from tests.toy_plugins import Jitter, Toy
@@ -488,7 +490,7 @@ def test_damaged_probes_are_run_again(tmp_path, capsys):
     for name, harm in harms.items():
         (tmp_path / f"{record.stem}.json").unlink()
         broken = {**arrays, f"probe/{name}": harm(arrays[f"probe/{name}"])}
-        Workspace(tmp_path / folder).save(shard, broken)
+        Workspace(Place(tmp_path / folder)).save(shard, broken)
         again = run_evaluation(evaluation, Store(tmp_path), Execution())
         assert again.findings == record.findings and again.extra == record.extra
         assert "probes" in (told := capsys.readouterr().err) and "is damaged" in told, name

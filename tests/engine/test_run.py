@@ -11,14 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 
 import bench.engine.compute
-import bench.engine.shards
+import bench.storage.place
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import run_evaluation, run_evaluations
 from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
 from bench.errors import BadInput
-from bench.report.leaderboard import boards, page
+from bench.report.boards.make import boards
+from bench.report.boards.markdown import page
 from bench.results.store import Store, read_folder
 from tests.helpers import MODEL, ROOT, Drifting, call, drifting_evaluation, run_toys, toy_request
 
@@ -163,14 +164,14 @@ def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, monkeypatch):
     """
     evaluation = plan(toy_request(attacks=("null",)))[-1]
     store = Store(tmp_path)
-    right = bench.engine.shards.claimed
+    right = bench.storage.place.claimed
 
     def lose(folder):
-        monkeypatch.setattr(bench.engine.shards, "claimed", right)
+        monkeypatch.setattr(bench.storage.place, "claimed", right)
         run_evaluation(evaluation, store, Execution())
         return right(folder)
 
-    monkeypatch.setattr(bench.engine.shards, "claimed", lose)
+    monkeypatch.setattr(bench.storage.place, "claimed", lose)
     (result,) = run_evaluations([evaluation], store, Execution())
     assert result.record is not None and result.failure is None
     assert not list(tmp_path.glob("*.error.json"))

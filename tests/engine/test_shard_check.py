@@ -24,7 +24,7 @@ def shards(tmp_path_factory):
 
     def keep(work, shard, arrays):
         save(work, shard, arrays)
-        kept[shard] = work.folder.name, dict(arrays)
+        kept[shard] = work.place.folder.name, dict(arrays)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workspace, "save", keep)

@@ -8,11 +8,11 @@ import numpy as np
 
 from bench.engine.shards import Workspace, complete
 from bench.storage.claims import STALE_SECONDS
+from bench.storage.place import Place
 
 
 def test_saved_shards_are_not_computed_again(tmp_path):
-    work = Workspace(tmp_path / "w")
-    work.folder.mkdir()
+    work = Workspace(Place(tmp_path / "w"))
     work.save((0, 64), {"x": np.arange(3)})
     computed, reported = [], []
 
@@ -29,7 +29,7 @@ def test_saved_shards_are_not_computed_again(tmp_path):
 
 
 def test_a_stale_claim_is_taken_over(tmp_path):
-    work = Workspace(tmp_path / "w")
+    work = Workspace(Place(tmp_path / "w"))
     claim = tmp_path / "w" / "claim-0000000-0000064"
     claim.mkdir(parents=True)
     (claim / "owner.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))

@@ -1,6 +1,7 @@
 """Several processes on one job: the records are those of one."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,13 +16,14 @@ from bench.engine.plan import plan, plan_all
 from bench.engine.request import Request
 from bench.engine.run import run_evaluations
 from bench.errors import BadInput
-from bench.execution import local, worker
+from bench.execution import local
+from bench.execution.copies import LEFT, Copies
 from bench.execution.job import Job
 from bench.execution.local import Team, read_team, run_in_processes
 from bench.results.store import Store, read_folder
 from tests.helpers import refused, toy_request
 
-DIGITS = Request(defense=("tte",), attack="pgd:steps=2", n=128)
+DIGITS = Request(defense=("bit-depth",), attack="pgd:steps=2", n=128)
 CPU = torch.device("cpu")
 
 
@@ -161,11 +163,12 @@ def test_a_worker_does_its_job_and_ends_with_its_parent(tmp_path):
     whole.stdin.close()
     assert records(tmp_path / "out") == alone(tmp_path / "alone", plan(DIGITS))
     left.stdin.close()
-    assert left.wait(60) == worker.LEFT
+    assert left.wait(60) == LEFT
     assert not list((tmp_path / "left").glob("*.json"))
 
 
 def test_a_process_that_dies_is_told_and_its_work_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "can_copy", lambda _: False)
     monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", "import sys; sys.exit('no room')"))
     evaluations = plan(toy_request(attacks=("pgd:steps=40",)))
     told = []
@@ -188,12 +191,50 @@ def test_no_more_processes_than_memory_bears(monkeypatch, tmp_path, free, starte
     monkeypatch.setattr(local, "free_bytes", lambda: free)
     monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", "input(); input()"))
     job = Job(requests=(), out=tmp_path, device="cpu", batch_size=1, threads=1)
-    helpers = local._Helpers(job, 3)
+    helpers = local._Started(job, 3)
     helpers.start()
     assert len(helpers._running) == started
     assert all("EOFError" in told for told in helpers.end())
     helpers.start()
     assert len(helpers._running) == started, "none is started after the end"
+
+
+def dies_by_signal():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_of_an_error():
+    raise ValueError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [(dies_by_signal, "exit code -9"), (dies_of_an_error, "exit code 1 (ValueError: no luck)")],
+)
+def test_a_copy_that_dies_is_told_and_one_that_is_not_wanted_is_not(work, said):
+    copies = Copies(work)
+    copies.start(2)
+    os.waitid(os.P_PID, copies._first, os.WEXITED | os.WNOWAIT)
+    assert [said in line for line in copies.end()] == [True, True]
+    assert Copies(work).end() == []
+
+
+def test_copies_end_with_their_parent(tmp_path):
+    """It is killed, and can tell them nothing."""
+    read, write = os.pipe()
+
+    def parent():
+        copies = Copies(lambda: (os.write(write, b"begun"), signal.pause()))
+        copies.start(1)
+        signal.pause()
+
+    child = in_child(parent)
+    assert os.read(read, 5) == b"begun"
+    os.close(write)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert os.read(read, 1) == b"", "the copies that hold the other end are gone"
+    os.close(read)
 
 
 def test_a_short_job_gets_no_help(tmp_path, monkeypatch):

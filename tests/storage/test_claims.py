@@ -179,6 +179,7 @@ import os, sys, time
 import numpy as np
 from pathlib import Path
 from bench.engine.shards import Workspace, complete
+from bench.storage.place import Place
 folder, log, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
 def compute(shard):
@@ -188,7 +189,7 @@ def compute(shard):
     return {"x": np.arange(*shard)}
 
 shards = [(start, start + 1) for start in range(200)]
-done = complete(Workspace(folder), shards, compute, lambda: False, lambda *_: None)
+done = complete(Workspace(Place(folder)), shards, compute, lambda: False, lambda *_: None)
 assert sorted(done) == shards and all(done[one]["x"][0] == one[0] for one in shards)
 """
 
