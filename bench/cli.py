@@ -92,7 +92,9 @@ def run(
     as_json: AsJson = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="show what would run and what is stored; compute nothing"),
+        typer.Option(
+            "--dry-run", help="show what would run, what is stored and what it would cost"
+        ),
     ] = False,
 ) -> None:
     """Run defenses against attacks and record the results. A stored evaluation is not computed
@@ -103,7 +105,7 @@ def run(
     requests = [request.over(one) for one in (read_suite(suite) if suite else [Request()])]
     evaluations = plan_all(requests, note=_say)
     if dry_run:
-        _print_plan(evaluations, out, as_json)
+        _print_plan(evaluations, out, device, batch_size, as_json)
         return
     results = _run(evaluations, requests, out, device, batch_size, workers)
     _print_results(results, as_json)
@@ -139,25 +141,20 @@ def _run(
     return results
 
 
-def _print_plan(evaluations: Sequence[Evaluation], out: Path, as_json: bool) -> None:
+def _print_plan(
+    evaluations: Sequence[Evaluation], out: Path, device: str, batch_size: int | None, as_json: bool
+) -> None:
+    from bench.commands.dry_run import render, rows
+    from bench.engine.execution import read_execution
     from bench.results.store import Store
 
-    store = Store(out)
-    rows = [
-        {"id": evaluation.id, "stored": store.find(evaluation.id) is not None, **evaluation.title}
-        for evaluation in evaluations
-    ]
+    execution = read_execution(device, batch_size)
+    table = rows(evaluations, Store(out), execution)
     if as_json:
-        _print_json(rows)
+        _print_json(table)
         return
-    for row, evaluation in zip(rows, evaluations, strict=True):
-        _print(
-            f"{row['id']}  {'stored' if row['stored'] else 'to run'}  {evaluation}  "
-            f"[{row['dataset']}, {row['threat']}, "
-            f"n={len(evaluation.setup.images)}, seed {evaluation.seed}]"
-        )
-    missing = sum(not row["stored"] for row in rows)
-    print(f"{len(rows)} evaluations, {missing} to run")
+    for line in render(evaluations, table, execution):
+        _print(line)
 
 
 def _print_results(results: Sequence[Result], as_json: bool) -> None:

@@ -78,12 +78,13 @@ def test_json_and_dry_run(capsys, tmp_path):
         str(tmp_path),
     ]
     code, stdout, _ = call(capsys, *base, "--dry-run")
-    assert code == 0 and "2 evaluations, 2 to run" in stdout and not list(tmp_path.glob("*.json"))
+    assert code == 0 and "2 evaluations, 2 to run" in stdout and not list(tmp_path.iterdir())
+    assert "at most 24F 20B an image" in stdout and "hours of a GPU" in stdout
     code, stdout, _ = call(capsys, *base, "--json")
     records = json.loads(stdout)
     assert [r["title"]["seed"] for r in records] == ["0", "1"]
     _, stdout, _ = call(capsys, *base, "--dry-run", "--json")
-    assert all(row["stored"] for row in json.loads(stdout))
+    assert all(row["stored"] and row["cost"] is None for row in json.loads(stdout))
 
 
 def test_suite_files_are_a_matrix_of_the_same_options(capsys, tmp_path):

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,23 @@ def empty_cache() -> Iterator[None]:
                 os.environ["BENCH_CACHE"] = before
 
 
+class NotStored(Exception):
+    """An artifact would have to be made, where only stored ones are wanted."""
+
+
+_ONLY_STORED = ContextVar("only_stored", default=False)
+
+
+@contextmanager
+def only_stored() -> Iterator[None]:
+    """Inside the block nothing is made: an artifact that is not there raises `NotStored`."""
+    token = _ONLY_STORED.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_STORED.reset(token)
+
+
 def artifact(
     kind: str, identity: Mapping[str, object], make: Make, assist: Make | None = None
 ) -> Path:
@@ -78,7 +96,8 @@ def artifact(
         assist: what a caller does, again and again, while another one makes it: a share of the
             work, in the maker's folder.
 
-    Raises `BadInput` where the cache cannot be written, and whatever `make` raises.
+    Raises `BadInput` where the cache cannot be written, `NotStored` inside `only_stored`, and
+    whatever `make` raises.
     """
     plain = json.loads(json.dumps(identity, allow_nan=False))
     name = identity_hash(plain)
@@ -86,6 +105,8 @@ def artifact(
     folder = home / name
     if _is_whole(folder, plain):
         return folder
+    if _ONLY_STORED.get():
+        raise NotStored(f"{kind}/{name}")
     _check_writable(home)
     waited = False
     while not _is_whole(folder, plain):
