@@ -136,6 +136,7 @@ def evaluate(
     data_root: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    compile: str = "auto",
     progress: Progress | None = None,
     audit: str | None = None,
 ) -> Report:
@@ -164,6 +165,9 @@ def evaluate(
             default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
+        compile: `auto`: searches read the network with its batch normalisations folded, where that
+            is the same function up to rounding; all answers stay the network's own. `off`: they
+            read the network.
         progress: called at the beginning of each evaluation and for each finished shard.
         audit: `quick`, `standard` or `full`: look for masking in every row, as `bench audit` does;
             the records then have an `audit`. None looks for nothing beyond the checks of the run.
@@ -205,7 +209,7 @@ def evaluate(
         "evaluate",
     )
     profile = read_profile(audit) if audit is not None else None
-    execution = read_execution(device, batch_size, progress)
+    execution = read_execution(device, batch_size, progress, compile)
     with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
         evaluations = [
             evaluation

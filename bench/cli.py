@@ -15,6 +15,7 @@ import typer
 from bench.commands.arguments import (
     AsJson,
     BatchSize,
+    Compile,
     DataRoot,
     Device,
     Memory,
@@ -83,6 +84,7 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = None,
     workers: Workers = None,
+    compile: Compile = "auto",
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     memory: Memory = None,
     data_root: DataRoot = None,
@@ -107,7 +109,7 @@ def run(
     if dry_run:
         _print_plan(evaluations, out, device, batch_size, as_json)
         return
-    results = _run(evaluations, requests, out, device, batch_size, workers)
+    results = _run(evaluations, requests, out, device, batch_size, workers, compile)
     _print_results(results, as_json)
     _exit_by(results)
 
@@ -123,6 +125,7 @@ def _run(
     device: str,
     batch_size: int | None,
     workers: int | None,
+    compile: str = "auto",
 ) -> list[Result]:
     from bench.engine.execution import read_execution
     from bench.engine.progress import Reporter
@@ -130,7 +133,7 @@ def _run(
     from bench.results.store import Store
 
     with Reporter() as reporter:
-        execution = read_execution(device, batch_size, reporter)
+        execution = read_execution(device, batch_size, reporter, compile)
         team = read_team(workers, execution.device)
         store = Store(out)
         missing = not out.exists()

@@ -8,7 +8,7 @@ the defense.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count
@@ -159,6 +159,21 @@ class Slopes:
 SLOPE_COUNTS = ("asked", "partial", "lost", "zero")
 
 
+@dataclass
+class FoldUse:
+    """What a search read under a fold.
+
+    Attributes:
+        queries: how often.
+        successes: images that succeeded there, of which the classifier itself was asked.
+        refuted: those that it answers otherwise.
+    """
+
+    queries: int = 0
+    successes: int = 0
+    refuted: int = 0
+
+
 class Victim:
     """A defended classifier under attack, for one batch of images.
 
@@ -173,6 +188,8 @@ class Victim:
         device: where images lie.
         base: loads the undefended classifier, on `device` and frozen, for the view `base`; None
             where the defense has none.
+        fold: inside this block the classifier computes the same up to rounding, and faster. Slopes
+            are read there; answers, and all that makes a success final, never.
 
     Attributes:
         ids: as given.
@@ -184,6 +201,7 @@ class Victim:
         slopes: what became of the gradients that were asked for.
         trace: where objectives enter what they read, step by step; nowhere by default.
         verified: the logits (n, draws, K) behind the last answer of `verify`; None before.
+        fold_use: what was read under `fold`.
     """
 
     def __init__(
@@ -197,6 +215,7 @@ class Victim:
         batch_size: int = 128,
         device: str | torch.device = "cpu",
         base: Callable[[], DefendedClassifier] | None = None,
+        fold: AbstractContextManager[None] | None = None,
     ) -> None:
         self.ids = ids
         self.places = np.arange(len(ids))
@@ -220,6 +239,8 @@ class Victim:
         self._batch_size = batch_size
         self._device = torch.device(device)
         self._base = base
+        self._fold = fold
+        self.fold_use = FoldUse()
 
     @property
     def gradient_blocked(self) -> bool:
@@ -258,8 +279,10 @@ class Victim:
             batch_size=self._batch_size,
             device=self._device,
             base=self._base,
+            fold=None if of_base else self._fold,
         )
         seen.places, seen.evaluated = self.places[places], self.evaluated
+        seen.fold_use = self.fold_use
         seen._transfer |= of_base
         if self.trace is not None:
             seen.trace = self.trace.part(rows, len(self._parts_blocked))
@@ -443,12 +466,15 @@ class Victim:
         leaf = x.detach().repeat_interleave(k, 0).requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             forward = self._pass(self._gradient, "logits")
-            output = forward(leaf, self._noise(rows, draws)).float()
+            with self._folded(gradient):
+                output = forward(leaf, self._noise(rows, draws)).float()
             self.forwards.index_add_(0, rows, self._filled(rows, k))
             values = loss(output, labels[every])
         success = torch.zeros(n, dtype=torch.bool, device=x.device)
         if self.deterministic:
             success = misclassified(output.detach(), labels[rows])
+            if gradient:
+                success = self._confirmed(success, x, rows, draws, labels, misclassified)
         slopes = None
         if gradient:
             slope = self._differentiate(values, leaf, every, ~success.repeat_interleave(k))
@@ -610,12 +636,13 @@ class Victim:
         labels = (aim.labels if aim.targets is None else aim.targets)[rows]
         with torch.set_grad_enabled(gradient):
             passes = {v: self._pass(self._gradient, v) for v in aim.losses}
-            outputs = {v: self._forward(p, leaf, rows, draws) for v, p in passes.items()}
+            with self._folded(gradient):
+                outputs = {v: self._forward(p, leaf, rows, draws) for v, p in passes.items()}
             losses = [
                 self._mean_loss(outputs[v], labels, rows, loss) for v, loss in aim.losses.items()
             ]
             values = torch.stack(losses).sum(0)
-        success, rank = self._successes(x, rows, draws, aim, outputs)
+        success, rank = self._successes(x, rows, draws, aim, outputs, gradient)
         slope = None
         if gradient:
             slope = self._differentiate(values, leaf, rows, ~success | aim.beyond)
@@ -626,9 +653,16 @@ class Victim:
         return Reading(values.detach() + rank, slope, success)
 
     def _successes(
-        self, x: Tensor, rows: Tensor, draws: Draws, aim: _Aim, outputs: Mapping[str, Tensor]
+        self,
+        x: Tensor,
+        rows: Tensor,
+        draws: Draws,
+        aim: _Aim,
+        outputs: Mapping[str, Tensor],
+        gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Which images need no further step (n,), and what a point gains in rank (n,).
+        """Which images need no further step (n,), and what a point gains in rank (n,); outputs are
+        those of passes whose gradient is asked, or not.
 
         A point gains rank by an error of the answer that is not yet one of all views, or not yet
         the target.
@@ -638,16 +672,51 @@ class Victim:
             return none.bool(), none
         logits = outputs.get("logits")
         if logits is None:
-            logits = self._outputs(x, rows, draws, "logits")
-        labels = aim.labels[rows]
+            logits, gradient = self._outputs(x, rows, draws, "logits"), False
+        labels, rank = aim.labels[rows], none
         wrong = misclassified(logits.detach()[:, 0], labels)
+        decided: Loss = misclassified
+        classes, success = aim.labels, wrong
         if aim.targets is not None and not aim.any_wrong:
-            return reached(logits.detach()[:, 0], aim.targets[rows]), _RANK * wrong
-        if not aim.until_all_err:
-            return wrong, none
-        asked = [o for view, o in outputs.items() if view != BASE_VIEW or view in self.views]
-        views = [misclassified(output.detach()[:, 0], labels) for output in asked]
-        return torch.stack([wrong, *views]).all(0), _RANK * wrong
+            decided, classes, rank = reached, aim.targets, _RANK * wrong
+            success = reached(logits.detach()[:, 0], classes[rows])
+        elif aim.until_all_err:
+            asked = [o for view, o in outputs.items() if view != BASE_VIEW or view in self.views]
+            views = [misclassified(output.detach()[:, 0], labels) for output in asked]
+            success, rank = torch.stack([wrong, *views]).all(0), _RANK * wrong
+        if gradient:
+            success = self._confirmed(success, x, rows, draws, classes, decided)
+        return success, rank
+
+    def _folded(self, gradient: bool) -> AbstractContextManager[None]:
+        """Where outputs are computed of which gradients are asked, or not."""
+        if not gradient or self._fold is None:
+            return nullcontext()
+        self.fold_use.queries += 1
+        return self._fold
+
+    def _confirmed(
+        self,
+        success: Tensor,
+        x: Tensor,
+        rows: Tensor,
+        draws: Draws,
+        classes: Tensor,
+        decided: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Those of these successes (n,) that the classifier itself confirms, by one counted forward
+        pass each; all where nothing was folded.
+        """
+        if self._fold is None or not bool(success.any()):
+            return success
+        chosen = success.nonzero().squeeze(1)
+        logits = self._outputs(x[chosen], rows[chosen], draws, "logits")[:, 0]
+        stands = decided(logits, classes[rows[chosen]])
+        self.fold_use.successes += len(chosen)
+        self.fold_use.refuted += int((~stands).sum())
+        success = success.clone()
+        success[chosen] = stands
+        return success
 
     def _mean_loss(
         self, outputs: Tensor, labels: Tensor, rows: Tensor, loss: Loss | RowLoss

@@ -34,6 +34,13 @@ BatchSize = Annotated[
     int | None,
     typer.Option(help="most rows in one forward pass; default 128, on a GPU 1024"),
 ]
+Compile = Annotated[
+    str,
+    typer.Option(
+        help="auto: searches read networks with their batch normalisations folded, where that is "
+        "the same up to rounding; off: networks as they are"
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import Inspection, inspect_defended
 from bench.engine.plan import plan
 from bench.engine.recording import (
+    COMPILE,
     NO_GRADIENT,
     by_gradient,
     cost_of,
@@ -177,7 +178,9 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     if was_checked(record):
         own = shard_checks(evaluation, defended, copies, execution, store)
     probed = inspection if own else None
-    arrays = compute_arrays(evaluation, defended, execution, own, probed)
+    # The search reads what it read then.
+    as_then = replace(execution, compile="auto" if COMPILE in record.environment else "off")
+    arrays = compute_arrays(evaluation, defended, as_then, own, probed)
     has_base = base_points(evaluation, store) is not None
     checks.extend(_check_rerun(record, evaluation, arrays, inspection, has_base=has_base))
     return [*checks, *_compare(record.outcomes, outcomes_of(evaluation, arrays), RERUN)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,14 +18,22 @@ from bench.defense import DefendedClassifier
 from bench.engine.build import own_copy
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
+from bench.engine.searching import PROBED, Comparison
 from bench.engine.shards import Arrays, Shard
+from bench.models.folding import Folding
 from bench.randomness import Query, RandomnessModel, judging
 from bench.results.outcomes import NO_TARGET, WRONG_BEFORE
 from bench.results.views import DETECTOR
-from bench.victim import SLOPE_COUNTS, VERDICT_DRAWS, Victim, predict
+from bench.victim import SLOPE_COUNTS, VERDICT_DRAWS, FoldUse, Victim, predict
 
 SLOPES = "slopes/"
 """Before the names of `SLOPE_COUNTS` in a shard's arrays."""
+
+FOLDED = "folded"
+"""Of each image, whether its search read folded passes, 0 or 1."""
+
+REFUTED_SHARE = 0.01
+"""Of the successes of a search under a fold, how many the defense itself may answer otherwise."""
 
 
 def _report(execution: Execution, evaluation: Evaluation, images: int, right: float) -> None:
@@ -39,12 +47,14 @@ class ShardComputer:
 
     Attributes:
         checks: what is checked beside it; None for outcomes alone.
+        folding: the fold of the defense that searches may read.
     """
 
     evaluation: Evaluation
     defended: DefendedClassifier
     execution: Execution
     checks: ShardChecks | None = None
+    folding: Folding | None = None
 
     def report(self, shard: Shard, arrays: Arrays) -> None:
         """Report a finished shard to the progress callback."""
@@ -76,11 +86,18 @@ class ShardComputer:
         unbroken = everything if fixed is None else fixed == subset.labels
         arrays = self._untouched(images, fixed)
         arrays["judged"] = clean_logits[:, 0].cpu().numpy().copy()
+        use = FoldUse()
         unit = self.evaluation.attack.plugin.unit(self.evaluation.stochastic) or len(subset)
         for block in torch.arange(len(subset)).split(unit):
             positions = block[unbroken[block]]
             if len(positions):
-                self._attack_block(images, labels, subset.ids, positions, arrays)
+                victim = self._victim(subset.ids[positions.numpy()])
+                victim.fold_use = use
+                self._attack_block(victim, images, labels, positions, arrays)
+        if self.folding is not None and use.queries:
+            if self._misled(self.folding, use, arrays["points"], subset.ids):
+                return replace(self, folding=None)._attack(subset)
+            arrays[FOLDED][:] = 1
         attacked, judged = arrays.pop("attacked"), torch.from_numpy(arrays.pop("judged"))
         stochastic = self.defended.stochastic
         points = torch.from_numpy(arrays["points"])
@@ -134,13 +151,27 @@ class ShardComputer:
             "blocked": np.zeros(1, dtype=np.int64),
             **{f"{SLOPES}{name}": np.zeros(n, dtype=np.int64) for name in SLOPE_COUNTS},
             "findings": np.array([], dtype=np.str_),
+            FOLDED: np.zeros(n, dtype=np.int64),
         }
 
+    def _misled(self, folding: Folding, use: FoldUse, points: Any, ids: Any) -> bool:
+        """Whether the fold told a search what the defense does not say."""
+        if use.refuted > max(1, REFUTED_SHARE * use.successes):
+            return True
+        chosen = np.linspace(0, len(points) - 1, min(PROBED, len(points))).astype(np.int64)
+        comparison = Comparison(self.defended, folding, self.evaluation.gradient)
+        images = torch.from_numpy(points[chosen]).to(self.execution.device)
+        return not comparison.leads_alike(images, ids[chosen])
+
     def _attack_block(
-        self, images: Tensor, labels: Tensor, ids: Any, positions: Tensor, arrays: dict[str, Any]
+        self,
+        victim: Victim,
+        images: Tensor,
+        labels: Tensor,
+        positions: Tensor,
+        arrays: dict[str, Any],
     ) -> None:
         """Attack the images at these positions in one call and enter the result into `arrays`."""
-        victim = self._victim(ids[positions.numpy()])
         rows = positions.to(images.device)
         threat = self.evaluation.setup.threat
         result = self.evaluation.attack.plugin(victim, images[rows], labels[rows], threat)
@@ -191,6 +222,7 @@ class ShardComputer:
             batch_size=self.execution.batch_size,
             device=self.execution.device,
             base=(lambda: self._base) if self.evaluation.has_base else None,
+            fold=self.folding,
         )
         victim.evaluated = self.evaluation.setup.images
         victim.places = places_of(victim.evaluated.ids, ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -21,32 +22,45 @@ Progress = Callable[[Evaluation, int, int, float], None]
 images of the shard, images of the evaluation, share of the shard's images right under attack)."""
 
 
+Compile = Literal["auto", "off"]
+"""Whether searches read faster forms of the networks; see `bench.engine.searching`."""
+
+
 @dataclass(frozen=True)
 class Execution:
-    """How to run, never what: none of this can change an outcome.
+    """How to run, never what: none of this can change an outcome, but by rounding.
 
     Attributes:
         device: where to compute.
         batch_size: most rows in one forward pass.
         progress: called at the beginning of each evaluation and for each finished shard.
+        compile: whether searches may read faster forms of the networks inside a defense.
     """
 
     device: torch.device = torch.device("cpu")
     batch_size: int = 128
     progress: Progress | None = None
+    compile: Compile = "off"
 
 
 def read_execution(
-    device: str, batch_size: int | None, progress: Progress | None = None
+    device: str, batch_size: int | None, progress: Progress | None = None, compile: str = "off"
 ) -> Execution:
     """From what a user wrote; None is the device's default batch size.
 
     Raises:
-        BadInput: where there is no such device, or the batch size is none.
+        BadInput: where there is no such device, the batch size is none, or `compile` another word.
     """
     where = read_device(device)
     size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
-    return Execution(where, size, progress)
+    return Execution(where, size, progress, _read_compile(compile))
+
+
+def _read_compile(text: str) -> Compile:
+    for word in get_args(Compile):
+        if text == word:
+            return cast(Compile, word)
+    raise BadInput(f"compile is {text!r}: give {' or '.join(get_args(Compile))}")
 
 
 def read_device(text: str) -> torch.device:

@@ -13,6 +13,8 @@ from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import Inspection, inspect_defended
+from bench.engine.searching import folding_of
+from bench.models.folding import Folding
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Prepared:
         weights: hash of its weights.
         copies: copies of it that have seen no image.
         inspection: what the checks before the attack found.
+        folding: what its search may read; None for the defense as it is.
     """
 
     defended: DefendedClassifier
     weights: str
     copies: FreshCopies
     inspection: Inspection
+    folding: Folding | None = None
 
 
 def prepare(evaluation: Evaluation, execution: Execution) -> Prepared:
@@ -42,7 +46,8 @@ def prepare(evaluation: Evaluation, execution: Execution) -> Prepared:
         weights = weights_sha256(defended)
         copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
         inspection = inspect_defended(evaluation, defended, access, execution.device)
-    return Prepared(defended, weights, copies, inspection)
+        folding = folding_of(evaluation, defended, execution)
+    return Prepared(defended, weights, copies, inspection, folding)
 
 
 def by_base(evaluations: Sequence[Evaluation]) -> Mapping[str, list[Evaluation]]:

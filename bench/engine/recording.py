@@ -14,7 +14,7 @@ from bench.checks import probed
 from bench.checks.shard import BACKWARDS, BASE, CAUSES, COPIED, FORWARDS, GAPS, MOVED
 from bench.checks.verdicts import RowFacts, base_extra
 from bench.checks.verdicts import findings as check_findings
-from bench.engine.compute import SLOPES
+from bench.engine.compute import FOLDED, SLOPES
 from bench.engine.evaluation import Evaluation
 from bench.engine.inspection import Inspection
 from bench.engine.shards import Arrays
@@ -99,6 +99,16 @@ def declared(evaluation: Evaluation, inspection: Inspection) -> dict[str, Any]:
             "reduced": len(setup.images) < setup.available,
         },
     }
+
+
+COMPILE = "compile"
+"""In a record's environment: what the search read in the defense's place; absent for nothing."""
+
+
+def searched_with(arrays: Arrays) -> dict[str, object]:
+    """For a record's environment: for how many images the search read folded passes."""
+    folded = int(cast(Any, arrays[FOLDED]).sum())
+    return {COMPILE: {"folded": folded}} if folded else {}
 
 
 def outcomes_of(evaluation: Evaluation, arrays: Arrays) -> Outcomes:

@@ -21,7 +21,8 @@ from bench.engine.inspection import Inspection
 from bench.engine.memory import is_out_of_memory
 from bench.engine.prepare import Prepared, by_base, prepare
 from bench.engine.probing import RowProbe, row_probe
-from bench.engine.recording import make_record, now, outcomes_of
+from bench.engine.recording import make_record, now, outcomes_of, searched_with
+from bench.engine.searching import folding_of
 from bench.engine.shard_check import ShardCheck
 from bench.engine.shards import (
     WAIT_SECONDS,
@@ -286,7 +287,7 @@ def run_evaluation(
         work = Workspace(store.place(evaluation.id, weights[:16]), check)
         with frozen(defended):
             checks = shard_checks(evaluation, defended, prepared.copies, execution, store)
-            compute = ShardComputer(evaluation, defended, execution, checks)
+            compute = ShardComputer(evaluation, defended, execution, checks, prepared.folding)
             arrays, patient = None, joint is None
             joint = joint or Joint()
             joint.work = work
@@ -300,7 +301,11 @@ def run_evaluation(
         if record is None:
             raise RuntimeError(f"the record {evaluation.id} vanished while it was being finished")
         return record
-    made_with = {**environment(execution.device), "weights": weights}
+    made_with = {
+        **environment(execution.device),
+        **searched_with(arrays),
+        "weights": weights,
+    }
     record = make_record(evaluation, arrays, inspection, store, made_with)
     store.save(record)
     store.clear(evaluation.id)
@@ -364,7 +369,8 @@ def compute_arrays(
         inspection: what was known before; with it what the attack left is probed.
     """
     with exact_float32(execution.device), frozen(defended):
-        compute = ShardComputer(evaluation, defended, execution, checks)
+        folding = folding_of(evaluation, defended, execution)
+        compute = ShardComputer(evaluation, defended, execution, checks, folding)
         arrays = merged({shard: compute(shard) for shard in shards_for(evaluation, execution)})
         if inspection is None:
             return arrays

@@ -17,6 +17,7 @@ class Job(BaseModel):
         out: folder of records.
         device: where this process computes.
         batch_size: most rows in one forward pass.
+        compile: what searches read; see `Execution`.
         threads: torch threads of this process.
     """
 
@@ -26,6 +27,7 @@ class Job(BaseModel):
     out: Path
     device: str
     batch_size: int
+    compile: str = "off"
     threads: int
 
     def to_json(self) -> str:

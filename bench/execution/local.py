@@ -113,6 +113,7 @@ def run_in_processes(
                 out=store.folder,
                 device=str(execution.device),
                 batch_size=execution.batch_size,
+                compile=execution.compile,
                 threads=threads,
             )
             helpers = _Started(job, size - 1)
