@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -18,6 +18,7 @@ from bench.commands.arguments import (
     Compile,
     DataRoot,
     Device,
+    Executor,
     Memory,
     Workers,
     completion,
@@ -84,6 +85,7 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = None,
     workers: Workers = None,
+    executor: Executor = "local",
     compile: Compile = "auto",
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     memory: Memory = None,
@@ -109,7 +111,7 @@ def run(
     if dry_run:
         _print_plan(evaluations, out, device, batch_size, as_json)
         return
-    results = _run(evaluations, requests, out, device, batch_size, workers, compile)
+    results = _run(evaluations, requests, out, _How(device, batch_size, workers, executor, compile))
     _print_results(results, as_json)
     _exit_by(results)
 
@@ -118,27 +120,34 @@ def _say(text: str) -> None:
     _complain(f"note: {text}")
 
 
+class _How(NamedTuple):
+    """Options that decide where and how evaluations are computed."""
+
+    device: str
+    batch_size: int | None
+    workers: int | None
+    executor: str = "local"
+    compile: str = "auto"
+
+
 def _run(
     evaluations: list[Evaluation],
     requests: Sequence[Request],
     out: Path,
-    device: str,
-    batch_size: int | None,
-    workers: int | None,
-    compile: str = "auto",
+    how: _How,
 ) -> list[Result]:
-    from bench.engine.execution import read_execution
     from bench.engine.progress import Reporter
-    from bench.execution.local import read_team, run_in_processes
+    from bench.execution.executor import Work, read_executor
     from bench.results.store import Store
 
+    executor = read_executor(how.executor, how.workers)
     with Reporter() as reporter:
-        execution = read_execution(device, batch_size, reporter, compile)
-        team = read_team(workers, execution.device)
+        execution = executor.execution(how.device, how.batch_size, reporter, how.compile)
         store = Store(out)
         missing = not out.exists()
         store.check_writable()
-        results = list(run_in_processes(evaluations, requests, store, execution, team, _say))
+        work = Work(evaluations, requests, store, execution)
+        results = list(executor.run(work, _say))
     if missing:
         store.drop_empty()
     return results
@@ -219,6 +228,7 @@ def gallery(
     device: Device = "auto",
     batch_size: BatchSize = None,
     workers: Workers = None,
+    executor: Executor = "local",
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -230,7 +240,9 @@ def gallery(
 
     shown = exhibits(request, naive)
     requests = [exhibit.request for exhibit in shown if not exhibit.problem]
-    results = _run(evaluations_of(shown), requests, out, device, batch_size, workers)
+    results = _run(
+        evaluations_of(shown), requests, out, _How(device, batch_size, workers, executor)
+    )
     table = rows(shown, results)
     if as_json:
         _print_json([vars(row) for row in table])
@@ -517,6 +529,7 @@ def audit(
     device: Device = "auto",
     batch_size: BatchSize = None,
     workers: Workers = None,
+    executor: Executor = "local",
     out: Annotated[
         Path, typer.Option(help="folder for the records of --defense and --attack")
     ] = Path("results"),
@@ -550,7 +563,9 @@ def audit(
             raise typer.Exit(1)
         return
     form = "table" if form is None else form
-    _audit_records(request, places or [], form, how, (device, batch_size, workers, out))
+    _audit_records(
+        request, places or [], form, how, (_How(device, batch_size, workers, executor), out)
+    )
 
 
 def _audit_records(
@@ -558,7 +573,7 @@ def _audit_records(
     places: Sequence[Path],
     form: str,
     how: dict[str, Any],
-    where: tuple[str, int | None, int | None, Path],
+    where: tuple[_How, Path],
 ) -> None:
     from bench.commands.audit_records import (
         AuditRequest,
@@ -570,8 +585,8 @@ def _audit_records(
     from bench.commands.verify import files_of
     from bench.engine.execution import read_execution
 
-    device, batch_size, workers, out = where
-    execution = read_execution(device, batch_size)
+    machines, out = where
+    execution = read_execution(machines.device, machines.batch_size)
     settings = AuditRequest(execution=execution, progress=_tell, **how)
     check_format(form)
     failed = False
@@ -581,7 +596,7 @@ def _audit_records(
         from bench.engine.plan import plan_all
 
         evaluations = plan_all([request], note=_say)
-        results = _run(evaluations, [request], out, device, batch_size, workers)
+        results = _run(evaluations, [request], out, machines)
         _complain_of(results)
         failed = any(result.failure or result.rejected for result in results)
         audited = list(audit_results(results, settings))

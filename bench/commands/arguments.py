@@ -48,6 +48,13 @@ Workers = Annotated[
         "some seconds one a core or GPU where memory bears them]",
     ),
 ]
+Executor = Annotated[
+    str,
+    typer.Option(
+        help="where to compute: local, inline (one process), ray or slurm, such as "
+        "ray:address=auto,gpus=0.5"
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(

@@ -36,9 +36,21 @@ REFUTED_SHARE = 0.01
 """Of the successes of a search under a fold, how many the defense itself may answer otherwise."""
 
 
-def _report(execution: Execution, evaluation: Evaluation, images: int, right: float) -> None:
+def report_begun(execution: Execution, evaluation: Evaluation) -> None:
+    """Tell the progress callback that work on a shard begins."""
     if execution.progress:
-        execution.progress(evaluation, images, len(evaluation.setup.images), right)
+        execution.progress(evaluation, 0, len(evaluation.setup.images), 0.0)
+
+
+def report_shard(
+    execution: Execution, evaluation: Evaluation, shard: Shard, arrays: Arrays
+) -> None:
+    """Tell the progress callback of a finished shard."""
+    if execution.progress:
+        images = evaluation.setup.images
+        labels = images.at(np.arange(*shard)).labels.numpy()[:, None]
+        right = float(((arrays["adversarial"] == labels) & (arrays["clean"] == labels)).mean())
+        execution.progress(evaluation, shard[1] - shard[0], len(images), right)
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,11 @@ class ShardComputer:
 
     def report(self, shard: Shard, arrays: Arrays) -> None:
         """Report a finished shard to the progress callback."""
-        labels = self.evaluation.setup.images.at(np.arange(*shard)).labels.numpy()[:, None]
-        right = float(((arrays["adversarial"] == labels) & (arrays["clean"] == labels)).mean())
-        _report(self.execution, self.evaluation, shard[1] - shard[0], right)
+        report_shard(self.execution, self.evaluation, shard, arrays)
 
     def __call__(self, shard: Shard) -> Arrays:
         """Arrays of a finished shard, images along the first axis."""
-        _report(self.execution, self.evaluation, 0, 0.0)
+        report_begun(self.execution, self.evaluation)
         began = time.perf_counter()
         subset = self.evaluation.setup.images.at(np.arange(*shard))
         arrays = self._attack(subset)

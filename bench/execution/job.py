@@ -19,6 +19,8 @@ class Job(BaseModel):
         batch_size: most rows in one forward pass.
         compile: what searches read; see `Execution`.
         threads: torch threads of this process.
+        ids: the evaluations that were planned from the requests, where another machine must plan
+            the same ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +31,7 @@ class Job(BaseModel):
     batch_size: int
     compile: str = "off"
     threads: int
+    ids: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The job on one line; options that were not given stay so."""

@@ -60,14 +60,26 @@ def read_team(workers: int | None, device: torch.device) -> Team:
     Raises:
         BadInput: where the number is none.
     """
-    given = os.environ.get(WORKERS_VARIABLE) if workers is None else str(workers)
+    given = given_workers(workers)
     if given is None:
         ours = device.type == "cuda" and device.index is not None
         most = 1 if ours else torch.cuda.device_count() if device.type == "cuda" else cores()
         return Team(most, PATIENCE_SECONDS)
+    return Team(given)
+
+
+def given_workers(workers: int | None) -> int | None:
+    """How many a user wants, by word or by BENCH_WORKERS; None where that is left open.
+
+    Raises:
+        BadInput: where the number is none.
+    """
+    given = os.environ.get(WORKERS_VARIABLE) if workers is None else str(workers)
+    if given is None:
+        return None
     if not given.isdecimal() or not 1 <= int(given) <= MOST_WORKERS:
         raise BadInput(f"workers is {given!r}: give 1 to {MOST_WORKERS}")
-    return Team(int(given))
+    return int(given)
 
 
 def cores() -> int:
@@ -119,6 +131,7 @@ def run_in_processes(
             helpers = _Started(job, size - 1)
         with _helped(helpers, min(team.patience, helpers.patience), note):
             yield from run_evaluations(evaluations, store, execution, shared=True)
+    store.sweep(one.id for one in waiting)
 
 
 def _take_part(evaluations: Sequence[Evaluation], store: Store, execution: Execution) -> None:

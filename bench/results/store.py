@@ -125,6 +125,12 @@ class Store:
         with contextlib.suppress(OSError):
             self.work(evaluation).rmdir()
 
+    def sweep(self, evaluations: Iterable[str]) -> None:
+        """Drop what workers that were ended left of evaluations that are finished."""
+        for evaluation in evaluations:
+            if self.work(evaluation).exists() and self.find(evaluation) is not None:
+                self.clear(evaluation)
+
     def drop_empty(self) -> None:
         """Remove the folder where nothing is in it."""
         with contextlib.suppress(OSError):
