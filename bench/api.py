@@ -30,7 +30,7 @@ from bench.models.foreign import set_training, unwrapped
 from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, Named, create, named
 from bench.plugins.registry import Registry
 from bench.report import curve
-from bench.report.leaderboard import boards, table
+from bench.report.boards.make import boards
 from bench.report.rows import rows_table
 from bench.report.tables import percent
 from bench.report.words import attack_label, failure_label, flags
@@ -405,5 +405,10 @@ def smallest_eps(records: Sequence[Record]) -> pandas.Series[float]:
 
 
 def leaderboard(records: Sequence[Record]) -> pandas.DataFrame:
-    """The board of these records: one row a defense, shares in [0, 1]."""
-    return table(boards(records))
+    """The boards of these records as one table: a line a row and build, shares in [0, 1], with
+    ranks under the default protocol.
+    """
+    import pandas
+
+    frames = [board.wide() for board in boards(records)]
+    return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()

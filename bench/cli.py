@@ -731,32 +731,47 @@ def leaderboard(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="folders of records [default: results]")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="md or csv")] = "md",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="text, md, csv, csv-wide, json, json-tidy, json-wide, parquet, latex, bibtex, "
+            "robustbench, model-index or eval-results [default: what --out ends in, else text]",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="file to write instead of stdout")] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="tell whether the pages that board.toml names, in these folders or below, "
+            "follow from their records",
+        ),
+    ] = False,
 ) -> None:
-    """Make the leaderboard: worst case per image over attacks, intervals, base, data
-    access, cost.
+    """Make the leaderboard: ranks, worst case per image over attacks, intervals, data access,
+    audits, notes, records.
     """
-    from bench.report.leaderboard import boards, csv, page
-    from bench.results.store import read_all
+    from bench.commands import leaderboard as boards
+    from bench.report.boards.forms import form_of
 
-    if form not in ("md", "csv"):
-        raise BadInput(f"unknown format {form!r}: use md or csv")
     places = folders or [Path("results")]
-    records, failures = read_all(places)
-    if not records and not failures:
-        raise BadInput(f"no records in {', '.join(map(str, places))}: run something first")
-    made = boards(records)
-    text = page(made, failures) if form == "md" else csv(made)
-    if out is None:
-        _print(text, end="")
+    chosen = form_of(form, out)
+    if check:
+        if out is not None or form is not None:
+            raise BadInput("--check compares the pages that board.toml names: drop --out, --format")
+        checked = list(boards.check(places))
+        for one in checked:
+            _print(str(one))
+        raise typer.Exit(int(any(one.differs for one in checked)))
+    made = boards.made_of(places, out)
+    if out is not None:
+        boards.write(chosen, made, out)
         return
-    from bench.storage.files import write_whole
-
-    try:
-        write_whole(out, text.encode())
-    except OSError as error:
-        raise BadInput(f"cannot write {out} ({error.strerror}): give another file") from error
+    content = chosen.write(made)
+    if isinstance(content, bytes):
+        raise BadInput("this format is not for a terminal: add --out FILE")
+    _print(content, end="")
 
 
 @app.command()

@@ -9,7 +9,12 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-PATTERNS = ("leaderboards/*.md", "leaderboards/reference/*.md", "leaderboards/suites/*.toml")
+PATTERNS = (
+    "leaderboards/*.md",
+    "leaderboards/reference/*.md",
+    "leaderboards/suites/*.toml",
+    "leaderboards/records/*/*.json",
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -22,4 +27,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """In the repository the boards lie beside docs/, on the site below its root."""
+    if page.file.src_uri.startswith("leaderboards/"):
+        return re.sub(r"\]\((\.\./)+docs/", "](../", markdown)
     return re.sub(r"\]\(\.\./((?:\.\./)*leaderboards/)", r"](\1", markdown)

@@ -127,13 +127,13 @@ def test_leaderboard_formats(capsys, tmp_path):
     code, stdout, _ = call(capsys, "leaderboard", str(tmp_path / "r"), "--format", "csv")
     assert (
         code == 0
-        and stdout.splitlines()[0].startswith("setup,defense")
+        and stdout.splitlines()[0].startswith("board,dataset")
         and len(stdout.splitlines()) == 3
     )
     code, stdout, _ = call(
         capsys, "leaderboard", str(tmp_path / "r"), "--out", str(tmp_path / "board.md")
     )
-    assert stdout == "" and (tmp_path / "board.md").read_text().startswith("# Leaderboard")
+    assert stdout == "" and (tmp_path / "board.md").read_text().startswith("# toy")
     assert oct((tmp_path / "board.md").stat().st_mode & 0o777) != oct(0o600)
 
 
@@ -335,7 +335,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--bogus"], "--bogus"),
         (["verify", "none.json"], "cannot read the record"),
         (["leaderboard", "nowhere"], "no such folder"),
-        (["leaderboard", "--format", "pdf"], "md or csv"),
+        (["leaderboard", "--format", "pdf"], "unknown format 'pdf': use text, md, csv"),
         (["list", "cats"], "unknown kind"),
         (["info", "pdg"], "Did you mean 'pgd'"),
         (["info", "my_defense.py"], "my_defense.py@MyClass"),

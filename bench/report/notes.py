@@ -39,6 +39,21 @@ _DENOISER = (
 )
 
 
+_ROBUST = (
+    "Shares in percent with 95 % intervals over images. `robust`: for each image the attack that "
+    "is worst for it, an upper bound, as a stronger attack may lower it; images that are wrong "
+    "without attack count as broken."
+)
+_BUILDS = " Of several builds: their mean, with an interval over builds and images, and the range."
+_DRAWS = (
+    " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts "
+    "images right in every one, without attack -> under all; `replayed` is judged under the "
+    "attack's own fixed noise."
+)
+_BOARD_VIEWS = (
+    " `any view`: some scored view is right without and under attack; no choice among them can "
+    "exceed it on these points."
+)
 _CERTIFIED = (
     " `certified`: images of which a proof says that no attack in the ball breaks them, so that "
     "certified <= truth <= worst case."
@@ -71,11 +86,19 @@ def column_notes(records: Sequence[Record]) -> str:
     return notes + _AUDIT * audited
 
 
-def board_notes(records: Sequence[Record]) -> str:
-    """As `column_notes`, with those columns that only boards have."""
+def board_note(records: Sequence[Record]) -> str:
+    """What the columns of a board's first table mean."""
+    kinds = {record.certificate.kind for record in records if record.certificate}
+    audited = any(record.audit for record in records)
+    several = len({record.identity["seeds"]["build"] for record in records}) > 1
+    notes = _ROBUST + _BUILDS * several + _AUDIT * audited
+    return notes + _CERTIFIED * ("deterministic" in kinds) + _VOTED * ("probabilistic" in kinds)
+
+
+def more_note(records: Sequence[Record]) -> str:
+    """What a board's other numbers mean."""
     measured = [record.inference for record in records if record.inference]
     purified = any(inference.denoiser_passes is not None for inference in measured)
-    kinds = {record.certificate.kind for record in records if record.certificate}
-    notes = column_notes(records) + _CERTIFIED * ("deterministic" in kinds)
-    notes += _VOTED * ("probabilistic" in kinds)
-    return notes + _PREDICTION * bool(measured) + _DENOISER * purified
+    notes = _DRAWS * any(record.stochastic for record in records)
+    notes += _BOARD_VIEWS * any(record.views for record in records)
+    return (notes + _PREDICTION * bool(measured) + _DENOISER * purified).strip()

@@ -13,7 +13,9 @@ from bench.certify.vote import Confidence
 from bench.commands import certify as certify_module
 from bench.commands.certify import certify
 from bench.errors import BadInput
-from bench.report.leaderboard import Entry, boards
+from bench.report.boards.entry import Entry
+from bench.report.boards.make import boards
+from bench.report.boards.markdown import page
 from bench.results.certificate import Certificate, Contradiction
 from bench.results.outcomes import decode_ids, encode_ids
 from bench.results.store import certificate_path, read_folder, read_record
@@ -52,8 +54,7 @@ def test_the_command_prints_both_bounds_and_boards_show_the_lower_one(capsys, pa
     code, out, _ = call(capsys, "certify", str(path.parent), "--json")
     assert json.loads(out)[0]["certificate"]["method"] == "alpha-crown"
     (board,) = boards(list(read_folder(path.parent)))
-    assert board.table["certified"].tolist() == [str(share)]
-    assert board.numbers["certified"].tolist() == [share.value]
+    assert board.rows[0].extras.certified == share
 
 
 def test_a_proof_of_a_broken_image_fails_loudly(capsys, path, monkeypatch):
@@ -159,8 +160,8 @@ def test_a_vote_is_told_wherever_it_is_printed(capsys, voted):
         assert words in out
     (board,) = boards([read_record(voted)])
     proof = read_record(voted).certificate
-    assert board.table["certified"].tolist() == [f"{proof.share(60)} (vote, alpha=0.01)"]
-    assert board.numbers["certified_alpha"].tolist() == [0.01]
+    assert "(vote, alpha=0.01) |" in page([board])
+    assert board.rows[0].extras.alpha == 0.01
     assert "infinitely many draws alone" in board.note
     assert "no attack in the ball" not in board.note
 

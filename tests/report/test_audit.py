@@ -6,7 +6,7 @@ import pytest
 
 from bench.report import one_record
 from bench.report.audit import as_json, badge, render, render_all
-from bench.report.leaderboard import boards
+from bench.report.boards.make import boards
 from bench.report.rows import rows_table
 from bench.report.sarif import sarif
 from bench.report.words import struck_through
@@ -97,10 +97,10 @@ def test_boards_take_the_audit_of_the_strongest_attack(tmp_path):
     weak = weak.with_audit(report(weak.id, check("fail", "S2")))
     strong = strong.with_audit(report(strong.id, check("warn", "S3")))
     board = boards([weak, strong])[0]
-    assert board.table["audit"].tolist() == ["inconclusive (S3)"]
-    assert board.table["defense"].tolist() == ["undefended"]
-    assert board.numbers["audit"].tolist() == ["inconclusive"] and "`audit`" in board.note
-    alone = boards([weak])[0]
-    assert alone.table["defense"].tolist() == ["~~undefended~~"]
+    (row,) = board.rows
+    assert row.audit.state == "inconclusive" and [one.id for one in row.audit.spoke] == ["S3"]
+    assert row.unranked.startswith("incomplete") and "`audit`" in board.note
+    (alone,) = boards([weak])[0].rows
+    assert alone.unranked == "failed a check" and alone.builds[0].failed
     shown = one_record.render(one_record.under_every_rule(weak))
     assert "audit (standard): masking-evidence\n- fail S2: seen" in shown

@@ -1,12 +1,16 @@
 """What strangers wrote is text wherever it is printed."""
 
 import io
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from bench.report import escape
-from bench.report.leaderboard import boards, csv, page
+from bench.report.boards.forms import FORMS, Made
+from bench.report.boards.make import boards
+from bench.report.boards.markdown import page
 from bench.report.rows import rows_table
 from bench.report.show import render
 from bench.results.findings import Finding
@@ -15,6 +19,10 @@ from tests.helpers import call
 from tests.report.helpers import HALF, made, stored
 
 HOSTILE = 'a|b\n<img src=x onerror=alert(1)> [x](javascript:alert(1)) \x1b[31mred\x1b[0m \x9b1m "'
+
+
+def csv(records, form="csv"):
+    return FORMS[form].write(Made(boards(records), [], Path(), ""))
 
 
 def hostile_record(text=HOSTILE):
@@ -77,14 +85,19 @@ def test_a_spreadsheet_computes_nothing(value, shown):
 def test_nothing_gets_out_of_a_page_of_boards():
     one = hostile_record()
     failure = Failure(id=one.id, title=one.title, error=HOSTILE, traceback="", finished="now")
-    clean = page(boards([hostile_record("name")]), [failure])
-    for text in (page(boards([one]), [failure]), rows_table([one], [failure])):
+    nowhere = Path("/")
+    clean = page(boards([hostile_record("name")]), [failure], folder=nowhere)
+    board = page(boards([one]), [failure], folder=nowhere)
+    for text in (board, rows_table([one], [failure])):
         assert "\x1b" not in text and "\x9b" not in text
-        assert "<img" not in text.replace(r"\<img", "") and "](" not in text.replace(r"\](", "")
-        table = [line for line in text.splitlines() if line.startswith("|")]
-        bars = {line.replace(r"\|", "").count("|") for line in table}
-        assert len(bars) == 1, "every row has as many cells"
-    assert page(boards([one]), [failure]).count("\n") == clean.count("\n")
+        # In a fenced block and between backticks nothing is more than text.
+        told = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+        assert "<img" not in told.replace(r"\<img", "") and "](" not in told.replace(r"\](", "")
+        for table in text.split("\n\n"):
+            lines = [line for line in table.splitlines() if line.startswith("|")]
+            bars = {line.replace(r"\|", "").count("|") for line in lines}
+            assert len(bars) <= 1, "every row has as many cells"
+    assert board.count("\n| ") == clean.count("\n| ") and board.count("\n#") == clean.count("\n#")
 
 
 def test_nothing_gets_out_of_what_is_shown(capsys, tmp_path):
@@ -101,8 +114,10 @@ def test_nothing_gets_out_of_what_is_shown(capsys, tmp_path):
 
 def test_a_csv_board_reads_back_with_apostrophes():
     title = {**made(HALF).title, "defense": '=HYPERLINK("http://x")'}
-    table = pd.read_csv(io.StringIO(csv(boards([made(HALF).model_copy(update={"title": title})]))))
-    assert table["defense"].tolist() == ['\'=HYPERLINK("http://x")']
+    for form in ("csv", "csv-wide"):
+        text = csv([made(HALF).model_copy(update={"title": title})], form)
+        table = pd.read_csv(io.StringIO(text))
+        assert table["defense"].tolist() == ['\'=HYPERLINK("http://x")']
 
 
 def test_errors_are_one_line_without_control_characters(capsys):
@@ -117,7 +132,7 @@ def test_boards_of_committed_records_do_not_change(monkeypatch):
     from tests.report.helpers import RECORDS
 
     records, failures = read_all([RECORDS])
-    escaped = page(boards(records), failures), csv(boards(records))
+    escaped = page(boards(records), failures), csv(records)
     for name in ("markdown", "csv"):
         monkeypatch.setattr(escape, name, lambda text: text)
-    assert escaped == (page(boards(records), failures), csv(boards(records)))
+    assert escaped == (page(boards(records), failures), csv(records))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.report.leaderboard import boards
-from bench.report.leaderboard import page as board_page
+from bench.report.boards.make import boards
+from bench.report.boards.markdown import page as board_page
 from bench.report.one_record import render, under_every_rule
 from bench.results.store import read_record
 from tests.helpers import call

@@ -1,7 +1,6 @@
 """The table of a run."""
 
-from bench.report.leaderboard import boards
-from bench.report.leaderboard import page as board_page
+from bench.report.boards.make import boards
 from bench.report.rows import rows_table
 from bench.results.findings import Finding
 from tests.helpers import run_toys
@@ -10,7 +9,7 @@ from tests.helpers import run_toys
 def test_tables_say_how_their_rows_were_built(tmp_path):
     defenses = ("undefended", "bit-depth:bits=2", "bit-depth:bits=4")
     records = run_toys(tmp_path, defenses=defenses, attacks=("null", "noise:tries=1"))
-    assert "How these were built" not in board_page(boards(records)) + rows_table(records)
+    assert "How these were built" not in rows_table(records)
 
     def said(record, *messages):
         notes = tuple(
@@ -25,13 +24,12 @@ def test_tables_say_how_their_rows_were_built(tmp_path):
     }
     annotated = [said(record, *own[record.title["defense"]]) for record in records]
     (board,) = boards(annotated)
-    shared = next(line for line in board.built if line.endswith(": same"))
-    assert set(board.built) == {"- bit-depth:bits=2: two", "- bit-depth:bits=4: four", shared}
+    built = {row.defense: row.builds[0].built for row in board.rows}
+    assert built == own
+    page = rows_table(annotated)
+    assert page.count("How these were built") == 1 and page.count("- bit-depth:bits=2: two") == 1
+    shared = next(line for line in page.splitlines() if line.endswith(": same"))
     assert set(shared[2:-6].split(", ")) == {"bit-depth:bits=2", "bit-depth:bits=4"}
-    for page in (board_page([board]), rows_table(annotated)):
-        assert (
-            page.count("How these were built") == 1 and page.count("- bit-depth:bits=2: two") == 1
-        )
 
 
 def test_setups_are_not_mixed_in_one_table(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from bench.defense import Card, Defense
 from bench.plugins.create import DEFENSES
-from bench.report.leaderboard import boards
+from bench.report.boards.make import boards
 from bench.report.rows import rows_table
 from bench.report.words import attack_label, defense_label, flags
 from tests.report.helpers import HALF, RIGHT, made, record
@@ -30,7 +30,7 @@ def test_a_stand_in_says_so_in_its_name():
     records = [named("toy-stand-in", "toy-stand-in:steps=2"), named("undefended", "undefended")]
     (board,) = boards(records)
     expected = ["toy-stand-in:steps=2 (stand-in)", "undefended"]
-    assert sorted(board.table["defense"]) == sorted(board.numbers["defense"]) == expected
+    assert sorted(row.defense for row in board.rows) == expected
     assert "| toy-stand-in:steps=2 (stand-in) | pgd" in rows_table(records)
 
 
@@ -39,10 +39,9 @@ def test_builds_of_a_stand_in_are_told_apart_behind_it():
     seeds = {**one.identity["seeds"], "build": 1}
     other = one.model_copy(update={"identity": {**one.identity, "seeds": seeds}, "id": "0" * 16})
     (board,) = boards([one, other])
-    assert sorted(board.table["defense"]) == [
-        "toy-stand-in (stand-in) (build 0)",
-        "toy-stand-in (stand-in) (build 1)",
-    ]
+    (row,) = board.rows
+    assert row.defense == "toy-stand-in (stand-in)" and [one.seed for one in row.builds] == [0, 1]
+    assert "toy-stand-in (stand-in) (build 1)" in rows_table([one, other])
 
 
 @pytest.mark.parametrize("name", ["undefended", "not-installed", "", "no/such@thing"])

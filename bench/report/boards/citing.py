@@ -6,34 +6,47 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
+from bench.errors import BadInput
 from bench.results.record import Record, without_folders
+from bench.spec import nested, parse
 
 
-def command(record: Record) -> str:
-    """The command that makes a record again, quoted for a shell."""
-    title, threat = record.title, record.identity["threat"]
-    seeds = record.identity["seeds"]
-    options = {
-        "--defense": title["defense"],
-        "--attack": title["attack"],
-        "--gradient": title["gradient"] if title["gradient"] != "full" else "",
-        "--randomness": title["randomness"] if title["randomness"] not in _PLAIN else "",
-        "--dataset": record.sources["dataset"],
-        "--classifier": record.sources["classifier"],
-        "--norm": str(threat["norm"]),
-        "--eps": title["threat"].partition(" ")[2],
-        "--n": title["n"],
-        "--seed": title["seed"],
-        "--build-seed": str(seeds["build"]),
-    }
-    words = ["bench", "run"]
-    for option, value in options.items():
-        words += [option, value] if value else []
-    return shlex.join(words)
+def command(records: Sequence[Record]) -> str:
+    """The command that makes these records of one build again, quoted for a shell."""
+    first = records[0]
+    threat, seeds = first.title["threat"].partition(" "), first.identity["seeds"]
+    attacks = dict.fromkeys(map(_attack, records))
+    attack_seeds = dict.fromkeys(one.title["seed"] for one in records)
+    options = [
+        ("--defense", first.title["defense"]),
+        *(("--attack", attack) for attack in attacks),
+        ("--dataset", first.sources["dataset"]),
+        ("--classifier", first.sources["classifier"]),
+        ("--norm", threat[0]),
+        ("--eps", threat[2]),
+        ("--n", first.title["n"]),
+        *(("--seed", seed) for seed in attack_seeds),
+        ("--build-seed", str(seeds["build"])),
+    ]
+    return shlex.join(["bench", "run", *(word for option in options for word in option)])
 
 
-_PLAIN = ("none", "fresh")
+def _attack(record: Record) -> str:
+    """The spec with gradient and randomness model, where they are not the plain ones."""
+    title = {key: str(value) for key, value in record.title.items()}
+    try:
+        spec = parse(title["attack"])
+        extra = {
+            key: nested(title[key]) for key, plain in _PLAIN.items() if title[key] not in plain
+        }
+    except BadInput:
+        return title["attack"]
+    return str(replace(spec, options={**spec.options, **extra}))
+
+
+_PLAIN = {"gradient": ("full",), "randomness": ("none", "fresh")}
 
 
 def bibtex(record: Record, ids: Sequence[str]) -> str:

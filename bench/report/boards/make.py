@@ -26,10 +26,10 @@ from bench.report.boards.model import (
     Setup,
     Source,
 )
-from bench.report.boards.protocol import BoardFile, faces, is_control, is_transfer
+from bench.report.boards.protocol import BoardFile, faces, is_control, is_transfer, worded
 from bench.report.boards.sentences import sentences
 from bench.report.grouping import by_defense, by_setup, defense_key, newest
-from bench.report.notes import board_notes
+from bench.report.notes import board_note, more_note
 from bench.report.words import (
     attack_label,
     audit_of,
@@ -92,7 +92,8 @@ class _Context:
             setup=setup,
             sentences=sentences(setup, rows),
             protocol=protocol.lines(kinds, defenses),
-            note=board_notes(group),
+            note=board_note(group),
+            more=more_note(group),
             rows=rows,
         )
 
@@ -146,7 +147,7 @@ class _Context:
         missing = dict.fromkeys(
             one for entry in entries for one in self.about.protocol.missing(kind, entry.records)
         )
-        told = ", ".join(one.replace("|", " or ") for one in missing)
+        told = ", ".join(map(worded, missing))
         return f"{ranking.INCOMPLETE}: lacks {told}" if missing else ""
 
     def build(self, entry: Entry) -> Build:
@@ -164,6 +165,7 @@ class _Context:
             audit=_audit(report),
             attacks=self.attacks(entry.records),
             built=tuple(built_messages(entry.first)),
+            command=citing.command(entry.records),
         )
 
     def attacks(self, records: Iterable[Record]) -> tuple[Attacked, ...]:
@@ -201,7 +203,7 @@ class _Context:
         return Source(
             id=record.id,
             path=path.as_posix() if path else "",
-            command=citing.command(record),
+            command=citing.command([record]),
             commit=str(record.environment.get("commit") or ""),
             finished=record.finished,
         )
@@ -214,7 +216,8 @@ class _Context:
             certified=entry.certified(),
             alpha=vote.alpha if vote else None,
             replayed=entry.replayed(),
-            replays=tuple(map(_with_budget, entry.replays())),
+            replays=tuple(map(attack_label, entry.replays())),
+            replay_passes=sum(map(_passes, entry.replays())),
             all_draws=draws if stochastic else None,
             any_view=entry.any_view(),
             base=base.worst().value if base else None,
@@ -302,10 +305,8 @@ def _budget(records: Sequence[Record]) -> Budget:
     )
 
 
-def _with_budget(record: Record) -> str:
-    cost = record.cost
-    most = cost.max_attack_forwards + cost.max_attack_backwards
-    return f"{attack_label(record)}: at most {most} passes an image"
+def _passes(record: Record) -> float:
+    return record.cost.attack_forwards + record.cost.attack_backwards
 
 
 def _audit(report: AuditReport | None) -> Audit:

@@ -157,6 +157,7 @@ class Build:
         audit: of its strongest attack.
         attacks: one an attack, in the order in which they were found.
         built: what is to be known of how it was built.
+        command: what makes all its records again.
     """
 
     seed: int
@@ -169,6 +170,7 @@ class Build:
     audit: Audit
     attacks: tuple[Attacked, ...]
     built: tuple[str, ...]
+    command: str
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ class Extras:
         certified: images of which it is proven, or voted, that no attack breaks them.
         alpha: of a vote, the probability of error for each image.
         replayed: worst case per image over the attacks on the image's own fixed noise.
-        replays: the attacks behind `replayed`, with their budgets.
+        replays, replay_passes: the attacks behind `replayed`, and their passes, all together, mean
+            per image: only equal budgets can be compared.
         all_draws: images right in every judged draw, without attack and under all.
         any_view: images on which some scored view is right.
         base: robust accuracy of the undefended classifier under the same attacks.
@@ -193,6 +196,7 @@ class Extras:
     alpha: float | None = None
     replayed: Estimate | None = None
     replays: tuple[str, ...] = ()
+    replay_passes: float = 0.0
     all_draws: tuple[float, float] | None = None
     any_view: Estimate | None = None
     base: float | None = None
@@ -293,7 +297,8 @@ class Board:
         setup: data set, classifier, threat model, images.
         sentences: what was attacked and how; what to take home.
         protocol: what a row must have faced to be ranked, by kind or defense, in words.
-        note: what the columns mean.
+        note: what the columns of its first table mean.
+        more: what those of its other numbers mean.
         rows: ranked ones first, by rank and robust accuracy; the others below.
     """
 
@@ -302,6 +307,7 @@ class Board:
     sentences: tuple[str, ...]
     protocol: tuple[str, ...]
     note: str
+    more: str
     rows: tuple[Row, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -313,6 +319,23 @@ class Board:
         import pandas as pd
 
         return pd.DataFrame(list(self._lines()))
+
+    def wide(self) -> pd.DataFrame:
+        """One line a row and build, with a column for each attack; shares in [0, 1]."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    **self._of_row(row),
+                    **_of_build(build),
+                    **_of_extras(row),
+                    **{f"under {one.attack}": one.robust.value for one in build.attacks},
+                }
+                for row in self.rows
+                for build in row.builds
+            ]
+        )
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         for row in self.rows:
@@ -338,6 +361,7 @@ class Board:
             "worst_case_low": row.robust.low if row.attacked else None,
             "worst_case_high": row.robust.high if row.attacked else None,
             "certified": row.extras.certified and row.extras.certified.value,
+            "constant": row.constant,
             "flags": ", ".join(note.flag for note in row.notes),
         }
 
@@ -353,6 +377,22 @@ def _of_build(build: Build) -> dict[str, Any]:
         "lowest_macro_f1": build.macro_f1[1],
         "collapsed": build.collapsed,
         "audit": build.audit.state,
+        "passes": build.passes,
+        "built": "; ".join(build.built),
+    }
+
+
+def _of_extras(row: Row) -> dict[str, Any]:
+    extras, obstacles = row.extras, row.extras.obstacles
+    return {
+        "certified_alpha": extras.alpha,
+        "replayed": extras.replayed and extras.replayed.value,
+        "replay_passes": extras.replay_passes if extras.replays else None,
+        "any_view": extras.any_view and extras.any_view.value,
+        "base": extras.base,
+        "passes_per_prediction": extras.passes,
+        "denoiser_passes": extras.denoiser_passes,
+        "robustbench": None if obstacles is None else ", ".join(obstacles) or "admits",
     }
 
 

@@ -53,9 +53,9 @@ class Protocol(BaseModel):
         """In words: a line a kind, and one for each of these defenses that has attacks of its
         own.
         """
-        lines = [f"a {kind} defense: {_listed(getattr(self, kind))}" for kind in kinds]
+        lines = [f"{kind} defenses: {_listed(getattr(self, kind))}" for kind in kinds]
         own = [name for name in defenses if self.also.get(name)]
-        return (*lines, *(f"{name}, beside these: {_listed(self.also[name])}" for name in own))
+        return (*lines, *(f"{name} also: {_listed(self.also[name])}" for name in own))
 
 
 class BoardFile(BaseModel):
@@ -171,5 +171,17 @@ def is_transfer(record: Record) -> bool:
     return any(finding.name == "transfer" for finding in record.findings)
 
 
+def worded(required: str) -> str:
+    """What a protocol asks for, as boards name attacks: `pgd (replay)`."""
+    return " or ".join(map(_worded, required.split("|")))
+
+
+def _worded(text: str) -> str:
+    spec = _required(text)
+    settings = [spec.options.pop(key) for key in ("gradient", "randomness") if key in spec.options]
+    name = "any attack" if spec.name == ANY else str(spec)
+    return f"{name} ({', '.join(settings)})" if settings else name
+
+
 def _listed(required: Sequence[str]) -> str:
-    return ", ".join(one.replace("|", " or ") for one in required) or "anything"
+    return ", ".join(map(worded, required)) or "anything"

@@ -6,63 +6,89 @@ from collections.abc import Sequence
 
 from bench.report.boards.model import Row, Setup
 
-_SHOWN = 6
+_SHOWN = 4
 
 
 def sentences(setup: Setup, rows: Sequence[Row]) -> tuple[str, str]:
-    """Two of them, from the ranked rows."""
+    """Two of them; the second is about ranked rows alone."""
     return _attacked(setup, rows), _best(rows)
 
 
 def _attacked(setup: Setup, rows: Sequence[Row]) -> str:
+    """Names of attacks without their settings: the table of attacks has those."""
     defended = [row for row in rows if not row.base]
-    names = dict.fromkeys(
-        attack.attack for row in rows for attack in row.attacks if not attack.control
-    )
-    attacks = [*names][:_SHOWN] + [f"{len(names) - _SHOWN} more"] * (len(names) > _SHOWN)
-    images = (
-        f"{setup.n} of {setup.available} images"
-        if setup.n < setup.available
-        else (f"all {setup.n} images")
-    )
-    what = (
-        f"{_count(len(defended), 'defense')} of {setup.classifier}"
-        if defended
-        else (f"{setup.classifier}, without a defense,")
-    )
+    names = [
+        *dict.fromkeys(
+            _name(one.attack) for row in rows for one in row.attacks if not (one.control)
+        )
+    ]
+    shown = names if len(names) <= _SHOWN else [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
     how = (
-        f"inside {setup.threat} by {_joined(attacks)}"
-        if attacks
-        else ("by nothing: only controls ran")
+        f"attacked inside {setup.threat} by {joined(shown)}"
+        if names
+        else (f"not attacked inside {setup.threat}: only controls ran")
     )
-    return f"{what} on {images} of {setup.dataset}, attacked {how}."
+    many = f"{setup.n} of {setup.available}" if setup.n < setup.available else f"all {setup.n}"
+    what = (
+        f"{counted(len(defended), 'defense')} of {setup.classifier}"
+        if defended
+        else (f"{setup.classifier}, undefended,")
+    )
+    return f"{what} on {many} images of {setup.dataset}, {how}."
+
+
+def _name(attack: str) -> str:
+    return attack.partition(" (")[0].partition(":")[0]
 
 
 def _best(rows: Sequence[Row]) -> str:
-    ranked = [row for row in rows if row.rank is not None]
-    if not ranked:
-        reasons = dict.fromkeys(row.unranked.partition(":")[0] for row in rows)
-        return f"No row is ranked: {_joined([*reasons])}."
-    best, *others = [row for row in ranked if row.rank == 1]
-    base = next((row for row in rows if row.base), None)
-    robust = f"at most {best.robust} % of its answers stay right under attack"
-    against = (
-        f", against {base.robust} % of the undefended classifier's"
-        if base is not None and base is not best and base.attacked
-        else ""
+    placed = [row for row in rows if row.rank is not None]
+    if not placed:
+        reasons = dict.fromkeys(row.unranked for row in rows)
+        return f"No row is ranked ({'; '.join(reasons)})."
+    first = [row for row in placed if row.rank == 1]
+    base = next((row for row in placed if row.base), None)
+    if base in first:
+        return _no_better(base, first, placed)
+    best, *others = first
+    against = f" (the undefended classifier: {base.robust} %)" if base else ""
+    tied = f"; these images cannot tell it from {joined([row.defense for row in others])}"
+    alone = "the only ranked row" if len(placed) == 1 else "the most robust"
+    return (
+        f"{best.defense} is {alone}: at most {best.robust} % of the images survive"
+        f"{against}{tied if others else ''}; {_audited(first)}."
     )
-    tied = (
-        f" These images cannot tell it from {_joined([r.defense for r in others])}."
-        if (others)
-        else ""
-    )
-    alone = "the only ranked row" if len(ranked) == 1 else "the most robust"
-    return f"{best.defense} is {alone}: {robust}{against}; {best.audit.state}.{tied}"
 
 
-def _count(number: int, noun: str) -> str:
+def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) -> str:
+    """Where the undefended classifier is among the first."""
+    assert base is not None
+    if len(placed) == 1:
+        return (
+            f"Undefended, at most {base.robust} % of the images survive, and no defended row is "
+            f"ranked beside it; {_audited(first)}."
+        )
+    best = max(placed, key=lambda row: row.robust.value)
+    more = f": the highest is {best.defense} with {best.robust} %" if best is not base else ""
+    return (
+        f"No defense can be told from the undefended classifier, of which at most {base.robust} % "
+        f"of the images survive{more if best.robust.value > base.robust.value else ''}; "
+        f"{_audited(first)}."
+    )
+
+
+def _audited(rows: Sequence[Row]) -> str:
+    states = dict.fromkeys(row.audit.state for row in rows)
+    if len(states) > 1:
+        return "audits: " + ", ".join(f"{row.defense} {row.audit.state}" for row in rows)
+    (state,) = states
+    return state if state == "not audited" else f"audit: {state}"
+
+
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _joined(words: Sequence[str]) -> str:
+def joined(words: Sequence[str]) -> str:
+    """As in a sentence: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,11 +1,12 @@
 """The ranking rule: what no attack left out, and no weak one added, may win."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.report.boards.make import boards
-from bench.report.boards.protocol import BoardFile, Protocol
+from bench.report.boards.protocol import BoardFile, Protocol, read_board_file
 from bench.results.findings import Finding
 from bench.results.store import read_all
 from tests.helpers import ROOT
@@ -101,18 +102,23 @@ def test_no_row_is_ranked_for_an_attack_left_out(counts, attack):
 
 
 def committed(name):
-    return read_all([ROOT / "leaderboards/records" / name])[0]
+    folder = ROOT / "leaderboards/records" / name
+    return boards(read_all([folder])[0], read_board_file(folder))
 
 
 def test_the_misleading_boards_come_out_right():
-    """Null alone was a worst case of 97.3; PGD alone stood above AutoAttack, four replays beside
-    one; a collapsed student stood between two that work.
+    """Null alone was a worst case of 97.3; PGD alone stood above AutoAttack; four replays and EOT
+    beside one replay; a collapsed student between two that work.
     """
-    for board in boards(committed("mnist5k-clean-students")):
+    for board in committed("mnist5k-clean-students"):
         assert {row.unranked for row in board.rows} == {"not attacked"}
-    datafree = reasons(committed("mnist5k-datafree"), ABOUT)
-    assert datafree["datafreeshield:images=4000,synthesis=fields"].startswith("incomplete")
-    assert datafree["datafreeshield"] == "" and datafree["dast"] == "collapsed"
-    replayed = {row.defense: row for row in boards(committed("mnist5k-purification"))[0].rows}
-    assert replayed["revpure"].unranked == "incomplete: lacks any+eot"
-    assert any("at most" in budget for budget in replayed["diffpure"].extras.replays)
+    datafree = {row.defense: row for row in committed("mnist5k-datafree")[0].rows}
+    spared = datafree["datafreeshield:images=4000,synthesis=fields"]
+    assert spared.unranked == "incomplete: lacks autoattack" and spared.rank is None
+    assert datafree["datafreeshield"].rank == 1 and len(datafree["datafreeshield"].builds) == 3
+    assert datafree["dast"].unranked == "collapsed"
+    purified = {row.defense: row for row in committed("mnist5k-purification")[0].rows}
+    assert purified["revpure"].unranked == "incomplete: lacks pgd (eot)"
+    passes = [purified[name].extras.replay_passes for name in ("revpure", "diffpure")]
+    assert passes[0] != pytest.approx(passes[1]), "unequal budgets are told in the cell"
+    assert all(row.rank for board in committed("testtime") for row in board.rows)
