@@ -137,17 +137,20 @@ def _run(
     how: _How,
 ) -> list[Result]:
     from bench.engine.progress import Reporter
-    from bench.execution.executor import Work, read_executor
+    from bench.execution.executor import Work, items_of, read_executor
+    from bench.results.agenda import announced
     from bench.results.store import Store
 
-    executor = read_executor(how.executor, how.workers)
-    with Reporter() as reporter:
+    executor, store = read_executor(how.executor, how.workers), Store(out)
+    missing = not out.exists()
+    items, results = items_of(evaluations, store), []
+    with Reporter(items) as reporter:
         execution = executor.execution(how.device, how.batch_size, reporter, how.compile)
-        store = Store(out)
-        missing = not out.exists()
         store.check_writable()
-        work = Work(evaluations, requests, store, execution)
-        results = list(executor.run(work, _say))
+        with announced(out, items):
+            for result in executor.run(Work(evaluations, requests, store, execution), _say):
+                reporter.ended(result.evaluation.id, failed=result.record is None)
+                results.append(result)
     if missing:
         store.drop_empty()
     return results
@@ -611,6 +614,39 @@ def _audit_records(
         raise typer.Exit(2)
     if any(one.report and one.report.failed for one in audited):
         raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(help="folder of records")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Show what runs where, what is done, what failed, and how long the rest will take."""
+    from bench.commands.status import status as look
+
+    seen = look(out)
+    if as_json:
+        _print_json(seen.as_json())
+    else:
+        _print(str(seen))
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="folders of records")],
+    out: Annotated[Path, typer.Option(help="folder that is to hold them all")],
+    as_json: AsJson = False,
+) -> None:
+    """Join folders of records, with their points, audits and failures; two different records of
+    one evaluation are refused.
+    """
+    from bench.commands.merge import merge as join
+
+    done = join(folders, out)
+    if as_json:
+        _print_json(vars(done))
+    else:
+        _print(str(done))
 
 
 @app.command()

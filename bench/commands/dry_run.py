@@ -10,9 +10,8 @@ from typing import Any
 from bench.engine.cost import GPU_FLOPS, Cost, Pace, cost, paces
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
+from bench.results.durations import duration
 from bench.results.store import Store
-
-_UNITS = ((48 * 3600.0, "days", 24 * 3600.0), (5400.0, "hours", 3600.0), (90.0, "min", 60.0))
 
 Row = dict[str, Any]
 
@@ -90,11 +89,3 @@ def _together(waiting: Sequence[Row], execution: Execution) -> list[str]:
             "which is not counted"
         )
     return lines
-
-
-def duration(seconds: float) -> str:
-    """12.3 is 12 s; 7200 is 2.0 hours."""
-    for least, unit, size in _UNITS:
-        if seconds >= least:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"

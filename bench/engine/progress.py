@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -18,6 +19,8 @@ from rich.progress import (
 )
 
 from bench.engine.evaluation import Evaluation
+from bench.results.agenda import Item
+from bench.results.durations import duration
 
 LOG_SECONDS = 30.0
 
@@ -42,10 +45,16 @@ class _Live:
 
 class Reporter(_Live):
     """A live bar on a terminal; elsewhere a line at each tenth of an evaluation or every
-    half minute.
+    half minute. Of several evaluations also how many are done, and the rest of the time.
+
+    Args:
+        items: what is to be computed, by id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, items: Mapping[str, Item] = MappingProxyType({})) -> None:
+        self._items = items
+        self._ended: dict[str, bool] = {}
+        self._began, self._told = time.monotonic(), time.monotonic()
         self._live = sys.stderr.isatty()
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -61,6 +70,42 @@ class Reporter(_Live):
         self._right: dict[str, float] = {}
         self._fresh: dict[str, tuple[int, float]] = {}
         self._logged: dict[str, tuple[int, float]] = {}
+        if len(items) > 1:
+            self._all = self._bars.add_task(self._overall(), total=len(items), robust="...")
+
+    def ended(self, evaluation: str, failed: bool) -> None:
+        """Take note that an evaluation has ended, whether there is a record or not."""
+        if evaluation not in self._items:
+            return
+        self._ended[evaluation] = failed or self._ended.get(evaluation, False)
+        if evaluation in self._tasks:
+            self._bars.update(self._tasks[evaluation], visible=False)
+        self._show_overall()
+
+    def _show_overall(self) -> None:
+        if len(self._items) < 2:
+            return
+        text, now = self._overall(), time.monotonic()
+        self._bars.update(self._all, completed=len(self._ended), description=text)
+        if not self._live and now - self._told >= LOG_SECONDS:
+            self._told = now
+            print(text, file=sys.stderr, flush=True)
+
+    def _overall(self) -> str:
+        """How many evaluations are done, and about how long the others take."""
+        parts = [f"{len(self._ended)} of {len(self._items)} evaluations"]
+        failed = sum(self._ended.values())
+        if failed:
+            parts.append(f"{failed} failed")
+        done = sum(item.passes * self._share(name, item) for name, item in self._items.items())
+        if done:
+            rest = sum(item.passes for item in self._items.values()) - done
+            left = (time.monotonic() - self._began) / done * rest
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
+
+    def _share(self, name: str, item: Item) -> float:
+        return 1.0 if name in self._ended else self._done.get(name, 0) / item.images
 
     def __call__(self, evaluation: Evaluation, images: int, total: int, right: float) -> None:
         """Take note that an evaluation began (no images), or of a finished shard and the share of
@@ -77,6 +122,10 @@ class Reporter(_Live):
             return
         robust = f"{100 * self._right[evaluation.id] / count:.1f} %"
         self._bars.update(self._tasks[evaluation.id], completed=count, robust=robust)
+        if count == total:
+            self.ended(evaluation.id, failed=False)
+        else:
+            self._show_overall()
         if not self._live and self._is_reported(evaluation, count, total):
             print(
                 f"{evaluation}: {count}/{total} images, robust {robust}, ETA "

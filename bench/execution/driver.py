@@ -232,6 +232,22 @@ class Served:
     ) -> None:
         self._store, self._saved, self._begun, self._rejected = store, saved, begun, rejected
         self._claims = dict[tuple[str, str], tuple[Held, contextlib.ExitStack]]()
+        self._deeds: dict[str, Callable[..., bytes | bool | str]] = {
+            "read": self._do_read,
+            "holds": self._do_holds,
+            "write": self._do_write,
+            "claim": self._do_claim,
+            "held": self._do_held,
+            "release": self._do_release,
+            "find": self._do_find,
+            "file": self._do_file,
+            "record": self._do_record,
+            "failure": self._do_failure,
+            "points": self._do_points,
+            "begin": self._do_begin,
+            "clear": self._do_clear,
+            "rejected": self._do_rejected,
+        }
 
     def close(self) -> None:
         """The worker is gone: give up what it had claimed."""
@@ -241,7 +257,7 @@ class Served:
     def answer(self, text: bytes) -> bytes:
         """Do what the worker asks for."""
         (word, *words), data = read_message(text)
-        answer = getattr(self, f"_do_{word}")(*words, data)
+        answer = self._deeds[word](*words, data)
         return answer if isinstance(answer, bytes) else message(answer)
 
     def _place(self, folder: str) -> Place:

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
+from bench.engine.cost import passes_of
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, Progress, default_batch_size, read_execution
 from bench.engine.request import Request
 from bench.engine.run import Result, run_evaluations
 from bench.errors import BadInput
 from bench.execution.local import read_team, run_in_processes
+from bench.results.agenda import Item
 from bench.results.store import Store
 from bench.spec import Params, nearest, parse, read_params
-
-DEFAULT = "local"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,20 @@ class Work:
     requests: Sequence[Request]
     store: Store
     execution: Execution
+
+
+def items_of(evaluations: Sequence[Evaluation], store: Store) -> dict[str, Item]:
+    """What is to be computed of these, by id: those that are not stored."""
+    passes = {one.id: passes_of(one) for one in evaluations if store.find(one.id) is None}
+    known = [each.total for each in passes.values() if each is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    items = {}
+    for one in evaluations:
+        if one.id in passes:
+            each, images = passes[one.id], len(one.setup.images)
+            total = usual if each is None else each.total
+            items[one.id] = Item(title=str(one), images=images, passes=total * images)
+    return items
 
 
 class Executor(ABC):
@@ -94,24 +108,25 @@ def read_executor(text: str, workers: int | None) -> Executor:
     spec = parse(text)
     if spec.name not in EXECUTORS:
         raise BadInput(f"no executor {spec.name!r}.{nearest(spec.name, EXECUTORS)}")
-    kind: type[Params] = Params
-    if spec.name in _ELSEWHERE:
-        module = importlib.import_module(f"bench.execution.{_ELSEWHERE[spec.name]}")
-        name = spec.name.title()
-        kind = getattr(module, f"{name}Params")
-        params = read_params(kind, spec, f"executor {spec.name!r}")
-        made: Executor = getattr(module, f"{name}Executor")(params, workers)
-        return made
-    read_params(kind, spec, f"executor {spec.name!r}")
-    if spec.name == DEFAULT:
+    what = f"executor {spec.name!r}"
+    # What is not asked for is not imported: it stands on this module, and takes time.
+    if spec.name == "ray":
+        from bench.execution.ray_workers import RayExecutor, RayParams
+
+        return RayExecutor(read_params(RayParams, spec, what), workers)
+    if spec.name == "slurm":
+        from bench.execution.slurm_jobs import SlurmExecutor, SlurmParams
+
+        return SlurmExecutor(read_params(SlurmParams, spec, what), workers)
+    read_params(Params, spec, what)
+    if spec.name == "local":
         return Local(workers)
     if workers not in (None, 1):
         raise BadInput(f"executor inline is one process, and --workers {workers}: leave one out")
     return Inline()
 
 
-_ELSEWHERE = {"ray": "ray_workers", "slurm": "slurm_jobs"}
-EXECUTORS = ("inline", "local", *_ELSEWHERE)
+EXECUTORS = ("inline", "local", "ray", "slurm")
 
 
 def extra(module: str, name: str) -> Any:

@@ -26,6 +26,7 @@ import re
 import socket
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,46 @@ class Claim:
     @property
     def _file(self) -> Path:
         return self.folder / _name(self.number)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a claim.
+
+    Attributes:
+        host, pid: the process, as it names itself.
+        seconds: for how long.
+        sign: seconds since its last sign of life.
+        alive: whether it is still there, as far as can be told from here.
+    """
+
+    host: str
+    pid: int
+    seconds: float
+    sign: float
+    alive: bool
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Who holds the claim in a folder; None where nobody does. Nothing is written."""
+    last = _last_owner(folder)
+    file, now = folder / _name(last), time.time()
+    about = _content(file) if last else {}
+    try:
+        with file.open("rb") as opened:
+            state = os.fstat(opened.fileno())
+            released = _is_released(about, opened)
+        seconds = now - folder.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    sign = max(0.0, now - state.st_mtime)
+    return Owner(
+        host=str(about.get("host", "?")),
+        pid=int(about.get("pid", 0)),
+        seconds=max(0.0, seconds),
+        sign=sign,
+        alive=not released and sign <= STALE_SECONDS,
+    )
 
 
 @contextmanager
@@ -159,8 +200,7 @@ def _gone(folder: Path, file: Path) -> bool:
     try:
         with file.open("rb") as opened:
             state = os.fstat(opened.fileno())
-            here = _kernel() and about.get("kernel") == _kernel()
-            if here and about.get("device") == state.st_dev and _unlocked(opened):
+            if _is_released(about, opened):
                 return True
         # Who wrote no token keeps the folder's time alone.
         beat = state if "token" in about else folder.stat()
@@ -170,6 +210,13 @@ def _gone(folder: Path, file: Path) -> bool:
         probe.write(b"now")
         probe.flush()
         return os.fstat(probe.fileno()).st_mtime - beat.st_mtime > STALE_SECONDS
+
+
+def _is_released(about: dict[str, Any], file: Any) -> bool:
+    """Whether the lock on an owner's file counts here, and nobody holds it."""
+    here = _kernel() and about.get("kernel") == _kernel()
+    on_this = about.get("device") == os.fstat(file.fileno()).st_dev
+    return bool(here) and on_this and _unlocked(file)
 
 
 def _unlocked(file: Any) -> bool:
