@@ -147,7 +147,7 @@ def _run(
     with Reporter(items) as reporter:
         execution = executor.execution(how.device, how.batch_size, reporter, how.compile)
         store.check_writable()
-        with announced(out, items):
+        with announced(out, items, (one.id for one in evaluations)):
             for result in executor.run(Work(evaluations, requests, store, execution), _say):
                 reporter.ended(result.evaluation.id, failed=result.record is None)
                 results.append(result)

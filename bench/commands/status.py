@@ -88,6 +88,8 @@ def status(folder: Path) -> Status:
             records.add(path.stem.rpartition("--")[2])
     announced = agendas(folder)
     items = {name: item for agenda, _ in announced for name, item in agenda.items.items()}
+    running = list(_running(folder, items))
+    alive = any(one.owner.alive for one in running)
     left_behind = {name: path for name, path in failures.items() if name not in records}
     return Status(
         folder=str(folder),
@@ -96,8 +98,8 @@ def status(folder: Path) -> Status:
         planned=len(items),
         done=sum(name in records for name in items),
         failed=sum(name in left_behind for name in items),
-        running=list(_running(folder, items)),
-        left=_left(folder, announced, {*records, *left_behind}),
+        running=running,
+        left=_left(folder, announced, {*records, *left_behind}) if alive else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,11 +48,16 @@ class Agenda(BaseModel):
 
 
 @contextmanager
-def announced(folder: Path, items: Mapping[str, Item]) -> Iterator[None]:
+def announced(folder: Path, items: Mapping[str, Item], asked: Iterable[str]) -> Iterator[None]:
     """Let the folder say inside the block what is computed; a killed process leaves it there, and
     the same command takes it up.
+
+    Args:
+        folder: of records.
+        items: what is to be computed, by id.
+        asked: the ids of all that the command asks for, what is stored included.
     """
-    path = folder / _PATTERN.replace("*", identity_hash({"items": sorted(items)}))
+    path = folder / _PATTERN.replace("*", identity_hash({"asked": sorted(asked)}))
     if items:
         agenda = Agenda(host=socket.gethostname(), pid=os.getpid(), items=dict(items))
         write_whole(path, agenda.model_dump_json(indent=1).encode())

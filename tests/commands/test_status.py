@@ -35,8 +35,9 @@ def test_what_runs_is_told_with_its_host_and_the_rest_of_the_time(tmp_path, caps
     work = tmp_path / ".work" / ("b" * 16) / "weights"
     work.mkdir(parents=True)
     (work / "shard-0000000-0000064.npz").touch()
-    with announced(tmp_path, items):
+    with announced(tmp_path, items, items):
         (path,) = (tmp_path / ".work").glob("agenda-*.json")
+        assert status(tmp_path).left is None, "nobody is at work"
         began = time.time() - 60
         os.utime(path, (began, began))
         with claimed(work / "claim-0000064-0000128"):
