@@ -54,9 +54,8 @@ def _table(board: Board) -> str:
 
 
 def _caption(board: Board) -> str:
-    first = escaped(board.sentences[0])
     said = [
-        f"{escaped(board.title)}. {first[:1].upper()}{first[1:]}",
+        f"{escaped(board.title)}: {escaped(board.sentences[0])}",
         r"Clean and robust accuracy (worst case over the attacks, an upper bound) in \%, with 95\% "
         "intervals over images; macro-F1 without and under attack.",
         r"Rank: 1 + the rows whose interval lies wholly above.",

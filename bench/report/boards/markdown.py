@@ -97,16 +97,23 @@ def _glance(boards: Sequence[Board]) -> str:
     """What each board says first."""
     rows = []
     for board in boards:
-        best, setup = board.rows[0], str(board.setup)
-        link = f"[{escape.markdown(setup)}](#{_anchor(setup)})"
-        if best.rank is None:
-            rows.append([link, "no row is ranked", "", _certified(best), ""])
-            continue
-        tied = [row for row in board.rows if row.rank == 1 and row.base and row is not best]
-        name = "no defense better than undefended" if tied else _shown(best.defense)
-        shown = tied[0] if tied else best
-        rows.append([link, name, _robust(shown), _certified(shown), shown.audit.state])
+        setup = str(board.setup)
+        name, row = _most_robust(board)
+        numbers = [_robust(row), _certified(row), row.audit.state] if row else [""] * 3
+        rows.append([f"[{escape.markdown(setup)}](#{_anchor(setup)})", name, *numbers])
     return _table(["board", "most robust", "robust", "certified", "audit"], rows)
+
+
+def _most_robust(board: Board) -> tuple[str, Row | None]:
+    """In words, and the row whose numbers stand beside them."""
+    best = board.rows[0]
+    if len(board.rows) == 1:
+        return _shown(best.defense) + ", not ranked" * (best.rank is None), best
+    placed = [row for row in board.rows if row.rank is not None]
+    if all(row.base for row in placed):
+        return "no defense is ranked", None
+    tied = next((row for row in placed if row.base and row.rank == 1), None)
+    return ("none above undefended", tied) if tied else (_shown(best.defense), best)
 
 
 def _section(board: Board, links: Links, *, several: bool) -> list[str]:
@@ -253,7 +260,7 @@ def _attack_row(row: Row, build: Build, attack: Attacked, links: Links) -> list[
         str(build.seed) if row.spread else "",
         escape.markdown(name),
         _with_range(attack),
-        _unbroken(attack.replayed) if attack.replayed else "",
+        str(attack.replayed or ""),
         f"{budget.passes:.0f} (at most {budget.most})",
         ", ".join(records),
     ]
@@ -315,7 +322,7 @@ def _number(value: float | None) -> str:
 
 def _built(board: Board) -> list[str]:
     rows = [
-        [_shown(row.defense), f"`{_code(row.spec)}`", escape.markdown(_how(row))]
+        [_shown(row.defense), escape.markdown(_breakable(row.spec)), escape.markdown(_how(row))]
         for row in board.rows
     ]
     commands = "\n".join(line for row in board.rows for line in _commands(row))
@@ -373,11 +380,6 @@ def _unbroken(value: Estimate) -> str:
 
 def _breakable(text: str) -> str:
     return re.sub(r"([,:])(?=[^\s/])", r"\1 ", text)
-
-
-def _code(text: str) -> str:
-    """Text between backticks, in a cell."""
-    return escape.terminal(text).replace("`", "'").replace("|", "\\|")
 
 
 def _anchor(heading: str) -> str:

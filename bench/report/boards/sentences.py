@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report.boards.model import Row, Setup
+from bench.report.tables import percent
 
 _SHOWN = 4
+_LONGEST = 48
 
 
 def sentences(setup: Setup, rows: Sequence[Row]) -> tuple[str, str]:
@@ -52,10 +54,10 @@ def _best(rows: Sequence[Row]) -> str:
         return _no_better(base, first, placed)
     best, *others = first
     against = f" (the undefended classifier: {base.robust} %)" if base else ""
-    tied = f"; these images cannot tell it from {joined([row.defense for row in others])}"
+    tied = f"; these images cannot tell it from {joined([_short(row) for row in others])}"
     alone = "the only ranked row" if len(placed) == 1 else "the most robust"
     return (
-        f"{best.defense} is {alone}: at most {best.robust} % of the images survive"
+        f"{_short(best)} is {alone}: at most {best.robust} % of the images survive"
         f"{against}{tied if others else ''}; {_audited(first)}."
     )
 
@@ -69,18 +71,23 @@ def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) ->
             f"ranked beside it; {_audited(first)}."
         )
     best = max(placed, key=lambda row: row.robust.value)
-    more = f": the highest is {best.defense} with {best.robust} %" if best is not base else ""
+    higher = percent(best.robust.value) != percent(base.robust.value)
+    more = f": the highest is {_short(best)} with {best.robust} %" if higher else ""
     return (
         f"No defense can be told from the undefended classifier, of which at most {base.robust} % "
-        f"of the images survive{more if best.robust.value > base.robust.value else ''}; "
-        f"{_audited(first)}."
+        f"of the images survive{more}; {_audited(first)}."
     )
+
+
+def _short(row: Row) -> str:
+    """The name; of a long spec without its settings."""
+    return row.defense if len(row.defense) <= _LONGEST else row.defense.partition(":")[0]
 
 
 def _audited(rows: Sequence[Row]) -> str:
     states = dict.fromkeys(row.audit.state for row in rows)
     if len(states) > 1:
-        return "audits: " + ", ".join(f"{row.defense} {row.audit.state}" for row in rows)
+        return "audits: " + ", ".join(f"{_short(row)} {row.audit.state}" for row in rows)
     (state,) = states
     return state if state == "not audited" else f"audit: {state}"
 
