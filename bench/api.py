@@ -23,9 +23,10 @@ from bench.engine.modules import ModuleDefense
 from bench.engine.plan import plan
 from bench.engine.preflight import check_probabilities
 from bench.engine.request import Request, read_request
-from bench.engine.run import Result, run_evaluations
+from bench.engine.run import Result
 from bench.engine.setup import classifier_of
 from bench.errors import BadInput
+from bench.execution.local import Team, given_workers, run_in_processes
 from bench.models.foreign import set_training, unwrapped
 from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, Named, create, named
 from bench.plugins.registry import Registry
@@ -136,6 +137,7 @@ def evaluate(
     data_root: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    workers: int | None = None,
     compile: str = "auto",
     progress: Progress | None = None,
     audit: str | None = None,
@@ -165,6 +167,9 @@ def evaluate(
             default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         batch_size: most rows in one forward pass; 128 by default, 1024 on a GPU.
+        workers: processes that compute together; BENCH_WORKERS, else this one alone, by default.
+            On CPUs they are copies of this process, which must not compute in other threads
+            meanwhile.
         compile: `auto`: searches read the network with its batch normalisations folded, where that
             is the same function up to rounding; all answers stay the network's own. `off`: they
             read the network.
@@ -220,7 +225,14 @@ def evaluate(
             warnings.warn(text, stacklevel=2)
         folder = store.Store(Path(out) if out is not None else Path(scratch))
         folder.check_writable()
-        results = list(run_evaluations(evaluations, folder, execution))
+        requests = None if model is not None or objects else [request]
+        team = Team(given_workers(workers) or 1)
+        told: list[str] = []
+        results = list(
+            run_in_processes(evaluations, requests, folder, execution, team, told.append)
+        )
+        for text in told:
+            warnings.warn(text, stacklevel=2)
         for result in results:
             if result.rejected:
                 raise result.rejected

@@ -94,7 +94,7 @@ def cores() -> int:
 
 def run_in_processes(
     evaluations: Sequence[Evaluation],
-    requests: Sequence[Request],
+    requests: Sequence[Request] | None,
     store: Store,
     execution: Execution,
     team: Team,
@@ -104,7 +104,8 @@ def run_in_processes(
 
     Args:
         evaluations: as for `run_evaluations`.
-        requests: what they were planned from, for the others.
+        requests: what they were planned from, for the others; None where Python gave objects,
+            which copies of this process alone can have.
         store, execution: as for `run_evaluations`.
         team: how many processes.
         note: called with what a user should know, one line each.
@@ -114,11 +115,15 @@ def run_in_processes(
     if size < 2:
         yield from run_evaluations(evaluations, store, execution)
         return
-    threads = max(1, min(torch.get_num_threads(), cores() // size))
+    threads = max(1, min(torch.get_num_threads(), cores() // size)) if requests is not None else 1
     with _threads(threads):
         helpers: _Helpers
         if can_copy(execution.device):
             helpers = _Copied(partial(_take_part, evaluations, store, execution), size - 1)
+        elif requests is None:
+            note("objects from Python are evaluated by one process here: name them by specs")
+            yield from run_evaluations(evaluations, store, execution)
+            return
         else:
             job = Job(
                 requests=tuple(requests),

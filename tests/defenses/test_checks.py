@@ -55,7 +55,7 @@ class Random(nn.Module):
 def test_what_a_defense_cannot_work_with_is_told_before_its_base_runs(
     monkeypatch, defense, model, words
 ):
-    monkeypatch.setattr("bench.api.run_evaluations", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr("bench.api.run_in_processes", lambda *_: pytest.fail("something ran"))
 
     def evaluate():
         bench.evaluate(model(), dataset="toy:n=6", defenses=defense, attacks="null", device="cpu")

@@ -156,7 +156,7 @@ class Shifted(nn.Module):
     ],
 )
 def test_what_is_said_to_be_probabilities_is_checked(change, words, monkeypatch):
-    monkeypatch.setattr("bench.api.run_evaluations", None)
+    monkeypatch.setattr("bench.api.run_in_processes", None)
     asked = {"dataset": "toy:n=20", "device": "cpu", "output": "probabilities"}
     text = message(lambda: bench.evaluate(Shifted(change), **asked))
     assert words in text and "output='probabilities' was given" in text and "\n" not in text

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
+import bench
 from bench.engine import run
 from bench.engine.compute import ShardComputer
 from bench.engine.execution import Execution
@@ -22,6 +24,7 @@ from bench.execution.job import Job
 from bench.execution.local import Team, read_team, run_in_processes
 from bench.results.store import Store, read_folder
 from tests.helpers import refused, toy_request
+from tests.toy_model import make_model
 
 DIGITS = Request(defense=("bit-depth",), attack="pgd:steps=2", n=128)
 CPU = torch.device("cpu")
@@ -241,6 +244,7 @@ def test_a_short_job_gets_no_help(tmp_path, monkeypatch):
     monkeypatch.setattr(local._Helpers, "start", lambda self: pytest.fail("help came"))
     evaluations = plan(toy_request(attacks=("null",)))
     execution = Execution(batch_size=64)
+    monkeypatch.setattr(local._Copied, "patience", 100.0)
     results = run_in_processes(evaluations, [], Store(tmp_path), execution, Team(8, 100.0), print)
     assert all(one.record for one in results)
 
@@ -297,3 +301,33 @@ def test_what_was_asked_for_once_is_asked_for(tmp_path):
     for requests in ([asked, beside], [beside, asked]):
         (base,) = (one for one in plan_all(requests) if one.defense.name == "undefended")
         assert base.asked
+
+
+def test_a_model_of_python_is_evaluated_by_copies_of_this_process(tmp_path, monkeypatch):
+    """Only they have it; where there can be none, one process does the work and says so."""
+    monkeypatch.delenv("BENCH_WORKERS")
+    model = make_model()
+    images = torch.rand(192, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = {
+        "dataset": (images.numpy(), model(images).argmax(1).numpy()),
+        "attacks": "pgd:steps=2",
+        "eps": 0.1,
+        "batch_size": 64,
+    }
+    log, compute = tmp_path / "log", ShardComputer.__call__
+
+    def logged(self, shard):
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {shard}\n")
+        time.sleep(0.3)
+        return compute(self, shard)
+
+    monkeypatch.setattr(ShardComputer, "__call__", logged)
+    for folder, workers in (("one", 1), ("two", 2)):
+        bench.evaluate(model, out=tmp_path / folder, workers=workers, **given)
+    assert records(tmp_path / "two") == records(tmp_path / "one")
+    lines = log.read_text().splitlines()
+    assert len(lines) == 6 and len({line.split()[0] for line in lines}) == 2
+    monkeypatch.setattr(local, "can_copy", lambda _: False)
+    with pytest.warns(UserWarning, match="evaluated by one process here"):
+        bench.evaluate(model, workers=2, **given)

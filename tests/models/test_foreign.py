@@ -299,7 +299,7 @@ def test_one_logit_from_end_to_end(tmp_path):
 def test_what_cannot_run_is_said_in_one_line_before_anything_is_computed(
     network, words, monkeypatch
 ):
-    monkeypatch.setattr("bench.api.run_evaluations", None)
+    monkeypatch.setattr("bench.api.run_in_processes", None)
     with isolated(0):
         made = network()
     text = message(lambda: bench.evaluate(made, n=8, device="cpu"))
