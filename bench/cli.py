@@ -279,10 +279,12 @@ def study(
 ) -> None:
     """Answer a question by tables, figures and a sentence. A stored result is not computed
     again.
+    workers: Workers = None,
     """
     from bench.studies.store import run_study
 
-    done = run_study(spec, request, out, device=device, batch_size=batch_size, progress=_tell)
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
+    done = run_study(spec, request, out, **how, progress=_tell)
     if as_json:
         _print_json({**done.record.model_dump(mode="json"), "folder": str(done.folder)})
     else:

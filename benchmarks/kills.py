@@ -96,7 +96,8 @@ def suite(executor: str, folder: Path, out: str, chance: random.Random, most: in
         if code == 0:
             return killed
         if code != -signal.SIGKILL:
-            raise SystemExit(f"the command ended with {code}: see {folder / f'{out}.log'}")
+            said = (folder / f"{out}.log").read_text().splitlines()[-20:]
+            raise SystemExit("\n".join([f"the command ended with {code}:", *said]))
 
 
 def records(folder: Path) -> dict[str, object]:

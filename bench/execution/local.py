@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 
 from bench.engine.evaluation import Evaluation
@@ -24,10 +25,12 @@ from bench.engine.execution import Execution
 from bench.engine.memory import MEMORY_VARIABLE, budget, free_bytes
 from bench.engine.request import Request
 from bench.engine.run import Result, run_evaluations, shards_for
+from bench.engine.shards import Arrays, Shard, Workspace, complete
 from bench.errors import BadInput, one_line
 from bench.execution.copies import Copies, can_copy, ended
 from bench.execution.job import Job
 from bench.results.store import Store
+from bench.storage.place import Place
 
 PATIENCE_SECONDS = 4.0
 """A job that ends sooner gets no help from a new process, which needs about as long to begin."""
@@ -144,6 +147,44 @@ def _take_part(evaluations: Sequence[Evaluation], store: Store, execution: Execu
         pass
 
 
+def several(
+    n: int,
+    compute: Callable[[int], bytes],
+    device: torch.device,
+    workers: int | None,
+    note: Callable[[str], None],
+) -> list[bytes]:
+    """What `compute` makes of 0 to n - 1, in this process and in copies of it where there can be
+    some.
+
+    Args:
+        n: how many.
+        compute: makes one; what it raises in this process is raised.
+        device: where it computes.
+        workers: how many processes; None as for a run.
+        note: called with what a user should know, one line each.
+    """
+    items = [(place, place + 1) for place in range(n)]
+
+    def make(item: Shard) -> Arrays:
+        return {"made": np.frombuffer(compute(item[0]), dtype=np.uint8)}
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        work = Workspace(Place(Path(folder)))
+
+        def take_part() -> dict[Shard, Arrays] | None:
+            return complete(work, items, make, lambda: False, lambda *_: None)
+
+        team, made = read_team(workers, device), None
+        with _threads(1):
+            if min(team.size, n) > 1 and can_copy(device):
+                helpers = _Copied(take_part, min(team.size, n) - 1)
+                with _helped(helpers, min(team.patience, helpers.patience), note):
+                    made = take_part()
+        made = made or take_part() or {}
+    return [made[item]["made"].tobytes() for item in items]
+
+
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -202,7 +243,7 @@ class _Copied(_Helpers):
 
     patience = COPY_PATIENCE_SECONDS
 
-    def __init__(self, work: Callable[[], None], most: int) -> None:
+    def __init__(self, work: Callable[[], object], most: int) -> None:
         super().__init__(most)
         share = budget(torch.device("cpu")) // most
 

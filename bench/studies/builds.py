@@ -19,13 +19,14 @@ from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
 from bench.engine.run import compute_outcomes
+from bench.execution.local import several
 from bench.plugins.create import DEFENSES, create, create_attack
 from bench.report.compare import BuildScores, build_scores
 from bench.results.metrics import measure
 from bench.results.outcomes import Outcomes
 from bench.spec import Params, parse, unnest
 from bench.studies.deployed import defense_identities
-from bench.studies.study import Study, StudyResult, StudySetting
+from bench.studies.study import EVERYTHING, Study, StudyResult, StudySetting
 
 SEEDS_APART = 1_000
 """Build seeds of a study begin at its own seed times this, so that two seeds share no build."""
@@ -52,6 +53,8 @@ class BuildsStudy(Study[P]):
     """Base of these studies; the identity holds the defenses, the attack and the data that the
     defenses get.
     """
+
+    uses = EVERYTHING | {"workers"}
 
     @abstractmethod
     def specs(self) -> tuple[str, ...]:
@@ -108,12 +111,17 @@ def attacked(
     """Build, attack and judge each defense under each build seed, in the order of `specs`."""
     execution = Execution(setting.device, setting.batch_size)
     by_build = [planned(setting, specs, params.attack, build) for build in range(params.builds)]
-    for evaluations in zip(*by_build, strict=True):
-        outcomes = []
-        for build, evaluation in enumerate(evaluations):
-            setting.progress(f"{evaluation.defense.spec}: build {build + 1} of {params.builds}")
-            outcomes.append(compute_outcomes(evaluation, execution))
-        yield scored(evaluations[0], outcomes)
+    ordered = [one for same in zip(*by_build, strict=True) for one in same]
+
+    def compute(place: int) -> bytes:
+        evaluation, build = ordered[place], place % params.builds
+        setting.progress(f"{evaluation.defense.spec}: build {build + 1} of {params.builds}")
+        return compute_outcomes(evaluation, execution).model_dump_json().encode()
+
+    made = several(len(ordered), compute, setting.device, setting.workers, setting.progress)
+    outcomes = [Outcomes.model_validate_json(one) for one in made]
+    for first in range(0, len(ordered), params.builds):
+        yield scored(ordered[first], outcomes[first : first + params.builds])
 
 
 def scored(evaluation: Evaluation, outcomes: Sequence[Outcomes]) -> BuildScores:

@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,6 +109,7 @@ def run_study(
     *,
     device: str | None = None,
     batch_size: int | None = None,
+    workers: int | None = None,
     progress: Callable[[str], None] = print,
 ) -> Stored:
     """Run a study, or read its result where it lies below `out`.
@@ -116,14 +117,15 @@ def run_study(
     Args:
         text: the study's spec.
         request: dataset, classifier, norm, eps, n and seed as far as they were given.
-        device, batch_size: None where not given.
+        device, batch_size, workers: None where not given.
         progress: called with a few words at each step.
 
     Raises `BadInput` where the study does not exist or does not use what was given; nothing is
     written then.
     """
     named: Named[Study[Any]] = create(STUDIES, parse(text))
-    setting = _setting(named, request, device, batch_size, progress)
+    setting = _setting(named, request, device, batch_size, workers)
+    setting = replace(setting, progress=progress)
     identity = identity_of(named, setting)
     key = identity_hash(identity)
     stored = find(out, key)
@@ -149,13 +151,13 @@ def _setting(
     request: Request,
     device: str | None,
     batch_size: int | None,
-    progress: Callable[[str], None],
+    workers: int | None,
 ) -> StudySetting:
     uses = named.plugin.uses
     given = {option_name(name, Request.model_fields[name]) for name in request.model_fields_set}
     given |= {
         name
-        for name, value in (("device", device), ("batch_size", batch_size))
+        for name, value in (("device", device), ("batch_size", batch_size), ("workers", workers))
         if value is not None
     }
     for key in sorted(given - uses):
@@ -166,7 +168,11 @@ def _setting(
         )
     execution = read_execution(device or ("auto" if "device" in uses else "cpu"), batch_size)
     return StudySetting(
-        request, named.plugin.default_n, execution.device, execution.batch_size, progress
+        request,
+        named.plugin.default_n,
+        execution.device,
+        execution.batch_size,
+        workers=workers,
     )
 
 

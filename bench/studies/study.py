@@ -38,6 +38,7 @@ class StudySetting:
         device: where to compute.
         batch_size: most rows in one forward pass.
         progress: called with a few words at each step.
+        workers: how many processes compute; None as for a run.
     """
 
     request: Request = Request()
@@ -45,6 +46,7 @@ class StudySetting:
     device: torch.device = torch.device("cpu")
     batch_size: int = 128
     progress: Callable[[str], None] = _ignore
+    workers: int | None = None
 
     @property
     def seed(self) -> int:
@@ -86,9 +88,9 @@ class Study(Plugin[P]):
     summary in `bench list`.
 
     Attributes:
-        uses: the options of the command that mean something to it, of `EVERYTHING`; others are
-            refused. One that uses an option of `IMAGES` has an evaluation setup, which then is part
-            of the identity.
+        uses: the options of the command that mean something to it, of `EVERYTHING` and `workers`;
+            others are refused. One that uses an option of `IMAGES` has an evaluation setup, which
+            then is part of the identity.
         default_n: how many images it takes where the user does not say; None: as many as `bench
             run`.
     """

@@ -21,7 +21,7 @@ from bench.errors import BadInput
 from bench.execution import local
 from bench.execution.copies import LEFT, Copies
 from bench.execution.job import Job
-from bench.execution.local import Team, read_team, run_in_processes
+from bench.execution.local import Team, read_team, run_in_processes, several
 from bench.results.store import Store, read_folder
 from tests.helpers import refused, toy_request
 from tests.toy_model import make_model
@@ -331,3 +331,24 @@ def test_a_model_of_python_is_evaluated_by_copies_of_this_process(tmp_path, monk
     monkeypatch.setattr(local, "can_copy", lambda _: False)
     with pytest.warns(UserWarning, match="evaluated by one process here"):
         bench.evaluate(model, workers=2, **given)
+
+
+def test_several_computations_share_processes_and_keep_their_order(monkeypatch):
+    def compute(place):
+        time.sleep(0.1)
+        return f"{place} {os.getpid()}".encode()
+
+    made = [one.split() for one in several(12, compute, CPU, 2, print)]
+    assert [int(place) for place, _ in made] == list(range(12))
+    assert len({pid for _, pid in made}) == 2
+    alone = [one.split() for one in several(3, compute, CPU, 1, print)]
+    assert {int(pid) for _, pid in alone} == {os.getpid()}
+    assert several(0, compute, CPU, 2, print) == []
+
+
+def test_what_one_of_several_raises_is_raised():
+    def compute(place):
+        raise BadInput(f"{place} cannot be")
+
+    with pytest.raises(BadInput, match="cannot be"):
+        several(3, compute, CPU, 2, lambda _: None)

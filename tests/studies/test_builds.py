@@ -1,6 +1,7 @@
 """What the studies of several builds share, on builds whose answers are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,3 +134,15 @@ def test_bad_parameters_are_refused(text, said):
 )
 def test_bad_specs_are_refused_before_anything_is_built(text, said):
     assert said in message(lambda: study(text).plugins())
+
+
+def test_several_processes_attack_the_builds_as_one_does(setting):
+    params = builds.BuildsParams(builds=2, attack="pgd:steps=2")
+    specs = ("undefended", "toy-jitter")
+    one, two = (
+        list(builds.attacked(replace(setting, workers=workers), specs, params))
+        for workers in (1, 2)
+    )
+    for alone, shared in zip(one, two, strict=True):
+        assert np.array_equal(alone.robust, shared.robust)
+        assert np.array_equal(alone.clean, shared.clean)
