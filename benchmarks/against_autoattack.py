@@ -3,9 +3,11 @@
     BENCH_REAL_DATA=/path/with/data/and/models \
         python benchmarks/against_autoattack.py --out against_autoattack.json [NET ...]
 
-The library runs on the plain network with its weights frozen, which is the faster way. Times are
-CPU time of this process, which another process on the machine disturbs least, and wall time. What
-is in the file already is not run again; the table is printed from the file:
+The library runs on the plain network with its weights frozen, which is the faster way. The images
+are cut in two halves, and on each half all three run in turn, so that a machine whose speed wavers
+treats them alike. Times are CPU time of this process, which another process on the machine disturbs
+least, and wall time. A net that is in the file already is not run again; the table is printed from
+the file:
 
     python benchmarks/against_autoattack.py --out against_autoattack.json --table
 """
@@ -17,13 +19,16 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from bench_attacks.ensemble import Ensemble
+from bench_attacks.ensemble.schedule import Profile
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
@@ -37,7 +42,7 @@ from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
 
 BATCH = 128
-PROFILES = ("fast", "standard")
+PROFILES: tuple[Profile, ...] = ("fast", "standard")
 PIXEL = 1 / 255
 
 
@@ -62,12 +67,14 @@ NETS = {
     "mnist_kw_0.1": Net("mnist", "mnist_kw_0.1", 0.1, "chosen"),
     "mnist_cnn_a_adv": Net("mnist", "mnist_cnn_a_adv", 0.3, "chosen"),
     "cifar_kw_wide": Net("cifar10_exact", "cifar_kw_wide", 2 * PIXEL, "chosen"),
-    "resnet20 0.5/255": Net("cifar10_exact", "cifar_resnet20", 0.5 * PIXEL, "chosen", 24),
+    "resnet20 0.5/255": Net("cifar10_exact", "cifar_resnet20", 0.5 * PIXEL, "chosen"),
     "mnist_kw_small_0.3": Net("mnist", "mnist_kw_small_0.3", 0.3, "reported"),
     "cifar_kw_base": Net("cifar10_exact", "cifar_kw_base", 2 * PIXEL, "reported"),
     "cifar_cnn_a_adv": Net("cifar10_exact", "cifar_cnn_a_adv", 2 * PIXEL, "reported"),
     "resnet20 8/255": Net("cifar10_exact", "cifar_resnet20", 8 * PIXEL, "reported"),
-    "datafreeshield": Net("mnist5k", "datafreeshield:scale=quick", 0.1, "reported", 40),
+    "datafreeshield": Net("mnist5k", "datafreeshield:scale=quick", 0.1, "reported"),
+    "ait": Net("mnist5k", "ait:scale=quick", 0.1, "reported"),
+    "dfard": Net("mnist5k", "dfard:scale=quick", 0.1, "reported"),
 }
 
 
@@ -80,7 +87,7 @@ class Plain(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         noise = Noise.of(0, Stream.FIXED, range(len(images)))
-        logits = self.classifier(images, noise)
+        logits: Tensor = self.classifier(images, noise)
         self.forwards += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count)
@@ -104,67 +111,97 @@ def load(net: Net) -> tuple[DefendedClassifier, Tensor, Tensor]:
     return classifier, images.pixels(), images.labels
 
 
-def timed(attack: Callable[[], tuple[Tensor, float]]) -> dict[str, Any]:
-    """Which images are left, passes an image, and seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    left, passes = attack()
-    return {
-        "left": left.nonzero().flatten().tolist(),
-        "passes": round(passes, 1),
-        "cpu": round(time.process_time() - cpu, 1),
-        "wall": round(time.perf_counter() - wall, 1),
-    }
+@dataclass
+class Run:
+    """Which images are left, their passes, and seconds, summed over the halves."""
+
+    left: list[int] = field(default_factory=list)
+    passes: float = 0.0
+    cpu: float = 0.0
+    wall: float = 0.0
+
+    def add(self, attack: Callable[[], tuple[Tensor, float]], ids: npt.NDArray[np.int64]) -> None:
+        """Time an attack on these images."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        left, passes = attack()
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+        self.left += ids[left.numpy()].tolist()
+        self.passes += passes
+
+    def told(self, n: int) -> dict[str, Any]:
+        return {
+            "left": self.left,
+            "passes": round(self.passes / n, 1),
+            "cpu": round(self.cpu, 1),
+            "wall": round(self.wall, 1),
+        }
 
 
-def library(
-    classifier: DefendedClassifier, images: Tensor, labels: Tensor, eps: float
-) -> tuple[Tensor, float]:
-    """AutoAttack, version standard, by pyautoattack."""
-    model = Plain(classifier)
+@dataclass(frozen=True)
+class Case:
+    """A classifier and images, which have ids, that are attacked."""
+
+    classifier: DefendedClassifier
+    ids: npt.NDArray[np.int64]
+    images: Tensor
+    labels: Tensor
+    eps: float
+
+    def part(self, places: npt.NDArray[np.int64]) -> Case:
+        return replace(
+            self, ids=self.ids[places], images=self.images[places], labels=self.labels[places]
+        )
+
+
+def library(case: Case) -> tuple[Tensor, float]:
+    """AutoAttack, version standard, by pyautoattack: which images are left, bool (n,), and passes,
+    forward and backward, of all of them together.
+    """
+    model = Plain(case.classifier)
     with isolated(0):
-        suite = AutoAttack(model, norm="Linf", eps=eps, seed=0, version="standard", device="cpu")
-        points = suite.run_standard_evaluation(images, labels, batch_size=BATCH)[0]
-    passes = (model.forwards + model.backwards) / len(images)
-    return judged(classifier, points, images, labels, eps), passes
+        suite = AutoAttack(
+            model, norm="Linf", eps=case.eps, seed=0, version="standard", device="cpu"
+        )
+        points = suite.run_standard_evaluation(case.images, case.labels, batch_size=BATCH)[0]
+    return judged(case, points), float(model.forwards + model.backwards)
 
 
-def ensemble(
-    profile: str, classifier: DefendedClassifier, images: Tensor, labels: Tensor, eps: float
-) -> tuple[Tensor, float]:
-    """One profile of our own suite."""
-    victim = Victim(classifier, np.arange(len(images)), batch_size=BATCH)
-    points = Ensemble(profile=profile)(victim, images, labels, ThreatModel("linf", eps)).points
-    passes = (victim.forwards + victim.backwards).float().mean().item()
-    return judged(classifier, points, images, labels, eps), passes
+def ensemble(profile: Profile, case: Case) -> tuple[Tensor, float]:
+    """One profile of our own suite; returns as `library` does."""
+    victim = Victim(case.classifier, case.ids, batch_size=BATCH)
+    threat = ThreatModel("linf", case.eps)
+    points = Ensemble(profile=profile)(victim, case.images, case.labels, threat).points
+    return judged(case, points), (victim.forwards + victim.backwards).sum().item()
 
 
-def judged(
-    classifier: DefendedClassifier, points: Tensor, images: Tensor, labels: Tensor, eps: float
-) -> Tensor:
+def judged(case: Case, points: Tensor) -> Tensor:
     """Which images are still right at their points, which must lie in ball and box; bool (n,)."""
-    assert (points - images).abs().max() <= eps + 1e-6 and 0 <= points.min() <= points.max() <= 1
+    assert (points - case.images).abs().max() <= case.eps + 1e-6
+    assert 0 <= points.min() <= points.max() <= 1
     with torch.no_grad():
-        logits = Plain(classifier)(points)
-    right: Tensor = logits.argmax(1) == labels
+        logits = Plain(case.classifier)(points)
+    right: Tensor = logits.argmax(1) == case.labels
     return right
 
 
-def run(name: str, net: Net, known: dict[str, Any]) -> dict[str, Any]:
-    """A net's row: what is known of it already is kept."""
+def run(name: str, net: Net) -> dict[str, Any]:
+    """A net's row."""
     classifier, images, labels = load(net)
+    case = Case(classifier, np.arange(len(images)), images, labels, net.eps)
+    attacks: dict[str, Callable[[Case], tuple[Tensor, float]]] = {
+        **{profile: partial(ensemble, profile) for profile in PROFILES},
+        "library": library,
+    }
+    runs = {attack: Run() for attack in attacks}
     with frozen(classifier):
-        with torch.no_grad():
-            clean = Plain(classifier)(images).argmax(1) == labels
-        row = {"eps": net.eps, "n": net.n, "clean": int(clean.sum()), "half": net.half, **known}
-        arguments = (classifier, images, labels, net.eps)
-        for profile in PROFILES:
-            if profile not in row:
-                row[profile] = timed(lambda p=profile: ensemble(p, *arguments))
-                print(name, profile, len(row[profile]["left"]), row[profile], flush=True)
-        if "library" not in row:
-            row["library"] = timed(lambda: library(*arguments))
-            print(name, "library", len(row["library"]["left"]), row["library"], flush=True)
-    return row
+        clean = int(judged(case, images).sum())
+        for places in np.array_split(np.arange(len(images)), 2):
+            for attack, call in attacks.items():
+                runs[attack].add(partial(call, case.part(places)), places)
+                print(name, attack, len(places), vars(runs[attack]), flush=True)
+    told = {attack: found.told(len(images)) for attack, found in runs.items()}
+    return {"eps": net.eps, "n": net.n, "clean": clean, "half": net.half, **told}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -194,8 +231,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(given.out.read_text()) if given.out.exists() else {}
-    for name in [] if given.table else given.nets or NETS:
-        rows[name] = run(name, NETS[name], rows.get(name, {}))
+    wanted = [] if given.table else given.nets or list(NETS)
+    for name in [name for name in wanted if name not in rows]:
+        rows[name] = run(name, NETS[name])
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.losses import margin
-from bench.maximise import Objective, Reading, ascend, half_cosine
+from bench.maximise import Objective, ascend, half_cosine
 from bench.noise import Noise
-from bench.searches.search import SearchResult, per_image
+from bench.searches.search import SearchResult, accumulated, per_image
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
@@ -29,7 +29,6 @@ _MUTATED = 0.05
 _MOMENTUM = 0.5
 _ELITE = 8
 """One in so many: the best of a population, copied over as many of the worst."""
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class _Population:
     def _ascend(self, start: Tensor, steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
         eps = self._threat.eps
         found = ascend(
-            _accumulated(self._objective, start),
+            accumulated(self._objective, start, _MOMENTUM),
             start,
             self._origin,
             self._threat,
@@ -198,26 +197,6 @@ class _Population:
         order[len(order) - count :] = order[:count]
         self.points, self.values = self.points[order], self.values[order]
         self.success = self.success[order]
-
-
-def _accumulated(objective: Objective, start: Tensor) -> Objective:
-    """The objective with gradients that are summed up over the steps: v = m v + g / |g|_1 (Dong et
-    al. 2018, arXiv 1710.06081, eq. 6).
-
-    On a piecewise linear function it is this that leaves the seam between two pieces, where plain
-    steps go to and fro.
-    """
-    total = torch.zeros_like(start)
-
-    def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
-        reading = objective(x, rows, iteration, gradient)
-        if reading.gradient is None:
-            return reading
-        length = reading.gradient.flatten(1).abs().sum(1).clamp_min(_TINY)
-        total[rows] = _MOMENTUM * total[rows] + reading.gradient / per_image(length, x)
-        return Reading(reading.value, total[rows], reading.success)
-
-    return read
 
 
 def _corners(noise: Noise, origin: Tensor, threat: ThreatModel) -> Tensor:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from bench.losses import margin, misclassified
+from bench.maximise import Objective, Reading
 from bench.randomness import Query
 from bench.threat import ThreatModel
 from bench.victim import Victim
 
 DRAWS = 4
 """Draws behind each value where the victim draws freshly."""
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,31 @@ def settled(
         inside[held] = points[held]
     found = torch.where(per_image(some, points), points, origin)
     return NearestResult(found, torch.where(held, least.clamp_max(threat.eps), least), inside)
+
+
+def accumulated(objective: Objective, start: Tensor, momentum: float) -> Objective:
+    """The objective with gradients that are summed up over the steps: v = m v + g / |g|_1 (Dong et
+    al. 2018, arXiv 1710.06081, eq. 6).
+
+    On a piecewise linear function it is this that leaves the seam between two pieces, where plain
+    steps go to and fro.
+
+    Args:
+        objective: for one ascent of all rows, from its first step on.
+        start: where it starts, (n, C, H, W).
+        momentum: m, of [0, 1).
+    """
+    total = torch.zeros_like(start)
+
+    def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
+        reading = objective(x, rows, iteration, gradient)
+        if reading.gradient is None:
+            return reading
+        length = reading.gradient.flatten(1).abs().sum(1).clamp_min(_TINY)
+        total[rows] = momentum * total[rows] + reading.gradient / per_image(length, x)
+        return Reading(reading.value, total[rows], reading.success)
+
+    return read
 
 
 class Incumbents:

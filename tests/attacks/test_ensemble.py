@@ -257,6 +257,23 @@ def test_crossing_breaks_what_ascents_leave(monkeypatch):
     assert (victim.forwards.item(), victim.backwards.item()) == (told.forward, told.backward)
 
 
+class Seam(nn.Module):
+    """Of images of two pixels; the margin x + y - 2 |x - y| - 1.4 rises along the seam x = y."""
+
+    def forward(self, images):
+        x, y = images.flatten(1).unbind(1)
+        value = x + y - 2 * (x - y).abs() - 1.4
+        return torch.stack([torch.zeros_like(value), value], 1)
+
+
+def test_gradients_are_summed_up_along_a_seam(monkeypatch):
+    """Without their sum the search goes to and fro across the seam, and ends at 1.0 of 1.4."""
+    images, labels = torch.tensor([[[[0.53, 0.47]]]]), torch.zeros(1, dtype=torch.int64)
+    model, threat = classifier(Seam(), 2), ThreatModel("linf", 0.3)
+    attack = only(monkeypatch, Ascents("margin", losses.margin_at, 20, "image"))
+    assert run(model, images, labels, threat, attack)[0].stages.tolist() == [0]
+
+
 def test_crossing_is_left_out_under_fresh_draws(monkeypatch):
     inner, images, labels = linear_problem(3, 4, active_box=False)
     model, threat = NoisyLinear(inner, 0.05), ThreatModel("linf", 1e-4)

@@ -11,7 +11,8 @@ from bench.losses import margin
 from bench.maximise import Reading, ascend
 from bench.randomness import read_randomness
 from bench.searches import margin_steps
-from bench.searches.population import _accumulated, _Population, crossover, passes
+from bench.searches.population import _MOMENTUM, _Population, crossover, passes
+from bench.searches.search import accumulated
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
 from tests.toys import Linear, NoisyLinear, classifier, exact_distance, linear_problem
@@ -200,7 +201,7 @@ def test_summed_gradients_leave_a_seam():
     start, threat = images + torch.tensor([0.01, -0.01]), ThreatModel("linf", 0.3)
     plain, summed = (
         ascend(objective, start, images, threat, steps=60, size=0.02).values.item()
-        for objective in (seam, _accumulated(seam, start))
+        for objective in (seam, accumulated(seam, start, _MOMENTUM))
     )
     assert plain < 1.1
     assert summed > 1.5

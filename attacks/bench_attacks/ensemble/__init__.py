@@ -19,6 +19,7 @@ from bench.results.findings import Finding
 from bench.results.outcomes import NO_STAGE, WRONG_BEFORE
 from bench.searches import square
 from bench.searches.population import crossover
+from bench.searches.search import accumulated
 from bench.spec import Params
 from bench.threat import ThreatModel
 from bench.victim import Victim
@@ -39,6 +40,9 @@ from bench_attacks.ensemble.schedule import (
 FIRST, LAST = 1.0, 0.01
 """Length of the first step in eps, and of the last one in first steps; by a cosine between."""
 MOMENTUM = 0.25
+"""Of the steps."""
+GRADIENT_MOMENTUM = 0.3
+"""Of the gradients before they make a step."""
 SCORING_DRAWS = 20
 """Fresh draws of their own on which candidates are compared where queries draw freshly."""
 
@@ -62,7 +66,7 @@ class Ensemble(Attack[EnsembleParams]):
     image that survives gets every step of every stage.
     """
 
-    version = 2
+    version = 3
     Params = EnsembleParams
     positional = "profile"
     card = Card(
@@ -193,9 +197,10 @@ class _Search:
             fall = half_cosine(iteration, steps)
             return FIRST * self._threat.eps * (LAST + (1 - LAST) * fall)
 
+        begin = self._start(start, searched, restart)
         ascent = ascend(
-            objective,
-            self._start(start, searched, restart),
+            accumulated(objective, begin, GRADIENT_MOMENTUM),
+            begin,
             self._images[searched],
             self._threat,
             steps=steps,

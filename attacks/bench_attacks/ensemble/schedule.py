@@ -146,9 +146,9 @@ _STANDARD: tuple[Stage, ...] = (
 STAGES: dict[Profile, tuple[Stage, ...]] = {
     "fast": (
         Ascents("margin", margin_at, _STEPS, "image"),
-        Ascents("scaled", scaled_at, _STEPS, "corner", 6),
-        Ascents("mixed", scaled_at, _STEPS, "mixed", 3),
-        Squares("square", 76),
+        Ascents("scaled", scaled_at, _STEPS, "corner", 4),
+        Ascents("mixed", scaled_at, _STEPS, "mixed", 4),
+        Squares("square", 60),
     ),
     "standard": _STANDARD,
     "strong": (
