@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,8 +209,14 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
-def _print(text: str, end: str = "\n") -> None:
-    """Print lines for people, without control characters that a file brought along."""
+def _print(text: str, end: str = "\n", *, whole: bool = False) -> None:
+    """Print lines for people, without control characters that a file brought along; on a terminal
+    tables fit its width, but where the text is wanted whole.
+    """
+    if not whole and "\n|" in text and sys.stdout.isatty():
+        from bench.report.tables import fit
+
+        text = fit(text, shutil.get_terminal_size().columns)
     print(escape.terminal(text, lines=True), end=end)
 
 
@@ -809,7 +816,7 @@ def leaderboard(
     content = chosen.write(made)
     if isinstance(content, bytes):
         raise BadInput("this format is not for a terminal: add --out FILE")
-    _print(content, end="")
+    _print(content, end="", whole=True)
 
 
 @app.command()
