@@ -279,6 +279,7 @@ def study(
     ],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     batch_size: BatchSize = None,
+    workers: Workers = None,
     out: Annotated[Path, typer.Option(help="folder for results")] = Path("results/studies"),
     memory: Memory = None,
     data_root: DataRoot = None,
@@ -286,7 +287,6 @@ def study(
 ) -> None:
     """Answer a question by tables, figures and a sentence. A stored result is not computed
     again.
-    workers: Workers = None,
     """
     from bench.studies.store import run_study
 
