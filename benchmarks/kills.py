@@ -66,8 +66,15 @@ def workers_of(driver: int, executor: str) -> list[int]:
         found += below
     if executor == "local":
         return found
-    names = {one: Path(f"/proc/{one}/cmdline") for one in found}
-    return [one for one, name in names.items() if name.exists() and b"Worker" in name.read_bytes()]
+    return [one for one in found if title_of(one).startswith(b"ray::Worker")]
+
+
+def title_of(process: int) -> bytes:
+    """What a process calls itself; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def suite(executor: str, folder: Path, out: str, chance: random.Random, most: int) -> Counter[str]:

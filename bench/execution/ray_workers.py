@@ -131,6 +131,10 @@ class RayCrew(Crew):
         said = list[tuple[int, bytes | str]]()
         waiting = list(self._pending)
         done, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+        if not done and not any(node["Alive"] for node in self._ray.nodes()):
+            raise BadInput(
+                "no node of the cluster is left: start it again, and the same command goes on"
+            )
         more, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
         for one in dict.fromkeys((*done, *more)):
             worker = self._pending.pop(one)
