@@ -44,6 +44,9 @@ from bench.storage.data_root import rooted
 if TYPE_CHECKING:
     import pandas
 
+    from bench.commands.figures import Picture
+    from bench.report.boards.model import Board
+
 _Attack: TypeAlias = str | Attack[Any] | type[Attack[Any]]
 _Defense: TypeAlias = str | Defense[Any] | type[Defense[Any]]
 
@@ -66,12 +69,42 @@ class Report:
             for record in self.records
         ]
         lines += [failure_label(failure)[:160] for failure in self.failures]
-        return "\n".join([f"<Report: {len(lines)} rows>", *(f"  {line}" for line in lines)])
+        more = [f"  ... {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
+        told = [f"  {line}" for line in lines[:_SHOWN]] + more
+        return "\n".join([f"<Report: {len(lines)} rows>", *told])
 
-    def _repr_markdown_(self) -> str:
-        return str(self)
+    def _repr_html_(self) -> str:
+        from bench.report.notebook import table
 
-    def to_frame(self) -> pandas.DataFrame:
+        return table(self.records, self.failures)
+
+    def board(self) -> Board:
+        """The leaderboard of the records, under the default protocol: its rows with ranks, builds,
+        attacks and notes; `frame()` and `wide()` make tables of it.
+
+        Raises:
+            BadInput: where the records are of several setups, or of none.
+        """
+        made = boards(self.records)
+        if len(made) != 1:
+            raise BadInput(
+                f"the records make {len(made)} boards: give those of one setup (data set, "
+                "classifier, threat, images)"
+            )
+        return made[0]
+
+    def plot(self) -> Picture:
+        """Robust accuracy over eps where the records are of several eps; else clean against robust
+        accuracy. A notebook shows it; `plot().figure.savefig("x.png")` writes it.
+
+        Raises:
+            BadInput: where there is no record, or the setups differ in more than eps.
+        """
+        from bench.commands.figures import picture
+
+        return picture(self.records)
+
+    def frame(self) -> pandas.DataFrame:
         """One row a record; failures are left out.
 
         Columns: the title (defense, attack, gradient, randomness, dataset, classifier, threat, n,
@@ -83,6 +116,10 @@ class Report:
 
         robust = {record.id: record.metrics.adversarial.mean.value for record in self.records}
         return pandas.DataFrame([_row(record, robust.get(record.base)) for record in self.records])
+
+
+_SHOWN = 8
+"""So many rows are in a report's repr."""
 
 
 def _row(record: Record, base: float | None) -> dict[str, Any]:

@@ -143,8 +143,10 @@ def test_a_report_is_short_and_a_frame(monkeypatch):
     lines = repr(report).splitlines()
     assert lines[0] == "<Report: 4 rows>" and len(lines) == 5
     assert all(len(line) < 200 for line in lines)
-    assert report._repr_markdown_() == str(report)
-    frame = report.to_frame()
+    assert report._repr_html_().count("<tr>") == 1 + len(report.records)
+    assert [row.defense for row in report.board().rows]
+    assert report.plot()._repr_png_().startswith(b"\x89PNG")
+    frame = report.frame()
     assert frame.defense.tolist() == [r.title["defense"] for r in report.records]
     row = frame[(frame.defense == "toy-jitter") & (frame.randomness == "replay")].iloc[0]
     record = next(record for record in report.records if record.id == row.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from html import escape
 
 _DIRECTIONS = {"\u200e", "\u200f", "\u061c", *map(chr, [*range(0x202A, 0x202F)])}
 _DIRECTIONS |= set(map(chr, range(0x2066, 0x206A)))
@@ -45,6 +46,11 @@ def _shown(char: str) -> str:
 def markdown(text: str) -> str:
     """Text for one line or one table cell of Markdown: no HTML, no link, no other cell."""
     return _MARKS.sub(lambda found: found[1] * 2 + "\\" + found[2], terminal(text))
+
+
+def html(text: str) -> str:
+    """Text between two tags of HTML, or in quotes inside one."""
+    return escape(terminal(text))
 
 
 def csv(value: object) -> object:
