@@ -68,8 +68,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Best wrong logit minus true logit; positive where the image is misclassified (Carlini and
     Wagner 2017, f6).
     """
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    best_wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    true, best_wrong = _deciding(logits, labels)
     return best_wrong - true
 
 
@@ -102,16 +101,22 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     The slack scales with the two logits that decide, so that a masked class (-1e9, -inf) does not
     swallow it.
     """
-    return (margin(logits, labels) > _slack(logits, labels)) | torch.isnan(logits).any(1)
+    true, best_wrong = _deciding(logits, labels)
+    return (best_wrong - true > _slack(true, best_wrong)) | torch.isnan(logits).any(1)
 
 
 def reached(logits: Tensor, targets: Tensor) -> Tensor:
     """Which rows answer their target by a margin that no rounding turns around; bool (n,)."""
-    return (-margin(logits, targets) > _slack(logits, targets)) & ~torch.isnan(logits).any(1)
+    target, best_other = _deciding(logits, targets)
+    return (target - best_other > _slack(target, best_other)) & ~torch.isnan(logits).any(1)
 
 
-def _slack(logits: Tensor, labels: Tensor) -> Tensor:
+def _deciding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The label's logit and the largest other one, (n,) each."""
     label = logits.gather(1, labels[:, None]).squeeze(1)
-    best_other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return label, logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def _slack(label: Tensor, best_other: Tensor) -> Tensor:
     scale = torch.maximum(label.abs(), best_other.abs())
     return torch.where(torch.isfinite(scale), SUCCESS_SLACK * scale, torch.zeros_like(scale))

@@ -138,28 +138,30 @@ def ascend(
     points, last = start.clone(), start.clone()
     values = torch.full((count,), -torch.inf, device=start.device)
     success = torch.zeros(count, dtype=torch.bool, device=start.device)
-    rows, x, centre = torch.arange(count, device=start.device), start, origin
+    rows, x, ball = torch.arange(count, device=start.device), start, threat.around(origin)
     before = start
     for iteration in range(steps + 1):
         if not len(rows):
             break
         reading = objective(x, rows, iteration, iteration < steps)
-        better = reading.success | (reading.value > values[rows])
+        better = (reading.success | (reading.value > values[rows])).nonzero().squeeze(1)
         improved = rows[better]
-        points[improved], values[improved] = x[better], reading.value[better]
+        points.index_copy_(0, improved, x.index_select(0, better))
+        values[improved] = reading.value[better]
         success[rows] = reading.success
-        last[rows] = x
-        if reading.gradient is None:
+        if reading.gradient is None or iteration == steps:
+            last.index_copy_(0, rows, x)
             break
-        alive = ~reading.success
         gradient = reading.gradient
-        if not bool(alive.all()):
-            rows, x, centre, gradient = rows[alive], x[alive], centre[alive], gradient[alive]
-            before = before[alive]
+        alive = (~reading.success).nonzero().squeeze(1)
+        if len(alive) < len(rows):
+            last[rows[reading.success]] = x[reading.success]
+            rows, ball = rows[alive], ball.rows(alive)
+            x, gradient, before = (one.index_select(0, alive) for one in (x, gradient, before))
         length = size(iteration) if callable(size) else size
-        stepped = threat.ascend(x, gradient, length, centre)
+        stepped = ball.ascend(x, gradient, length)
         if momentum and iteration:
             move = (1 - momentum) * (stepped - x) + momentum * (x - before)
-            stepped = threat.project(x + move, centre)
+            stepped = ball.project(x + move)
         before, x = x, stepped
     return Ascent(points, values, success, last)

@@ -109,6 +109,14 @@ class ThreatModel:
             return self.project(x + size * _unit(gradient), origin)
         return self.project(x + _step_l1(x, gradient, size), origin)
 
+    def around(self, origin: Tensor) -> Ball:
+        """Ball and box around these images (n, ...), for many steps."""
+        low = high = origin
+        if self.norm == "linf":
+            low = (origin - self.eps).clamp_(0.0, 1.0)
+            high = (origin + self.eps).clamp_(0.0, 1.0)
+        return Ball(self, origin, low, high)
+
     def distance(self, x: Tensor, origin: Tensor) -> Tensor:
         """Distance of each image from its original, in float64; shape (n,)."""
         delta = (x.double() - origin.double()).flatten(1)
@@ -131,6 +139,45 @@ class ThreatModel:
             return self.eps * (1 + L2_SLACK)
         moved = (x != origin).flatten(1).sum(1)
         return self.eps * (1 + L1_SLACK) + moved * L1_PIXEL_SLACK
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Ball and box around some images: `ThreatModel.project` and `ascend`, bit for bit, with what
+    many steps share computed once.
+
+    Attributes:
+        threat: norm and radius.
+        origin: the images, (n, ...).
+        low, high: under Linf the least and the largest value of each pixel, (n, ...).
+    """
+
+    threat: ThreatModel
+    origin: Tensor
+    low: Tensor
+    high: Tensor
+
+    def rows(self, index: Tensor) -> Ball:
+        """That of some of the images, int64 (m,)."""
+        origin = self.origin.index_select(0, index)
+        if self.threat.norm != "linf":
+            return Ball(self.threat, origin, origin, origin)
+        low, high = self.low.index_select(0, index), self.high.index_select(0, index)
+        return Ball(self.threat, origin, low, high)
+
+    def project(self, x: Tensor) -> Tensor:
+        """As `ThreatModel.project`."""
+        if self.threat.norm == "linf":
+            return torch.clamp(x, self.low, self.high)
+        return self.threat.project(x, self.origin)
+
+    def ascend(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """As `ThreatModel.ascend`."""
+        if self.threat.norm != "linf":
+            return self.threat.ascend(x, gradient, size, self.origin)
+        # Each line is one walk over memory, which is what a step costs beside its network.
+        stepped = torch.add(x, gradient.sign(), alpha=size)
+        return stepped.clamp_(self.low, self.high)
 
 
 _NORMS = "linf, l2 or l1"

@@ -641,7 +641,7 @@ class Victim:
             losses = [
                 self._mean_loss(outputs[v], labels, rows, loss) for v, loss in aim.losses.items()
             ]
-            values = torch.stack(losses).sum(0)
+            values = losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
         success, rank = self._successes(x, rows, draws, aim, outputs, gradient)
         slope = None
         if gradient:

@@ -211,3 +211,16 @@ def test_a_step_in_l1_goes_into_one_pixel_of_a_hundred():
     moved = ThreatModel("l1", 9.0).ascend(origin, slope, 0.4, origin) - origin
     assert torch.allclose(moved.flatten()[-4:], torch.full((4,), 0.1), atol=1e-6)
     assert not moved.flatten()[:-4].any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_ball_for_many_steps_steps_and_projects_bit_for_bit_alike(norm):
+    threat, generator = ThreatModel(norm, 0.3), torch.Generator().manual_seed(5)
+    # Some outside the box, where the order of clipping shows.
+    origin = 1.6 * torch.rand(6, 1, 4, 4, generator=generator) - 0.3
+    x, gradient = (torch.randn(origin.shape, generator=generator) for _ in range(2))
+    gradient[0, 0, 0, 0] = 0
+    ball, chosen = threat.around(origin), torch.tensor([4, 1])
+    assert torch.equal(ball.project(x), threat.project(x, origin))
+    assert torch.equal(ball.ascend(x, gradient, 0.07), threat.ascend(x, gradient, 0.07, origin))
+    assert torch.equal(ball.rows(chosen).project(x[chosen]), threat.project(x, origin)[chosen])

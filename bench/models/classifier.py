@@ -144,7 +144,7 @@ class Classifier(DefendedClassifier):
 
     def _run(self, network: Callable[[Tensor], Any], images: Tensor, noise: Noise | None) -> Tensor:
         if self.normalised:
-            images = (images - self.mean) / self.std
+            images = (images - self.mean).div_(self.std)
         if not self.stochastic or noise is None:
             if not self.alone:
                 return self._answer(network, images)

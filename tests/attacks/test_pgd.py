@@ -11,7 +11,7 @@ from bench_attacks.pgd import PGD, PGDParams
 
 from bench.losses import margin
 from bench.maximise import Ascent, ascend
-from bench.threat import ThreatModel
+from bench.threat import Ball, ThreatModel
 from bench.victim import Victim
 from tests.toys import attack_robust, classifier, exact_distance, linear_problem
 
@@ -111,10 +111,8 @@ def no_op(monkeypatch):
 
 
 def wrong_sign(monkeypatch):
-    right = ThreatModel.ascend
-    monkeypatch.setattr(
-        ThreatModel, "ascend", lambda self, x, g, size, origin: right(self, x, -g, size, origin)
-    )
+    right = Ball.ascend
+    monkeypatch.setattr(Ball, "ascend", lambda self, x, g, size: right(self, x, -g, size))
 
 
 def first_step_only(monkeypatch):
@@ -145,7 +143,7 @@ def test_an_eps_in_the_wrong_scale_is_caught(factor):
 
 def test_a_missing_projection_is_caught(monkeypatch):
     model, images, labels, threat, _ = case("linf", True, 3)
-    monkeypatch.setattr(ThreatModel, "project", lambda self, x, origin: x)
+    monkeypatch.setattr(Ball, "ascend", lambda self, x, g, size: x + size * g.sign())
     with pytest.raises(AssertionError):
         attack_robust(classifier(model, 3), images, labels, pgd(steps=20, loss="margin"), threat)
 
