@@ -6,7 +6,7 @@
 A suite of tiny evaluations runs under the executor. At random moments one of its processes is
 killed; a driver that died is started again with the same command. When a suite is done it begins
 anew in another folder, until there were so many kills. Each folder must hold what `--executor
-inline` makes: every record once, equal but for times, and nothing else.
+inline` makes: every record once, equal but for times and `environment`, and nothing else.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def records(folder: Path) -> dict[str, object]:
         content = json.loads(path.read_bytes())
         content.pop("finished")
         content["cost"].pop("seconds")
-        content["environment"].pop("commit", None)
+        content.pop("environment")
         assert content["id"] not in found, f"{path} is doubled"
         found[content["id"]] = content
     return found
