@@ -6,10 +6,12 @@ A saved shard is looked at before it is used: what is damaged is computed anew.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -60,6 +62,7 @@ class Workspace:
     def __init__(self, place: Place, check: Check = _nothing_wrong) -> None:
         self.place = place
         self._check = check
+        self._begun: bytes | None = None
 
     def load(self, shard: Shard) -> Arrays | None:
         """A finished shard; None where there is none, or a damaged one."""
@@ -90,7 +93,18 @@ class Workspace:
     def claim(self, shard: Shard) -> Iterator[Held | None]:
         """Try to claim a shard; yields the claim, or None. It beats until the block ends."""
         with self.place.claim(f"claim-{_range(shard)}") as claim:
+            if claim and not self.place.holds(_BEGUN):
+                self.place.write(_BEGUN, uuid.uuid4().hex.encode())
             yield claim
+
+    def stands(self) -> bool:
+        """Whether the work is the one that was here when this was asked last: nobody has cleared it
+        away since. False the first time.
+        """
+        before, self._begun = self._begun, None
+        with contextlib.suppress(FileNotFoundError):
+            self._begun = self.place.read(_BEGUN)
+        return before is not None and self._begun == before
 
     def has_work(self, shards: Iterable[Shard]) -> bool:
         """Whether one of these shards is neither saved nor in another process's hands."""
@@ -104,6 +118,10 @@ class Workspace:
     def holds(self, shards: Iterable[Shard]) -> bool:
         """Whether all of these shards are saved."""
         return all(self.place.holds(file_of(shard)) for shard in shards)
+
+
+_BEGUN = "begun"
+"""A file with a token: other work in the same folder has another one."""
 
 
 def read_arrays(data: bytes) -> Arrays:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -40,3 +41,13 @@ def test_a_stale_claim_is_taken_over(tmp_path):
     with work.claim((0, 64)) as ours, work.claim((0, 64)) as twice:
         assert ours and not twice
     assert not claim.exists()
+
+
+def test_work_stands_until_somebody_clears_it(tmp_path):
+    work = Workspace(Place(tmp_path / "w"))
+    assert not work.stands() and not work.stands()
+    with work.claim((0, 2)) as claim:
+        assert claim and not work.stands() and work.stands()
+    shutil.rmtree(tmp_path / "w")
+    with work.claim((0, 2)):
+        assert not work.stands() and work.stands()
