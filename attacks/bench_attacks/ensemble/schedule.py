@@ -147,7 +147,7 @@ STAGES: dict[Profile, tuple[Stage, ...]] = {
     "fast": (
         Ascents("margin", margin_at, _STEPS, "image"),
         Ascents("scaled", scaled_at, _STEPS, "corner", 4),
-        Ascents("mixed", scaled_at, _STEPS, "mixed", 4),
+        Ascents("mixed", scaled_at, _STEPS, "mixed", 3),
         Squares("square", 60),
     ),
     "standard": _STANDARD,
