@@ -144,6 +144,7 @@ def test_an_eps_in_the_wrong_scale_is_caught(factor):
 def test_a_missing_projection_is_caught(monkeypatch):
     model, images, labels, threat, _ = case("linf", True, 3)
     monkeypatch.setattr(Ball, "ascend", lambda self, x, g, size: x + size * g.sign())
+    monkeypatch.setattr(ThreatModel, "project", lambda self, x, origin: x)
     with pytest.raises(AssertionError):
         attack_robust(classifier(model, 3), images, labels, pgd(steps=20, loss="margin"), threat)
 
