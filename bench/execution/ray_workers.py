@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -49,8 +50,16 @@ class RayExecutor(Executor):
         return elsewhere(self.params.gpus, device, batch_size, progress, compile)
 
     def run(self, work: Work, note: Callable[[str], None]) -> Iterator[Result]:
-        ray = self._ray
-        ours = not ray.is_initialized()
+        # Ray draws from Python's global generator, which is left as it was found.
+        state = random.getstate()
+        try:
+            results = self._computed(work, note)
+        finally:
+            random.setstate(state)
+        yield from results
+
+    def _computed(self, work: Work, note: Callable[[str], None]) -> list[Result]:
+        ours = not self._ray.is_initialized()
         if ours:
             self._connect()
         try:
@@ -64,11 +73,11 @@ class RayExecutor(Executor):
                 threads=max(1, int(self.params.cpus)),
                 ids=tuple(one.id for one in work.evaluations),
             )
-            crew = RayCrew(ray, job, self.params)
-            yield from Driver(work.evaluations, work.store, work.execution, crew, note).run(size)
+            crew = RayCrew(self._ray, job, self.params)
+            return Driver(work.evaluations, work.store, work.execution, crew, note).run(size)
         finally:
             if ours:
-                ray.shutdown()
+                self._ray.shutdown()
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -77,7 +86,8 @@ class RayExecutor(Executor):
             how |= {"num_cpus": cores(), "include_dashboard": False}
             how |= {"_node_ip_address": "127.0.0.1"}
         try:
-            self._ray.init(address=self.params.address, **how)
+            # Without an address Ray would join whatever cluster this machine began last.
+            self._ray.init(address=self.params.address or "local", **how)
         except Exception as error:
             where = self.params.address or "a Ray of this machine"
             raise BadInput(

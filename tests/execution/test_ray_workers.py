@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes on this machine; by hand, since it takes half a minute to start."""
 
+import random
 import threading
 import time
 
@@ -27,11 +28,15 @@ def cluster(tmp_path_factory, monkeypatch):
     import ray
     from ray.cluster_utils import Cluster
 
+    state = random.getstate()
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    random.setstate(state)
     yield made, nodes
+    state = random.getstate()
     ray.shutdown()
     made.shutdown()
+    random.setstate(state)
 
 
 def test_a_node_is_killed_in_the_middle(tmp_path, cluster):
