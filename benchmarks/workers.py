@@ -5,13 +5,14 @@
 
 `pgd`: `pgd:steps=100,restarts=3` on cifar_cnn_a_adv at 2/255 over all 1,017 images, with one
 process, two, four, and the default. `suite`: the test-time defenses on mnist5k under PGD. The
-variants run in turn, so that what else the machine does meets all of them; medians are told. The
-records must be equal but for times and `environment`, which tells the threads of a process.
+variants run in turn, so that what else the machine does meets all of them; medians are told. Each
+process has one torch thread. The records must be equal but for times and `environment`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -58,6 +59,7 @@ def records(folder: Path) -> list[object]:
 
 def main() -> None:
     """Time the variants in turn, and compare their records."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     what, data, rounds = sys.argv[1], Path(sys.argv[2]).resolve(), int(sys.argv[3])
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     first: list[object] = []
