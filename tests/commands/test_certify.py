@@ -161,7 +161,8 @@ def test_a_vote_is_told_wherever_it_is_printed(capsys, voted):
     (board,) = boards([read_record(voted)])
     proof = read_record(voted).certificate
     assert "(vote, alpha=0.01) |" in page([board])
-    assert board.rows[0].extras.alpha == 0.01
+    extras = board.rows[0].extras
+    assert (extras.certified, extras.alpha) == (proof.share(60), 0.01)
     assert "infinitely many draws alone" in board.note
     assert "no attack in the ball" not in board.note
 
