@@ -1,0 +1,85 @@
+"""Speed beside named peers: one table, made by one command.
+
+    pip install foolbox; pip install --no-deps torchattacks     # whose pins would downgrade
+    BENCH_REAL_DATA=/path/with/data/and/models python -m benchmarks
+
+A row that is in the file of results already is not measured again, so that a run may be broken off.
+The page docs/results/speed.md is written from that file; `--page` writes it and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Absent, Measured, measure
+from benchmarks.page import machine, page
+from benchmarks.rows import chosen
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "speed.json", HERE.parent / "docs" / "results" / "speed.md"
+
+
+def main() -> None:
+    """Measure what is missing, and write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to measure [default: all]")
+    parser.add_argument("--rounds", type=int, help="times each side is measured")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
+    parser.add_argument("--to", type=Path, default=PAGE, help="page to write")
+    parser.add_argument("--again", action="store_true", help="measure what is there, too")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    parser.add_argument(
+        "--tiny", action="store_true", help="see that it runs; numbers mean nothing"
+    )
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    done = read(asked.results)
+    if not asked.page:
+        try:
+            rows = chosen(asked.rows, asked.tiny)
+        except Absent as error:
+            sys.exit(str(error))
+        for row in rows:
+            if row.key in done and not asked.again:
+                continue
+            done[row.key] = measured = measure(row, asked.rounds)
+            print(summary(measured), flush=True)
+            write(asked.results, done)
+    made_on = json.loads(asked.results.read_text())["machine"] if done else machine()
+    text = page(list(done.values()), made_on)
+    asked.to.write_text(text)
+    print(f"written: {asked.to}", file=sys.stderr)
+
+
+def read(file: Path) -> dict[str, Measured]:
+    """The rows that were measured, by key."""
+    if not file.exists():
+        return {}
+    rows = json.loads(file.read_text())["rows"]
+    return {one["key"]: Measured(**one) for one in rows}
+
+
+def write(file: Path, done: dict[str, Measured]) -> None:
+    content = {"machine": machine(), "rows": [one.as_json() for one in done.values()]}
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def summary(row: Measured) -> str:
+    """One line for the terminal."""
+    if row.absent:
+        return f"{row.key}: not measured, {row.absent}"
+    sides = ", ".join(f"{name} {row.median(name):.2f} {row.unit}" for name in row.values)
+    return f"{row.key}: {sides}"
+
+
+if __name__ == "__main__":
+    main()

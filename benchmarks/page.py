@@ -1,0 +1,125 @@
+"""The page of the table, in Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.engine.environment import commit
+from benchmarks.measure import OURS, Measured
+
+LIBRARIES = ("torch", "numpy", "foolbox", "torchattacks", "pyautoattack")
+
+HEAD = """# Speed, beside named peers
+
+<!-- Written by `python -m benchmarks`; the text is in benchmarks/page.py. -->
+
+All sides of a row run in one process on the same images, one after the other in turn; medians of
+several rounds count. A ratio above 1 says how many times as long the peer takes. Each side has run
+once before: how long that first time took stands in `benchmarks/speed.json`.
+
+`bench` is a whole [evaluation](../glossary.md#evaluation), with one thread: attack, judge, checks
+and record. Peers are the attack alone. Where a row names the whole command, it starts in a process
+of its own with its default workers. PGD of torchattacks and foolbox has two threads, all others
+have one.
+
+"""
+
+TAIL = """
+## Measure it again
+
+```text
+pip install foolbox; pip install --no-deps torchattacks
+BENCH_REAL_DATA=/path/with/data/and/models python -m benchmarks --again
+```
+
+It takes about 20 minutes on two cores and wants a machine that does nothing else. Single rows:
+`python -m benchmarks pgd-resnet eot`. On a GPU: `benchmarks/gpu.sh`. What larger evaluations cost
+is computed on [another page](scale.md).
+"""
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        "system": f"{platform.system()} {platform.release()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "commit": commit()[0][:12],
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def page(rows: Sequence[Measured], made_on: dict[str, Any]) -> str:
+    """The whole page."""
+    if not rows:
+        return f"{HEAD}No row has been measured yet.\n{TAIL}"
+    lines = ["| what | side | median | ratio | answer | wanted |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        lines += _lines(row)
+    return HEAD + "\n".join(lines) + "\n\n" + _made_on(made_on) + TAIL
+
+
+def _lines(row: Measured) -> list[str]:
+    if row.absent:
+        return [_line(row.title, "", "not measured", "", row.absent, "")]
+    return [
+        _line(
+            row.title if name == OURS else "",
+            name,
+            f"{row.median(name):,.{2 if row.unit == 's' else 0}f} {row.unit}",
+            "" if name == OURS else f"{row.ratio(name):.2f}",
+            row.answers.get(name, ""),
+            _wanted(row, name),
+        )
+        for name in row.values
+    ]
+
+
+def _wanted(row: Measured, name: str) -> str:
+    verdict = row.verdict(name)
+    if not verdict:
+        return ""
+    if name == OURS:
+        return f"at most {row.limit:g} {row.unit}: {verdict}"
+    return f"{row.wanted[name]:.2f}: {verdict}"
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _made_on(made: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {text}" for name, text in made["versions"].items())
+    gpu = f" and {made['gpu']}" if made["gpu"] else ""
+    return (
+        f"Measured on {made['date']} with {made['cores']} cores of {made['cpu']}{gpu},\n"
+        f"{made['system']}, Python {made['python']}, commit `{made['commit']}`.\n"
+        f"{versions}.\n"
+    )
