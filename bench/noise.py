@@ -7,8 +7,9 @@ size, order, worker or resume point.
 
 The bits are Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 Its 128-bit key is a hash of (root seed, stream, site, kind of number); its 256-bit counter is
-(block, image id, draw, 0). Numbers are always born on the CPU, so that fixed noise is the same on
-every device.
+(block, image id, draw, 0). On a GPU the same bits are computed there (`bench.philox`), so that
+fixed noise is the same on every device: uniform numbers exactly, normal ones but for a last digit
+once in 2^28.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from bench import philox
 
 Words = npt.NDArray[np.uint64]
 
@@ -89,14 +92,27 @@ class _Key:
         changed = change(self)
         return changed if self.fixed is None else replace(changed, fixed=change(self.fixed))
 
-    def words(self, kind: str, name: str, count: int) -> Words:
-        """64-bit words for each row: (n, count)."""
+    def key(self, kind: str, name: str) -> Words:
+        """Philox's key of numbers of this kind at this place."""
         place = joined(self.site, name)
         # Else a pass could compare: the row whose own numbers are the shared ones is image 0.
         if self.asked.setdefault(place, self.shared) != self.shared:
             raise ValueError(f"{name!r} is asked both for a row's own and for shared numbers")
+        return philox_key(self.root, self.stream, place, kind)
+
+    def halves(self, kind: str, name: str, count: int) -> Tensor:
+        """As `words`, computed on the device: their halves, int64 (n, 2 count)."""
+        first, second = (int(word) for word in self.key(kind, name))
+        images, draws = (
+            torch.from_numpy(np.array(rows).view(np.int64)).to(self.device)
+            for rows in (self.ids, self.draws)
+        )
+        return philox.halves((first, second), images, draws, count)
+
+    def words(self, kind: str, name: str, count: int) -> Words:
+        """64-bit words for each row: (n, count)."""
         words = np.empty((len(self.ids), count), dtype=np.uint64)
-        source = np.random.Philox(key=philox_key(self.root, self.stream, place, kind))
+        source = np.random.Philox(key=self.key(kind, name))
         state = source.state
         # NumPy steps the 256-bit counter before its first block.
         for row, (image, draw) in enumerate(
@@ -211,6 +227,8 @@ class Noise(metaclass=_NoiseType):
 
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform numbers in [0, 1), multiples of 2^-24: float32 (rows, *shape)."""
+        if self.device.type != "cpu":
+            return self._taken(philox.uniform(self._halves("uniform", name, shape)), shape)
         halves = self._words("uniform", name, shape).view(np.uint32)[:, : _size(shape)]
         return self._deliver(
             (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24), shape
@@ -222,6 +240,8 @@ class Noise(metaclass=_NoiseType):
         Computed in float64 and rounded once, so that the last bit of a platform's `log` and `cos`
         does not show.
         """
+        if self.device.type != "cpu":
+            return self._taken(philox.normal(self._halves("normal", name, shape)), shape)
         halves = self._words("normal", name, shape).view(np.uint32).astype(np.float64)
         radius = np.sqrt(-2 * np.log((halves[:, 0::2] + 1) * 2.0**-32))
         angle = halves[:, 1::2] * (2 * np.pi * 2.0**-32)
@@ -246,6 +266,12 @@ class Noise(metaclass=_NoiseType):
 
     def _words(self, kind: str, name: str, shape: tuple[int, ...]) -> Words:
         return self._key.words(kind, name, (_size(shape) + 1) // 2)
+
+    def _halves(self, kind: str, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._key.halves(kind, name, (_size(shape) + 1) // 2)
+
+    def _taken(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return values[:, : _size(shape)].reshape(len(self), *shape)
 
     def _deliver(self, values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Tensor:
         return (
