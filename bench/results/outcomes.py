@@ -35,11 +35,12 @@ def encode(labels: Labels, num_classes: int) -> str:
     """Labels in base 36, fixed width; -1 (a NaN output) as dashes. (n,) to a string of n x width
     characters.
     """
-    width = _width(num_classes)
-    return "".join(
-        _WRONG * width if label < 0 else np.base_repr(label, 36).lower().zfill(width)
-        for label in labels
-    )
+    width, given = _width(num_classes), np.asarray(labels).tolist()
+    texts = {
+        label: _WRONG * width if label < 0 else np.base_repr(label, 36).lower().zfill(width)
+        for label in set(given)
+    }
+    return "".join(texts[label] for label in given)
 
 
 def decode(text: str, num_classes: int) -> Labels:
