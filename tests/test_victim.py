@@ -507,3 +507,16 @@ def test_a_view_of_that_name_that_a_defense_offers_stays_its_own(problem):
         objective = seen.joint(labels, {"base": margin}, until_all_err=until_all_err)
         success = objective(images, torch.arange(10), 0, False).success
         assert bool(success.any()) != until_all_err
+
+
+def test_large_images_go_in_few_rows_whatever_the_batch_size(problem, monkeypatch):
+    model, images, labels = problem
+    seen = []
+    network = Linear(model.weight.data, model.bias.data)
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr("bench.victim.MOST_VALUES", 3 * images[0].numel() + 1)
+    victim = Victim(classifier(network, 3), np.arange(10))
+    rows = torch.arange(10)
+    victim.logits(images, rows, Query())
+    victim.objective(labels, margin)(images, rows, 0, True)
+    assert seen == 2 * [3, 3, 3, 1]
