@@ -36,6 +36,8 @@ def records(folder):
     for record in read_folder(folder):
         content = record.model_dump(mode="json", exclude={"finished": True})
         content["cost"].pop("seconds")
+        # Somebody may commit between two runs.
+        content["environment"].pop("commit", None)
         found[record.id] = content
     return found
 
