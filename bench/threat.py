@@ -6,7 +6,7 @@ Images are float tensors of shape (n, ...), pixels in [0, 1]; `eps` is in the sa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -161,9 +161,9 @@ class Ball:
         """That of some of the images, int64 (m,)."""
         origin = self.origin.index_select(0, index)
         if self.threat.norm != "linf":
-            return Ball(self.threat, origin, origin, origin)
+            return replace(self, origin=origin, low=origin, high=origin)
         low, high = self.low.index_select(0, index), self.high.index_select(0, index)
-        return Ball(self.threat, origin, low, high)
+        return replace(self, origin=origin, low=low, high=high)
 
     def project(self, x: Tensor) -> Tensor:
         """As `ThreatModel.project`."""

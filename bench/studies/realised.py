@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import threat
 from bench.defense import DefendedClassifier
 from bench.losses import margin
 from bench.maximise import ascend
 from bench.noise import Noise
 from bench.randomness import Query, RandomnessModel, judging
-from bench.threat import ThreatModel
 from bench.victim import Victim, predict
 
 _DEVIATIONS = 64
@@ -57,14 +57,21 @@ class Ball(DefendedClassifier):
 
 
 @dataclass(frozen=True)
-class PlainSteps(ThreatModel):
+class PlainSteps(threat.ThreatModel):
     """Steps along the gradient itself, neither its sign nor its direction, as the stationary
     distribution of `bench.studies.theory.descent` assumes.
     """
 
-    def ascend(self, x: Tensor, gradient: Tensor, size: float, origin: Tensor) -> Tensor:
+    def around(self, origin: Tensor) -> threat.Ball:
+        """Ball and box around these images (n, ...), in which steps are plain."""
+        ball = super().around(origin)
+        return _PlainBall(self, ball.origin, ball.low, ball.high)
+
+
+class _PlainBall(threat.Ball):
+    def ascend(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
         """x + size * gradient, projected."""
-        return self.project(x + size * gradient, origin)
+        return self.project(x + size * gradient)
 
 
 def attack(

@@ -473,7 +473,8 @@ def test_damaged_probes_are_run_again(tmp_path, capsys):
 
     def keep(work, shard, arrays):
         save(work, shard, arrays)
-        kept[work.folder.name] = work.folder.relative_to(tmp_path), shard, dict(arrays)
+        folder = work.place.folder
+        kept[folder.name] = folder.relative_to(tmp_path), shard, dict(arrays)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workspace, "save", keep)

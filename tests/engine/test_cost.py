@@ -27,7 +27,7 @@ class Clocked(DefendedClassifier):
         return images.flatten(1)[:, :3] * 2
 
 
-@DEFENSES.register("toy-trained")
+@DEFENSES.register("toy-long-training")
 class Trained(Defense):
     """Would be trained for long."""
 
@@ -57,10 +57,10 @@ def test_a_calibration_keeps_to_its_time_and_fills_the_batch(monkeypatch, second
 
 
 def test_what_must_be_trained_is_not():
-    request = toy_request(defenses=("toy-trained", "toy-jitter"), n=4)
+    request = toy_request(defenses=("toy-long-training", "toy-jitter"), n=4)
     evaluations = plan(request)
     paces = cost.paces(evaluations, Execution())
     built = {one.defense.name: paces[one.id].built for one in evaluations}
-    assert built == {"undefended": True, "toy-trained": False, "toy-jitter": True}
+    assert built == {"undefended": True, "toy-long-training": False, "toy-jitter": True}
     assert not (cache_root() / "toy-networks").exists()
     assert all(pace.flops and pace.forward > 0 for pace in paces.values())
