@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Absent, Measured, measure
+from benchmarks.measure import Absent, Measured, Row, measure
 from benchmarks.page import machine, page
-from benchmarks.rows import chosen
+from benchmarks.rows import chosen, table
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "speed.json", HERE.parent / "docs" / "results" / "speed.md"
@@ -55,9 +55,15 @@ def main() -> None:
             print(summary(measured), flush=True)
             write(asked.results, done)
     made_on = json.loads(asked.results.read_text())["machine"] if done else machine()
-    text = page(list(done.values()), made_on)
+    left_out = [unmeasured(row) for row in table() if row.key not in done]
+    text = page([*done.values(), *left_out], made_on)
     asked.to.write_text(text)
     print(f"written: {asked.to}", file=sys.stderr)
+
+
+def unmeasured(row: Row) -> Measured:
+    """A row of the page that tells that it has no numbers."""
+    return Measured(row.key, row.title, row.unit, {}, {}, {}, {}, absent="never run")
 
 
 def read(file: Path) -> dict[str, Measured]:
