@@ -22,8 +22,8 @@ def command(records: Sequence[Record]) -> str:
     options = [
         ("--defense", first.title["defense"]),
         *(("--attack", attack) for attack in attacks),
-        ("--dataset", first.sources["dataset"]),
-        ("--classifier", first.sources["classifier"]),
+        ("--dataset", _portable(first.sources["dataset"])),
+        ("--classifier", _portable(first.sources["classifier"])),
         ("--norm", threat[0]),
         ("--eps", threat[2]),
         ("--n", first.title["n"]),
@@ -31,6 +31,11 @@ def command(records: Sequence[Record]) -> str:
         ("--build-seed", str(seeds["build"])),
     ]
     return shlex.join(["bench", "run", *(word for option in options for word in option)])
+
+
+def _portable(spec: str) -> str:
+    """Absolute folders are those of the maker's machine: a reader has other ones."""
+    return without_folders(spec) if re.search("[:=]/", spec) else spec
 
 
 def _attack(record: Record) -> str:

@@ -142,3 +142,7 @@ def test_the_command_of_a_row_plans_the_evaluations_that_made_it(tmp_path):
     request |= {name: int(request[name]) for name in ("n", "build_seed")}
     planned = plan(read_request(request, "test"))
     assert {one.id for one in own} <= {one.id for one in planned}
+    # A folder of the machine that made it tells a reader nothing; one below a root does.
+    for given, shown in (("npz:/home/me/x.npz", "npz:x.npz"), ("npz:data/x.npz",) * 2):
+        elsewhere = own[0].model_copy(update={"sources": {**own[0].sources, "dataset": given}})
+        assert f"--dataset {shown} " in command([elsewhere])
