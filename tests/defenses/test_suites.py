@@ -21,7 +21,8 @@ SHIPPED = {
     [
         ("cifar10-datafree", 0),
         ("cifar10-datafreeshield", 6),
-        ("cifar10-purification", 27),
+        # Its chains are timed, which takes minutes.
+        pytest.param("cifar10-purification", 27, marks=pytest.mark.slow),
         ("mnist5k-clean-term", 9),
     ],
 )
