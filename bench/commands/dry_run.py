@@ -63,6 +63,8 @@ def _priced(row: Row) -> str:
     if told is None:
         return "  cost unknown before it runs"
     each = f"{told['forwards_per_image']:,}F {told['backwards_per_image']:,}B an image"
+    if told["seconds"] is None:
+        return f"  at most {each}, not timed"
     return f"  at most {each}, {duration(told['seconds'])}{'' if told['defense_timed'] else ' *'}"
 
 
@@ -71,10 +73,11 @@ def _together(waiting: Sequence[Row], execution: Execution) -> list[str]:
     if not costs:
         return []
     passes = sum(one["passes"] for one in costs)
-    seconds = sum(one["seconds"] for one in costs)
+    timed = [one["seconds"] for one in costs if one["seconds"] is not None]
+    left_out = f" for {len(timed)} of {len(costs)} of them" if len(timed) < len(costs) else ""
     lines = [
-        f"at most {passes:,} passes, {duration(seconds)} in one process on {execution.device}, as "
-        "a calibration of some seconds tells; an image that breaks early costs less"
+        f"at most {passes:,} passes, {duration(sum(timed))}{left_out} in one process on "
+        f"{execution.device}, as a calibration of some seconds tells; an image that breaks early costs less"
     ]
     hours = [one["gpu_hours"] for one in costs]
     if all(hour is not None for hour in hours):

@@ -25,6 +25,10 @@ from bench.victim import frozen
 
 CALIBRATION_SECONDS = 2.0
 _LEAST_SECONDS = 0.05
+_MOST_SECONDS = 10.0
+"""No defense is begun to be timed after that."""
+_COUNTED_WITHIN = 0.1
+"""Operations are counted where one image's forward pass takes so many seconds at most."""
 
 GPU_FLOPS = 20e12
 """Operations a second that a GPU of the H100 class is taken to reach in float32: 30 % of the 67e12
@@ -40,9 +44,9 @@ class Pace:
         forward: seconds of a forward pass.
         backward: seconds that its backward pass to the image takes beside it; 0 where there is no
             gradient.
-        flops: operations of a forward pass; None where torch could not count them. A backward pass
-            to the image takes as many: each layer's gradient to its input is a product of the same
-            size.
+        flops: operations of a forward pass; None where torch could not count them or
+            it would take long. A backward pass to the image takes as many: each layer's gradient to
+            its input is a product of the same size.
         built: whether the defense itself was timed, and not the classifier that it protects.
     """
 
@@ -104,7 +108,7 @@ def passes_of(evaluation: Evaluation) -> Passes | None:
 
 def paces(evaluations: Sequence[Evaluation], execution: Execution) -> dict[str, Pace]:
     """By id, the pace of each evaluation; each defense is timed once, all of them together within
-    some seconds.
+    some seconds. Those that there is no time for are left out.
 
     A defense is built for it, unless it must train for that or look at test images: then the
     classifier that it protects is timed in its place.
@@ -114,8 +118,11 @@ def paces(evaluations: Sequence[Evaluation], execution: Execution) -> dict[str, 
         key = (one.setup.classifier_sha, one.setup.images.sha256, one.defense.spec, one.gradient)
         of.setdefault((*key, one.build_seed), []).append(one)
     each = max(_LEAST_SECONDS, CALIBRATION_SECONDS / max(1, len(of)))
-    measured = {}
+    measured: dict[str, Pace] = {}
+    ends = perf_counter() + _MOST_SECONDS
     for same in of.values():
+        if perf_counter() > ends:
+            break
         pace = _pace(same[0], execution, each)
         measured.update({one.id: pace for one in same})
     return measured
@@ -157,17 +164,19 @@ def calibrate(
     run = _Passes(defended, images, gradient)
     with frozen(defended), isolated(0), exact_float32(images.device):
         ends = perf_counter() + seconds
-        flops = run.flops()
-        rows, fastest = 1, (float("inf"), float("inf"))
+        timed = fastest = run.timed(1)
+        # Counting makes each operation many times as long: not through a chain of networks.
+        flops = run.flops() if timed[0] <= _COUNTED_WITHIN else None
+        rows = 1
         while True:
-            timed = run.timed(rows)
-            fastest = min(fastest[0], timed[0]), min(fastest[1], timed[1])
             left = ends - perf_counter()
             more = min(2 * rows, len(images))
             if left < rows * sum(timed) or (more == rows and left < seconds / 2):
                 break
             # A larger batch only where there is time for it.
             rows = more if left > more * sum(timed) else rows
+            timed = run.timed(rows)
+            fastest = min(fastest[0], timed[0]), min(fastest[1], timed[1])
     forward, both = fastest
     return Pace(forward, max(0.0, both - forward), flops, built)
 

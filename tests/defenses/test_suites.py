@@ -21,7 +21,7 @@ SHIPPED = {
     [
         ("cifar10-datafree", 0),
         ("cifar10-datafreeshield", 6),
-        # Its chains are timed, which takes minutes.
+        # Its chains are timed, which takes most of a minute.
         pytest.param("cifar10-purification", 27, marks=pytest.mark.slow),
         ("mnist5k-clean-term", 9),
     ],
