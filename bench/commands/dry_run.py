@@ -77,7 +77,8 @@ def _together(waiting: Sequence[Row], execution: Execution) -> list[str]:
     left_out = f" for {len(timed)} of {len(costs)} of them" if len(timed) < len(costs) else ""
     lines = [
         f"at most {passes:,} passes, {duration(sum(timed))}{left_out} in one process on "
-        f"{execution.device}, as a calibration of some seconds tells; an image that breaks early costs less"
+        f"{execution.device}, as a calibration of some seconds tells; an image that breaks early "
+        "costs less"
     ]
     hours = [one["gpu_hours"] for one in costs]
     if all(hour is not None for hour in hours):
