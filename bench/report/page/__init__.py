@@ -1,0 +1,1 @@
+"""Pages of HTML that are one file and ask for nothing from outside."""
