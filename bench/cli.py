@@ -401,14 +401,14 @@ def check(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="defense or attack")],
+    kind: Annotated[str, typer.Argument(help="defense, attack or board")],
     name: Annotated[str, typer.Argument(help="its name, such as my-guard")],
     package: Annotated[
         bool, typer.Option("--package", help="write a folder that pip installs")
     ] = False,
 ) -> None:
-    """Write a defense or an attack that runs as it is, with its test; put your own method in its
-    place.
+    """Write a defense or an attack that runs as it is, with its test, for your own method in its
+    place; or the repository of a board.
     """
     from bench.commands.scaffold import write
 
@@ -656,6 +656,29 @@ def merge(
         _print_json(vars(done))
     else:
         _print(str(done))
+
+
+@app.command()
+def submit(
+    records: Annotated[
+        list[Path], typer.Argument(help="JSON files of records, or folders of them")
+    ],
+    out: Annotated[Path, typer.Option(help="new folder that is to hold them")],
+    as_json: AsJson = False,
+) -> None:
+    """Pack records with points, audits and environment for somebody else to verify and merge;
+    records of uncommitted code are refused.
+    """
+    from bench.commands.submit import submit as pack
+    from bench.commands.verify import files_of
+
+    done = pack(files_of(records), out)
+    if as_json:
+        _print_json(vars(done))
+        return
+    for note in done.notes:
+        _say(note)
+    _print(str(done))
 
 
 @app.command()

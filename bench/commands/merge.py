@@ -64,7 +64,7 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
     wanted: dict[Path, bytes] = {}
     for same in records.values():
         home = same[0][0].parent
-        wanted |= _files(same, home if home.is_relative_to(out) else out)
+        wanted |= files_of_record(same, home if home.is_relative_to(out) else out)
     kept = 0
     for path in failures.values():
         title = read_failure(path).title
@@ -115,9 +115,12 @@ def _check_alike(first: Path, one: Record, second: Path, other: Record) -> None:
             )
 
 
-def _files(same: _Same, home: Path) -> dict[Path, bytes]:
-    """The first of these records with its points, and the first audit and certificate of it, as
-    they are to lie in a folder.
+def files_of_record(same: Sequence[tuple[Path, Record]], home: Path) -> dict[Path, bytes]:
+    """The first of these records of one evaluation with its points, and the first audit and
+    certificate of it, as they are to lie in a folder.
+
+    Raises:
+        BadInput: where points are not those of the record, or what lies beside it is not its own.
     """
     path, record = same[0]
     files = {home / path.name: path.read_bytes()}

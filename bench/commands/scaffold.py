@@ -1,5 +1,5 @@
-"""`bench new`: a defense or an attack that runs as it is, with its test, from the templates in this
-package.
+"""`bench new`: a defense or an attack that runs as it is, with its test, or the repository of a
+board, from the templates in this package.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ import importlib.util
 import keyword
 import re
 import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -21,40 +23,77 @@ from bench.storage.files import write_whole
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST = 100
 _REGISTRIES: dict[str, Registry[Any]] = {"defense": DEFENSES, "attack": ATTACKS}
+_BOARD = {
+    "README.md": "README.md",
+    "check.sh": "check.sh",
+    "requirements.txt": "requirements.txt",
+    ".gitignore": "gitignore",
+    ".github/workflows/verify.yml": "verify.yml",
+    "records/board.toml": "board.toml",
+    "submissions/README.md": "submissions",
+}
+"""The files of a board's repository, with their templates."""
 
 
 def write(kind: str, name: str, folder: Path, *, package: bool) -> str:
     """Write the files and say what to do next.
 
     Args:
-        kind: `defense` or `attack`.
+        kind: `defense`, `attack` or `board`.
         name: small letters, digits, and hyphens or underscores between them.
         folder: where the files go; with `package` into a folder of their own there.
-        package: whether to write a package that pip installs, rather than a file and its test.
+        package: whether to write a package that pip installs, rather than a file and its test; a
+            board gets a folder of its own anyway.
 
     Raises `BadInput` for a name that cannot be used, and where a file exists already; nothing is
     overwritten.
     """
-    if kind not in _REGISTRIES:
-        raise BadInput(f"cannot write a new {kind!r}: give defense or attack")
+    if kind not in (*_REGISTRIES, "board"):
+        raise BadInput(f"cannot write a new {kind!r}: give defense, attack or board")
     if not _NAME.fullmatch(name) or len(name) > _LONGEST:
         raise BadInput(
-            f"{name!r} cannot name a plugin: use at most {_LONGEST} small letters, digits and "
+            f"{name!r} cannot name a {kind}: use at most {_LONGEST} small letters, digits and "
             "hyphens, such as my-guard"
         )
     module = name.replace("-", "_")
+    if kind == "board":
+        _write(folder / name, _board(name))
+        return _next_of_board(name, folder / name)
     target = folder / name if package else folder
     texts = _texts(kind, name, module, package)
+    _write(target, texts, lambda: _check_free(kind, name, module))
+    return _next(kind, name, module, target, package)
+
+
+def _write(
+    target: Path, texts: Mapping[str, str], check: Callable[[], None] = lambda: None
+) -> None:
+    """Write all files where none of them exists and the check raises nothing."""
     for file in texts:
         if (target / file).exists():
             raise BadInput(
                 f"{target / file} exists already, and nothing is overwritten: choose another name "
                 "or folder"
             )
-    _check_free(kind, name, module)
+    check()
     for file, text in texts.items():
         _save(target / file, text)
-    return _next(kind, name, module, target, package)
+
+
+def _board(name: str) -> dict[str, str]:
+    values = {"name": name, "version": version("adversarial-bench")}
+    return {file: _filled(f"board/{source}", values) for file, source in _BOARD.items()}
+
+
+def _next_of_board(name: str, target: Path) -> str:
+    lines = (f"git init {name}", f"bench submit RECORD... --out {name}/submissions/MINE")
+    told = (f"    {line}" for line in (*lines, f"bash {name}/check.sh"))
+    return "\n".join([f"wrote {target}; next:", *told])
+
+
+def _filled(source: str, values: Mapping[str, str]) -> str:
+    template = files("bench.commands") / "templates" / f"{source}.txt"
+    return Template(template.read_text(encoding="utf-8")).substitute(values)
 
 
 def _check_free(kind: str, name: str, module: str) -> None:
@@ -83,11 +122,7 @@ def _texts(kind: str, name: str, module: str, package: bool) -> dict[str, str]:
     templates = {f"{module}.py": f"{kind}.py", f"test_{module}.py": f"test_{kind}.py"}
     if package:
         templates |= {"pyproject.toml": "pyproject.toml", "README.md": "README.md"}
-    folder = files("bench.commands") / "templates"
-    return {
-        file: Template((folder / f"{source}.txt").read_text(encoding="utf-8")).substitute(values)
-        for file, source in templates.items()
-    }
+    return {file: _filled(source, values) for file, source in templates.items()}
 
 
 def class_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Before a record is verified: which files of code it names, and whether they may be run."""
+"""Before a record is verified: which code it names, and whether that may be run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,30 @@ def check_trusted(record: Record) -> None:
     A record is data of a stranger, and `FILE.py@NAME` in it would be run as the user. What lies in
     the current folder, links followed, is taken for the user's own.
     """
+    for path in code_of(record):
+        if not _is_inside(path):
+            raise BadInput(
+                f"the record would run {path[:300]}, which is not in the current folder: look "
+                "at that file, then say --trust, or go to its folder"
+            )
+
+
+def of_python(record: Record) -> bool:
+    """Whether a record was made from an object of Python, which no file holds."""
+    # A class or a module from Python has a hash of its code, and no file before its name.
+    unnamed = any(
+        "source" in record.identity[kind] and "@" not in record.title[kind].partition(":")[0]
+        for kind in ("defense", "attack")
+    )
+    sources = (record.sources["classifier"], record.sources["dataset"])
+    return unnamed or any(source.startswith("python:") for source in sources)
+
+
+def code_of(record: Record) -> list[str]:
+    """The files of code that a record names as `FILE.py@NAME`."""
     title, sources = record.title, record.sources
-    for text in (title["defense"], title["attack"], sources["classifier"], sources["dataset"]):
-        for path in _files(text):
-            if not _is_inside(path):
-                raise BadInput(
-                    f"the record would run {path[:300]}, which is not in the current folder: look "
-                    "at that file, then say --trust, or go to its folder"
-                )
+    texts = (title["defense"], title["attack"], sources["classifier"], sources["dataset"])
+    return [path for text in texts for path in _files(text)]
 
 
 def _files(text: str) -> Iterator[str]:

@@ -35,7 +35,7 @@ from bench.commands.differences import (
     differing_views,
 )
 from bench.commands.rescoring import Answers, Sidecar, answer, read_sidecar
-from bench.commands.trust import check_trusted
+from bench.commands.trust import check_trusted, of_python
 from bench.defense import DefendedClassifier
 from bench.engine.build import build, data_access
 from bench.engine.checking import base_points, shard_checks
@@ -190,13 +190,7 @@ def rebuild(record: Record) -> Evaluation:
     """The evaluation that a record came from. Raises `BadInput` where data, weights or plugins have
     changed.
     """
-    sources = (record.sources["classifier"], record.sources["dataset"])
-    # A class or a module from Python has a hash of its code, and no file before its name.
-    unnamed = any(
-        "source" in record.identity[kind] and "@" not in record.title[kind].partition(":")[0]
-        for kind in ("defense", "attack")
-    )
-    if unnamed or any(source.startswith("python:") for source in sources):
+    if of_python(record):
         raise BadInput(
             "this record was made from a Python object, which no file holds: evaluate it again "
             "from Python"

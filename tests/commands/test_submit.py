@@ -1,0 +1,112 @@
+"""`bench submit`: what is packed verifies and joins; what nobody else could repeat is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from bench.commands.submit import submit
+from bench.errors import BadInput
+from bench.results.store import read_record
+from tests.helpers import MODEL, call, run_toys
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A base and a row, as from a committed tree."""
+    folder = tmp_path_factory.mktemp("ran")
+    run_toys(folder, attacks=("null",), dataset="toy:n=64")
+    for path in folder.glob("*--*.json"):
+        change(path, environment={"dirty": False, "commit": "a" * 40})
+    return folder
+
+
+@pytest.fixture
+def made(ran, tmp_path):
+    shutil.copytree(ran, tmp_path / "made")
+    return tmp_path / "made"
+
+
+def change(path, **parts):
+    content = json.loads(path.read_bytes())
+    for name, fields in parts.items():
+        content[name] |= fields
+    path.write_text(json.dumps(content))
+
+
+def row(folder):
+    (path,) = folder.glob("*toy-jitter*.json")
+    return path
+
+
+def test_what_is_packed_verifies_and_joins(made, tmp_path, capsys):
+    out = tmp_path / "out"
+    code, stdout, told = call(capsys, "submit", str(row(made)), "--out", str(out))
+    assert code == 0 and "2 records, 2 with points" in stdout, "the base comes along"
+    assert "1 of 2 records are not audited" in told
+    page = (out / "SUBMISSION.md").read_text()
+    assert "bench run --defense toy-jitter --attack null" in page and "commit aaaaaaaaaaaa" in page
+    assert read_record(row(out)).points.sha256[:16] in page
+    assert f"the code in {MODEL.partition('@')[0]} is not packed" in page
+    code, stdout, _ = call(capsys, "verify", str(out), "--trust")
+    assert code == 0 and "re-scoring the stored points" in stdout and "FAIL" not in stdout
+    assert call(capsys, "merge", str(out), "--out", str(tmp_path / "all"))[0] == 0
+    assert {path.name for path in (tmp_path / "all").glob("*--*")} == {
+        path.name for path in made.glob("*--*")
+    }
+
+
+def test_missing_points_are_told_and_nothing_is_overwritten(made, tmp_path):
+    for points in made.glob("*.safetensors"):
+        points.unlink()
+    done = submit([row(made)], tmp_path / "out")
+    assert done.points == 0 and "2 of 2 records come without points" in done.notes[0]
+    assert "(not packed)" in (tmp_path / "out" / "SUBMISSION.md").read_text()
+    with pytest.raises(BadInput, match="no empty folder"):
+        submit([row(made)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"environment": {"dirty": True}}, "uncommitted changes"),
+        ({"sources": {"dataset": "python:arrays"}}, "from a Python object"),
+    ],
+)
+def test_what_nobody_else_has_is_refused_and_nothing_written(made, tmp_path, parts, said):
+    change(row(made), **parts)
+    with pytest.raises(BadInput, match=said):
+        submit(sorted(made.glob("*--*.json")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+STUB = '#!/bin/bash\npwd -P >> "$PLACES"; echo "$@" >> "$CALLS"; [ "$1" != "$FAILS" ]\n'
+
+
+def test_a_new_board_checks_what_is_handed_in_from_elsewhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "new", "board", "my-board")[0] == 0
+    board = tmp_path / "my-board"
+    handed = board / "submissions" / "mine"
+    handed.mkdir()
+    (board / "records" / "a--b.json").write_text("{}")
+    (tmp_path / "bench").write_text(STUB)
+    (tmp_path / "bench").chmod(0o755)
+    assert check(board, tmp_path) == 0
+    called = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert called == ["submit", "verify", "merge", "leaderboard", "leaderboard"]
+    assert f"verify {handed}/" in (tmp_path / "calls").read_text()
+    places = set((tmp_path / "places").read_text().split())
+    assert len(places) == 1 and not places.pop().startswith(str(tmp_path)), "no code of theirs"
+    for fails in ("submit", "verify", "merge", "leaderboard"):
+        assert check(board, tmp_path, fails) == 1
+
+
+def check(board, folder, fails=""):
+    names = {"PLACES": str(folder / "places"), "CALLS": str(folder / "calls"), "FAILS": fails}
+    path = f"{folder}:{os.environ['PATH']}"
+    environment = {**os.environ, **names, "PATH": path, "TMPDIR": "/tmp"}
+    done = subprocess.run(["bash", board / "check.sh"], env=environment, capture_output=True)
+    return done.returncode
