@@ -143,7 +143,7 @@ def test_a_new_file_passes_its_own_tests(kind, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("dataset", "mine"), "give defense or attack"),
+        (("dataset", "mine"), "give defense, attack or board"),
         (("defense", "My-Guard"), "small letters"),
         (("defense", "a/b"), "small letters"),
         (("defense", "a" * 300), "at most 100"),
