@@ -11,7 +11,6 @@ and judged again.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from bench.commands.trust import check_trusted
@@ -32,6 +30,7 @@ from bench.engine.compute import judge
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.errors import BadInput
+from bench.results.points import read_points
 from bench.results.record import Record
 from bench.results.store import read_record
 from bench.spec import Spec, parse
@@ -107,7 +106,7 @@ def export(
     if form not in FORMATS:
         raise BadInput(f"unknown format {form!r}: use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     record = read_record(path)
-    stored = _stored_points(record, path.parent)
+    stored = torch.from_numpy(read_points(record, path.parent))
     if not trust:
         check_trusted(record)
     _check_free(out, form)
@@ -133,19 +132,6 @@ def export(
         form != "pt",
         _hint(record, evaluation, out) if form == "npz" else "",
     )
-
-
-def _stored_points(record: Record, folder: Path) -> Tensor:
-    advice = "run the evaluation again (`bench verify` re-runs the attack and keeps no points)"
-    if record.points is None:
-        raise BadInput(f"the points of record {record.id} were not kept: {advice}")
-    file = folder / Path(record.points.file).name
-    if not file.is_file():
-        raise BadInput(f"the points of record {record.id} are missing ({file}): {advice}")
-    data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != record.points.sha256:
-        raise BadInput(f"{file} does not hold the points of this record: {advice}")
-    return load(data)["points"]
 
 
 def _check_free(out: Path, form: str) -> None:

@@ -100,6 +100,13 @@ class Dataset(Plugin[P]):
         return ()
 
     @property
+    def may_be_shown(self) -> bool:
+        """Whether pictures of the images may stand on a page, by their licence. What makes pages
+        and sheets of records shows no pixel of others, of the attacked images neither.
+        """
+        return True
+
+    @property
     @abstractmethod
     def num_classes(self) -> int:
         """Number of classes K."""
@@ -143,3 +150,8 @@ class OwnImages(Dataset[Own]):
     @property
     def drawn_from(self) -> tuple[str, ...]:
         return (self.params.drawn_from,) if self.params.drawn_from else ()
+
+    @property
+    def may_be_shown(self) -> bool:
+        """Whose images they are is the user's to know; those drawn from ImageNet may not."""
+        return not any(name.startswith("imagenet") for name in self.drawn_from)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from bench.errors import BadInput, one_line
 from bench.spec import Params
 
 _SPLITS = ("test", "train", "val")
+_SYNSET = re.compile(r"n[0-9]{8}")
 
 
 class ImageFolderParams(OwnParams):
@@ -57,6 +59,16 @@ class ImageFolder(OwnImages[ImageFolderParams]):
     """
 
     Params: ClassVar[type[Params]] = ImageFolderParams
+
+    @property
+    def may_be_shown(self) -> bool:
+        """Folders that are called as synsets (n01440764) are ImageNet's, or a part of it.
+
+        Raises `BadInput` where there is no such folder, since nobody can tell then.
+        """
+        if not (names := self._classes()):
+            raise BadInput(f"{self.params.path} has no class folders: put them there again")
+        return super().may_be_shown and not any(map(_SYNSET.fullmatch, names))
 
     @property
     def num_classes(self) -> int:

@@ -74,6 +74,11 @@ class ImageNet(Dataset[ImageNetParams]):
         return ("imagenet/val",)
 
     @property
+    def may_be_shown(self) -> bool:
+        """Its terms grant no right to publish the images."""
+        return False
+
+    @property
     def num_classes(self) -> int:
         return self.synsets
 

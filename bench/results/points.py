@@ -1,0 +1,44 @@
+"""The file of points beside a record."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from bench.errors import BadInput, one_line
+from bench.results.record import Record
+
+_ADVICE = "run the evaluation again (`bench verify` re-runs the attack and keeps no points)"
+
+
+def read_points(record: Record, folder: Path) -> npt.NDArray[np.float32]:
+    """Where the attack ended, float32 (n, C, H, W), out of the file that lies in `folder`.
+
+    Raises:
+        BadInput: where the points were not kept, their file is missing, or it is another one than
+            the record's, by its SHA-256.
+    """
+    if record.points is None:
+        raise BadInput(f"the points of record {record.id} were not kept: {_ADVICE}")
+    file = folder / Path(record.points.file).name
+    if not file.is_file():
+        raise BadInput(f"the points of record {record.id} are missing ({file}): {_ADVICE}")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"cannot read {file} ({error.strerror}): check its permissions") from error
+    if hashlib.sha256(data).hexdigest() != record.points.sha256:
+        raise BadInput(f"{file} does not hold the points of this record: {_ADVICE}")
+    try:
+        points = load(data)["points"]
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BadInput(f"{file} holds no points ({one_line(error)}): {_ADVICE}") from error
+    if points.dtype != np.float32 or points.ndim != 4 or len(points) != record.metrics.n:
+        shape = tuple(points.shape)
+        raise BadInput(f"{file} holds {points.dtype} {shape}, not this record's points: {_ADVICE}")
+    return points
