@@ -31,6 +31,7 @@ def document(
     data: object = None,
     scripts: Sequence[str] = (),
     styles: Sequence[str] = (),
+    beside: bool = False,
 ) -> str:
     """A page that reads from a file, light and dark, on paper and on a phone.
 
@@ -44,17 +45,20 @@ def document(
         data: what JSON has, without NaN; None where no script asks for data.
         scripts: source texts, run in this order at the end of the body.
         styles: source texts, behind those of every page.
+        beside: whether it may show pictures that lie beside it, and where it is served, fetch data
+            from its server; else it is whole in its one file.
 
     Raises:
         ValueError: where a script or style holds what ends it in HTML, or data has NaN.
     """
     running, painting = [source("page.js"), *scripts], [source("page.css"), *styles]
+    policy = _policy(running, painting, beside=beside)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(running, painting)}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="referrer" content="no-referrer">',
         f"<title>{escape.html(title)}</title>",
@@ -76,12 +80,14 @@ def source(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+def _policy(scripts: Iterable[str], styles: Iterable[str], *, beside: bool) -> str:
+    # A page from a file has no origin of its own in some browsers, and `self` is nothing there.
+    around = ["img-src 'self' file: data:", "connect-src 'self'"] if beside else ["img-src data:"]
     directives = [
         "default-src 'none'",
         f"script-src {' '.join(map(_hash, scripts))}",
         f"style-src {' '.join(map(_hash, styles))}",
-        "img-src data:",
+        *around,
         "base-uri 'none'",
         "form-action 'none'",
     ]
