@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
@@ -36,7 +36,7 @@ from bench.plugins.create import (
     MODIFIERS,
     STUDIES,
 )
-from bench.report import escape
+from bench.report import colours, escape
 from bench.storage.files import cannot_write
 
 if TYPE_CHECKING:
@@ -217,12 +217,18 @@ def _print(text: str, end: str = "\n", *, whole: bool = False) -> None:
         from bench.report.tables import fit
 
         text = fit(text, shutil.get_terminal_size().columns)
-    print(escape.terminal(text, lines=True), end=end)
+    print(_styled(escape.terminal(text, lines=True), sys.stdout), end=end)
+
+
+def _styled(text: str, stream: TextIO) -> str:
+    """The text as it is to look there: in colour on a terminal."""
+    return colours.coloured(text) if colours.wanted(stream) else text
 
 
 def _complain(text: str) -> None:
     """Print one line on stderr."""
-    print(f"bench: {escape.terminal(_shortened(text))}", file=sys.stderr)
+    line = f"bench: {escape.terminal(_shortened(text))}"
+    print(_styled(line, sys.stderr), file=sys.stderr)
 
 
 @app.command()
