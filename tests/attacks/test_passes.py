@@ -18,7 +18,6 @@ INSTALLED = [one.name for one in ATTACKS.entries() if one.provider != "this proc
 REQUIRED = {"views": "views:logits"}
 SMALLER = {
     "autoattack": "apgd-t:steps=5",
-    "ensemble": "ensemble:fast",
     "square": "square:queries=50",
 }
 """Cheaper budgets of the same formula."""

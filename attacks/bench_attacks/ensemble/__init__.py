@@ -26,6 +26,7 @@ from bench.victim import Victim
 from bench_attacks.best import wrong_share
 from bench_attacks.ensemble.losses import LossAt, towards_at
 from bench_attacks.ensemble.schedule import (
+    NEAR,
     STAGES,
     Ascents,
     Crossings,
@@ -46,7 +47,14 @@ GRADIENT_MOMENTUM = 0.3
 SCORING_DRAWS = 20
 """Fresh draws of their own on which candidates are compared where queries draw freshly."""
 
-_COSTS = ", ".join(f"{name} {passes(stages).total:,}" for name, stages in STAGES.items())
+
+def _told(stages: tuple[Stage, ...]) -> str:
+    """What an image costs that survives: far from broken, and nearly."""
+    costs = sorted({passes(stages, near=near).total for near in (False, True)})
+    return " or ".join(f"{cost:,}" for cost in costs)
+
+
+_COSTS = "; ".join(f"{name} {_told(stages)}" for name, stages in STAGES.items())
 
 
 class EnsembleParams(Params):
@@ -63,17 +71,19 @@ class Ensemble(Attack[EnsembleParams]):
     is `autoattack`.
 
     An image leaves all stages at its first success where the attacked function is deterministic. An
-    image that survives gets every step of every stage.
+    image that survives gets every step of every stage; the last two of `fast` are for images that
+    are nearly broken by then.
     """
 
-    version = 3
+    version = 4
     Params = EnsembleParams
     positional = "profile"
     card = Card(
         paper="this project's own; parts by Carlini and Wagner 2017 (f6), Croce and Hein 2020 "
         "(arXiv 2003.01690), Andriushchenko et al. 2020 (arXiv 1912.00049), and others",
         note="not the reference AutoAttack, and no number of it may be called so; passes, forward "
-        f"and backward, of an image that survives (K = 10, one draw a query): {_COSTS}",
+        f"and backward, of an image that survives (K = 10, one draw a query): {_COSTS} "
+        "(the larger one where it is nearly broken)",
     )
 
     @property
@@ -114,6 +124,7 @@ class _Search:
     Attributes:
         points: the first success, else the point of largest value, (n, C, H, W).
         values: the margin there (the mean over the draws); under fresh draws `wrong_share`, (n,).
+        clean: the margin of the image itself, (n,); -inf before an ascent began there.
         stages: number of the stage whose point is broken, under fresh draws in all that it was
             compared on; `NO_STAGE` where none is, int64 (n,).
         findings: what was left out, and why.
@@ -124,6 +135,7 @@ class _Search:
         self.points = images.clone()
         self.values = torch.full((len(images),), -torch.inf, device=images.device)
         self.stages = torch.full_like(labels, NO_STAGE)
+        self.clean = self.values.clone()
         self._open = torch.ones(len(images), dtype=torch.bool, device=images.device)
         self._stage = self._restart = 0
         self.findings: list[Finding] = []
@@ -134,14 +146,14 @@ class _Search:
 
     def ascents(self, stage: Ascents) -> None:
         for _ in range(stage.starts):
-            self._ascend(stage.loss, stage.steps, stage.start)
+            self._ascend(stage.loss, stage.steps, stage.start, stage.near)
 
     def targets(self, stage: Targets) -> None:
         for targets in self._ordered(stage):
             self._ascend(towards_at(self._labels, targets), stage.steps, stage.start)
 
     def squares(self, stage: Squares) -> None:
-        restart, rows = self._next()
+        restart, rows = self._next(stage.near)
         if not len(rows):
             return
         found = square(
@@ -179,19 +191,27 @@ class _Search:
         )
         self._offer(rows, found.points, found.margins, found.success)
 
-    def _next(self) -> tuple[int, Tensor]:
+    def _next(self, near: bool = False) -> tuple[int, Tensor]:
         """A number of its own for the next search, whoever is left, and the images to search."""
         self._restart += 1
-        return self._restart - 1, self._open.nonzero().squeeze(1)
+        searched = self._open & self._near() if near else self._open
+        return self._restart - 1, searched.nonzero().squeeze(1)
 
-    def _ascend(self, loss_at: LossAt, steps: int, start: Start) -> None:
-        restart, searched = self._next()
+    def _near(self) -> Tensor:
+        """Which images are nearly broken, bool (n,)."""
+        return self.values >= NEAR * self.clean if self._victim.fixed else self.values > 0
+
+    def _ascend(self, loss_at: LossAt, steps: int, start: Start, near: bool = False) -> None:
+        restart, searched = self._next(near)
         if not len(searched):
             return
 
         def objective(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
             loss = loss_at(iteration / steps)
-            return self._objective(loss, searched, restart)(x, rows, iteration, gradient)
+            reading = self._objective(loss, searched, restart)(x, rows, iteration, gradient)
+            if start == "image" and not iteration:
+                self.clean[searched[rows]] = reading.value
+            return reading
 
         def size(iteration: int) -> float:
             fall = half_cosine(iteration, steps)
