@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -17,15 +18,18 @@ from bench.commands.audit_records import AuditRequest, audit_results
 from bench.data.arrays import Arrays
 from bench.data.dataset import Dataset
 from bench.defense import DefendedClassifier, Defense
+from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Progress, read_execution
 from bench.engine.fingerprint import fingerprint
 from bench.engine.modules import ModuleDefense
 from bench.engine.plan import plan
 from bench.engine.preflight import check_probabilities
+from bench.engine.progress import Reporter, in_notebook
 from bench.engine.request import Request, read_request
 from bench.engine.run import Result
 from bench.engine.setup import classifier_of
 from bench.errors import BadInput
+from bench.execution.executor import items_of
 from bench.execution.local import Team, given_workers, run_in_processes
 from bench.models.foreign import set_training, unwrapped
 from bench.plugins.create import ATTACKS, DATASETS, DEFENSES, Named, create, named
@@ -210,7 +214,8 @@ def evaluate(
         compile: `auto`: searches read the network with its batch normalisations folded, where that
             is the same function up to rounding; all answers stay the network's own. `off`: they
             read the network.
-        progress: called at the beginning of each evaluation and for each finished shard.
+        progress: called at the beginning of each evaluation and for each finished shard; a
+            notebook shows a line by default.
         audit: `quick`, `standard` or `full`: look for masking in every row, as `bench audit` does;
             the records then have an `audit`. None looks for nothing beyond the checks of the run.
 
@@ -265,9 +270,11 @@ def evaluate(
         requests = None if model is not None or objects else [request]
         team = Team(given_workers(workers) or 1)
         told: list[str] = []
-        results = list(
-            run_in_processes(evaluations, requests, folder, execution, team, told.append)
-        )
+        with _shown(progress, evaluations, folder) as shown:
+            running = replace(execution, progress=shown)
+            results = list(
+                run_in_processes(evaluations, requests, folder, running, team, told.append)
+            )
         for text in told:
             warnings.warn(text, stacklevel=2)
         for result in results:
@@ -277,6 +284,18 @@ def evaluate(
         if profile:
             records = _with_audits(results, AuditRequest(profile, execution))
     return Report(records, [result.failure for result in results if result.failure])
+
+
+@contextmanager
+def _shown(
+    progress: Progress | None, evaluations: Sequence[Evaluation], folder: store.Store
+) -> Iterator[Progress | None]:
+    """What is told of progress: in a notebook there is a line that changes."""
+    if progress is not None or not in_notebook():
+        yield progress
+        return
+    with Reporter(items_of(evaluations, folder)) as reporter:
+        yield reporter
 
 
 def _with_audits(results: Sequence[Result], request: AuditRequest) -> list[Record]:

@@ -1,14 +1,14 @@
-"""Progress on stderr: images, robust accuracy so far, time left."""
+"""Progress on stderr, or in a notebook: images, robust accuracy so far, time left."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,12 +17,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from bench.engine.evaluation import Evaluation
 from bench.results.agenda import Item
 from bench.results.durations import duration
 
 LOG_SECONDS = 30.0
+_BAR, _BESIDE = 16, 56
+"""Columns of a bar, and of all that stands beside a name."""
 
 
 class _Live:
@@ -43,22 +46,55 @@ class _Live:
         self._bars.stop()
 
 
+class _Bars(Progress):
+    """A bar for each of what runs, below a line in words."""
+
+    headline = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.headline:
+            yield Text(self.headline, style="bold", no_wrap=True)
+        yield from super().get_renderables()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
+class _Line:
+    """A line in a notebook that is written over, and empty in the end."""
+
+    def __init__(self) -> None:
+        # Where there is a kernel, there is IPython.
+        from IPython.display import display  # type: ignore[import-not-found]
+
+        self._shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def __call__(self, text: str) -> None:
+        self._shown.update({"text/plain": text}, raw=True)
+
+
 class Reporter(_Live):
-    """A live bar on a terminal; elsewhere a line at each tenth of an evaluation or every
-    half minute. Of several evaluations also how many are done, and the rest of the time.
+    """A live bar on a terminal, a line that changes in a notebook; elsewhere a line at each tenth
+    of an evaluation or every half minute. Of several evaluations also how many are done, and the
+    rest of the time.
 
     Args:
         items: what is to be computed, by id.
     """
+
+    _bars: _Bars
 
     def __init__(self, items: Mapping[str, Item] = MappingProxyType({})) -> None:
         self._items = items
         self._ended: dict[str, bool] = {}
         self._began, self._told = time.monotonic(), time.monotonic()
         self._live = sys.stderr.isatty()
-        self._bars = Progress(
+        self._line = _Line() if in_notebook() else None
+        self._bars = _Bars(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=_BAR),
             MofNCompleteColumn(),
             TextColumn("robust {task.fields[robust]}"),
             TimeRemainingColumn(),
@@ -70,8 +106,17 @@ class Reporter(_Live):
         self._right: dict[str, float] = {}
         self._fresh: dict[str, tuple[int, float]] = {}
         self._logged: dict[str, tuple[int, float]] = {}
-        if len(items) > 1:
-            self._all = self._bars.add_task(self._overall(), total=len(items), robust="...")
+        self._show_overall()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._line:
+            self._line("")
 
     def ended(self, evaluation: str, failed: bool) -> None:
         """Take note that an evaluation has ended, whether there is a record or not."""
@@ -86,8 +131,8 @@ class Reporter(_Live):
         if len(self._items) < 2:
             return
         text, now = self._overall(), time.monotonic()
-        self._bars.update(self._all, completed=len(self._ended), description=text)
-        if not self._live and now - self._told >= LOG_SECONDS:
+        self._bars.headline = text
+        if not self._live and not self._line and now - self._told >= LOG_SECONDS:
             self._told = now
             print(text, file=sys.stderr, flush=True)
 
@@ -126,13 +171,12 @@ class Reporter(_Live):
             self.ended(evaluation.id, failed=False)
         else:
             self._show_overall()
-        if not self._live and self._is_reported(evaluation, count, total):
-            print(
-                f"{evaluation}: {count}/{total} images, robust {robust}, ETA "
-                f"{self._time_left(evaluation, count, total)}",
-                file=sys.stderr,
-                flush=True,
-            )
+        text = f"{evaluation}: {count}/{total} images, robust {robust}"
+        if self._line:
+            self._line(f"{self._overall()}; {text}" if len(self._items) > 1 else text)
+        elif not self._live and self._is_reported(evaluation, count, total):
+            left = self._time_left(evaluation, count, total)
+            print(f"{text}, ETA {left}", file=sys.stderr, flush=True)
 
     def _time_left(self, evaluation: Evaluation, count: int, total: int) -> str:
         done_before, since = self._fresh.get(evaluation.id, (count, 0.0))
@@ -143,7 +187,8 @@ class Reporter(_Live):
     def _start(self, evaluation: Evaluation, total: int) -> None:
         self._done[evaluation.id], self._right[evaluation.id] = 0, 0.0
         self._logged[evaluation.id] = (0, time.monotonic())
-        self._tasks[evaluation.id] = self._bars.add_task(str(evaluation), total=total, robust="...")
+        name = _shortened(str(evaluation), max(20, self._bars.console.width - _BESIDE))
+        self._tasks[evaluation.id] = self._bars.add_task(name, total=total, robust="...")
 
     def _is_reported(self, evaluation: Evaluation, count: int, total: int) -> bool:
         last, when = self._logged[evaluation.id]
@@ -152,6 +197,12 @@ class Reporter(_Live):
             return False
         self._logged[evaluation.id] = (count, now)
         return True
+
+
+def _shortened(text: str, room: int) -> str:
+    """So many characters: the defense begins a name, the attack ends it."""
+    before = (room - 1) // 2
+    return text if len(text) <= room else f"{text[:before]}…{text[before + 1 - room :]}"
 
 
 class Steps(_Live):

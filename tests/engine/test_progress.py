@@ -45,4 +45,24 @@ def test_an_evaluation_that_has_ended_leaves_the_screen():
     reporter = Reporter(items)
     reporter(Evaluation(id="a"), 10, 10, 0.5)
     shown = {task.description: task.visible for task in reporter._bars.tasks}
-    assert shown["a"] is False and sum(shown.values()) == 1
+    assert shown == {"a": False} and reporter._bars.headline.startswith("1 of 2 evaluations")
+
+
+def test_a_long_name_keeps_both_ends():
+    shortened = progress._shortened("0123456789", 5)
+    assert shortened == "01…89" and progress._shortened("01234", 5) == "01234"
+
+
+def test_in_a_notebook_one_line_changes_and_is_empty_in_the_end(monkeypatch, capsys):
+    shown = []
+    handle = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+    display = SimpleNamespace(display=lambda *_, **__: handle)
+    monkeypatch.setitem(progress.sys.modules, "ipykernel", object())
+    monkeypatch.setitem(progress.sys.modules, "IPython.display", display)
+    items = {name: Item(title=name, images=10, passes=100.0) for name in "ab"}
+    with Reporter(items) as reporter:
+        reporter(Evaluation(id="a"), 0, 10, 0.0)
+        reporter(Evaluation(id="a"), 5, 10, 0.5)
+    assert shown[0].startswith("0 of 2 evaluations, about")
+    assert shown[0].endswith("a: 5/10 images, robust 50.0 %") and shown[-1] == ""
+    assert capsys.readouterr().err == ""
