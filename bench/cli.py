@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
+from bench.commands import shell
 from bench.commands.arguments import (
     AsJson,
     BatchSize,
@@ -887,6 +888,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command. Exit codes: 0 done, 1 an evaluation failed, 2 bad input, 130
     interrupted.
     """
+    if shell.in_bash():
+        shell.complete(lambda: app(prog_name="bench"))
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from bench.engine.request import Request, option_name, read_request
-from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES
+from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES, MODIFIERS
 from bench.plugins.registry import Registry
 from bench.storage.data_root import rooted
 
@@ -74,16 +74,39 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def completion(*registries: Registry[Any]) -> Callable[[str], list[tuple[str, str]]]:
-    """Shell completion: registered names, with their descriptions, that begin with what is
-    typed. Only entry points are read.
+    """Shell completion of specs: registered names that begin with what is typed, then `+` and a
+    modifier of an attack, or `:` and a parameter, with their descriptions. Only entry points and
+    sources are read.
     """
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        typed = incomplete.lower()
+        name, colon, typed = incomplete.partition(":")
+        if colon:
+            return [one for registry in registries for one in _parameters(registry, name, typed)]
+        before, plus, modifier = name.rpartition("+")
+        if plus and ATTACKS in registries:
+            fitting = [one for one in MODIFIERS if one.startswith(modifier)]
+            return [(f"{before}+{one}", "as {}={}".format(*MODIFIERS[one])) for one in fitting]
         entries = [entry for registry in registries for entry in registry.entries()]
-        return [(one.name, one.summary) for one in entries if one.name.lower().startswith(typed)]
+        small = incomplete.lower()
+        return [(one.name, one.summary) for one in entries if one.name.lower().startswith(small)]
 
     return complete
+
+
+def _parameters(registry: Registry[Any], name: str, typed: str) -> Iterator[tuple[str, str]]:
+    """Of a spec's parameters those that may come next; a single one also with its default, so that
+    no shell takes it for finished.
+    """
+    done, comma, last = typed.rpartition(",")
+    used = {part.partition("=")[0] for part in done.split(",")}
+    known = registry.parameters(name.partition("+")[0])
+    fitting = [one for one in known if one.name not in used and one.name.startswith(last)]
+    before = f"{name}:{done}{comma}"
+    for one in fitting:
+        yield f"{before}{one.name}=", one.description
+        if len(fitting) == 1:
+            yield f"{before}{one.name}={one.default or '...'}", "the default"
 
 
 _names = {

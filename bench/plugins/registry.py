@@ -24,9 +24,11 @@ from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
 from bench.errors import BadInput, one_line
+from bench.plugins.parameters import Parameter, parameters
 from bench.spec import nearest
 
 T = TypeVar("T")
+_ALIAS = "alias of "
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,21 @@ class Registry(Generic[T]):
         entries += [
             Entry(
                 n,
-                f"alias of {p.spec}" if isinstance(p, Alias) else _summary(p.__doc__),
+                f"{_ALIAS}{p.spec}" if isinstance(p, Alias) else _summary(p.__doc__),
                 "this process",
             )
             for n, p in self._local.items()
         ]
         return sorted(entries, key=lambda entry: entry.name)
+
+    def parameters(self, name: str) -> list[Parameter]:
+        """The parameters of an installed plugin, without importing it; none of one that is not."""
+        point = self._entry_points().get(name)
+        if point is None:
+            return []
+        found = parameters(point.module, point.attr)
+        _, alias, spec = _summary_of_point(point).partition(_ALIAS)
+        return self.parameters(spec.partition(":")[0]) if alias and not found else found
 
     def get(self, name: str) -> type[T] | Alias:
         """The plugin class (or alias) of this name. Raises `BadInput` with near misses for an
@@ -259,7 +270,7 @@ def _summary_of_point(point: EntryPoint) -> str:
         if isinstance(node, ast.ClassDef) and node.name == point.attr:
             return _summary(ast.get_docstring(node))
         if isinstance(node, ast.Assign) and _is_alias(node, point.attr):
-            return f"alias of {ast.literal_eval(node.value.args[0])}"  # type: ignore[attr-defined]
+            return f"{_ALIAS}{ast.literal_eval(node.value.args[0])}"  # type: ignore[attr-defined]
     return ""
 
 
