@@ -12,6 +12,7 @@ from bench.errors import BadInput
 from bench.report.boards.forms import Form, Made, form_of
 from bench.report.boards.make import boards
 from bench.report.boards.protocol import FILE, BoardFile, read_board_file
+from bench.report.reference import read_references
 from bench.results.store import files_below, read_all
 from bench.storage.files import write_whole
 
@@ -32,7 +33,13 @@ def made_of(places: Sequence[Path], out: Path | None) -> Made:
     alone = len(places) == 1 and places[0].is_dir()
     about = read_board_file(places[0]) if alone else BoardFile()
     folder = out.parent if out else Path()
-    return Made(boards(records, about, _paths(places)), failures, folder, about.title)
+    return Made(
+        boards(records, about, _paths(places)),
+        failures,
+        folder,
+        about.title,
+        read_references(places[0] / about.reference) if about.reference else (),
+    )
 
 
 def _paths(places: Sequence[Path]) -> dict[str, Path]:

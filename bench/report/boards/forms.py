@@ -12,6 +12,8 @@ from bench.errors import BadInput
 from bench.report import escape
 from bench.report.boards import exchange, latex, markdown, terminal
 from bench.report.boards.model import Board
+from bench.report.page import board as html
+from bench.report.reference import Reference
 from bench.results.record import Failure
 
 if TYPE_CHECKING:
@@ -27,12 +29,14 @@ class Made:
         failures: evaluations that crashed.
         folder: where the file will lie; links lead from there.
         title: of the whole; empty where it has none.
+        references: published numbers that may stand beside rows.
     """
 
     boards: Sequence[Board]
     failures: Sequence[Failure]
     folder: Path
     title: str
+    references: Sequence[Reference] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Form:
 
 def _markdown(made: Made) -> str:
     return markdown.page(made.boards, made.failures, folder=made.folder, title=made.title)
+
+
+def _html(made: Made) -> str:
+    return html.page(
+        made.boards,
+        made.failures,
+        folder=made.folder,
+        title=made.title,
+        references=made.references,
+    )
 
 
 def _tidy_csv(made: Made) -> str:
@@ -116,6 +130,7 @@ def _bibtex(made: Made) -> str:
 FORMS = {
     "text": Form((".txt",), _text),
     "md": Form((".md",), _markdown),
+    "html": Form((".html", ".htm"), _html),
     "csv": Form((".csv",), _tidy_csv),
     "csv-wide": Form((".csv",), _wide_csv),
     "json": Form((".json",), _json),

@@ -22,6 +22,7 @@ from bench.report.boards.model import (
     Extras,
     Kind,
     Note,
+    OfClass,
     Row,
     Setup,
     Source,
@@ -39,7 +40,7 @@ from bench.report.words import (
     family_of,
 )
 from bench.results.aggregation import mean_of_draws, mean_over_seeds
-from bench.results.arrays import Floats
+from bench.results.arrays import Floats, Ints
 from bench.results.audit import AuditReport
 from bench.results.comparisons import MIN_BUILDS, mean_over_builds
 from bench.results.estimate import Estimate
@@ -133,6 +134,7 @@ class _Context:
             paper=card.paper if card else "",
             citation=citing.bibtex(first, [record.id for record in records]),
             extras=self.extras(entries[0]),
+            classes=_classes(first.outcomes.true_labels(), clean, scores),
         )
 
     def unranked(self, entries: Sequence[Entry], builds: Sequence[Build], attacked: bool) -> str:
@@ -274,6 +276,16 @@ def _setup(record: Record) -> Setup:
 def _mean(scores: Floats) -> Estimate:
     """Of scores (builds, n); of one build with an interval over images alone."""
     return share(scores[0]) if len(scores) < MIN_BUILDS else mean_over_builds(scores)
+
+
+def _classes(labels: Ints, clean: Floats, robust: Floats) -> tuple[OfClass, ...]:
+    """Of labels (n,) and scores (builds, n)."""
+    clean, robust = mean_over_seeds(list(clean)), mean_over_seeds(list(robust))
+    return tuple(
+        OfClass(int(one), int(own.sum()), share(clean[own]), share(robust[own]))
+        for one in np.unique(labels)
+        for own in [labels == one]
+    )
 
 
 def _clean(entry: Entry) -> Floats:

@@ -206,6 +206,22 @@ class Extras:
 
 
 @dataclass(frozen=True)
+class OfClass:
+    """The images of one class, of several builds their mean.
+
+    Attributes:
+        label: its number.
+        n: images.
+        clean, robust: without attack, and the worst case over all attacks; intervals over images.
+    """
+
+    label: int
+    n: int
+    clean: Estimate
+    robust: Estimate
+
+
+@dataclass(frozen=True)
 class Row:
     """A defense on a board: all builds of one method.
 
@@ -233,6 +249,7 @@ class Row:
         paper: where the defense was published; empty where its plugin does not say or is not here.
         citation: BibTeX of this row.
         extras: what only some rows have.
+        classes: one a class that has images, by their numbers.
     """
 
     rank: int | None
@@ -257,6 +274,7 @@ class Row:
     paper: str
     citation: str
     extras: Extras = field(default_factory=Extras)
+    classes: tuple[OfClass, ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -64,6 +64,8 @@ class BoardFile(BaseModel):
     Attributes:
         title: of the page.
         page: where its Markdown is committed, from the file's folder; empty where it is not.
+        reference: published numbers to show beside rows of their defense and data set: a CSV file
+            or a folder of them, from the file's folder; empty for none.
         protocol: what a row must have faced.
     """
 
@@ -71,6 +73,7 @@ class BoardFile(BaseModel):
 
     title: str = Field(default="", max_length=200)
     page: str = Field(default="", max_length=1000)
+    reference: str = Field(default="", max_length=1000)
     protocol: Protocol = Protocol()
 
 
