@@ -58,7 +58,7 @@ def _is_standard(attack: Attacked) -> bool:
 
 def model_index(boards: Sequence[Board]) -> str:
     """`model-index` of a model card: an entry an attacked row, with clean and robust accuracy in
-    percent.
+    percent. Each metric names its row, since the hub's own library joins entries.
     """
     index = [
         {
@@ -100,15 +100,18 @@ def _measured(boards: Sequence[Board]) -> Iterator[tuple[Board, Row]]:
 
 
 def _metrics(board: Board, row: Row) -> list[dict[str, Any]]:
-    robust = f"robust accuracy, {board.setup.threat}, worst case over {len(row.attacks)} attacks"
-    metrics = [
-        {"type": "accuracy", "name": "clean accuracy", "value": _percent(row.clean.value)},
-        {"type": "accuracy", "name": robust, "value": _percent(row.robust.value)},
-    ]
+    attacks = f"{board.setup.threat}, worst case over {len(row.attacks)} attacks"
+    named = {
+        f"clean accuracy of {row.defense}": row.clean,
+        f"robust accuracy of {row.defense}, {attacks}": row.robust,
+    }
     if row.extras.certified:
-        certified = _percent(row.extras.certified.value)
-        metrics.append({"type": "accuracy", "name": "certified accuracy", "value": certified})
-    return metrics
+        name = f"certified accuracy of {row.defense}, {board.setup.threat}"
+        named[name] = row.extras.certified
+    return [
+        {"type": "accuracy", "name": name, "value": _percent(one.value)}
+        for name, one in named.items()
+    ]
 
 
 def _percent(value: float) -> float:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
 from bench.report import escape
@@ -96,9 +96,9 @@ def _wide_json(made: Made) -> str:
     return _dumped([line for board in made.boards for line in _lines(board.wide())])
 
 
-def _lines(frame: pd.DataFrame) -> list[dict[str, object]]:
-    lines: list[dict[str, object]] = json.loads(frame.to_json(orient="records"))
-    return lines
+def _lines(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    # pandas writes JSON to ten digits: what is read back would be another number.
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _dumped(content: object) -> str:
@@ -115,7 +115,9 @@ def _parquet(made: Made) -> bytes:
     try:
         table.to_parquet(buffer, index=False)
     except ImportError:
-        raise BadInput("parquet needs pyarrow: pip install pyarrow, or use --format csv") from None
+        raise BadInput(
+            "parquet needs pyarrow: pip install 'adversarial-bench[parquet]', or use --format csv"
+        ) from None
     return buffer.getvalue()
 
 

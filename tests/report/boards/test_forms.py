@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bench.errors import BadInput
 from bench.report.boards.forms import FORMS, Made, form_of
 from bench.report.boards.make import boards
+from bench.results.estimate import Estimate
 from bench.results.findings import Finding
 from tests.report.helpers import HALF, LESS, RIGHT, made, record
 
@@ -73,6 +75,59 @@ def test_every_form_of_every_number_is_that_of_the_board():
     assert sorted(one["value"] for one in entries) == sorted(100 * one for one in values.values())
     external = {one["name"]: one["external"] for one in json.loads(written("robustbench", records))}
     assert external == {name: f"{100 * value:.1f}" for name, value in values.items()}
+
+
+@pytest.mark.parametrize("form", ["json-tidy", "parquet"])
+def test_a_frame_holds_the_board(form, tmp_path):
+    """Ranks follow from the intervals of what is read back, and nothing is lost on the way."""
+    records = [
+        record("a", HALF),
+        record("a", LESS, build=1),
+        record("b", RIGHT, attack="autoattack"),
+    ]
+    (board,) = boards(records)
+    content = written_bytes(form, records)
+    (tmp_path / "x").write_bytes(content)
+    if form == "parquet":
+        again = pd.read_parquet(tmp_path / "x")
+    else:
+        again = pd.DataFrame(json.loads(content))
+    pd.testing.assert_frame_equal(again, board.frame(), check_dtype=False, check_exact=True)
+    rows = again.drop_duplicates("defense").to_dict("records")
+    compared = [one for one in rows if not one["unranked"]]
+    for one, row in zip(rows, board.rows, strict=True):
+        robust = Estimate(*(one[f"worst_case{end}"] for end in ("", "_low", "_high")))
+        assert (one["defense"], robust) == (row.defense, row.robust)
+        above = sum(other["worst_case_low"] > robust.high for other in compared)
+        assert one["unranked"] == row.unranked and row.rank in (None, 1 + above)
+    lines = again[["defense", "build", "attack", "robust"]].itertuples(index=False)
+    assert [tuple(line) for line in lines] == [
+        (row.defense, build.seed, attack.attack, attack.robust.value)
+        for row in board.rows
+        for build in row.builds
+        for attack in build.attacks
+    ]
+
+
+def written_bytes(form, records):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    content = written(form, records)
+    return content if isinstance(content, bytes) else content.encode()
+
+
+def test_the_hub_reads_its_forms():
+    """By the parsers of its own library, which joins the entries of a model index."""
+    cards = pytest.importorskip("huggingface_hub.repocard_data")
+    records = [record("a", HALF), record("b", RIGHT)]
+    index = yaml.safe_load(written("model-index", records))["model-index"]
+    _, results = cards.model_index_to_eval_results(index)
+    values = {one.metric_name.partition(",")[0]: one.metric_value for one in results}
+    assert values["robust accuracy of a"] == 50.0 and values["clean accuracy of b"] == 100.0
+    assert len(values) == 4 and {one.dataset_type for one in results} == {"mnist5k"}
+    entries = pytest.importorskip("huggingface_hub._eval_results")
+    read = entries.parse_eval_result_entries(yaml.safe_load(written("eval-results", records)))
+    assert sorted(one.value for one in read) == [50.0, 100.0]
 
 
 def test_autoattack_has_its_own_field():
