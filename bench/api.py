@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -16,10 +18,10 @@ from torch import Tensor, nn
 from bench.attack import Attack
 from bench.commands.audit_records import AuditRequest, audit_results
 from bench.data.arrays import Arrays
-from bench.data.dataset import Dataset
+from bench.data.dataset import Dataset, ImageSet
 from bench.defense import DefendedClassifier, Defense
 from bench.engine.evaluation import Evaluation
-from bench.engine.execution import Progress, read_execution
+from bench.engine.execution import Execution, Progress, read_execution
 from bench.engine.fingerprint import fingerprint
 from bench.engine.modules import ModuleDefense
 from bench.engine.plan import plan
@@ -50,9 +52,25 @@ if TYPE_CHECKING:
 
     from bench.commands.figures import Picture
     from bench.report.boards.model import Board
+    from bench.report.pictures.contact import ContactSheet
 
 _Attack: TypeAlias = str | Attack[Any] | type[Attack[Any]]
 _Defense: TypeAlias = str | Defense[Any] | type[Defense[Any]]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a report needs to show images.
+
+    Attributes:
+        folder: where the points lie.
+        data_root: as given.
+        sets: data sets that no spec names, with the evaluated images, by the hash of these.
+    """
+
+    folder: Path
+    data_root: str | Path | None
+    sets: Mapping[str, tuple[Dataset[Any], ImageSet]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +79,7 @@ class Report:
 
     records: list[Record]
     failures: list[Failure]
+    _kept: _Kept | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return rows_table(self.records, self.failures)
@@ -107,6 +126,27 @@ class Report:
         from bench.commands.figures import picture
 
         return picture(self.records)
+
+    def images(self, record: Record | None = None) -> ContactSheet:
+        """Images of a record: of what broke, of what survived and of what was wrong before, the
+        first eight each; clean, attacked, and the change. A notebook shows it;
+        `images().save("x.png")` writes it.
+
+        Args:
+            record: one of `records`; the last by default.
+
+        Raises:
+            BadInput: where there is no record, its points are gone, or its images may not be shown.
+        """
+        from bench.report.pictures.contact import contact_sheet
+        from bench.report.pictures.seen import Images
+
+        if not self.records or self._kept is None:
+            raise BadInput("there are no images to show: every evaluation failed")
+        chosen = self.records[-1] if record is None else record
+        with rooted(self._kept.data_root):
+            images = Images(lambda record: None, self._kept.sets)
+            return contact_sheet(chosen, images.seen(chosen, self._kept.folder))
 
     def frame(self) -> pandas.DataFrame:
         """One row a record; failures are left out.
@@ -203,7 +243,7 @@ def evaluate(
         seeds, build_seed: attack seeds, and the seed of the defense's construction.
         classes: number of classes K of arrays; the largest label plus one by default.
         output: `logits`, or `probabilities` to take their logarithm.
-        out: folder for records; kept nowhere by default.
+        out: folder for records; by default they are kept with the report alone.
         data_root: folder of published data and weights; BENCH_DATA_ROOT or ~/.cache/bench by
             default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -257,33 +297,66 @@ def evaluate(
     )
     profile = read_profile(audit) if audit is not None else None
     execution = read_execution(device, batch_size, progress, compile)
-    with rooted(data_root), tempfile.TemporaryDirectory() as scratch:
-        evaluations = [
-            evaluation
-            for one, beside, given in _plans(request, model, objects)
-            for evaluation in plan(one, model=beside, note=notes.append, objects=given)
-        ]
-        for text in dict.fromkeys(notes):
-            warnings.warn(text, stacklevel=2)
-        folder = store.Store(Path(out) if out is not None else Path(scratch))
-        folder.check_writable()
-        requests = None if model is not None or objects else [request]
-        team = Team(given_workers(workers) or 1)
-        told: list[str] = []
-        with _shown(progress, evaluations, folder) as shown:
-            running = replace(execution, progress=shown)
-            results = list(
-                run_in_processes(evaluations, requests, folder, running, team, told.append)
-            )
-        for text in told:
-            warnings.warn(text, stacklevel=2)
-        for result in results:
-            if result.rejected:
-                raise result.rejected
-        records = [result.record for result in results if result.record]
-        if profile:
-            records = _with_audits(results, AuditRequest(profile, execution))
-    return Report(records, [result.failure for result in results if result.failure])
+    scratch = None if out is not None else Path(tempfile.mkdtemp(prefix="bench-"))
+    folder = Path(out) if out is not None else cast(Path, scratch)
+    try:
+        with rooted(data_root):
+            evaluations = [
+                evaluation
+                for one, beside, given in _plans(request, model, objects)
+                for evaluation in plan(one, model=beside, note=notes.append, objects=given)
+            ]
+            for text in dict.fromkeys(notes):
+                warnings.warn(text, stacklevel=2)
+            requests = None if model is not None or objects else [request]
+            results = _run(evaluations, requests, folder, execution, given_workers(workers) or 1)
+            records = [result.record for result in results if result.record]
+            if profile:
+                records = _with_audits(results, AuditRequest(profile, execution))
+    except BaseException:
+        _remove(scratch)
+        raise
+    failures = [result.failure for result in results if result.failure]
+    report = Report(records, failures, _Kept(folder, data_root, _of_arrays(evaluations)))
+    # Kept nowhere means as long as somebody may look at the images.
+    weakref.finalize(report, _remove, scratch)
+    return report
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_arrays(
+    evaluations: Sequence[Evaluation],
+) -> dict[str, tuple[Dataset[Any], ImageSet]]:
+    """Of data sets that the program gave as arrays the evaluated images, by their hash."""
+    setups = [one.setup for one in evaluations if one.setup.sources["dataset"] == ARRAYS]
+    return {one.images.sha256: (one.dataset.plugin, one.images) for one in setups}
+
+
+def _run(
+    evaluations: Sequence[Evaluation],
+    requests: Sequence[Request] | None,
+    out: Path,
+    execution: Execution,
+    workers: int,
+) -> list[Result]:
+    folder = store.Store(out)
+    folder.check_writable()
+    told: list[str] = []
+    with _shown(execution.progress, evaluations, folder) as shown:
+        running = replace(execution, progress=shown)
+        results = list(
+            run_in_processes(evaluations, requests, folder, running, Team(workers), told.append)
+        )
+    for text in told:
+        warnings.warn(text, stacklevel=3)
+    for result in results:
+        if result.rejected:
+            raise result.rejected
+    return results
 
 
 @contextmanager

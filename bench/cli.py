@@ -735,6 +735,15 @@ def show(
         list[Path],
         typer.Argument(help="JSON files of records, or folders; those of one defense are compared"),
     ],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="of one record: PNG file for its clean and attacked images"),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="with --images: run the record's own data set FILE.py@NAME"),
+    ] = False,
+    data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a record under every aggregation rule; of several attacks on one defense, what replay
@@ -742,12 +751,69 @@ def show(
     """
     from bench.report import show as report
 
+    if images is not None and (len(records) > 1 or records[0].is_dir()):
+        raise BadInput("--images draws one record: give its JSON file")
     groups = report.read(records)
+    if images is not None:
+        from bench.commands.view import write_sheet
+
+        write_sheet(records[0], images, trust=trust)
+        _tell(f"written: {images}")
     if as_json:
         shown = [report.as_json(group) for group in groups]
         _print_json(shown[0] if len(shown) == 1 else shown)
     else:
         _print("\n\n\n".join(map(report.render, groups)))
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="folder of records")] = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option(help="write the pages into this new folder instead of serving")
+    ] = None,
+    compute: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="with --out: of how many images of each record logits and what the defense "
+            "makes of them are computed and written [default: none]",
+        ),
+    ] = 0,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="port to serve on; 0 for a free one [default: 8780]"),
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is")
+    ] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Look at results in a browser: boards, and a page a record with its images, what the attack
+    changed and what became of it. Served to this machine alone, or written as files.
+    """
+    from bench.commands import view as pages
+    from bench.engine.execution import read_execution
+
+    if out is None and compute:
+        raise BadInput("served pages compute on demand: drop --compute, or add --out FOLDER")
+    if out is not None and port is not None:
+        raise BadInput("--out writes files and serves nothing: drop --port or --out")
+    execution = read_execution(device, batch_size)
+    options: dict[str, Any] = {"trust": trust, "compute": compute, "progress": _tell}
+    shown = pages.prepare(folder, execution, served=out is None, **options)
+    if out is not None:
+        _print(str(pages.write(shown, out)))
+        return
+    with pages.serving(shown, pages.PORT if port is None else port) as server:
+        _print(f"{folder} at {server.url} (for this machine alone; Ctrl+C ends it)")
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            _tell("ended")
 
 
 @app.command()
@@ -810,8 +876,9 @@ def leaderboard(
         str | None,
         typer.Option(
             "--format",
-            help="text, md, csv, csv-wide, json, json-tidy, json-wide, parquet, latex, bibtex, "
-            "robustbench, model-index or eval-results [default: what --out ends in, else text]",
+            help="text, md, html, csv, csv-wide, json, json-tidy, json-wide, parquet, latex, "
+            "bibtex, robustbench, model-index or eval-results [default: what --out ends in, else "
+            "text]",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="file to write instead of stdout")] = None,

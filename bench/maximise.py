@@ -65,6 +65,10 @@ class Trace:
                     paths.setdefault(row, []).append(value)
         return paths
 
+    def restarts(self) -> list[int]:
+        """The restarts that were read, in the order of their numbers."""
+        return sorted({number for number, _, _ in self._readings})
+
     def succeeded(self) -> set[int]:
         """Rows of which some query was a success that stays one."""
         return {

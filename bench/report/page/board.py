@@ -37,6 +37,7 @@ def page(
     title: str = "",
     references: Sequence[Reference] = (),
     pages: Mapping[str, str] | None = None,
+    listed: str = "",
 ) -> str:
     """All boards as one page.
 
@@ -47,6 +48,7 @@ def page(
         title: of the page; the first board's by default.
         references: published numbers, to stand beside rows of their defense and data set.
         pages: by a record's id, the address of a page about it.
+        listed: the address of a page that lists all records.
     """
     name = title or (boards[0].title if boards else "Board")
     cells = [
@@ -60,6 +62,7 @@ def page(
     body = "\n".join(
         [
             '<a class="hidden skip" href="#table">To the table</a>',
+            *([f'<nav><a href="{listed}">All records</a></nav>'] if listed else []),
             f"<header><h1>{text(name)}</h1>{_THEME}</header>",
             "<main>",
             *_about(boards),
@@ -71,8 +74,9 @@ def page(
             "</section>",
             *_failures(failures),
             "</main>",
-            '<footer class="quiet"><p>Made by <code>bench leaderboard --format html</code>. '
-            "Shares in percent with 95 % intervals.</p></footer>",
+            '<footer class="quiet"><p>Made by <code>'
+            f"{'bench view' if listed else 'bench leaderboard --format html'}</code>. Shares "
+            "in percent with 95 % intervals.</p></footer>",
         ]
     )
     return document(

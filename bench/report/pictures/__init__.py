@@ -1,0 +1,1 @@
+"""Pictures of records: what was attacked, how it was changed, and what became of it."""
