@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATHS = ("bench", "defenses/bench_defenses", "attacks/bench_attacks")
 
 LIBRARY = "set on an object of a library, which reads it"
+SERVER = "read or called by http.server"
 PYDANTIC = "read, checked or written by pydantic"
 ALLOWED = {
     "n_iter": LIBRARY,
@@ -31,6 +32,14 @@ ALLOWED = {
     "rescale_betas_zero_snr": PYDANTIC,
     "_repr_html_": "called by notebooks",
     "_repr_png_": "called by notebooks",
+    "do_GET": SERVER,
+    "do_HEAD": SERVER,
+    "log_message": SERVER,
+    "daemon_threads": SERVER,
+    "protocol_version": SERVER,
+    "server_version": SERVER,
+    "sys_version": SERVER,
+    "timeout": SERVER,
     "provider": "printed through vars(entry)",
     "register": "for authors of plugins: the decorator that adds one for this process",
     "input_backwards": "read by its name, as `Claims` names it",
