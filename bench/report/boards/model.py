@@ -306,9 +306,9 @@ class Setup:
         return f"{self.dataset}, {self.classifier}, {self.threat}, {images}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Board:
-    """The leaderboard of one setup.
+    """The leaderboard of one setup; printing it shows its table, as a notebook does.
 
     Attributes:
         title: in words.
@@ -327,6 +327,19 @@ class Board:
     note: str
     more: str
     rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        from bench.report.boards.terminal import text
+
+        return text([self])
+
+    def __repr__(self) -> str:
+        return f"<Board: {self.setup}, {len(self.rows)} rows>"
+
+    def _repr_html_(self) -> str:
+        from bench.report.notebook import board_table
+
+        return board_table(self)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON has it: dicts, lists, texts, numbers (shares in [0, 1]) and None."""
