@@ -203,8 +203,18 @@
     remember();
   }
 
+  const ownOrder = () =>
+    view.order().find(([at, way]) => way && !(several && keys[at] === "board"));
+
   view.on("order", () => remember());
   view.on("draw", () => {
+    // The library would name the fixed order by setup; a reader asks for the one chosen.
+    const order = ownOrder();
+    data.columns.forEach((_column, at) => {
+      const head = view.column(at).header();
+      if (order?.[0] !== at) head.removeAttribute("aria-sort");
+      else head.setAttribute("aria-sort", order[1] === "asc" ? "ascending" : "descending");
+    });
     const count = view.rows({ search: "applied" }).count();
     element("status").textContent = `${count} of ${data.rows.length} rows`;
     document.dispatchEvent(new CustomEvent("rows", {
@@ -230,7 +240,7 @@
         .filter((column) => view.column(keys.indexOf(column.key)).visible())
         .map((column) => column.key).join(","));
     }
-    const [order] = view.order().filter(([at, way]) => way && !(several && keys[at] === "board"));
+    const order = ownOrder();
     if (order) told.set("sort", `${keys[order[0]]}:${order[1]}`);
     const open = openIds();
     if (open.length) told.set("open", open.join(","));
