@@ -40,7 +40,6 @@ ALLOWED = {
     "server_version": SERVER,
     "sys_version": SERVER,
     "timeout": SERVER,
-    "provider": "printed through vars(entry)",
     "register": "for authors of plugins: the decorator that adds one for this process",
     "input_backwards": "read by its name, as `Claims` names it",
     "weight_backwards": "read by its name, as `Claims` names it",
