@@ -4,6 +4,8 @@ import http.client
 import io
 import json
 import re
+import shutil
+import subprocess
 from threading import Thread
 
 import numpy as np
@@ -217,3 +219,30 @@ def test_a_sheet_in_the_terminal_and_from_python(tmp_path, capsys, folder, recor
     assert place.is_dir()
     del report
     assert not place.exists()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_the_page_of_a_record_works_from_a_file(tmp_path, capsys, folder, records):
+    out = tmp_path / "site"
+    assert call(capsys, "view", str(folder), "--out", str(out), "--compute", "3")[0] == 0
+    record, image = records[0], records[0].outcomes.image_ids()[2]
+    page = out / "records" / f"{record.id}.html"
+    # What the browser refuses or fails at stands in its log.
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"]
+    command += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000"]
+    command += ["--dump-dom", f"file://{page}#{image}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    shown = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+    assert "CONSOLE" not in done.stderr
+    assert "30 of 30 images" in shown
+    cards, window = shown.split("<dialog")
+    assert cards.count('class="card ') == 30
+    assert cards.count(f"{record.id}/attacked-0.png") >= 30
+    assert f"Image {image}:" in window and "Every draw of the judge" in window
+    assert window.count("<td class=") >= 2 * len(record.outcomes.clean)
+    # The logits and pictures that were computed beforehand.
+    assert "(true)" in window and window.count("data:image/png") == 2
