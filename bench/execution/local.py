@@ -34,7 +34,7 @@ from bench.storage.place import Place
 
 PATIENCE_SECONDS = 4.0
 """A job that ends sooner gets no help from a new process, which needs about as long to begin."""
-COPY_PATIENCE_SECONDS = 1.0
+COPY_PATIENCE_SECONDS = 0.3
 """The same for a copy of this process, which begins at once."""
 MOST_WORKERS = 1024
 COMMAND = (sys.executable, "-m", "bench.execution.worker")
