@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import bench.engine.compute
 import bench.storage.place
+from bench.cli import execute
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
@@ -74,42 +75,53 @@ def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense,
         assert (found[size][1] == found[64][1]).all((1, 2, 3)).mean() >= 0.98
 
 
-KILLED = """
-import tests.toy_plugins
-from bench.cli import main
-main(["run", "--defense", "undefended", "--attack", "toy-kill:at={at}", "--dataset", "toy:n=150",
-      "--classifier", "{model}", "--out", "{out}", "--device", "cpu", "--batch-size", "64",
-      "--json"])
-"""
+def command(out: Path, at: int) -> list[str]:
+    return [
+        *("run", "--defense", "undefended", "--attack", f"toy-kill:at={at}"),
+        *("--dataset", "toy:n=150", "--classifier", MODEL, "--out", str(out)),
+        *("--device", "cpu", "--batch-size", "64"),
+    ]
 
 
-def start(out: Path, at: int, kill: bool) -> subprocess.Popen:
+def start(out: Path) -> subprocess.Popen:
+    code = f"import tests.toy_plugins; from bench.cli import main; main({command(out, 0)})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if kill:
-        environment["TOY_KILL"] = "1"
-    code = KILLED.format(at=at, model=MODEL, out=out)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.PIPE
+    )
 
 
-def killable(out: Path, at: int, kill: bool) -> subprocess.CompletedProcess:
-    process = start(out, at, kill)
-    stdout, stderr = process.communicate()
-    return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+def killable(out: Path, at: int, *, kill: bool = False) -> int:
+    """Exit code of the command in a copy of this process, which has torch already."""
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        code = 99
+        try:
+            if kill:
+                os.environ["TOY_KILL"] = "1"
+            code = execute(command(out, at))
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def record_in(folder: Path) -> dict:
+    (file,) = folder.glob("*.json")
+    return json.loads(file.read_text())
 
 
 def test_two_workers_share_an_evaluation(tmp_path):
     """Two processes start the same command at once: one record, as one process alone would
     make it.
     """
-    commands = [start(tmp_path / "both", 0, kill=False) for _ in range(2)]
-    outputs = [process.communicate() for process in commands]
-    assert [process.returncode for process in commands] == [0, 0], outputs
-    one, two = (json.loads(text)[0] for text, _ in outputs)
-    assert one["outcomes"] == two["outcomes"]
-    assert len(list((tmp_path / "both").glob("*.json"))) == 1
+    commands = [start(tmp_path / "both") for _ in range(2)]
+    said = [process.communicate()[1] for process in commands]
+    assert [process.returncode for process in commands] == [0, 0], said
+    one = record_in(tmp_path / "both")
     assert not list((tmp_path / "both" / ".work").glob("*/*"))
-    alone = json.loads(killable(tmp_path / "alone", 0, kill=False).stdout)[0]
+    assert killable(tmp_path / "alone", 0) == 0
+    alone = record_in(tmp_path / "alone")
     assert (
         alone["outcomes"] == one["outcomes"]
         and alone["points"]["sha256"] == one["points"]["sha256"]
@@ -118,19 +130,16 @@ def test_two_workers_share_an_evaluation(tmp_path):
 
 @pytest.mark.parametrize("at", [0, 70, 149])
 def test_a_killed_run_resumes(tmp_path, at):
-    killed = killable(tmp_path / "a", at, kill=True)
-    assert killed.returncode == -9
+    assert killable(tmp_path / "a", at, kill=True) == -9
     assert not list((tmp_path / "a").glob("*.json")), "a killed run leaves no record"
     saved = sorted((tmp_path / "a" / ".work").rglob("shard-*"))
     assert len(saved) == at // MIN_SHARD_IMAGES
-    resumed = killable(tmp_path / "a", at, kill=False)
-    assert resumed.returncode == 0, resumed.stderr
-    straight = killable(tmp_path / "b", at, kill=False)
-    one, two = (json.loads(p.stdout)[0] for p in (resumed, straight))
+    assert killable(tmp_path / "a", at) == 0 and killable(tmp_path / "b", at) == 0
+    one, two = record_in(tmp_path / "a"), record_in(tmp_path / "b")
     assert one["outcomes"] == two["outcomes"]
     assert one["points"]["sha256"] == two["points"]["sha256"]
-    again = killable(tmp_path / "a", at, kill=False)
-    assert json.loads(again.stdout)[0]["finished"] == one["finished"]
+    assert killable(tmp_path / "a", at) == 0
+    assert record_in(tmp_path / "a")["finished"] == one["finished"]
 
 
 def test_a_stored_evaluation_is_not_computed_again(tmp_path):

@@ -1,11 +1,14 @@
 """Killed before any call that changes a file, and begun again: the same result, nothing left."""
 
+import importlib
 import json
 
 import pytest
 import torch
 
 from bench.defense import Defense, NoParams
+from bench.diffusion import training
+from bench.diffusion.training import DiffusionRecipe
 from bench.plugins.create import DEFENSES
 from bench.storage import claims
 from bench.storage.artifacts import artifact
@@ -22,6 +25,17 @@ attack = ["null", "pgd:steps=2"]
 dataset = "toy:n=70"
 classifier = "{MODEL}"
 """
+
+
+SMALL = DiffusionRecipe(steps=1, batch=4, schedule=850, blocks=(8, 8), heads=4, groups=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What commands import late, imported before each of their copies would."""
+    for name in ("matplotlib.pyplot", "torch._dynamo", "bench.studies.theorem"):
+        importlib.import_module(name)
+    assert importlib.import_module("diffusers").UNet2DModel
 
 
 @DEFENSES.register("toy-trained")
@@ -55,7 +69,7 @@ COMMANDS = {
     "suite": ["run", "--suite", "SUITE", "--batch-size", "64", "--device", "cpu"],
     "train": ["train", "toy-digits", "--epochs", "1", "--device", "cpu"],
     "train-diffusion": ["train-diffusion", "toy-digits", "--steps", "1", "--device", "cpu"],
-    "study": ["study", "theorem:trials=100", "--seed", "1"],
+    "study": ["study", "theorem:trials=100,dimensions=2,draws=1", "--seed", "1"],
     "trained defense": ["run", "--defense", "toy-trained", "--attack", "null", *TOY],
 }
 
@@ -96,6 +110,7 @@ def check_kills(which, tmp_path, monkeypatch, points):
     for module in ("engine.environment", "commands.train"):
         # Somebody may commit meanwhile.
         monkeypatch.setattr(f"bench.{module}.commit", lambda: ("0" * 40, False))
+    monkeypatch.setitem(training.RECIPES, "toy-digits", SMALL)
     log = tmp_path / "log"
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "whole" / "cache"))
     code, calls = in_child(prepared(which, tmp_path / "whole"), log)
