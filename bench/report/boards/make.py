@@ -155,7 +155,7 @@ class _Context:
     def build(self, entry: Entry) -> Build:
         """One build of a method."""
         report = audit_of(entry.records)
-        failed = any(finding.verdict == "fail" for one in entry.records for finding in one.findings)
+        failed = any(doubt.verdict == "fail" for doubt in entry.doubts())
         return Build(
             seed=entry.first.identity["seeds"]["build"],
             clean=entry.first.metrics.clean.mean,
