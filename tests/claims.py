@@ -108,9 +108,13 @@ def of(row: dict[str, str], column: str) -> Estimate:
 
 
 def images_of(study: str) -> str:
+    return f"{int(setup_of(study)['n'].split()[0]):,} images"
+
+
+def setup_of(study: str) -> dict[str, str]:
     (path,) = (STUDIES / study).glob("*/study.json")
-    n = json.loads(path.read_text("utf-8"))["setup"]["n"].split()[0]
-    return f"{int(n):,} images"
+    setup: dict[str, str] = json.loads(path.read_text("utf-8"))["setup"]
+    return setup
 
 
 def printed(file: str, **where: str) -> str:
@@ -206,7 +210,8 @@ def parts() -> Rows:
         lower = sum(float(row["lost"]) > float(row["won"]) for row in tests)
         row = row_of("ablation", "ablation", defense=variant)
         rows[key] = [*pct(of(row, "difference")), f"{len(tests)} builds"]
-        rows[key] += [f"{lower} of {len(tests)}", "500 images", "0.1"]
+        rows[key] += [f"{lower} of {len(tests)}", images_of("ablation")]
+        rows[key] += [setup_of("ablation")["threat"].removeprefix("linf ")]
     made, trained = table("time", "time")
     passes = ("forwards", "input_backwards", "weight_backwards")
     rows["D23"] = [f"{float(made[column]):.2f}" for column in passes[:2]]
