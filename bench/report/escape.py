@@ -30,6 +30,8 @@ def terminal(text: str, *, lines: bool = False) -> str:
         text: what is printed.
         lines: whether line breaks stay; else they are shown, too.
     """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(char if lines and char == "\n" else _shown(char) for char in text)
 
 

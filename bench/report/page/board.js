@@ -64,30 +64,29 @@
   const sections = new Map([...details.querySelectorAll(".row-details")]
     .map((section) => [section.id.slice(2), section]));
 
+  const opened = new Set();
+
   const setOpen = (id, open) => {
+    if (!sections.has(id) || opened.has(id) === open) return;
     const row = view.row(`#${id}`);
-    if (!row.any() || row.child.isShown() === open) return;
     const button = row.node().querySelector(".expand");
     if (open) {
       if (!row.child()) row.child(sections.get(id), "details");
       row.child.show();
+      opened.add(id);
     } else {
       row.child.hide();
+      opened.delete(id);
     }
     button.setAttribute("aria-expanded", String(open));
     button.textContent = open ? "\u2212" : "+";
   };
-  const openIds = () => data.rows.map((row) => row.id).filter((id) => {
-    const row = view.row(`#${id}`);
-    return row.any() && row.child.isShown();
-  });
-
   table.addEventListener("click", (event) => {
     const control = event.target.closest(".expand, a.name");
     if (!control) return;
     event.preventDefault();
     const id = control.closest("tr").id;
-    setOpen(id, !view.row(`#${id}`).child.isShown());
+    setOpen(id, !opened.has(id));
     remember();
   });
 
@@ -242,8 +241,7 @@
     }
     const order = ownOrder();
     if (order) told.set("sort", `${keys[order[0]]}:${order[1]}`);
-    const open = openIds();
-    if (open.length) told.set("open", open.join(","));
+    if (opened.size) told.set("open", [...opened].join(","));
     return told.toString();
   };
 
@@ -277,7 +275,7 @@
     view.order(sorted ? [[keys.indexOf(key), way]] : []);
     apply();
     const open = new Set((told.get("open") ?? "").split(","));
-    for (const row of data.rows) setOpen(row.id, open.has(row.id));
+    for (const id of [...opened, ...open]) setOpen(id, open.has(id));
     restoring = false;
     const first = text.startsWith("d-") && rowOf.has(text.slice(2)) && element(text.slice(2));
     if (first) first.scrollIntoView();

@@ -100,7 +100,7 @@ _THEME = (
 
 _TOOLS = """<h2 id="rows">Rows</h2>
 <section class="controls tools" aria-label="Filters">
-<label>Search <input type="search" id="search" autocomplete="off"></label>
+<label class="search">Search <input type="search" id="search" autocomplete="off"></label>
 <label id="of-board" hidden>Setup <select id="board"></select></label>
 <div id="facets" class="controls"></div>
 <button type="button" id="csv">CSV of what is shown</button>

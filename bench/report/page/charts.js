@@ -115,13 +115,16 @@
   }
 
   const rowsHigh = (count) => 60 + 34 * count;
+  const most = 40;
+  const firstOf = (many) => many.length > most ? `The first ${most} of ${many.length}. ` : "";
   // Beside names of rows as much room as they need, if there is so much.
   const lettersLeft = () => Math.floor((0.45 * width() - 20) / 6.6);
   const left = (names) => 20 + 6.6 * Math.min(lettersLeft(), Math.max(...names.map(({ length }) =>
     length)));
 
   function replayAgainstFresh(points) {
-    const replayed = points.filter((one) => one.row.replayed);
+    const all = points.filter((one) => one.row.replayed);
+    const replayed = all.slice(0, most);
     if (!replayed.length) return;
     const ends = replayed.flatMap((one) => {
       const [value, low, high] = one.row.replayed;
@@ -135,7 +138,8 @@
             + `replays alone, ${passes}` },
       ];
     });
-    figure("Replay against fresh", "Robust accuracy where the judge draws anew, and where the "
+    figure("Replay against fresh", firstOf(all) + "Robust accuracy where the judge draws anew, "
+      + "and where the "
       + "defense's noise is the one that the attack saw. Fresh is the worst of all attacks, replay "
       + "that of the replays alone: the budgets stand in each row's details.", drawn({
       ariaLabel: `Replayed beside fresh robust accuracy of ${replayed.length} rows`,
@@ -236,7 +240,7 @@
   }
 
   function besidePublished(points) {
-    const pairs = points.flatMap((one) => one.row.published.map((other, at) => {
+    const all = points.flatMap((one) => one.row.published.map((other, at) => {
       const [value, low, high] = other.ours;
       const attack = ["", "none"].includes(other.attack) ? "" : other.attack;
       const of = other.metric + (attack && `, ${attack}`);
@@ -248,12 +252,14 @@
           + `ours, ${isolated(other.measured)}: ${told(other.ours)}\n`
           + `differs: ${isolated(other.differs)}` };
     }));
+    const pairs = all.slice(0, most);
     if (!pairs.length) return;
     const names = new Map(pairs.map((pair) => [pair.key, pair.name]));
     const ends = pairs.flatMap((pair) => [
       { ...pair, what: "ours", at: pair.value }, { ...pair, what: "published", at: pair.published },
     ]);
-    figure("Published numbers beside ours", "Of the same defense on the same data set; what "
+    figure("Published numbers beside ours", firstOf(all) + "Of the same defense on the same "
+      + "data set; what "
       + "differs between the two stands in each row's details. None was measured here, and "
       + "none enters a rank.",
     drawn({
@@ -305,8 +311,13 @@
   document.getElementById("of-charts").hidden = data.boards.length < 2;
   select.addEventListener("change", draw);
   document.addEventListener("rows", (event) => {
-    ({ rows } = event.detail);
-    if (event.detail.board) select.value = event.detail.board;
+    const { board, rows: shown } = event.detail;
+    // Another order is no other picture.
+    const known = new Set(rows);
+    const same = rows.length === shown.length && shown.every((row) => known.has(row));
+    if (same && (!board || select.value === board)) return;
+    rows = shown;
+    if (board) select.value = board;
     soon();
   });
   addEventListener("resize", soon);

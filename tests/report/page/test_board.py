@@ -181,7 +181,7 @@ def told(tmp_path_factory):
     ]
     command += [f"--user-data-dir={folder}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
     command += ["--virtual-time-budget=20000", "--dump-dom", f"file://{folder}/board.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     (text,) = re.findall(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
     return json.loads(html.unescape(text))
 
