@@ -216,7 +216,8 @@
     for (;;) {
       const answer = await fetch(`${data.id}/${path}`, { headers: { "X-Bench": "view" }, cache: "no-store" });
       const said = await answer.json();
-      if (!said.working) return said;
+      // In the first second it has been working for 0 seconds.
+      if (said.working === undefined) return said;
       tell(`Computing for ${said.working} s ...`);
       await new Promise((done) => setTimeout(done, 300));
     }
@@ -231,13 +232,16 @@
     const ask = async (path, show) => {
       const tell = (text) => where.replaceChildren(make("p", { className: "quiet", text }));
       tell("Computing ...");
+      const warn = (text) => where.replaceChildren(make("p", { className: "warn", text }));
+      let said;
       try {
-        const said = await fetched(path, tell);
-        if (said.error) where.replaceChildren(make("p", { className: "warn", text: said.error }));
-        else where.replaceChildren(...show(said, place));
+        said = await fetched(path, tell);
       } catch {
-        where.replaceChildren(make("p", { className: "warn", text: "The server does not answer: is bench view still running?" }));
+        warn("The server does not answer: is bench view still running?");
+        return;
       }
+      if (said.error) warn(said.error);
+      else where.replaceChildren(...show(said, place));
     };
     const draw = make("select", { attributes: { "aria-label": "draw" } },
       ...data.clean.map((_, number) => make("option", { value: number, text: `draw ${number + 1}` })));
