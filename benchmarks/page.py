@@ -26,9 +26,9 @@ several rounds count. A ratio above 1 says how many times as long the peer takes
 once before: how long that first time took stands in `benchmarks/speed.json`.
 
 `bench` is a whole [evaluation](../glossary.md#evaluation), with one thread: attack, judge, checks
-and record. Peers are the attack alone. Where a row names the whole command, it starts in a process
-of its own with its default workers. PGD of torchattacks and foolbox has two threads, all others
-have one.
+and record. Peers are the attack alone. Where a row names all workers, it has its default workers;
+where it names the whole command, that starts in a process of its own as well. PGD of torchattacks
+and foolbox has two threads, all others have one.
 
 """
 

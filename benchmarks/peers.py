@@ -18,7 +18,7 @@ from bench.engine.evaluation import Evaluation
 from bench.engine.execution import read_execution
 from bench.engine.plan import plan
 from bench.engine.request import read_request
-from bench.engine.run import run_evaluations
+from bench.execution.local import read_team, run_in_processes
 from bench.models.classifier import Classifier
 from bench.models.file import File
 from bench.noise import Noise, Stream, isolated
@@ -89,11 +89,15 @@ class Problem:
             "attack": attack,
         }
 
-    def ours(self, attack: str, defense: str = "undefended", **more: Any) -> Run:
-        """A whole evaluation in this process: attack, judge, checks and record."""
+    def ours(
+        self, attack: str, defense: str = "undefended", *, workers: int | None = 1, **more: Any
+    ) -> Run:
+        """A whole evaluation: attack, judge, checks and record; in this process, or with `workers`,
+        None as many as a command takes by itself.
+        """
         request = read_request({**self.options(attack, defense), **more}, "benchmark")
         evaluations = plan(request)[-1:]
-        return lambda: evaluated(evaluations, self.device)
+        return lambda: evaluated(evaluations, self.device, workers)
 
     def theirs(self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Run:
         """Points of another attack in batches, and how many images they leave right."""
@@ -111,13 +115,15 @@ class Problem:
         return run
 
 
-def evaluated(evaluations: list[Evaluation], device: str = "cpu") -> str:
+def evaluated(evaluations: list[Evaluation], device: str = "cpu", workers: int | None = 1) -> str:
     """Run into a folder that goes; the robust accuracy of the last one."""
     import tempfile
 
     execution = read_execution(device, BATCH, compile="auto")
+    team = read_team(workers, execution.device)
     with tempfile.TemporaryDirectory() as folder:
-        result = list(run_evaluations(evaluations, Store(Path(folder)), execution))[-1]
+        store = Store(Path(folder))
+        result = list(run_in_processes(evaluations, None, store, execution, team, print))[-1]
     if result.record is None:
         raise RuntimeError(str(result.failure or result.rejected))
     return robust(result.record.metrics.adversarial.mean.value)
