@@ -48,6 +48,8 @@
     return made;
   }
 
+  const large = () => (matchMedia("(max-width: 40rem)").matches ? 92 : 196);
+
   const pictures = () => (data.pictures ? data.pictures.which : []);
 
   // Cards ---------------------------------------------------------------------------------------
@@ -148,7 +150,6 @@
 
   function inside(place) {
     const kind = data.kindNames[data.kinds[place]];
-    const wanted = matchMedia("(max-width: 40rem)").matches ? 92 : 196;
     const parts = [
       make("header", {},
         make("h2", { id: "one-title", text: `Image ${data.ids[place]}: ${named(data.labels[place])}, ${kind}` }),
@@ -157,7 +158,7 @@
     ];
     if (data.pictures) {
       const figures = pictures().map((one) =>
-        make("figure", {}, tile(one, place, wanted), make("figcaption", { text: one.label })));
+        make("figure", {}, tile(one, place, large()), make("figcaption", { text: one.label })));
       parts.push(make("div", { className: "tiles" }, ...figures));
     }
     parts.push(...told(place));
@@ -257,7 +258,7 @@
   function image(src, label) {
     const made = make("img", { src, alt: label });
     made.addEventListener("load", () => {
-      const scale = scaleFor(made.naturalWidth, 196);
+      const scale = scaleFor(made.naturalWidth, large());
       made.width = made.naturalWidth * scale;
       if (scale > 1) made.className = "sharp";
     });
@@ -289,8 +290,8 @@
     const head = make("tr", {}, make("th", { text: "class", attributes: { scope: "col" } }),
       make("th", { text: "clean", attributes: { scope: "col", colspan: 2 } }),
       make("th", { text: "attacked", attributes: { scope: "col", colspan: 2 } }));
-    parts.push(make("table", { className: "bars" },
-      make("caption", { text: said.caption }), make("thead", {}, head), make("tbody", {}, ...rows)));
+    parts.push(make("div", { className: "wide", tabIndex: 0 }, make("table", { className: "bars" },
+      make("caption", { text: said.caption }), make("thead", {}, head), make("tbody", {}, ...rows))));
     return parts;
   }
 

@@ -27,6 +27,7 @@ from bench.results.store import files_below, is_failure, read_failure, read_reco
 _SHEET = re.compile(rf"records/([0-9a-f]{{16}})/({'|'.join(WHICH)})-(0|[1-9][0-9]{{0,5}})\.png")
 _RECORD = re.compile(r"records/([0-9a-f]{16})(\.html|/record\.json)")
 _KEPT = 4
+_STYLE = ".whole { white-space: nowrap; }"
 
 HTML, JSON, PNG = "text/html; charset=utf-8", "application/json", "image/png"
 
@@ -145,18 +146,22 @@ class Site:
 
 def records_page(results: Results) -> str:
     """HTML of the list of all records, each with a link to its page."""
-    body = ["<nav><a href='index.html'>Boards</a></nav>", "<main>", "<h1>All records</h1>"]
+    body = ['<nav><a href="index.html">Boards</a></nav>', "<main>", "<h1>All records</h1>"]
     for group in by_setup(results.all()):
-        body += _table(heading(group[0]), group)
+        body += _table(heading(group[0]), sorted(group, key=_place))
     if results.failures:
         failed = [f"<li>{html(failure_label(one))}</li>" for one in results.failures]
         body += ["<h2>What crashed</h2>", "<ul>", *failed, "</ul>"]
-    return document("All records", "\n".join([*body, "</main>"]), beside=True)
+    return document("All records", "\n".join([*body, "</main>"]), styles=[_STYLE], beside=True)
+
+
+def _place(record: Record) -> tuple[str, str, int]:
+    return defense_label(record), attack_label(record), int(record.title["seed"])
 
 
 def _table(caption: str, records: Sequence[Record]) -> list[str]:
     names = ("defense", "attack", "seed", "clean", "under attack", "notes")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    head = "".join(f'<th scope="col" class="whole">{name}</th>' for name in names)
     rows = [f"<tr>{_cells(record)}</tr>" for record in records]
     return [
         '<div class="scroll" tabindex="0">',
@@ -168,11 +173,15 @@ def _table(caption: str, records: Sequence[Record]) -> list[str]:
 
 def _cells(record: Record) -> str:
     link = f'<a href="records/{record.id}.html">{html(defense_label(record))}</a>'
-    others = (
-        attack_label(record),
+    numbers = (
         record.title["seed"],
         str(record.metrics.clean.mean),
         str(record.metrics.adversarial.mean),
-        ", ".join(flags([record])),
     )
-    return f"<td>{link}</td>" + "".join(f"<td>{html(one)}</td>" for one in others)
+    return "".join(
+        [
+            f"<td>{link}</td><td>{html(attack_label(record))}</td>",
+            *(f'<td class="whole">{html(one)}</td>' for one in numbers),
+            f"<td>{html(', '.join(flags([record])))}</td>",
+        ]
+    )
