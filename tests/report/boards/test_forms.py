@@ -34,6 +34,7 @@ def hostile():
     [
         (None, None, "text"),
         (None, "x.md", "md"),
+        (None, "x.html", "html"),
         (None, "x.JSON", "json"),
         ("csv-wide", "x.csv", "csv-wide"),
         ("robustbench", None, "robustbench"),

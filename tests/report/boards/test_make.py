@@ -126,6 +126,15 @@ def test_extra_points_join_the_worst_case_and_all_draws():
     assert row.attacks[0].robust.value == 1.0, "the attack's own number stays"
 
 
+def test_each_class_has_its_own_worst_case_over_builds():
+    # Labels are 0, 1, 0, 1, ...: of HALF those of class 0 survive, of WRONG none.
+    (row,) = rows([record("a", HALF), record("a", WRONG, build=1)])
+    assert [(one.label, one.n, one.clean.value, one.robust.value) for one in row.classes] == [
+        (0, 50, 1.0, 0.5),
+        (1, 50, 1.0, 0.0),
+    ]
+
+
 def test_a_board_is_plain_json_and_reads_back_as_a_frame():
     (board,) = boards([record("a", HALF), record("a", LESS, build=1), record("b", RIGHT)])
     read = json.loads(json.dumps(board.as_dict(), allow_nan=False))
