@@ -422,8 +422,8 @@ def test_outcomes_and_points_do_not_depend_on_the_engines_batches(tmp_path):
 
 @pytest.mark.parametrize("defense", ["undefended", "toy-jitter"])
 def test_one_image_a_call_gives_the_same_outcomes_in_any_order(tmp_path, defense):
-    evaluation = evaluation_of("autoattack:version=rand,chunk=1", defenses=(defense,), n=20)
-    shards = shards_of(20, 128, unit=4)
+    evaluation = evaluation_of("autoattack:version=rand,chunk=1", defenses=(defense,), n=6)
+    shards = shards_of(6, 128, unit=2)
     one, two = (
         record_of(tmp_path / str(i), evaluation, shards=order)
         for i, order in enumerate((shards, shards[::-1]))
