@@ -42,17 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 EPS = 0.2
 RIGHT, WRONG, QUIET = "#00734f", "#b34700", "#555555"
 
-GALLERY = {
-    "bit-depth": "bpda",
-    "gradient-killer": "bpda",
-    "jpeg": "bpda",
-    "one-hot": "bpda",
-    "shattered-gradient": "bpda",
-    "temperature": "pgd:loss=margin",
-    "thermometer": "bpda",
-}
-"""Defenses that hide their gradient, and the attack that is not misled."""
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -62,19 +51,17 @@ class Scale:
         n: images that are attacked.
         steps: of an attack.
         chain: steps of a purifying chain.
-        defenses: of the gallery.
         made: synthetic images a class, and their iterations.
     """
 
     n: int
     steps: int
     chain: int
-    defenses: int
     made: tuple[int, int]
 
 
-FULL = Scale(6, 15, 10, 7, (8, 100))
-TINY = Scale(2, 1, 2, 1, (1, 2))
+FULL = Scale(6, 15, 10, (8, 100))
+TINY = Scale(2, 1, 2, (1, 2))
 
 
 @dataclass(frozen=True)
@@ -209,29 +196,6 @@ def chain(
     return [first, *inside, answered(purified[0], "purified", says, label)]
 
 
-def gallery(scale: Scale, folder: Path) -> bytes:
-    """One digit under plain PGD, which is misled, and under the attack that fits."""
-    rows = {}
-    for defense, attack in list(GALLERY.items())[: scale.defenses]:
-        pair = [attacked(defense, one, scale, folder) for one in ("pgd", attack)]
-        rows[defense] = pair
-    held = sum(
-        (
-            (naive.says("adversarial") == naive.labels) & (fit.says("adversarial") != fit.labels)
-        ).int()
-        for naive, fit in rows.values()
-    )
-    at = int(held.argmax())
-    tiles: list[list[Tile]] = [[], [], []]
-    for defense, (naive, fit) in rows.items():
-        label = int(naive.labels[at])
-        tiles[0].append(answered(naive.images[at], defense, int(naive.says("clean")[at]), label))
-        for line, one in zip(tiles[1:], (naive, fit), strict=True):
-            line.append(answered(one.points[at], "", int(one.says("adversarial")[at]), label))
-    names = ("no\nattack", "plain\nPGD", "fitting\nattack")
-    return strip(list(zip(names, tiles, strict=True)))
-
-
 def synthesis(scale: Scale, folder: Path) -> bytes:
     """Images that DataFreeShield makes out of the network alone, a row a class."""
     each, iterations = scale.made
@@ -249,7 +213,6 @@ def synthesis(scale: Scale, folder: Path) -> bytes:
 
 PICTURES: dict[str, Callable[[Scale, Path], bytes]] = {
     "purification": purification,
-    "gallery": gallery,
     "synthesis": synthesis,
 }
 
