@@ -24,6 +24,7 @@ ALLOWED = {
     "dlr_loss_targeted": LIBRARY,
     "track_running_stats": LIBRARY,
     "__annotations__": LIBRARY,
+    "_apply": "called by torch to move a module",
     "types": "an argument whose name torch's function mode fixes",
     "__getattr__": "called by Python for the lazy names of `bench`",
     "__dir__": "called by Python for the lazy names of `bench`",

@@ -113,10 +113,10 @@ def run(
     from bench.engine.plan import plan_all
 
     requests = [request.over(one) for one in (read_suite(suite) if suite else [Request()])]
-    evaluations = plan_all(requests, note=_say)
     if dry_run:
-        _print_plan(evaluations, out, device, batch_size, as_json)
+        _print_plan(requests, out, device, batch_size, as_json)
         return
+    evaluations = plan_all(requests, note=_say)
     results = _run(evaluations, requests, out, _How(device, batch_size, workers, executor, compile))
     _print_results(results, as_json)
     _exit_by(results)
@@ -177,14 +177,20 @@ def _run(
 
 
 def _print_plan(
-    evaluations: Sequence[Evaluation], out: Path, device: str, batch_size: int | None, as_json: bool
+    requests: Sequence[Request], out: Path, device: str, batch_size: int | None, as_json: bool
 ) -> None:
     from bench.commands.dry_run import render, rows
     from bench.engine.execution import read_execution
+    from bench.engine.plan import plan_all
     from bench.results.store import Store
+    from bench.storage.missing import planning
 
     execution = read_execution(device, batch_size)
-    table = rows(evaluations, Store(out), execution)
+    with planning() as without:
+        evaluations = plan_all(requests, note=_say)
+        table = rows(evaluations, Store(out), execution)
+    for line in without.missing:
+        _say(f"missing: {line}")
     if as_json:
         _print_json(table)
         return

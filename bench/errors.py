@@ -14,5 +14,9 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
 
 
+class Missing(BadInput):
+    """A file that is not there. The message says where to get it."""
+
+
 class AccessDenied(BadInput):
     """A defense asked for data that it did not declare in its `DataAccess`."""

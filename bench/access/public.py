@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import Dataset, DeclaredImages, ImageSet
 from bench.errors import BadInput
 from bench.plugins.create import DATASETS, Named, create
 from bench.spec import parse, unnest
@@ -25,13 +25,21 @@ class PublicImages:
     images: ImageSet
 
 
-@lru_cache(maxsize=4)
 def load_public(spec: str) -> PublicImages:
     """What `fashion-mnist:n=1000` or `npz:FILE` names; `n` is how many images are used, all by
     default.
 
     Shared by all callers, who must not change it. Raises `BadInput` where it cannot be loaded.
     """
+    public = _loaded(spec)
+    if isinstance(public.images, DeclaredImages):
+        # A run that follows the plan must look for the files anew.
+        _loaded.cache_clear()
+    return public
+
+
+@lru_cache(maxsize=4)
+def _loaded(spec: str) -> PublicImages:
     asked = parse(unnest(spec))
     options = dict(asked.options)
     count = options.pop("n", None)
@@ -63,6 +71,8 @@ def check_foreign(public: PublicImages, dataset: Named[Dataset[Any]], evaluated:
     images.
     """
     name = public.dataset.name
+    if isinstance(public.images, DeclaredImages) or isinstance(evaluated, DeclaredImages):
+        return
     if _origin(public.dataset) == _origin(dataset):
         raise BadInput(
             f"{name} is the data set under evaluation, and its images are not public: name another "

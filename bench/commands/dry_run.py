@@ -1,5 +1,5 @@
 """What `bench run --dry-run` tells: which evaluations there are, which are stored, and what the
-others will cost at most.
+others will cost at most; of what is declared, where files are missing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
 from bench.results.durations import duration
 from bench.results.store import Store
+from bench.storage.missing import DECLARED
 
 Row = dict[str, Any]
 
@@ -25,7 +26,9 @@ def rows(evaluations: Sequence[Evaluation], store: Store, execution: Execution) 
 
 def _row(evaluation: Evaluation, stored: bool, pace: Pace | None) -> Row:
     told = cost(evaluation, pace)
-    known: Row = {"id": evaluation.id, "stored": stored, **evaluation.title}
+    # What an evaluation is called follows from images and weights, so that those must be there.
+    name = None if DECLARED in str(evaluation.identity) else evaluation.id
+    known: Row = {"id": name, "stored": stored, **evaluation.title}
     return {**known, "cost": None if stored else _as_json(told)}
 
 
@@ -47,7 +50,8 @@ def render(
 ) -> list[str]:
     """A line an evaluation, and what all of them cost together."""
     lines = [
-        f"{row['id']}  {'stored' if row['stored'] else 'to run'}  {evaluation}  "
+        f"{row['id'] or 'files missing':16}  {'stored' if row['stored'] else 'to run'}  "
+        f"{evaluation}  "
         f"[{row['dataset']}, {row['threat']}, n={row['n']}, seed {row['seed']}]{_priced(row)}"
         for row, evaluation in zip(rows, evaluations, strict=True)
     ]
@@ -63,9 +67,16 @@ def _priced(row: Row) -> str:
     if told is None:
         return "  cost unknown before it runs"
     each = f"{told['forwards_per_image']:,}F {told['backwards_per_image']:,}B an image"
-    if told["seconds"] is None:
-        return f"  at most {each}, not timed"
-    return f"  at most {each}, {duration(told['seconds'])}{'' if told['defense_timed'] else ' *'}"
+    star = "" if told["defense_timed"] else " *"
+    if told["seconds"] is not None:
+        return f"  at most {each}, {duration(told['seconds'])}{star}"
+    hours = told["gpu_hours"]
+    length = "not timed" if hours is None else f"{_number(hours)} GPU-hours"
+    return f"  at most {each}, {length}{star}"
+
+
+def _number(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
 
 
 def _together(waiting: Sequence[Row], execution: Execution) -> list[str]:
@@ -75,21 +86,30 @@ def _together(waiting: Sequence[Row], execution: Execution) -> list[str]:
     passes = sum(one["passes"] for one in costs)
     timed = [one["seconds"] for one in costs if one["seconds"] is not None]
     left_out = f" for {len(timed)} of {len(costs)} of them" if len(timed) < len(costs) else ""
-    lines = [
-        f"at most {passes:,} passes, {duration(sum(timed))}{left_out} in one process on "
-        f"{execution.device}, as a calibration of some seconds tells; an image that breaks early "
-        "costs less"
-    ]
-    hours = [one["gpu_hours"] for one in costs]
-    if all(hour is not None for hour in hours):
-        lines.append(
-            f"at most {sum(hours):.2g} hours of a GPU that does {GPU_FLOPS / 1e12:g}e12 operations "
-            "a second, 30 % of an H100 in float32 (computed, not measured; a small network keeps "
-            "it less busy)"
-        )
+    clock = (
+        f", {duration(sum(timed))}{left_out} in one process on {execution.device}, as a "
+        "calibration of some seconds tells"
+        if timed
+        else ""
+    )
+    lines = [f"at most {passes:,} passes{clock}; an image that breaks early costs less"]
+    hours = [one["gpu_hours"] for one in costs if one["gpu_hours"] is not None]
+    # Of a few seconds' plan on a CPU alone, hours of some of them are of no use.
+    if len(hours) == len(costs) or len(timed) < len(costs):
+        lines.append(_gpu(hours, len(costs)))
     if not all(one["defense_timed"] for one in costs):
         lines.append(
-            "* the classifier was timed in its place: to build this defense is work of its own, "
-            "which is not counted"
+            "* the classifier was timed or counted in its place: to build this defense is work of "
+            "its own, which is not counted"
         )
     return lines
+
+
+def _gpu(hours: Sequence[float], count: int) -> str:
+    of_some = f" for {len(hours)} of {count} of them" if len(hours) < count else ""
+    return (
+        f"at most {_number(sum(hours))} hours{of_some} of a GPU that does {GPU_FLOPS / 1e12:g}e12 "
+        "operations a second, 30 % of an H100 in float32 (operations counted, a backward pass as "
+        "many as a forward pass; the pace assumed, not measured; a small network keeps it less "
+        "busy)"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.errors import BadInput
 from bench.plugins.plugin import P, Plugin
 from bench.spec import Params
+from bench.storage.missing import DECLARED
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,36 @@ class ImageSet:
         for array in (self.images.numpy(), self.labels.numpy(), self.ids):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class DeclaredImages(ImageSet):
+    """Images that are not there: as many as are declared, all black, with labels that take turns.
+    A plan counts them.
+
+    Attributes:
+        name: which images they would be, such as `cifar10/test`.
+    """
+
+    name: str = ""
+
+    @classmethod
+    def of(cls, name: str, n: int, shape: tuple[int, int, int], classes: int) -> DeclaredImages:
+        """As many images of this shape."""
+        ids = np.arange(n, dtype=np.int64)
+        # One image in memory, however many there are.
+        images = torch.zeros(1, *shape, dtype=torch.uint8).expand(n, *shape)
+        return cls(images, torch.from_numpy(ids % classes), ids, name=name)
+
+    def at(self, positions: npt.NDArray[np.int64]) -> DeclaredImages:
+        index = torch.from_numpy(positions)
+        images = self.images[:1].expand(len(positions), *self.images.shape[1:])
+        return replace(self, images=images, labels=self.labels[index], ids=self.ids[positions])
+
+    @property
+    def sha256(self) -> str:
+        """No hash, but the name, marked as declared."""
+        return f"{DECLARED}{self.name}"
 
 
 class Dataset(Plugin[P]):

@@ -11,11 +11,12 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import Dataset, DeclaredImages, ImageSet
 from bench.data.pictures import View, in_order, pictures_in, subfolders
-from bench.errors import BadInput
+from bench.errors import BadInput, Missing
 from bench.plugins.registry import existing_file
 from bench.spec import Params
+from bench.storage.missing import stand_in
 
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\b")
 _SYNSET = re.compile(r"\bn\d{8}\b")
@@ -86,7 +87,11 @@ class ImageNet(Dataset[ImageNetParams]):
         """The validation images, those of the list where one is given. Raises `BadInput` where they
         cannot be found.
         """
-        known = self._known()
+        try:
+            known = self._known()
+        except Missing as error:
+            told = Missing(f"{error}; the validation images come from {self.source}")
+            return stand_in(f"imagenet:{self.params}", told, self._declared)
         chosen = self._listed() if self.params.list else sorted(known)
         missing = next((number for number in chosen if number not in known), None)
         if missing is not None or not chosen:
@@ -100,6 +105,12 @@ class ImageNet(Dataset[ImageNetParams]):
             ids,
             View(False, self.params.resize, self.params.size),
         )
+
+    def _declared(self) -> ImageSet:
+        """As many images as are to be evaluated, none of them there."""
+        count = len(self._listed()) if self.params.list else self.splits["test"]
+        size = self.params.size
+        return DeclaredImages.of("imagenet/val", count, (3, size, size), self.synsets)
 
     def train(self) -> ImageSet:
         """Raises `BadInput`: the training images do not fit into memory."""

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import Dataset, DeclaredImages, ImageSet
 from bench.data.order import Integers, evaluation_order
-from bench.errors import BadInput
+from bench.errors import BadInput, Missing
 from bench.plugins.plugin import P
+from bench.storage.missing import stand_in
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -71,13 +72,23 @@ class Official(Dataset[P]):
 
     def _split(self, split: str) -> ImageSet:
         if split not in self._read:
-            images, labels = self.read(split)
+            try:
+                images, labels = self.read(split)
+            except Missing as error:
+                return stand_in(f"{self.name}/{split}", error, lambda: self._declared(split))
             self._check(split, images, labels)
             everything = ImageSet(
                 torch.from_numpy(images), torch.from_numpy(labels), np.arange(len(labels))
             )
             self._read[split] = everything.at(evaluation_order(labels))
         return self._read[split]
+
+    def _declared(self, split: str) -> ImageSet:
+        """As many images as the split has, none of them there."""
+        if self.image_shape is None:
+            raise NotImplementedError(f"{type(self).__name__} declares no image_shape")
+        name = f"{self.name}/{split}"
+        return DeclaredImages.of(name, self.size(split), self.image_shape, self.num_classes)
 
     def _check(self, split: str, images: npt.NDArray[Any], labels: Integers) -> None:
         what = f"{self.name}'s {split} images"

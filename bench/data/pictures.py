@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.data.dataset import ImageSet
 from bench.data.order import Integers, evaluation_order
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput, Missing, one_line
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _DEEP = ("I", "F")
@@ -150,7 +150,8 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except (OSError, ValueError) as error:
-        raise BadInput(
+        kind = Missing if isinstance(error, FileNotFoundError) else BadInput
+        raise kind(
             f"cannot list the folder {str(folder)[:200]} "
             f"({getattr(error, 'strerror', None) or one_line(error)}): check the path"
         ) from error

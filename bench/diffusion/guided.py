@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
 from bench.diffusion.source import DiffusionSource
 from bench.diffusion.unet import build_unet
-from bench.errors import BadInput
+from bench.errors import BadInput, Missing
 from bench.models.checkpoint import read_state
 from bench.models.file import fill_exactly, frozen
+from bench.models.sketch import Sketch
 from bench.plugins.registry import existing_file
 from bench.spec import Integers, Params
 
@@ -83,23 +84,27 @@ class Guided(DiffusionSource[GuidedParams]):
         state = dict(converted(read_state(path, path.read_bytes()), asked, path))
         network = build_unet(configuration(asked))
         fill_exactly(network, state, path)
+        return frozen(self._around(network))
+
+    def architecture(self) -> DiffusionModel:
+        """The model that the parameters describe."""
+        asked = self.params
+        _check(asked)
+        return self._around(Sketch(lambda: build_unet(configuration(asked)), f"guided:{asked}"))
+
+    def _around(self, network: nn.Module) -> DiffusionModel:
+        asked = self.params
         published = asked == GuidedParams(path=asked.path)
         trained_on = ("imagenet/train",) if published else ()
-        return frozen(
-            DiffusionModel(
-                network,
-                linear_alpha_bar(),
-                (_COLOURS, asked.size, asked.size),
-                trained_on=trained_on,
-            )
-        )
+        shape = (_COLOURS, asked.size, asked.size)
+        return DiffusionModel(network, linear_alpha_bar(), shape, trained_on=trained_on)
 
 
 def _existing(path: str) -> Path:
     try:
         return existing_file(path, "guided:PATH")
-    except BadInput as error:
-        raise BadInput(f"{error}; the published file is {URL}") from None
+    except Missing as error:
+        raise Missing(f"{error}; the published file is {URL}") from None
 
 
 def configuration(asked: GuidedParams) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.schedule import Schedule, alpha_bar, read_schedule
 from bench.diffusion.unet import build_unet
-from bench.errors import BadInput
+from bench.errors import BadInput, Missing
 from bench.models.file import fill_exactly, frozen, read_json, read_verified, validated
 from bench.spec import Params
 
@@ -88,20 +88,20 @@ class Place:
     advice: str
 
     def need(self, *names: str) -> tuple[str, Path]:
-        """The first of these files that is there, with its name. Raises `BadInput` where
+        """The first of these files that is there, with its name. Raises `Missing` where
         none is.
         """
         for name in names:
             path = self.find(name)
             if path is not None:
                 return name, path
-        raise BadInput(f"{self.name} has no {' or '.join(names)}: {self.advice}")
+        raise Missing(f"{self.name} has no {' or '.join(names)}: {self.advice}")
 
 
 def in_folder(folder: Path) -> Place:
-    """A folder of this machine. Raises `BadInput` where there is none."""
+    """A folder of this machine. Raises `Missing` where there is none."""
     if not folder.is_dir():
-        raise BadInput(f"no such folder: {folder} (for a diffusion model): check the path")
+        raise Missing(f"no such folder: {folder} (for a diffusion model): check the path")
 
     def find(name: str) -> Path | None:
         path = folder / name

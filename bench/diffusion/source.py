@@ -18,6 +18,12 @@ class DiffusionSource(Plugin[P]):
         cannot be read.
         """
 
+    def architecture(self) -> DiffusionModel | None:
+        """The model, whatever its weights: what a plan counts where their file is missing. Its
+        network is a `bench.models.sketch.Sketch`. None where only the file says what it is.
+        """
+        return None
+
     def kept(self) -> Sequence[tuple[int, str]]:
         """The weights that are kept of a training: (steps taken, `ema` or `raw`), rising; the
         parameters `step` and `weights` choose among them. Empty where there is one set alone.

@@ -19,8 +19,10 @@ from bench.defense import DefendedClassifier, Need
 from bench.engine.build import build
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
+from bench.models.sketch import operations, sketches
 from bench.noise import Noise, Stream, isolated
 from bench.storage.artifacts import only_stored
+from bench.storage.missing import DECLARED
 from bench.victim import frozen
 
 CALIBRATION_SECONDS = 2.0
@@ -41,22 +43,25 @@ class Pace:
     """How fast one image goes through a defense under one draw.
 
     Attributes:
-        forward: seconds of a forward pass.
+        forward: seconds of a forward pass; None where weights are missing, so that none can be
+            timed.
         backward: seconds that its backward pass to the image takes beside it; 0 where there is no
-            gradient.
+            gradient, None like `forward`.
         flops: operations of a forward pass; None where torch could not count them or
             it would take long. A backward pass to the image takes as many: each layer's gradient to
             its input is a product of the same size.
         built: whether the defense itself was timed, and not the classifier that it protects.
     """
 
-    forward: float
-    backward: float
+    forward: float | None
+    backward: float | None
     flops: float | None = None
     built: bool = True
 
-    def seconds(self, passes: Passes) -> float:
+    def seconds(self, passes: Passes) -> float | None:
         """Of so many passes."""
+        if self.forward is None or self.backward is None:
+            return None
         return passes.forward * self.forward + passes.backward * self.backward
 
     def gpu_hours(self, passes: Passes) -> float | None:
@@ -108,17 +113,20 @@ def passes_of(evaluation: Evaluation) -> Passes | None:
 
 def paces(evaluations: Sequence[Evaluation], execution: Execution) -> dict[str, Pace]:
     """By id, the pace of each evaluation; each defense is timed once, all of them together within
-    some seconds. Those that there is no time for are left out.
+    some seconds. Those that there is no time for are left out. Where weights are missing, the
+    operations of their networks are counted, and nothing is timed.
 
     A defense is built for it, unless it must train for that or look at test images: then the
     classifier that it protects is timed in its place.
     """
+    measured = _counted([one for one in evaluations if DECLARED in str(one.identity)], execution)
     of: dict[tuple[object, ...], list[Evaluation]] = {}
     for one in evaluations:
+        if one.id in measured:
+            continue
         key = (one.setup.classifier_sha, one.setup.images.sha256, one.defense.spec, one.gradient)
         of.setdefault((*key, one.build_seed), []).append(one)
     each = max(_LEAST_SECONDS, CALIBRATION_SECONDS / max(1, len(of)))
-    measured: dict[str, Pace] = {}
     ends = perf_counter() + _MOST_SECONDS
     for same in of.values():
         if perf_counter() > ends:
@@ -126,6 +134,24 @@ def paces(evaluations: Sequence[Evaluation], execution: Execution) -> dict[str, 
         pace = _pace(same[0], execution, each)
         measured.update({one.id: pace for one in same})
     return measured
+
+
+def _counted(evaluations: Sequence[Evaluation], execution: Execution) -> dict[str, Pace]:
+    """By id, the paces of those evaluations that pass through a network without its weights."""
+    # A forward pass has as many operations whatever the gradient, the seed and the ball.
+    known: dict[tuple[object, ...], Pace | None] = {}
+    paces = {}
+    for one in evaluations:
+        key = (one.setup.classifier_sha, tuple(one.setup.images.images.shape[1:]), one.defense.spec)
+        if key not in known:
+            defended, built = _built(one, execution.device)
+            pixels = one.setup.images.first(1).pixels().to(execution.device)
+            passes = _Passes(defended, pixels, "full") if sketches(defended) else None
+            known[key] = Pace(None, None, passes.flops(), built) if passes else None
+        pace = known[key]
+        if pace is not None:
+            paces[one.id] = pace
+    return paces
 
 
 def _pace(evaluation: Evaluation, execution: Execution, seconds: float) -> Pace:
@@ -196,11 +222,18 @@ class _Passes:
         from torch.utils.flop_counter import FlopCounterMode
 
         try:
-            with FlopCounterMode(display=False) as counter:
+            with operations() as sketched:
+                if all(part.is_meta for part in self._defended.parameters()):
+                    self._forward(1)
+                    return sum(sketched)
+                # The first pass through a sketch is one through its structure.
                 self._forward(1)
+                sketched.clear()
+                with FlopCounterMode(display=False) as counter:
+                    self._forward(1)
         except Exception:
             return None
-        return float(counter.get_total_flops())
+        return float(counter.get_total_flops()) + sum(sketched)
 
     def _clock(self, run: Callable[[int], object], rows: int) -> float:
         self._wait()

@@ -16,15 +16,18 @@ from bench.engine.fingerprint import fingerprint
 from bench.engine.modules import NoiseModule, takes_noise
 from bench.engine.preflight import probe
 from bench.engine.request import Request, SetupRequest
-from bench.errors import BadInput
+from bench.errors import BadInput, Missing
 from bench.models.classifier import Classifier
+from bench.models.file import frozen
 from bench.models.foreign import is_training, set_training
+from bench.models.sketch import Sketch, sketches
 from bench.models.source import ClassifierSource
 from bench.noise import isolated
 from bench.plugins.create import CLASSIFIERS, DATASETS, Named, create
 from bench.plugins.registry import load_file
 from bench.results.record import Sources
 from bench.spec import parse
+from bench.storage.missing import stand_in
 from bench.threat import ThreatModel, read_norm
 
 DEFAULT_N = 1000
@@ -128,7 +131,7 @@ def classifier_of(
         )
     else:
         classifier, text, parameters = _load_classifier(text, classes, images.images.shape[1])
-    if isinstance(classifier, Classifier):
+    if isinstance(classifier, Classifier) and not sketches(classifier):
         probe(classifier, images.first(min(4, len(images))).pixels().to(classifier.mean.device))
     return classifier, text, parameters
 
@@ -192,7 +195,29 @@ def _load_classifier(
             )
         return _own(_call(kind, spec.name), num_classes), text, []
     source = create(CLASSIFIERS, spec)
-    return source.plugin.load(num_classes, channels), source.spec, list(source.given)
+    return _loaded(source, num_classes, channels), source.spec, list(source.given)
+
+
+def _loaded(
+    source: Named[ClassifierSource[Any]], num_classes: int, channels: int
+) -> DefendedClassifier:
+    """The classifier; while a plan is made, its structure stands for a file that is missing."""
+    try:
+        return source.plugin.load(num_classes, channels)
+    except Missing as error:
+        # The name is bound to this block alone.
+        missing = error
+
+    def make() -> Classifier:
+        def network() -> nn.Module:
+            found = source.plugin.architecture(num_classes, channels)
+            if found is None:
+                raise missing
+            return found
+
+        return frozen(Classifier(Sketch(network, source.spec), num_classes))
+
+    return stand_in(f"{source.spec} of {num_classes} x {channels}", missing, make)
 
 
 def _attribute(name: str) -> object:

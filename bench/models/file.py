@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput, Missing, one_line
 from bench.models.checkpoint import State, read_state, read_states
 from bench.models.classifier import Classifier
 from bench.models.fitting import (
@@ -84,9 +84,16 @@ class File(ClassifierSource[FileParams]):
         """The classifier, frozen, in evaluation mode. Raises `BadInput` where the file cannot be
         used.
         """
-        path = existing_file(self.params.path, "file:PATH")
+        try:
+            path = existing_file(self.params.path, "file:PATH")
+        except Missing as error:
+            raise Missing(f"{error}, or make it with `bench train`") from None
         about = self._description(path)
         return read_classifier(path, about, num_classes, channels, self.params.key)
+
+    def architecture(self, num_classes: int, channels: int) -> nn.Module | None:
+        """What arch= names, where it is given."""
+        return build(self.params.arch, num_classes, channels) if self.params.arch else None
 
     def _description(self, path: Path) -> Description:
         described = describe(path)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput, Missing, one_line
 from bench.models.checkpoint import read_states
 from bench.models.classifier import Classifier
 from bench.models.file import check_normalisation, fill, frozen
@@ -88,6 +88,10 @@ class Timm(ClassifierSource[TimmParams]):
         network = _build(name, num_classes, takes, {})
         # Grey images become as many channels as the mean has.
         return _assembled(network, path, mean, std, num_classes, takes)
+
+    def architecture(self, num_classes: int, channels: int) -> nn.Module:
+        """The network that timm builds for the name. Raises `BadInput` like `load`."""
+        return _build(self.params.name, num_classes, self.params.in_chans or channels, {})
 
     def _normalisation(
         self, about: Any, channels: int
@@ -241,7 +245,7 @@ def from_hub(repo: str, file: str, revision: str | None, instead: str) -> Path:
         raise
     except Exception as error:
         # The hub's client raises its own kinds, those of its HTTP library and plain OSError.
-        raise BadInput(_unreachable(repo, file, instead, error)) from error
+        raise Missing(_unreachable(repo, file, instead, error)) from error
 
 
 def find_on_hub(repo: str, file: str, revision: str | None, instead: str) -> Path | None:
@@ -258,7 +262,7 @@ def find_on_hub(repo: str, file: str, revision: str | None, instead: str) -> Pat
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "EntryNotFoundError" in kinds and (offline() or "LocalEntryNotFoundError" not in kinds):
             return None
-        raise BadInput(_unreachable(repo, file, instead, error)) from error
+        raise Missing(_unreachable(repo, file, instead, error)) from error
 
 
 def _downloaded(repo: str, file: str, revision: str | None) -> Path:

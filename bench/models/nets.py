@@ -234,6 +234,7 @@ ARCHITECTURES: dict[str, Builder] = {
     "wrn16-10": _wide(16, 10),
     "wrn28-10": _wide(28, 10),
     "wrn34-10": _wide(34, 10),
+    "wrn70-16": _wide(70, 16),
     "wrn40-2": _wide(40, 2),
     "wrn40-8": _wide(40, 8),
     "cnn": SmallCNN,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.request import Request, urlopen
 
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput, Missing, one_line
 from bench.storage.data_root import data_root
 from bench.storage.download import check_length, digest_of, fetch, offline
 
@@ -89,13 +89,13 @@ def _extract(archive: Path, member: str, target: BinaryIO) -> None:
 def _obtain(url: str, path: Path, instead: str) -> None:
     what = f"{path.name} is not in {path.parent} and cannot be downloaded"
     if offline():
-        raise BadInput(f"{what} ({offline()} is set): {instead}; it comes from {url}")
+        raise Missing(f"{what} ({offline()} is set): {instead}; it comes from {url}")
     print(f"bench: downloading {path.name} from {url}", file=sys.stderr, flush=True)
     try:
         with urlopen(Request(url, headers={"User-Agent": "bench"}), timeout=_SECONDS) as answer:
             _place(path, lambda target: _receive(answer, target), refuse=_is_page)
     except (OSError, HTTPException) as error:
-        raise BadInput(f"{what} ({one_line(error)}): {instead}; it comes from {url}") from error
+        raise Missing(f"{what} ({one_line(error)}): {instead}; it comes from {url}") from error
 
 
 def _receive(answer: HTTPResponse, target: BinaryIO) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.errors import BadInput
 from bench.models.checkpoint import read_state
 from bench.models.classifier import Classifier
 from bench.models.file import Description, assemble
+from bench.models.nets import build, wrong_channels, wrong_classes
 from bench.models.published import unzipped
 from bench.models.source import ClassifierSource
 from bench.spec import Params, nearest
@@ -80,13 +81,28 @@ class Pytorchcv(ClassifierSource[PytorchcvParams]):
         unfit data set.
         """
         name = self.params.name
-        if name not in NETWORKS:
-            raise BadInput(f"unknown pytorchcv network {name!r}.{nearest(name, NETWORKS)}")
+        _check_name(name)
         error, sha1, release = NETWORKS[name]
         file = f"{name}-{error}-{sha1[:8]}.pth"
         path = unzipped(f"pytorchcv/{file}", f"{_RELEASES}/{release}/{file}.zip", f"sha1:{sha1}")
         state = renamed(read_state(path, path.read_bytes()))
         return assemble(path, {"": state}, description(name), num_classes, channels)
+
+    def architecture(self, num_classes: int, channels: int) -> nn.Module:
+        """The network that the name says. Raises `BadInput` like `load`."""
+        name = self.params.name
+        _check_name(name)
+        classes = 100 if name.endswith("_cifar100") else 10
+        if classes != num_classes:
+            raise BadInput(wrong_classes(classes, num_classes))
+        if channels != 3:
+            raise BadInput(wrong_channels(3, channels))
+        return build(description(name).arch, num_classes, channels)
+
+
+def _check_name(name: str) -> None:
+    if name not in NETWORKS:
+        raise BadInput(f"unknown pytorchcv network {name!r}.{nearest(name, NETWORKS)}")
 
 
 def description(name: str) -> Description:

@@ -65,10 +65,7 @@ class Robustbench(ClassifierSource[RobustbenchParams]):
         weights that are.
         """
         asked = self.params
-        if _CLASSES[asked.dataset] != num_classes:
-            raise BadInput(wrong_classes(_CLASSES[asked.dataset], num_classes))
-        if channels != 3:
-            raise BadInput(wrong_channels(3, channels))
+        self._check_fit(num_classes, channels)
         entry = self._entry()
         path = self._weights(entry["gdrive_id"])
         network = build_network(asked.name, entry)
@@ -78,6 +75,18 @@ class Robustbench(ClassifierSource[RobustbenchParams]):
             path,
         )
         return frozen(Classifier(network, num_classes, trained_on=(f"{asked.dataset}/train",)))
+
+    def architecture(self, num_classes: int, channels: int) -> nn.Module:
+        """The network that RobustBench builds for the name. Raises `BadInput` like `load`."""
+        self._check_fit(num_classes, channels)
+        return build_network(self.params.name, self._entry())
+
+    def _check_fit(self, num_classes: int, channels: int) -> None:
+        made_for = _CLASSES[self.params.dataset]
+        if made_for != num_classes:
+            raise BadInput(wrong_classes(made_for, num_classes))
+        if channels != 3:
+            raise BadInput(wrong_channels(3, channels))
 
     def _entry(self) -> Mapping[str, Any]:
         models = board(self.params.dataset, self.params.threat)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput, Missing, one_line
 from bench.plugins.parameters import Parameter, parameters
 from bench.spec import nearest
 
@@ -206,7 +206,7 @@ def _defined_in(module: ModuleType) -> list[str]:
 
 
 def existing_file(path: str, what: str) -> Path:
-    """The file at `path`. Raises `BadInput` where there is none, or where the path cannot even be
+    """The file at `path`. Raises `Missing` where there is none, or where the path cannot even be
     one.
     """
     file = Path(path).expanduser()
@@ -216,7 +216,7 @@ def existing_file(path: str, what: str) -> Path:
         exists = False
     if not exists:
         problem = "a folder where a file is expected" if os.path.isdir(file) else "no such file"
-        raise BadInput(f"{problem}: {path[:200]} (for {what[:60]}): check the path")
+        raise Missing(f"{problem}: {path[:200]} (for {what[:60]}): check the path")
     return file
 
 

@@ -17,8 +17,9 @@ from typing import BinaryIO
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from bench.errors import BadInput, one_line
+from bench.errors import BadInput, Missing, one_line
 from bench.storage.data_root import data_root
+from bench.storage.missing import is_planning
 
 _OFFLINE = ("BENCH_OFFLINE", "HF_HUB_OFFLINE")
 _DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
@@ -40,7 +41,8 @@ def fetch(name: str, urls: Sequence[str], checksum: str, folder: Path | None = N
         folder: where it is kept; the data root by default.
 
     Raises:
-        BadInput: where the file is another one, or is missing and cannot be downloaded.
+        BadInput: where the file is another one.
+        Missing: where it is missing and cannot be downloaded.
     """
     _check(checksum)
     path = (folder or data_root()) / name
@@ -88,7 +90,9 @@ def _check(checksum: str) -> None:
 
 
 def offline() -> str:
-    """The environment variable that forbids downloads; empty where none does."""
+    """The environment variable or the option that forbids downloads; empty where none does."""
+    if is_planning():
+        return "--dry-run"
     return next(
         (
             name
@@ -101,7 +105,7 @@ def offline() -> str:
 
 def _download(path: Path, urls: Sequence[str], checksum: str) -> None:
     if offline() or not urls:
-        raise BadInput(
+        raise Missing(
             _missing(
                 path,
                 urls,
@@ -114,9 +118,9 @@ def _download(path: Path, urls: Sequence[str], checksum: str) -> None:
         with _partial(path) as partial:
             failures = _fill(partial, path, urls, checksum)
     except OSError as error:
-        raise BadInput(_missing(path, urls, checksum, one_line(error))) from error
+        raise Missing(_missing(path, urls, checksum, one_line(error))) from error
     if failures:
-        raise BadInput(_missing(path, urls, checksum, "; ".join(failures)))
+        raise Missing(_missing(path, urls, checksum, "; ".join(failures)))
 
 
 def _missing(path: Path, urls: Sequence[str], checksum: str, why: str) -> str:

@@ -46,5 +46,5 @@ def test_without_the_files_it_says_what_is_missing(capsys, tmp_path, monkeypatch
     for module in ("bench.models.published", "bench.storage.download"):
         monkeypatch.setattr(f"{module}.urlopen", offline)
     suite = str(SUITES / f"{name}.toml")
-    code, _, err = call(capsys, "run", "--suite", suite, "--dry-run", "--data-root", str(tmp_path))
+    code, _, err = call(capsys, "run", "--suite", suite, "--data-root", str(tmp_path))
     assert code == 2 and "cifar-10-binary.tar.gz" in err.splitlines()[-1]
