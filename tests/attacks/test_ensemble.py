@@ -111,7 +111,7 @@ def test_masked_classes_change_no_verdict(floor):
 @pytest.mark.parametrize("classes", [2, 10, 16])
 def test_what_nothing_breaks_costs_the_told_budget(profile, classes, monkeypatch):
     if classes == 16:
-        targets = replace(STAGES["standard"][3], most=4)
+        targets = replace(STAGES["standard"][4], most=4)
         monkeypatch.setitem(STAGES, profile, (targets, Squares("square", 5)))
         assert targets.candidates(16) == 12
     images = torch.full((3, 1, 4, 4), 0.5)
@@ -383,8 +383,18 @@ def test_far_targets_come_last(monkeypatch):
 
 
 @pytest.mark.parametrize("randomness", ["replay", "eot:k=3", "replay-set:k=3", "fresh"])
-def test_points_depend_on_the_image_alone(randomness):
+def test_points_depend_on_the_image_alone(randomness, monkeypatch):
     """Batches of 1, 7 and 64, another order, and shards."""
+    # Every kind of stage of `fast`, each short.
+    only(
+        monkeypatch,
+        *(
+            replace(stage, steps=5, starts=1)
+            if isinstance(stage, Ascents)
+            else replace(stage, queries=10)
+            for stage in STAGES["fast"]
+        ),
+    )
     inner, images, labels = linear_problem(4, 14, active_box=False)
     model, threat = NoisyLinear(inner, 0.05), ThreatModel("linf", 0.03)
     drawn = read_randomness(randomness)

@@ -18,6 +18,7 @@ INSTALLED = [one.name for one in ATTACKS.entries() if one.provider != "this proc
 REQUIRED = {"views": "views:logits"}
 SMALLER = {
     "autoattack": "apgd-t:steps=5",
+    "ensemble": "ensemble:fast",
     "square": "square:queries=50",
 }
 """Cheaper budgets of the same formula."""
@@ -35,7 +36,7 @@ MORE = (
     "fab-t:steps=5,targets=2",
     "square:queries=20,restarts=2",
 )
-EXACT = ("pgd", "kl", "apgd", "fab", "square", "ensemble", "noise", "null")
+EXACT = ("pgd", "kl", "apgd", "fab", "square", "noise", "null")
 """Whose told passes are spent to the last; the others may find nothing more to do."""
 
 

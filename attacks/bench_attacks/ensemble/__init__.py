@@ -71,11 +71,11 @@ class Ensemble(Attack[EnsembleParams]):
     is `autoattack`.
 
     An image leaves all stages at its first success where the attacked function is deterministic. An
-    image that survives gets every step of every stage; the last two of `fast` are for images that
-    are nearly broken by then.
+    image that survives gets every step of every stage; those named `-near` are for images that are
+    nearly broken by then.
     """
 
-    version = 4
+    version = 5
     Params = EnsembleParams
     positional = "profile"
     card = Card(

@@ -152,7 +152,8 @@ _STEPS = 20
 _STANDARD: tuple[Stage, ...] = (
     Ascents("margin", margin_at, _STEPS, "image"),
     Ascents("scaled", scaled_at, _STEPS, "corner", 6),
-    Ascents("mixed", scaled_at, _STEPS, "mixed", 18),
+    Ascents("mixed", scaled_at, _STEPS, "mixed", 8),
+    Ascents("mixed-near", scaled_at, _STEPS, "mixed", 10, near=True),
     Targets("targets", 10, 9, "corner"),
     Squares("square", 150),
 )

@@ -70,6 +70,7 @@ class KWTA(Defense[KWTAParams]):
             "bpda",
             "pgd",
             "ensemble:fast",
+            "apgd-t",
             "transfer:base",
         ),
     )
