@@ -164,14 +164,17 @@ def _pace(evaluation: Evaluation, execution: Execution, seconds: float) -> Pace:
 
 def _built(evaluation: Evaluation, device: torch.device) -> tuple[DefendedClassifier, bool]:
     """The defense, or the classifier where building it is work of its own; and which it is."""
-    if Need.UNLABELLED_TEST not in evaluation.defense.plugin.needs:
+    needs, classifier = evaluation.defense.plugin.needs, evaluation.setup.classifier
+    # A network without its weights cannot be trained on either.
+    trains = Need.TRAINING_DATA in needs and sketches(classifier)
+    if Need.UNLABELLED_TEST not in needs and not trains:
         try:
             with only_stored():
                 return build(evaluation, device), True
         # Whatever goes wrong is told when the evaluation runs.
         except Exception:
             pass
-    return evaluation.setup.classifier.to(device), False
+    return classifier.to(device), False
 
 
 def calibrate(

@@ -101,7 +101,8 @@ class _NoDraws(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         drawn = getattr(func, "__name__", "") in ("normal_", "uniform_", "erfinv_")
-        if drawn and args[0].is_meta:
+        # Functions of this name that are no methods call the method.
+        if drawn and args and args[0].is_meta:
             return args[0]
         return func(*args, **(kwargs or {}))
 
