@@ -163,10 +163,10 @@ def datafree() -> Rows:
     rows["O5"] = [*here, f"{sum(aa > pgd for pgd, aa in left)} of {len(left)}"]
     tte = worst("testtime", TESTTIME["tte"][DIGITS])
     rows["O3"] = [*here, *pct(gap_over_builds(ours, np.repeat(tte, len(ours), axis=0)))]
-    nets = json.loads((ROOT / "benchmarks" / "against_autoattack.json").read_text("utf-8"))
-    net = nets["datafreeshield"]
-    counts = {len(net[side]["left"]) for side in ("library", "standard")}
-    rows["D10"] = [*(f"{one} of {net['n']}" for one in counts), f"{net['eps']:g}"]
+    board = "cifar10-attack-order"
+    attacks = ("7370757", "dda202b", "e6416c2", "6b991a4")
+    rows["D10"] = [*scale(board, " ".join(attacks))]
+    rows["D10"] += pct(*(share(right(board, one)) for one in attacks))
     return rows
 
 
