@@ -52,7 +52,8 @@
     language: {
       zeroRecords: "No row fits: reset the filters.",
       aria: {
-        orderable: "sort", orderableReverse: "sort the other way", orderableRemove: "sort no more",
+        orderable: ": sort", orderableReverse: ": sort the other way",
+        orderableRemove: ": sort no more",
       },
     },
   });
