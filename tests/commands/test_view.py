@@ -16,6 +16,7 @@ import bench
 from bench.commands import view
 from bench.engine.execution import Execution
 from bench.report.pictures.levels import columns_of, tiles_of, to_levels
+from bench.results.findings import Finding
 from bench.results.points import read_points
 from bench.results.store import to_json
 from tests.helpers import call, refused, run_toys
@@ -169,10 +170,14 @@ def test_what_a_record_says_is_text(tmp_path, folder, records):
     record = records[0]
     hostile = '"><script>alert(1)</script>'
     title = {**record.title, "defense": hostile, "attack": f"{hostile}\u202e", "dataset": hostile}
+    doubt = Finding(name="odd", verdict="warn", message=f"too good: {hostile}")
+    known = Finding(name="told", verdict="note", message="only to know")
     (tmp_path / f"{record.stem}.json").write_bytes(
-        to_json(record.model_copy(update={"title": title}))
+        to_json(record.model_copy(update={"title": title, "findings": [doubt, known]}))
     )
     shown = view.prepare(tmp_path, Execution(), trust=False, served=True)
+    page = shown.site.read(f"records/{record.id}.html")[1].decode().split("<summary>")[0]
+    assert "odd: too good" in page and "only to know" not in page
     for path in ("index.html", "records.html", f"records/{record.id}.html"):
         _, content = shown.site.read(path)
         assert "<script>alert" not in content.decode()

@@ -100,6 +100,7 @@ def _body(record: Record, seen: Seen, answers: Answers, title: str) -> list[str]
         *(f"<div><dt>{name}</dt><dd>{html(value)}</dd></div>" for name, value in facts.items()),
         "</dl>",
         "<p>Accuracies in percent with 95 % intervals.</p>",
+        *_doubts(record),
         *_more(record),
         "<h2>Images</h2>",
         *_key(record, seen),
@@ -112,6 +113,14 @@ def _body(record: Record, seen: Seen, answers: Answers, title: str) -> list[str]
         f'<p id="asking">{_asking(answers)}</p>',
         "</main>",
     ]
+
+
+def _doubts(record: Record) -> list[str]:
+    """What a reader must know before the number is believed."""
+    reason = record.metrics.collapse_reason
+    told = [f"COLLAPSED: {reason}"] if reason else []
+    told += [f"{one.name}: {one.message}" for one in record.findings if one.verdict != "note"]
+    return [f'<p class="warn">{html(text)}</p>' for text in told]
 
 
 def _more(record: Record) -> list[str]:
