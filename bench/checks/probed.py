@@ -161,7 +161,9 @@ def findings(arrays: Arrays, outcomes: Outcomes) -> Iterator[Finding]:
     ids: Ints = get("ids")
     verdict = judge(Slopes(*(torch.from_numpy(get(name)) for name in _SLOPES)))
     if verdict.fired:
-        yield _slopes(verdict, ids[~np.isnan(get("sign")).all(axis=(1, 2))])
+        # Where the gradient is zero there is no sign to compare.
+        silent = [np.isnan(get(name)).all(axis=(1, 2)) for name in ("sign", "mismatch")]
+        yield _slopes(verdict, ids[~(silent[0] & silent[1])])
     broken = _broken(arrays, outcomes)
     if not beats(broken, np.zeros_like(broken)):
         return

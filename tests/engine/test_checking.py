@@ -412,6 +412,8 @@ def rows_seed_one(folder):
 def test_what_the_probes_break_fails_the_row_and_joins_the_worst_case(tmp_path):
     record = row(Flat, eps=0.03, out=tmp_path)
     assert names(record, "fail") == {BEATEN} and {FLAT, SLOPES} <= names(record, "warn")
+    # The gradient is zero, so no sign tells which images were looked at.
+    assert finding(record, SLOPES).images
     (extra,) = [one for one in record.extra if one.name == CHECKS]
     assert extra.ids == finding(record, BEATEN).images and all(extra.searches())
     points = load_file(tmp_path / record.points.file)["extra"]
