@@ -89,7 +89,9 @@ class Reporter(_Live):
     def __init__(self, items: Mapping[str, Item] = MappingProxyType({})) -> None:
         self._items = items
         self._ended: dict[str, bool] = {}
-        self._began, self._told = time.monotonic(), time.monotonic()
+        self._seen = self._told = time.monotonic()
+        # Seconds in which some evaluation ran: what is built before says nothing of the others.
+        self._running = 0.0
         self._live = sys.stderr.isatty()
         self._line = _Line() if in_notebook() else None
         self._bars = _Bars(
@@ -122,10 +124,17 @@ class Reporter(_Live):
         """Take note that an evaluation has ended, whether there is a record or not."""
         if evaluation not in self._items:
             return
+        self._tick()
         self._ended[evaluation] = failed or self._ended.get(evaluation, False)
         if evaluation in self._tasks:
             self._bars.update(self._tasks[evaluation], visible=False)
         self._show_overall()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if any(name not in self._ended for name in self._tasks):
+            self._running += now - self._seen
+        self._seen = now
 
     def _show_overall(self) -> None:
         if len(self._items) < 2:
@@ -143,10 +152,9 @@ class Reporter(_Live):
         if failed:
             parts.append(f"{failed} failed")
         done = sum(item.passes * self._share(name, item) for name, item in self._items.items())
-        if done:
+        if done and self._running:
             rest = sum(item.passes for item in self._items.values()) - done
-            left = (time.monotonic() - self._began) / done * rest
-            parts.append(f"about {duration(left)} left")
+            parts.append(f"about {duration(self._running / done * rest)} left")
         return ", ".join(parts)
 
     def _share(self, name: str, item: Item) -> float:
@@ -156,6 +164,7 @@ class Reporter(_Live):
         """Take note that an evaluation began (no images), or of a finished shard and the share of
         it still right.
         """
+        self._tick()
         if evaluation.id not in self._tasks:
             self._start(evaluation, total)
         self._done[evaluation.id] += images
