@@ -58,8 +58,16 @@ def _best(rows: Sequence[Row]) -> str:
     alone = "the only ranked row" if len(placed) == 1 else "the most robust"
     return (
         f"{_short(best)} is {alone}: at most {best.robust} % of the images survive"
-        f"{against}{tied if others else ''}; {_audited(first)}."
+        f"{against}{tied if others else ''}; {_beside_constant(best)}{_audited(first)}."
     )
+
+
+def _beside_constant(row: Row) -> str:
+    """What always answering one class gets, where the row is not clearly above it."""
+    if row.robust.low > row.constant:
+        return ""
+    where = "more" if row.robust.high < row.constant else "not clearly less"
+    return f"a constant answer gets {percent(row.constant)}, which is {where}; "
 
 
 def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) -> str:

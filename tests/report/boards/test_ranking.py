@@ -122,3 +122,19 @@ def test_the_misleading_boards_come_out_right():
     passes = [purified[name].extras.replay_passes for name in ("revpure", "diffpure")]
     assert passes[0] != pytest.approx(passes[1]), "unequal budgets are told in the cell"
     assert all(row.rank for board in committed("testtime") for row in board.rows)
+
+
+def test_the_headline_says_where_a_constant_answer_gets_as_much():
+    """Mutations: the value instead of the interval's lower end; always said."""
+
+    def headline(count):
+        records = [plain("a", robust(count), attack=one) for one in ("pgd", "autoattack")]
+        (board,) = boards([r.model_copy(update={"metrics": lowered(r)}) for r in records], ABOUT)
+        return board.sentences[1]
+
+    def lowered(one):
+        return one.metrics.model_copy(update={"constant_accuracy": 0.5})
+
+    assert "a constant answer gets 50.0, which is more" in headline(20)
+    assert "a constant answer gets 50.0, which is not clearly less" in headline(55)
+    assert "constant" not in headline(80)
