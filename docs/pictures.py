@@ -12,7 +12,7 @@ import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,9 +85,11 @@ class Attacked:
         return torch.from_numpy(self.record.outcomes.predictions(which)[:, 0])
 
 
-def attacked(defense: str, attack: str, scale: Scale, folder: Path) -> Attacked:
+def attacked(
+    defense: str, attack: str, scale: Scale, folder: Path, *, eps: float = EPS
+) -> Attacked:
     """Run one row, without its base."""
-    request = bench.Request(defenses=(defense,), attacks=(attack,), epsilons=(EPS,), n=scale.n)
+    request = bench.Request(defenses=(defense,), attacks=(attack,), epsilons=(eps,), n=scale.n)
     evaluation = plan(request)[-1]
     store = Store(folder)
     record = run_evaluation(evaluation, store, Execution())
@@ -211,9 +213,58 @@ def synthesis(scale: Scale, folder: Path) -> bytes:
     return strip(rows, tile=0.65)
 
 
+MASKED = {
+    "jpeg": "pgd:gradient=bpda",
+    "thermometer": "pgd:gradient=bpda",
+    "temperature": "pgd:loss=margin",
+}
+"""Defenses that hide their gradient, and an attack that does not need it."""
+
+
+def masked(scale: Scale, folder: Path) -> bytes:
+    """Digits of which plain PGD breaks none behind defenses without a gradient, and the attack that
+    fits the defense breaks each.
+    """
+    many = replace(scale, n=10 * scale.n)
+    rows: list[tuple[str, list[Tile | None]]] = []
+    for defense, fitting in MASKED.items():
+        naive = attacked(defense, "pgd", many, folder, eps=0.1)
+        strong = attacked(defense, fitting, many, folder, eps=0.1)
+        labels, weak, broken = naive.labels, naive.says("adversarial"), strong.says("adversarial")
+        right = (naive.says("clean") == labels) & (weak == labels)
+        # Of each row other digits, so that the rows do not look alike.
+        chosen = [*torch.where(right & (broken != labels))[0], *range(many.n)]
+        tiles: list[Tile | None] = []
+        for at in map(int, chosen[len(rows) :: 3][:2]):
+            label = int(labels[at])
+            tiles += [
+                answered(naive.images[at], "image", int(naive.says("clean")[at]), label),
+                answered(naive.points[at], "plain PGD", int(weak[at]), label),
+                answered(strong.points[at], "fitting attack", int(broken[at]), label),
+            ]
+        rows.append((defense, tiles))
+    return strip(rows)
+
+
+def curve(scale: Scale, folder: Path) -> bytes:
+    """Robust accuracy over eps, the worst of a naive and a fitting attack."""
+    report = bench.evaluate(
+        defenses=("undefended", "bit-depth", "random-resize"),
+        attacks=(f"pgd:steps={scale.steps}", f"bpda:steps={scale.steps}"),
+        eps=(0.02, 0.05, 0.1, 0.15, 0.2),
+        n=10 * scale.n,
+        out=folder / "curve",
+    )
+    content = io.BytesIO()
+    report.plot().figure.savefig(content, format="png", dpi=100)
+    return small(content.getvalue())
+
+
 PICTURES: dict[str, Callable[[Scale, Path], bytes]] = {
     "purification": purification,
     "synthesis": synthesis,
+    "masked": masked,
+    "curve": curve,
 }
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["purification", "synthesis"])
+@pytest.mark.parametrize("name", ["purification", "synthesis", "masked", "curve"])
 def test_a_picture_is_made_again(name, tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(ROOT / "docs")
