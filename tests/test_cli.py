@@ -335,7 +335,7 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--bogus"], "--bogus"),
         (["verify", "none.json"], "cannot read the record"),
         (["leaderboard", "nowhere"], "no such folder"),
-        (["leaderboard", "--format", "pdf"], "unknown format 'pdf': use text, md, csv"),
+        (["leaderboard", "--format", "pdf"], "unknown format 'pdf': use text, md, html"),
         (["list", "cats"], "unknown kind"),
         (["info", "pdg"], "Did you mean 'pgd'"),
         (["info", "my_defense.py"], "my_defense.py@MyClass"),

@@ -36,6 +36,8 @@ class Sketch(nn.Module):
         name: what it stands for, such as a spec.
     """
 
+    version = 1
+
     def __init__(self, make: Callable[[], nn.Module], name: str) -> None:
         super().__init__()
         self._make = make

@@ -85,7 +85,7 @@ def test_every_architecture_says_its_version():
     from bench import diffusion, models
 
     kinds = list(networks_of(models, diffusion))
-    assert SmallCNN in kinds and len(kinds) == 14
+    assert SmallCNN in kinds and len(kinds) == 15
     assert all(vars(kind)["version"] == 1 for kind in kinds)
 
 
