@@ -29,7 +29,8 @@ _VIEWS = (
 _PREDICTION = (
     " `passes/prediction`: through the classifier, on clean images. `RobustBench`: which of its "
     "three conditions for admission "
-    "(gradients not zero, nothing random, no optimisation loop) the defense fails."
+    "(gradients not zero, nothing random, no optimisation loop) the defense fails; `admits` where "
+    "none."
 )
 
 
