@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Absent, Measured, Row, measure
-from benchmarks.page import machine, page
+from benchmarks.page import machine, now, page
 from benchmarks.rows import chosen, table
 
 HERE = Path(__file__).resolve().parent
@@ -52,6 +52,7 @@ def main() -> None:
             if row.key in done and not asked.again:
                 continue
             done[row.key] = measured = measure(row, asked.rounds)
+            measured.when = now()
             print(summary(measured), flush=True)
             write(asked.results, done)
     made_on = json.loads(asked.results.read_text())["machine"] if done else machine()

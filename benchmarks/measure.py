@@ -49,7 +49,9 @@ class Row:
 
 @dataclass
 class Measured:
-    """A row as measured: by side, the values, that of the first run, and what it answered."""
+    """A row as measured: by side, the values, that of the first run, and what it answered; `when`
+    is the day and the commit.
+    """
 
     key: str
     title: str
@@ -60,6 +62,7 @@ class Measured:
     wanted: dict[str, float]
     limit: float | None = None
     absent: str = ""
+    when: str = ""
 
     def median(self, side: str) -> float:
         return median(self.values[side])

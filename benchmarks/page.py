@@ -55,9 +55,12 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in LIBRARIES},
-        "commit": commit()[0][:12],
-        "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def now() -> str:
+    """The day, and the commit."""
+    return f"{datetime.now(UTC).date().isoformat()}, {commit()[0][:7]}"
 
 
 def _processor() -> str:
@@ -80,7 +83,8 @@ def page(rows: Sequence[Measured], made_on: dict[str, Any]) -> str:
     """The whole page."""
     if not rows:
         return f"{HEAD}No row has been measured yet.\n{TAIL}"
-    lines = ["| what | side | median | ratio | answer | wanted |", "|---|---|---|---|---|---|"]
+    lines = [_line("what", "side", "median", "ratio", "answer", "wanted", "when, commit")]
+    lines += ["|" + "---|" * 7]
     for row in rows:
         lines += _lines(row)
     return HEAD + "\n".join(lines) + "\n\n" + _made_on(made_on) + TAIL
@@ -88,7 +92,7 @@ def page(rows: Sequence[Measured], made_on: dict[str, Any]) -> str:
 
 def _lines(row: Measured) -> list[str]:
     if row.absent:
-        return [_line(row.title, "", "not measured", "", row.absent, "")]
+        return [_line(row.title, "", "not measured", "", row.absent, "", row.when)]
     return [
         _line(
             row.title if name == OURS else "",
@@ -97,6 +101,7 @@ def _lines(row: Measured) -> list[str]:
             "" if name == OURS else f"{row.ratio(name):.2f}",
             row.answers.get(name, ""),
             _wanted(row, name),
+            row.when if name == OURS else "",
         )
         for name in row.values
     ]
@@ -119,7 +124,7 @@ def _made_on(made: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {text}" for name, text in made["versions"].items())
     gpu = f" and {made['gpu']}" if made["gpu"] else ""
     return (
-        f"Measured on {made['date']} with {made['cores']} cores of {made['cpu']}{gpu},\n"
-        f"{made['system']}, Python {made['python']}, commit `{made['commit']}`.\n"
+        f"Measured with {made['cores']} cores of {made['cpu']}{gpu},\n"
+        f"{made['system']}, Python {made['python']}.\n"
         f"{versions}.\n"
     )
