@@ -110,7 +110,7 @@ def _timed(run: Run, unit: str) -> tuple[float, str]:
     seconds = time.perf_counter() - began
     if unit != "s":
         return float(answer), ""
-    return seconds, "" if answer is None else str(answer)
+    return seconds, answer if isinstance(answer, str) else ""
 
 
 def _synchronise() -> None:
