@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from bench.engine.shards import Arrays
 from bench.errors import BadInput, one_line
 from bench.results.extra import BASE_POINTS, CHECKS
 from bench.results.outcomes import Outcomes
+from bench.results.points import bytes_of_points, file_of_points
 from bench.results.record import Record
 from bench.results.store import Store
 from bench.victim import Victim, frozen, predict
@@ -56,15 +55,10 @@ def read_sidecar(record: Record, evaluation: Evaluation, store: Store) -> Sideca
     """
     if record.points is None:
         return None
-    file = store.folder / Path(record.points.file).name
-    if not file.is_file():
+    file = file_of_points(record, store.folder)
+    data = bytes_of_points(record, store.folder, _REMOVE)
+    if data is None:
         return None
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {file} ({error.strerror}): check its permissions") from error
-    if hashlib.sha256(data).hexdigest() != record.points.sha256:
-        raise BadInput(f"{file} is not the sidecar of this record (its SHA-256 differs): {_REMOVE}")
     try:
         tensors = load(data)
         points = tensors["points"]

@@ -25,15 +25,10 @@ def read_points(record: Record, folder: Path) -> npt.NDArray[np.float32]:
     """
     if record.points is None:
         raise BadInput(f"the points of record {record.id} were not kept: {_ADVICE}")
-    file = folder / Path(record.points.file).name
-    if not file.is_file():
+    file = file_of_points(record, folder)
+    data = bytes_of_points(record, folder, _ADVICE)
+    if data is None:
         raise BadInput(f"the points of record {record.id} are missing ({file}): {_ADVICE}")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {file} ({error.strerror}): check its permissions") from error
-    if hashlib.sha256(data).hexdigest() != record.points.sha256:
-        raise BadInput(f"{file} does not hold the points of this record: {_ADVICE}")
     try:
         points = load(data)["points"]
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -42,3 +37,33 @@ def read_points(record: Record, folder: Path) -> npt.NDArray[np.float32]:
         shape = tuple(points.shape)
         raise BadInput(f"{file} holds {points.dtype} {shape}, not this record's points: {_ADVICE}")
     return points
+
+
+def file_of_points(record: Record, folder: Path) -> Path:
+    """Where the points of a record lie that were kept."""
+    assert record.points is not None
+    return folder / Path(record.points.file).name
+
+
+def bytes_of_points(record: Record, folder: Path, advice: str) -> bytes | None:
+    """The file of points as it was written; None where there is none.
+
+    Args:
+        record: one whose points were kept.
+        folder: where the file lies.
+        advice: what to do where it is another file.
+
+    Raises:
+        BadInput: where it cannot be read, or its SHA-256 is not the record's.
+    """
+    file = file_of_points(record, folder)
+    if not file.is_file():
+        return None
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"cannot read {file} ({error.strerror}): check its permissions") from error
+    assert record.points is not None
+    if hashlib.sha256(data).hexdigest() != record.points.sha256:
+        raise BadInput(f"{file} does not hold the points of this record: {advice}")
+    return data
