@@ -65,5 +65,7 @@ def bytes_of_points(record: Record, folder: Path, advice: str) -> bytes | None:
         raise BadInput(f"cannot read {file} ({error.strerror}): check its permissions") from error
     assert record.points is not None
     if hashlib.sha256(data).hexdigest() != record.points.sha256:
-        raise BadInput(f"{file} does not hold the points of this record: {advice}")
+        raise BadInput(
+            f"{file} does not hold the points of this record (its SHA-256 differs): {advice}"
+        )
     return data
