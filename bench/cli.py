@@ -488,6 +488,13 @@ def train_diffusion(
     steps: Annotated[
         int | None, typer.Option(help="optimiser steps [default: the recipe's]")
     ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="a recipe in TOML [default: the data set's own]")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="folder of an earlier run to go on from [default: fresh weights]"),
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
 ) -> None:
@@ -495,7 +502,11 @@ def train_diffusion(
     _load_torch()
     from bench.commands.train_diffusion import train_and_save
 
-    print(train_and_save(dataset, out, seed=seed, steps=steps, device=device))
+    print(
+        train_and_save(
+            dataset, out, seed=seed, steps=steps, device=device, recipe_file=recipe, start=start
+        )
+    )
 
 
 @app.command()

@@ -132,6 +132,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names) or 'none'}."
 
 
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})")
+
+
+def _decimal(text: str) -> Fraction:
+    # Fraction itself takes 1e999999999 as well, and computes it.
+    if not _DECIMAL.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is no decimal number")
+    return Fraction(text.strip())
+
+
 # Parameters ---------------------------------------------------------------------------------------
 
 
@@ -139,7 +149,8 @@ def read_number(value: object) -> object:
     """`8/255` to a float; anything else unchanged, for pydantic to judge."""
     if isinstance(value, str) and "/" in value:
         try:
-            return float(Fraction(value.replace(" ", "")))
+            above, below = map(_decimal, value.split("/"))
+            return float(above / below)
         except (ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{value!r} is not a fraction such as 8/255") from error
     return value

@@ -70,6 +70,10 @@ def test_text_and_spec_are_inverse(name, positional, options):
 
 def test_types():
     assert read("e:eps=8/255").eps == 8 / 255
+    assert read("e:eps=0.5/255").eps == read("e:eps=.5 / 255").eps == 0.5 / 255
+    for wrong in ("1e9999999/255", "8/255/2", "/255", "8/0", "8/x", "nan/2", "1_0/255"):
+        with pytest.raises(BadInput, match="not a fraction"):
+            read(f"e:eps={wrong}")
     assert read("e:mean=0.1+1/4+0.5").mean == (0.1, 0.25, 0.5)
     assert read("e:flag=true").flag is True
     assert read("e:/p,count=4") == Example(path="/p", count=4)

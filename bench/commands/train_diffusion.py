@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,27 @@ from torch import Tensor
 
 from bench.commands.train import check_new, check_resumable
 from bench.data.dataset import Dataset, ImageSet
-from bench.diffusion.layout import CARD, CONFIG, MAIN, RAW, SCHEDULER, weights_name
+from bench.diffusion.layout import (
+    CARD,
+    CONFIG,
+    MAIN,
+    RAW,
+    SCHEDULER,
+    Which,
+    in_folder,
+    read_model,
+    weights_name,
+)
 from bench.diffusion.model import FIRST_BETA, LAST_BETA, DiffusionModel
+from bench.diffusion.recipe import MOST_STEPS, DiffusionRecipe, read_recipe, recipe_for
 from bench.diffusion.training import (
     REPORT_EVERY,
     STORE_EVERY,
-    DiffusionRecipe,
     DiffusionRun,
     Progress,
     denoising_loss,
-    recipe_for,
 )
+from bench.diffusion.unet import build_unet
 from bench.engine.environment import commit
 from bench.engine.execution import read_device
 from bench.engine.progress import LOG_SECONDS
@@ -47,9 +57,28 @@ MEASURED_AT = (20, 50, 100, 200, 300, 500, 800)
 MEASURED_IMAGES = 1000
 
 
-def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, device: str) -> str:
+def train_and_save(
+    dataset: str,
+    out: Path,
+    *,
+    seed: int,
+    steps: int | None,
+    device: str,
+    recipe_file: Path | None = None,
+    start: Path | None = None,
+) -> str:
     """Train on the data set's training images and write the folder `out`; returns what to print for
     the user.
+
+    Args:
+        dataset: its spec.
+        out: a new folder.
+        seed: of everything random.
+        steps: optimiser steps; the recipe's by default.
+        device: where to train.
+        recipe_file: a recipe in TOML; the data set's own by default.
+        start: a folder of an earlier run, whose averaged weights it begins with; fresh ones by
+            default.
 
     A run that was interrupted goes on from OUT.checkpoint. The test images are used once, after
     training, for the error in the card, and choose nothing.
@@ -62,17 +91,23 @@ def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, dev
     # A data set read from a path has no name of its own.
     name = named.spec if parse(dataset).positional else named.name
     images = source.train()
-    recipe = shortened(recipe_for(named.name, tuple(images.images.shape[1:])), steps)
-    run = DiffusionRun(images.pixels(), recipe, seed, read_device(device))
+    shape = tuple(images.images.shape[1:])
+    whole = read_recipe(recipe_file, shape) if recipe_file else recipe_for(named.name, shape)
+    recipe = shortened(whole, steps)
+    begun = _begun(start, recipe, shape) if start else None
+    run = DiffusionRun(
+        images.pixels(), recipe, seed, read_device(device), begun.weights if begun else None
+    )
     check_resumable(run, out, checkpoint)
     complete(run, checkpoint, _reporter())
     content = files(run)
     error = measured(run, source.test())
     card = {
-        "trained_on": [f"{name}/train"],
-        "trained_steps": recipe.schedule,
+        "trained_on": _once([*(begun.trained_on if begun else ()), f"{name}/train"]),
+        "trained_steps": recipe.trained_steps,
         "steps": sorted(run.kept.average),
         "recipe": {**asdict(recipe), "seed": seed},
+        **({"start": begun.sha256} if begun else {}),
         "measured": {**error, "images": f"{name}/test"},
         "commit": commit()[0],
         "sha256": {
@@ -91,8 +126,33 @@ def train_and_save(dataset: str, out: Path, *, seed: int, steps: int | None, dev
     return f"{out}: {_shown(error)}\nuse it: folder:{out}"
 
 
-MOST_STEPS = 10**9
-"""No run takes more steps; a larger number is a slip."""
+@dataclass(frozen=True)
+class Begun:
+    """The model that a run begins with: its weights, their SHA-256, and what it was trained on."""
+
+    weights: dict[str, Tensor]
+    sha256: str
+    trained_on: tuple[str, ...]
+
+
+def _once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _begun(start: Path, recipe: DiffusionRecipe, shape: tuple[int, ...]) -> Begun:
+    place = in_folder(start)
+    path = place.need(MAIN)[1]
+    model = read_model(place, Which())
+    expected = build_unet(recipe.config(shape)).state_dict()
+    weights = dict(model.network.state_dict())
+    if {key: value.shape for key, value in weights.items()} != {
+        key: value.shape for key, value in expected.items()
+    }:
+        raise BadInput(
+            f"{start} is another network than the recipe's: give the recipe it was trained by"
+        )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Begun(weights, sha256, model.trained_on)
 
 
 def _check(out: Path, seed: int, steps: int | None) -> None:
@@ -178,7 +238,7 @@ def measured(run: DiffusionRun, images: ImageSet) -> dict[str, Any]:
         errors[weights] = {
             str(index): denoising_error(model, images, index)
             for index in MEASURED_AT
-            if index < model.steps
+            if index < run.recipe.trained_steps
         }
     return {"noise_error": errors, "n": len(images)}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,85 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
+from bench.diffusion.recipe import DiffusionRecipe, rate_at
 from bench.diffusion.unet import build_unet
-from bench.errors import BadInput
 from bench.noise import BuildNoise, Noise, Stream
 from bench.storage.training_state import ResumableRun, Stateful
-
-
-@dataclass(frozen=True)
-class DiffusionRecipe:
-    """Adam on the noise-prediction loss (Ho et al. 2020, equation 14) over all time steps, with a
-    moving average of the weights.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: images a step.
-        rate: peak learning rate; it rises linearly over `warmup` steps and sinks to 0 along a
-            cosine.
-        clip: largest norm of a gradient.
-        average: decay of the moving average, reached by a ramp (1 + s) / (10 + s).
-        schedule: length T of the schedule, betas linear from 1e-4 to 0.02.
-        kept: steps whose weights are kept beside the last ones.
-        blocks, layers, heads, groups: channels of each resolution, residual blocks each, channels
-            of an attention head, groups of a normalisation; attention is at the lowest
-            resolution.
-    """
-
-    steps: int
-    batch: int = 64
-    rate: float = 2e-3
-    warmup: int = 50
-    clip: float = 1.0
-    average: float = 0.995
-    schedule: int = 1000
-    kept: tuple[int, ...] = ()
-    blocks: tuple[int, ...] = (16, 32, 32)
-    layers: int = 1
-    heads: int = 8
-    groups: int = 8
-
-    def config(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """The network's configuration for images of shape (C, H, W)."""
-        plain = len(self.blocks) - 1
-        return {
-            "sample_size": shape[-1],
-            "in_channels": shape[0],
-            "out_channels": shape[0],
-            "block_out_channels": list(self.blocks),
-            "layers_per_block": self.layers,
-            "down_block_types": ["DownBlock2D"] * plain + ["AttnDownBlock2D"],
-            "up_block_types": ["AttnUpBlock2D"] + ["UpBlock2D"] * plain,
-            "attention_head_dim": self.heads,
-            "norm_num_groups": self.groups,
-        }
-
-
-# One core trains mnist5k's 280,177 parameters at about 300 images a second.
-RECIPES = {
-    "mnist5k": DiffusionRecipe(steps=6000, kept=(75, 150, 300, 500, 800, 1300, 2100, 3500)),
-}
-"""Recipes by registered name of the data set."""
-
-_GREY = DiffusionRecipe(steps=20_000)
-_COLOUR = DiffusionRecipe(
-    steps=100_000, batch=128, rate=5e-4, warmup=500, average=0.9995, blocks=(64, 128, 128), layers=2
-)
-
-
-def recipe_for(dataset: str, shape: tuple[int, ...]) -> DiffusionRecipe:
-    """The recipe of a data set, else one for images of shape (C, H, W). Raises `BadInput` for
-    images of odd size.
-    """
-    recipe = RECIPES.get(dataset) or (_GREY if shape[0] == 1 else _COLOUR)
-    halvings = 2 ** (len(recipe.blocks) - 1)
-    if shape[1] != shape[2] or shape[1] % halvings:
-        size = f"{shape[1]} x {shape[2]}"
-        raise BadInput(
-            f"images of {size} pixels cannot be halved {len(recipe.blocks) - 1} times: the recipe "
-            "needs squares that can"
-        )
-    return recipe
 
 
 @dataclass(frozen=True)
@@ -126,10 +50,16 @@ class DiffusionRun(ResumableRun[Progress]):
         recipe: everything else.
         seed: decides initialisation, order, times and noise.
         device: where to train.
+        start: the network's weights to begin with; fresh ones by default.
     """
 
     def __init__(
-        self, images: Tensor, recipe: DiffusionRecipe, seed: int, device: str | torch.device = "cpu"
+        self,
+        images: Tensor,
+        recipe: DiffusionRecipe,
+        seed: int,
+        device: str | torch.device = "cpu",
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.images = (2 * images - 1).to(self.device)
@@ -139,6 +69,8 @@ class DiffusionRun(ResumableRun[Progress]):
             .to(self.device)
             .train()
         )
+        if start is not None:
+            network.load_state_dict(start)
         self.model = DiffusionModel(network, linear_alpha_bar(recipe.schedule), shape).to(
             self.device
         )
@@ -148,9 +80,9 @@ class DiffusionRun(ResumableRun[Progress]):
         }
         self.kept = Weights()
         self.done = 0
-        self.identity = json.dumps(
-            [asdict(recipe), seed, tuple(images.shape), float(self.images.cpu().double().sum())]
-        )
+        begun = sum(float(value.double().sum()) for value in (start or {}).values())
+        data = float(self.images.cpu().double().sum())
+        self.identity = json.dumps([asdict(recipe), seed, tuple(images.shape), data, begun])
 
     @property
     def finished(self) -> bool:
@@ -169,13 +101,12 @@ class DiffusionRun(ResumableRun[Progress]):
         noise = Noise.of(self.seed, Stream.BUILD, [0], self.done, self.device)
         batch = self.recipe.batch
         which = (noise.uniform("image", (batch,))[0] * len(self.images)).long()
-        times = (noise.uniform("time", (batch,))[0] * self.recipe.schedule).long()
-        loss = denoising_loss(
-            self.model,
-            self.images[which],
-            times,
-            noise.normal("noise", (batch, *self.images.shape[1:]))[0],
-        )
+        times = (noise.uniform("time", (batch,))[0] * self.recipe.trained_steps).long()
+        images = augmented(self.images[which], self.recipe, noise)
+        target = noise.normal("noise", (batch, *self.images.shape[1:]))[0]
+        narrow = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+            loss = denoising_loss(self.model, images, times, target)
         self._descend(loss)
         self._follow()
         if self.done in (*self.recipe.kept, self.recipe.steps):
@@ -226,15 +157,27 @@ def denoising_loss(model: DiffusionModel, z: Tensor, times: Tensor, noise: Tenso
     # Ho et al. 2020, equation 4: z_i = sqrt(abar_i) z + sqrt(1 - abar_i) e.
     noisy = level.sqrt() * z + (1 - level).sqrt() * noise
     output = model.network(noisy, times)
-    return F.mse_loss(output if isinstance(output, Tensor) else output.sample, noise)
+    predicted = output if isinstance(output, Tensor) else output.sample
+    return F.mse_loss(predicted.float(), noise)
 
 
-def rate_at(recipe: DiffusionRecipe, step: int) -> float:
-    """Learning rate of a step, counted from 0."""
-    if step < recipe.warmup:
-        return recipe.rate * (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.rate * 0.5 * (1 + math.cos(math.pi * share))
+def augmented(images: Tensor, recipe: DiffusionRecipe, noise: Noise) -> Tensor:
+    """The images of a step (n, C, H, W), mirrored and shifted as the recipe says."""
+    count = len(images)
+    if recipe.flips:
+        mirrored = noise.uniform("flip", (count,))[0] < 0.5
+        images = torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(-1), images)
+    if recipe.shift:
+        reach = 2 * recipe.shift + 1
+        moves = (noise.uniform("shift", (2, count))[0] * reach).long()
+        padded = F.pad(images, [recipe.shift] * 4, mode="reflect")
+        height, width = images.shape[-2:]
+        rows = moves[0, :, None] + torch.arange(height, device=images.device)
+        columns = moves[1, :, None] + torch.arange(width, device=images.device)
+        each = torch.arange(count, device=images.device)[:, None, None]
+        # Advanced indices around a slice move the channels to the end.
+        images = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return images
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.errors import one_line
-from bench.storage.place import Held, Place
+from bench.storage.place import BEGUN, Held, Place
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Shard = tuple[int, int]
@@ -93,8 +93,8 @@ class Workspace:
     def claim(self, shard: Shard) -> Iterator[Held | None]:
         """Try to claim a shard; yields the claim, or None. It beats until the block ends."""
         with self.place.claim(f"claim-{_range(shard)}") as claim:
-            if claim and not self.place.holds(_BEGUN):
-                self.place.write(_BEGUN, uuid.uuid4().hex.encode())
+            if claim and not self.place.holds(BEGUN):
+                self.place.write(BEGUN, uuid.uuid4().hex.encode())
             yield claim
 
     def stands(self) -> bool:
@@ -103,7 +103,7 @@ class Workspace:
         """
         before, self._begun = self._begun, None
         with contextlib.suppress(FileNotFoundError):
-            self._begun = self.place.read(_BEGUN)
+            self._begun = self.place.read(BEGUN)
         return before is not None and self._begun == before
 
     def has_work(self, shards: Iterable[Shard]) -> bool:
@@ -118,10 +118,6 @@ class Workspace:
     def holds(self, shards: Iterable[Shard]) -> bool:
         """Whether all of these shards are saved."""
         return all(self.place.holds(file_of(shard)) for shard in shards)
-
-
-_BEGUN = "begun"
-"""A file with a token: other work in the same folder has another one."""
 
 
 def read_arrays(data: bytes) -> Arrays:
@@ -195,10 +191,13 @@ def _obtain(
     if arrays is not None:
         return arrays
     with work.claim(shard) as claim:
-        if not claim or finished():
+        if not claim:
             return None
         arrays = work.load(shard)
         if arrays is None:
+            # Asked after the shard was looked for: whoever ends the evaluation clears shards away.
+            if finished():
+                return None
             arrays = compute(shard)
             if not claim.held():
                 # Another process took us for dead: the shard is that one's.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from bench.results.audit import AuditReport
 from bench.results.certificate import Certificate
 from bench.results.record import SCHEMA, Failure, Record, file_stem
 from bench.storage.files import check_folder, make_folder, write_whole, writing
-from bench.storage.place import Place
+from bench.storage.place import Place, clear_work
 
 MAX_BYTES = 1 << 28
 """No record is larger: a million images of 36 classes under 20 draws take 41 MB."""
@@ -123,7 +122,7 @@ class Store:
     def clear(self, evaluation: str, *, shards: bool = True) -> None:
         """Drop an evaluation's unfinished work, or its folder alone where no shards are in it."""
         if shards:
-            shutil.rmtree(self.work(evaluation), ignore_errors=True)
+            clear_work(self.work(evaluation))
             return
         with contextlib.suppress(OSError):
             self.work(evaluation).rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,18 @@ from typing import Protocol
 
 from bench.storage.claims import claimed
 from bench.storage.files import make_folder, write_whole, writing
+
+BEGUN = "begun"
+"""A file with a token: other work in the same folder has another one."""
+
+
+def clear_work(folder: Path) -> None:
+    """Remove a folder with places in it. Their tokens go first: whoever misses a file that is gone
+    finds the token gone as well.
+    """
+    for token in folder.glob(f"**/{BEGUN}"):
+        token.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Held(Protocol):

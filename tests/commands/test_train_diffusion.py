@@ -9,11 +9,14 @@ import torch
 from bench.cli import execute
 from bench.commands import train_diffusion
 from bench.data.mnist5k import Mnist5k
+from bench.diffusion import recipe as recipes
 from bench.diffusion import training
 from bench.diffusion.model import DiffusionModel, linear_alpha_bar
-from bench.diffusion.training import DiffusionRecipe, DiffusionRun
+from bench.diffusion.recipe import DiffusionRecipe, read_recipe
+from bench.diffusion.training import DiffusionRun, augmented
 from bench.engine.fingerprint import fingerprint
-from bench.noise import isolated
+from bench.errors import BadInput
+from bench.noise import Noise, Stream, isolated
 from bench.spec import Params
 from tests.diffusion.helpers import diffusers, loaded
 from tests.toys import message
@@ -26,14 +29,16 @@ RECIPE = DiffusionRecipe(
 @pytest.fixture
 def small(monkeypatch):
     """mnist5k under a tiny recipe, reported and stored every two steps."""
-    monkeypatch.setitem(training.RECIPES, "mnist5k", RECIPE)
+    monkeypatch.setitem(recipes.RECIPES, "mnist5k", RECIPE)
     monkeypatch.setattr(training, "REPORT_EVERY", 2)
     monkeypatch.setattr(train_diffusion, "STORE_EVERY", 2)
     monkeypatch.setattr(train_diffusion, "MEASURED_IMAGES", 40)
 
 
-def trained(out: Path, steps=None, seed=0) -> str:
-    return train_diffusion.train_and_save("mnist5k", out, seed=seed, steps=steps, device="cpu")
+def trained(out: Path, steps=None, seed=0, **given) -> str:
+    return train_diffusion.train_and_save(
+        "mnist5k", out, seed=seed, steps=steps, device="cpu", **given
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -162,3 +167,103 @@ def test_the_command(small, tmp_path, capsys):
     )
     assert "error of the predicted noise on 40 test images" in capsys.readouterr().out
     assert execute(["train-diffusion", "mnist5k", "--out", str(tmp_path / "m")]) == 2
+
+
+TOML = """
+steps = 2
+batch = 4
+schedule = 150
+times = 60
+flips = true
+shift = 2
+blocks = [8, 8]
+heads = 4
+groups = 4
+"""
+
+
+def test_a_recipe_of_ones_own_goes_on_from_an_earlier_run(small, tmp_path):
+    path, first, second = tmp_path / "own.toml", tmp_path / "first", tmp_path / "second"
+    path.write_text(TOML)
+    trained(first)
+    trained(second, recipe_file=path, start=first)
+    card = json.loads((second / "bench.json").read_text())
+    main = "diffusion_pytorch_model.safetensors"
+    assert card["start"] == json.loads((first / "bench.json").read_text())["sha256"][main]
+    assert card["trained_on"] == ["mnist5k/train"] and card["trained_steps"] == 60
+    assert set(card["measured"]["noise_error"]["ema"]) == {"20", "50"}
+    assert loaded(second).trained_steps == 60
+    # One step at a warming rate hardly moves what it began with; fresh weights lie elsewhere.
+    ours, begun = (loaded(one).network.state_dict() for one in (second, first))
+    assert max(float((ours[key] - begun[key]).abs().max()) for key in ours) < 1e-3
+    path.write_text(TOML.replace("[8, 8]", "[8, 16]"))
+    other = message(lambda: trained(tmp_path / "m", recipe_file=path, start=first))
+    assert "another network" in other
+
+
+def test_only_the_times_of_the_recipe_are_trained(monkeypatch):
+    seen = []
+
+    def loss(model, z, times, noise):
+        seen.append(times)
+        return sum(value.sum() for value in model.network.parameters())
+
+    monkeypatch.setattr(training, "denoising_loss", loss)
+    recipe = DiffusionRecipe(
+        steps=40, batch=8, schedule=150, times=5, blocks=(8, 8), heads=4, groups=4
+    )
+    DiffusionRun(torch.zeros(9, 1, 8, 8), recipe, 0).advance()
+    assert set(torch.cat(seen).tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_images_are_mirrored_and_shifted_by_hand():
+    image = torch.arange(2 * 25.0).reshape(1, 2, 5, 5)
+    images = image.repeat(200, 1, 1, 1)
+    recipe = DiffusionRecipe(steps=1, flips=True, shift=1)
+    made = augmented(images, recipe, Noise.of(0, Stream.BUILD, [0], 0, torch.device("cpu")))
+    possible = set()
+    for one in (image[0], image[0].flip(-1)):
+        rows = [[1, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 3]]
+        for down in rows:
+            for right in rows:
+                possible.add(tuple(one[:, down][:, :, right].flatten().tolist()))
+    found = [tuple(one.flatten().tolist()) for one in made]
+    assert set(found) == possible and len(possible) == 18
+    counts = [found.count(one) for one in possible]
+    assert max(counts) < 4 * 200 / 18
+
+
+def test_narrow_passes_train_float32_weights():
+    recipe = DiffusionRecipe(
+        steps=30, batch=16, blocks=(8, 8), heads=4, groups=4, warmup=0, precision="bfloat16"
+    )
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    run = DiffusionRun(images, recipe, 0)
+    losses = [float(run._step()) for _ in range(30)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert {value.dtype for value in run.network.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("steps = 0", "greater than or equal to 1"),
+        ("step = 3", "unexpected keyword"),
+        ("times = 900", "past the schedule of 150"),
+        ("shift = 28", "out of sight"),
+        ("blocks = [8, 10]", "no multiple of groups"),
+        ("blocks = [8, 12]\ngroups = 4\nheads = 8", "an attention head"),
+        ("blocks = [8, 8, 8, 8]", "cannot be halved 3 times"),
+        ("rate = inf", "finite number"),
+        ("precision = 'float8'", "'float32' or 'bfloat16'"),
+        ("steps = ", "cannot read the recipe"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(tmp_path, line, told):
+    keys = {part.split(" = ")[0] for part in line.split("\n")}
+    kept = [part for part in TOML.splitlines() if part.split(" = ")[0] not in keys]
+    path = tmp_path / "own.toml"
+    path.write_text("\n".join([*kept, line]))
+    with pytest.raises(BadInput, match=told) as caught:
+        read_recipe(path, (1, 28, 28))
+    assert "\n" not in str(caught.value)

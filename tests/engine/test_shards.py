@@ -6,10 +6,12 @@ import shutil
 import time
 
 import numpy as np
+import pytest
 
+from bench.engine import shards
 from bench.engine.shards import Workspace, complete
 from bench.storage.claims import STALE_SECONDS
-from bench.storage.place import Place
+from bench.storage.place import Place, clear_work
 
 
 def test_saved_shards_are_not_computed_again(tmp_path):
@@ -21,12 +23,12 @@ def test_saved_shards_are_not_computed_again(tmp_path):
         computed.append(shard)
         return {"x": np.arange(5)}
 
-    shards = [(0, 64), (64, 100)]
+    wanted = [(0, 64), (64, 100)]
     found = complete(
-        work, shards, compute, lambda: False, lambda shard, arrays: reported.append(shard)
+        work, wanted, compute, lambda: False, lambda shard, arrays: reported.append(shard)
     )
-    assert computed == [(64, 100)] and reported == shards
-    assert [len(found[shard]["x"]) for shard in shards] == [3, 5]
+    assert computed == [(64, 100)] and reported == wanted
+    assert [len(found[shard]["x"]) for shard in wanted] == [3, 5]
 
 
 def test_a_stale_claim_is_taken_over(tmp_path):
@@ -41,6 +43,34 @@ def test_a_stale_claim_is_taken_over(tmp_path):
     with work.claim((0, 64)) as ours, work.claim((0, 64)) as twice:
         assert ours and not twice
     assert not claim.exists()
+
+
+def test_a_shard_that_is_cleared_away_is_not_computed_again(tmp_path):
+    """Another process ends the evaluation between our claim and our look for the shard."""
+    work = Workspace(Place(tmp_path / "w" / "weights"))
+    with work.claim((0, 2)):
+        pass
+    work.stands()
+    loads, load = iter([None, "cleared"]), work.load
+
+    def cleared(shard):
+        if next(loads):
+            clear_work(tmp_path / "w")
+        return load(shard)
+
+    work.load = cleared
+    assert shards._obtain(work, (0, 2), pytest.fail, lambda: not work.stands()) is None
+
+
+def test_the_token_goes_before_the_shards(tmp_path, monkeypatch):
+    work = Workspace(Place(tmp_path / "w" / "weights"))
+    with work.claim((0, 2)):
+        pass
+    work.save((0, 2), {"a": np.zeros(2)})
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    clear_work(tmp_path / "w")
+    assert work.load((0, 2)) is not None and work.stands() is False
+    assert not (tmp_path / "w" / "weights" / "begun").exists()
 
 
 def test_work_stands_until_somebody_clears_it(tmp_path):

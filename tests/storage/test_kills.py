@@ -8,7 +8,7 @@ import torch
 
 from bench.defense import Defense, NoParams
 from bench.diffusion import training
-from bench.diffusion.training import DiffusionRecipe
+from bench.diffusion.recipe import DiffusionRecipe
 from bench.plugins.create import DEFENSES
 from bench.storage import claims
 from bench.storage.artifacts import artifact
