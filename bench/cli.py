@@ -712,6 +712,11 @@ def submit(
         list[Path], typer.Argument(help="JSON files of records, or folders of them")
     ],
     out: Annotated[Path, typer.Option(help="new folder that is to hold them")],
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="pack the weights of trained defenses in the cache as well"),
+    ] = False,
+    data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Pack records with points, audits and environment for somebody else to verify and merge;
@@ -720,7 +725,7 @@ def submit(
     from bench.commands.submit import submit as pack
     from bench.commands.verify import files_of
 
-    done = pack(files_of(records), out)
+    done = pack(files_of(records), out, weights=weights)
     if as_json:
         _print_json(vars(done))
         return

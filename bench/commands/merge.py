@@ -18,6 +18,7 @@ from bench.results.store import (
     read_failure,
     read_record,
 )
+from bench.results.weights import file_of_weights
 from bench.storage.files import check_folder, write_whole
 
 
@@ -117,7 +118,7 @@ def _check_alike(first: Path, one: Record, second: Path, other: Record) -> None:
 
 def files_of_record(same: Sequence[tuple[Path, Record]], home: Path) -> dict[Path, bytes]:
     """The first of these records of one evaluation with its points, and the first audit and
-    certificate of it, as they are to lie in a folder.
+    certificate of it and weights of its defense, as they are to lie in a folder.
 
     Raises:
         BadInput: where points are not those of the record, or what lies beside it is not its own.
@@ -130,6 +131,11 @@ def files_of_record(same: Sequence[tuple[Path, Record]], home: Path) -> dict[Pat
             data = files[home / points.name] = points.read_bytes()
             if hashlib.sha256(data).hexdigest() != record.points.sha256:
                 raise BadInput(f"{points} is damaged: run the evaluation again, or remove it")
+    weights = file_of_weights(record)
+    for other, _ in same:
+        if (other.parent / weights).is_file():
+            files[home / weights] = (other.parent / weights).read_bytes()
+            break
     for beside in (audit_path, certificate_path):
         for other, _ in same:
             if beside(other).is_file():

@@ -20,6 +20,7 @@ from bench.report.tables import markdown_rows
 from bench.report.words import attack_label, defense_label, heading
 from bench.results.record import Record, without_folders
 from bench.results.store import read_record
+from bench.results.weights import FOLDER, file_of_weights, weights_of
 from bench.storage.files import check_folder, write_whole
 
 PAGE = "SUBMISSION.md"
@@ -55,13 +56,15 @@ class Submitted:
         )
 
 
-def submit(paths: Sequence[Path], out: Path) -> Submitted:
+def submit(paths: Sequence[Path], out: Path, *, weights: bool = False) -> Submitted:
     """Pack records with their points, audits and certificates, and a page that says how they are
     made again. Of each record, the base that lies beside it comes along.
 
     Args:
         paths: files of records.
         out: a folder that does not exist or is empty.
+        weights: pack those of trained defenses that are in the cache as well, so that whoever
+            verifies need not train; see `bench.engine.trained`.
 
     Raises:
         BadInput: where a record was made from uncommitted code or from a Python object, its points
@@ -73,6 +76,8 @@ def submit(paths: Sequence[Path], out: Path) -> Submitted:
     files: dict[Path, bytes] = {}
     for one in packed.values():
         files |= files_of_record([one], out)
+    if weights:
+        files |= _weights(packed.values(), out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is no empty folder: give another --out")
     try:
@@ -85,7 +90,8 @@ def submit(paths: Sequence[Path], out: Path) -> Submitted:
         for record in records
         if record.points is not None and out / record.points.file in files
     }
-    notes = tuple(_notes(records, with_points))
+    kept = sum(path.parent == out / FOLDER for path in files)
+    notes = (*_notes(records, with_points), *_of_weights(kept, weights))
     files[out / PAGE] = _page(records, with_points, notes).encode()
     # Points first: who reads a record meanwhile finds them.
     for path in sorted(files, key=lambda path: path.suffix in (".json", ".md")):
@@ -102,6 +108,27 @@ def _with_bases(paths: Sequence[Path]) -> Iterator[tuple[Path, Record]]:
         if record.base:
             for beside in path.parent.glob(f"*--{record.base}.json"):
                 yield beside, read_record(beside)
+
+
+def _weights(packed: Iterable[tuple[Path, Record]], out: Path) -> dict[Path, bytes]:
+    """The weights of these records' defenses; of those that can be had without training."""
+    # Rebuilding a defense imports torch; packing records alone does not.
+    from bench.commands.verify import rebuild
+    from bench.engine.trained import pack
+
+    files: dict[Path, bytes] = {}
+    for _, record in packed:
+        path = out / file_of_weights(record)
+        if weights_of(record) and path not in files:
+            data = pack(rebuild(record), weights_of(record))
+            if data is not None:
+                files[path] = data
+    return files
+
+
+def _of_weights(kept: int, asked: bool) -> Iterator[str]:
+    if kept or asked:
+        yield f"the weights of {kept} trained defenses are packed: these are verified untrained"
 
 
 def _check(path: Path, record: Record) -> None:

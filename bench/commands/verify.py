@@ -62,6 +62,7 @@ from bench.engine.recording import (
 from bench.engine.request import Request
 from bench.engine.run import compute_arrays
 from bench.engine.shards import Arrays
+from bench.engine.trained import read_trained
 from bench.errors import BadInput, one_line
 from bench.results.comparisons import beats
 from bench.results.extra import BASE_POINTS, CHECKS
@@ -71,6 +72,7 @@ from bench.results.outcomes import NO_TARGET, Outcomes, decode
 from bench.results.record import Record
 from bench.results.store import Store, files_below, is_failure, read_record
 from bench.results.targets import targets_finding
+from bench.results.weights import file_of_weights, weights_of
 from bench.victim import SLOPE_COUNTS
 
 RERUN = "re-running the attack (its points are missing)"
@@ -146,7 +148,8 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     the attack is run again where they are missing.
 
     Args:
-        path: the record; its points lie beside it.
+        path: the record; its points lie beside it, and perhaps the weights of a trained defense,
+            which is not trained then.
         execution: how to compute.
         trust: run `FILE.py@NAME` of the record wherever that file is.
 
@@ -161,7 +164,9 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     sidecar = read_sidecar(record, evaluation, store)
     with exact_float32(execution.device):
         access = data_access(evaluation, execution.device)
-        defended = build(evaluation, execution.device, access)
+        file = path.parent / file_of_weights(record)
+        kept = read_trained(evaluation, file, weights_of(record), execution.device)
+        defended = kept or build(evaluation, execution.device, access)
         weights = list(_check_weights(record, defended))
         copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
         if sidecar:
@@ -170,6 +175,9 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
         inspection = inspect_defended(evaluation, defended, access, execution.device)
     checks = [_check_setup(record, evaluation, inspection), _check_metrics(record, evaluation)]
     checks.extend(weights)
+    if kept:
+        untrained = f"read from {file_of_weights(record)}, not trained anew"
+        checks.append(CheckResult("weights", True, untrained))
     if sidecar:
         checks.extend(_check_points(record, evaluation, sidecar, answers))
         checks.append(_check_known_findings(record, evaluation, inspection, answers))

@@ -67,7 +67,16 @@ def build(
         # Modules of a classifier in evaluation mode that train on purpose: dropout at test time.
         for part in random:
             part.training = True
-    defended = _defended(evaluation, module.to(device), device)
+    return as_declared(evaluation, module.to(device), device)
+
+
+def as_declared(
+    evaluation: Evaluation, module: nn.Module, device: torch.device
+) -> DefendedClassifier:
+    """What a defense built, with what the defense declares. Raises `BadInput` where it is not what
+    was declared.
+    """
+    defended = _defended(evaluation, module, device)
     _check_declared(evaluation, defended)
     return defended
 

@@ -6,10 +6,14 @@ import shutil
 import subprocess
 
 import pytest
+import safetensors.torch
+import torch
 
 from bench.commands.submit import submit
 from bench.errors import BadInput
 from bench.results.store import read_record
+from bench.results.weights import file_of_weights
+from tests import toy_plugins
 from tests.helpers import MODEL, call, run_toys
 
 
@@ -110,3 +114,38 @@ def check(board, folder, fails=""):
     environment = {**os.environ, **names, "PATH": path, "TMPDIR": "/tmp"}
     done = subprocess.run(["bash", board / "check.sh"], env=environment, capture_output=True)
     return done.returncode
+
+
+def test_weights_of_a_trained_defense_are_verified_without_training(tmp_path, capsys, monkeypatch):
+    made, out, joined = tmp_path / "made", tmp_path / "out", tmp_path / "joined"
+    run_toys(made, defenses=("toy-trainer",), attacks=("null",), dataset="toy:n=64")
+    for path in made.glob("*--*.json"):
+        change(path, environment={"dirty": False, "commit": "a" * 40})
+    code, _, told = call(capsys, "submit", str(made), "--out", str(out), "--weights")
+    assert code == 0 and "the weights of 1 trained defenses are packed" in told
+    (record,) = out.glob("*toy-trainer*.json")
+    weights = out / file_of_weights(read_record(record))
+    assert [path.name for path in (out / "weights").iterdir()] == [weights.name]
+    assert call(capsys, "merge", str(out), "--out", str(joined))[0] == 0
+    assert (joined / "weights" / weights.name).read_bytes() == weights.read_bytes()
+
+    monkeypatch.setattr(toy_plugins.Trainer, "build", pytest.fail)
+    code, stdout, _ = call(capsys, "verify", str(record), "--trust")
+    assert code == 0 and "not trained anew" in stdout
+
+    # The weights of another network, under the name that the record asks for.
+    state = safetensors.torch.load(weights.read_bytes())
+    changed = {key: value + (value.dtype == torch.float32) for key, value in state.items()}
+    weights.write_bytes(safetensors.torch.save(changed, {"notes": "[]"}))
+    code, _, told = call(capsys, "verify", str(record), "--trust")
+    assert code != 0 and "other weights than the record names" in told
+    for wrong in (b"x", safetensors.torch.save({"a": torch.zeros(2)})):
+        weights.write_bytes(wrong)
+        code, _, told = call(capsys, "verify", str(record), "--trust")
+        assert code != 0 and "weights" in told and "trained anew" in told
+
+
+def test_a_defense_that_is_no_classifier_with_other_weights_is_not_packed(made, tmp_path, capsys):
+    code, _, told = call(capsys, "submit", str(made), "--out", str(tmp_path / "out"), "--weights")
+    assert code == 0 and "the weights of 0 trained defenses" in told
+    assert not (tmp_path / "out" / "weights").exists()
