@@ -101,8 +101,14 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     The slack scales with the two logits that decide, so that a masked class (-1e9, -inf) does not
     swallow it.
     """
+    return margin_and_error(logits, labels)[1]
+
+
+def margin_and_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`margin`, and which rows are `misclassified`; (n,) each."""
     true, best_wrong = _deciding(logits, labels)
-    return (best_wrong - true > _slack(true, best_wrong)) | torch.isnan(logits).any(1)
+    gap = best_wrong - true
+    return gap, (gap > _slack(true, best_wrong)) | torch.isnan(logits).any(1)
 
 
 def reached(logits: Tensor, targets: Tensor) -> Tensor:
@@ -118,5 +124,6 @@ def _deciding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slack(label: Tensor, best_other: Tensor) -> Tensor:
-    scale = torch.maximum(label.abs(), best_other.abs())
-    return torch.where(torch.isfinite(scale), SUCCESS_SLACK * scale, torch.zeros_like(scale))
+    """0 where one of them is infinite."""
+    scale = SUCCESS_SLACK * torch.maximum(label.abs(), best_other.abs())
+    return scale.nan_to_num_(nan=0.0, posinf=0.0)

@@ -246,6 +246,7 @@ class Victim:
         self._device = torch.device(device)
         self._base = base
         self._fold = fold
+        self._still: tuple[Tensor, Noise] | None = None
         self.fold_use = FoldUse()
 
     @property
@@ -407,15 +408,15 @@ class Victim:
         chosen = torch.arange(len(self.ids), device=self._device) if rows is None else rows
 
         def read(x: Tensor, rows: Tensor, iteration: int, gradient: bool) -> Reading:
-            draws = self._draws(Query(restart, iteration))
+            draws, own = self._draws(Query(restart, iteration)), chosen[rows]
             size = self._chunk(draws, x)
-            readings = [
-                self._read(x_chunk, row_chunk, draws, aim, gradient)
-                for x_chunk, row_chunk in zip(x.split(size), chosen[rows].split(size), strict=True)
-            ]
-            joined = readings[0] if len(readings) == 1 else _join(readings)
+            if len(x) <= size:
+                joined = self._read(x, own, draws, aim, gradient)
+            else:
+                chunks = zip(x.split(size), own.split(size), strict=True)
+                joined = _join([self._read(*chunk, draws, aim, gradient) for chunk in chunks])
             if self.trace is not None:
-                self.trace.add(restart, chosen[rows], joined)
+                self.trace.add(restart, own, joined)
             return joined
 
         return read
@@ -592,6 +593,15 @@ class Victim:
 
     def _noise(self, rows: Tensor, draws: Draws) -> Noise:
         """One row for each image under each draw."""
+        if draws is not _ONE_DRAW:
+            return self._drawn(rows, draws)
+        # A search asks a deterministic defense about the same images again and again.
+        if self._still is None or not torch.equal(self._still[0], rows):
+            self._still = rows, self._drawn(rows, draws)
+        renew(self._still[1])
+        return self._still[1]
+
+    def _drawn(self, rows: Tensor, draws: Draws) -> Noise:
         ids = np.repeat(self.ids[rows.cpu().numpy()], len(draws.numbers))
         if self.randomness.name == "common" and draws.stream is Stream.FIXED:
             ids = np.zeros_like(ids)
@@ -623,6 +633,8 @@ class Victim:
         gradient = self._gradient if self._transfer and not native else "full"
         forward, size = self._pass(gradient, view), self._chunk(draws, x)
         with torch.no_grad():
+            if len(x) <= size:
+                return self._forward(forward, x, rows, draws)
             outputs = [
                 self._forward(forward, x_chunk, row_chunk, draws)
                 for x_chunk, row_chunk in zip(x.split(size), rows.split(size), strict=True)
@@ -734,6 +746,8 @@ class Victim:
         (n,).
         """
         n, k = outputs.shape[:2]
+        if k == 1:
+            return value_of(loss, outputs[:, 0], labels, rows)
         if self.randomness.average == "logits":
             return value_of(loss, outputs.mean(1), labels, rows)
         every = (one.repeat_interleave(k) for one in (labels, rows))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.losses import margin, misclassified
+from bench.losses import margin, margin_and_error, misclassified
 from bench.maximise import Objective, Reading
 from bench.randomness import Query
 from bench.threat import ThreatModel
@@ -75,14 +75,23 @@ def reader(victim: Victim, labels: Tensor, restart: int, draws: int = DRAWS) -> 
     queries = 1 if victim.fixed else math.ceil(draws / victim.randomness.k)
 
     def read(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits = torch.cat([victim.logits(x, rows, Query(restart, j)) for j in range(queries)], 1)
+        logits = _logits(victim, x, rows, restart, queries)
         count = logits.shape[1]
+        if count == 1:
+            gap, wrong = margin_and_error(logits[:, 0], labels[rows])
+            return gap.nan_to_num(nan=0.0), wrong
         flat, repeated = logits.flatten(0, 1), labels[rows].repeat_interleave(count)
         # Two infinite logits differ by NaN; they tie.
         values = margin(flat, repeated).nan_to_num(nan=0.0).reshape(len(x), count)
         return values.mean(1), misclassified(flat, repeated).reshape(len(x), count).all(1)
 
     return read
+
+
+def _logits(victim: Victim, x: Tensor, rows: Tensor, restart: int, queries: int) -> Tensor:
+    """Logits (n, draws, K) of the draws of so many queries."""
+    parts = [victim.logits(x, rows, Query(restart, j)) for j in range(queries)]
+    return parts[0] if queries == 1 else torch.cat(parts, 1)
 
 
 Decider = Callable[[Tensor, Tensor], Tensor]
@@ -98,7 +107,7 @@ def decider(victim: Victim, labels: Tensor, restart: int, draws: int = DRAWS) ->
     queries = 1 if victim.fixed else math.ceil(draws / victim.randomness.k)
 
     def decide(x: Tensor, rows: Tensor) -> Tensor:
-        logits = torch.cat([victim.logits(x, rows, Query(restart, j)) for j in range(queries)], 1)
+        logits = _logits(victim, x, rows, restart, queries)
         count = logits.shape[1]
         wrong = misclassified(logits.flatten(0, 1), labels[rows].repeat_interleave(count))
         return wrong.reshape(len(x), count).sum(1) * 2 > count
@@ -189,8 +198,9 @@ def accumulated(objective: Objective, start: Tensor, momentum: float) -> Objecti
         if reading.gradient is None:
             return reading
         length = reading.gradient.flatten(1).abs().sum(1).clamp_min(_TINY)
-        total[rows] = momentum * total[rows] + reading.gradient / per_image(length, x)
-        return Reading(reading.value, total[rows], reading.success)
+        summed = momentum * total.index_select(0, rows) + reading.gradient / per_image(length, x)
+        total.index_copy_(0, rows, summed)
+        return Reading(reading.value, summed, reading.success)
 
     return read
 
@@ -222,10 +232,12 @@ class Incumbents:
         better = values >= self.margins[self.active] if ties else values > self.margins[self.active]
         if self._final:
             better |= success
-        kept = self.active[better]
-        self.points[kept], self.margins[kept] = candidates[better], values[better]
-        self.success[kept] = success[better]
-        if self._final:
+        if bool(better.any()):
+            kept = self.active[better]
+            self.points[kept], self.margins[kept] = candidates[better], values[better]
+            self.success[kept] = success[better]
+        # The same object as long as nobody leaves: who searches keeps what belongs to it.
+        if self._final and bool(success.any()):
             self.active = self.active[~success]
 
     def result(self) -> SearchResult:

@@ -59,8 +59,12 @@ def square(
     channels, height, width = images.shape[1:]
     start = _stripes if threat.norm == "linf" else _bumps
     best.offer(read, start(victim.random(rows, restart).at("square"), images[rows], threat))
+    active = best.active
+    origin = images[rows[active]]
     for query in range(1, queries):
-        active = best.active
+        if active is not best.active:
+            active = best.active
+            origin = images[rows[active]]
         if not len(active):
             break
         if (query - 1) % _BLOCK == 0:
@@ -68,7 +72,7 @@ def square(
             uniform = noise.uniform("moves", (_BLOCK, 5 + channels))
         numbers = uniform[active, (query - 1) % _BLOCK]
         side = _side(query, queries, height, width)
-        x, origin = best.points[active], images[rows[active]]
+        x = best.points[active]
         if threat.norm == "linf":
             candidates = _move_linf(x, origin, threat, numbers, side)
         else:
@@ -102,7 +106,8 @@ def _window(place: Tensor, side: int, height: int, width: int) -> Tensor:
     left = (place[:, 1] * (width - side + 1)).floor().reshape(-1, 1, 1, 1)
     down = torch.arange(height, device=place.device).reshape(1, 1, -1, 1)
     across = torch.arange(width, device=place.device).reshape(1, 1, 1, -1)
-    return (down >= top) & (down < top + side) & (across >= left) & (across < left + side)
+    rows, columns = (down >= top) & (down < top + side), (across >= left) & (across < left + side)
+    return rows & columns
 
 
 def _move_linf(
