@@ -495,6 +495,9 @@ def train_diffusion(
         Path | None,
         typer.Option(help="folder of an earlier run to go on from [default: fresh weights]"),
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="write the averaged weights alone, in half precision")
+    ] = False,
     device: Device = "auto",
     data_root: DataRoot = None,
 ) -> None:
@@ -504,7 +507,14 @@ def train_diffusion(
 
     print(
         train_and_save(
-            dataset, out, seed=seed, steps=steps, device=device, recipe_file=recipe, start=start
+            dataset,
+            out,
+            seed=seed,
+            steps=steps,
+            device=device,
+            recipe_file=recipe,
+            start=start,
+            half=half,
         )
     )
 
@@ -520,6 +530,10 @@ def verify(
         bool,
         typer.Option("--trust", help="run FILE.py@NAME of a record wherever that file is"),
     ] = False,
+    sample: Annotated[
+        int | None, typer.Option(help="verify so many records, drawn at random [default: all]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of --sample")] = 0,
     memory: Memory = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -528,10 +542,10 @@ def verify(
     re-run the attack where they are missing. Exit code 1 where something differs.
     """
     _load_torch()
-    from bench.commands.verify import files_of, verify_all
+    from bench.commands.verify import drawn, files_of, verify_all
     from bench.engine.execution import read_execution
 
-    paths, execution = files_of(records), read_execution(device, batch_size)
+    paths, execution = drawn(files_of(records), sample, seed), read_execution(device, batch_size)
     alone = len(paths) == 1
     done = []
     for one in verify_all(paths, execution, trust=trust):

@@ -38,6 +38,7 @@ from bench.diffusion.training import (
     STORE_EVERY,
     DiffusionRun,
     Progress,
+    Weights,
     denoising_loss,
 )
 from bench.diffusion.unet import build_unet
@@ -66,6 +67,7 @@ def train_and_save(
     device: str,
     recipe_file: Path | None = None,
     start: Path | None = None,
+    half: bool = False,
 ) -> str:
     """Train on the data set's training images and write the folder `out`; returns what to print for
     the user.
@@ -79,6 +81,8 @@ def train_and_save(
         recipe_file: a recipe in TOML; the data set's own by default.
         start: a folder of an earlier run, whose averaged weights it begins with; fresh ones by
             default.
+        half: write the last averaged weights alone, rounded to half precision: a quarter of the
+            size or less.
 
     A run that was interrupted goes on from OUT.checkpoint. The test images are used once, after
     training, for the error in the card, and choose nothing.
@@ -100,7 +104,10 @@ def train_and_save(
     )
     check_resumable(run, out, checkpoint)
     complete(run, checkpoint, _reporter())
-    content = files(run)
+    if half:
+        last = {name: value.half().float() for name, value in run.kept.average[run.done].items()}
+        run.kept = Weights(average={run.done: last})
+    content = files(run, half=half)
     error = measured(run, source.test())
     card = {
         "trained_on": _once([*(begun.trained_on if begun else ()), f"{name}/train"]),
@@ -185,9 +192,9 @@ def complete(run: DiffusionRun, checkpoint: Path, report: Callable[[Progress], o
             run.store(checkpoint)
 
 
-def files(run: DiffusionRun) -> dict[str, bytes]:
+def files(run: DiffusionRun, *, half: bool = False) -> dict[str, bytes]:
     """The files of a finished run by name, in the layout of `bench.diffusion.layout`, without the
-    card.
+    card; `half`: the main one in half precision.
     """
     config = {"_class_name": "UNet2DModel", **run.recipe.config(run.model.shape)}
     last = run.recipe.steps
@@ -197,7 +204,9 @@ def files(run: DiffusionRun) -> dict[str, bytes]:
         for step, state in states.items()
         if step != last
     }
-    states = {MAIN: run.kept.average[last], RAW: run.kept.raw[last], **earlier}
+    main = run.kept.average[last]
+    raw = {RAW: run.kept.raw[last]} if last in run.kept.raw else {}
+    states = {MAIN: _half(main) if half else main, **raw, **earlier}
     weights = {
         name: safetensors.torch.save(state, metadata={"format": "pt"})
         for name, state in states.items()
@@ -230,9 +239,11 @@ def measured(run: DiffusionRun, images: ImageSet) -> dict[str, Any]:
     weights and time index.
     """
     images = images.first(min(MEASURED_IMAGES, len(images)))
-    last = {"ema": run.kept.average[run.done], "raw": run.kept.raw[run.done]}
     errors: dict[str, dict[str, float]] = {}
-    for weights, state in last.items():
+    for weights, states in (("ema", run.kept.average), ("raw", run.kept.raw)):
+        if run.done not in states:
+            continue
+        state = states[run.done]
         run.network.load_state_dict(state)
         model = frozen(run.model)
         errors[weights] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -130,6 +131,26 @@ def files_of(places: Iterable[Path]) -> list[Path]:
                 raise BadInput(f"no records in {place}: run something first")
         files += inside
     return files
+
+
+def drawn(paths: list[Path], sample: int | None, seed: int) -> list[Path]:
+    """So many of these files, drawn without replacement, in their order; None for all of them.
+
+    The draw depends on the files' names and the seed alone, so that somebody else draws the same.
+    Raises `BadInput` for a sample of none or of more than there are, and for a negative seed.
+    """
+    if seed < 0:
+        raise BadInput(f"seed is {seed}: give 0 or more")
+    if sample is None:
+        return paths
+    if not 1 <= sample <= len(paths):
+        raise BadInput(f"sample is {sample}: give 1 to {len(paths)}, the number of records")
+
+    def lot(path: Path) -> bytes:
+        return hashlib.sha256(f"{seed} {path.name}".encode()).digest()
+
+    chosen = set(sorted(paths, key=lot)[:sample])
+    return [path for path in paths if path in chosen]
 
 
 def verify_all(

@@ -169,6 +169,22 @@ def test_the_command(small, tmp_path, capsys):
     assert execute(["train-diffusion", "mnist5k", "--out", str(tmp_path / "m")]) == 2
 
 
+def test_half_is_the_averaged_weights_rounded(small, tmp_path):
+    trained(tmp_path / "whole", steps=5)
+    trained(tmp_path / "half", steps=5, half=True)
+    assert set(content(tmp_path / "half")) == {
+        "diffusion_pytorch_model.safetensors",
+        "bench.json",
+        "config.json",
+        "scheduler_config.json",
+    }
+    card = json.loads((tmp_path / "half/bench.json").read_text())
+    assert card["steps"] == [5] and set(card["measured"]["noise_error"]) == {"ema"}
+    ours = loaded(tmp_path / "half").network.state_dict()
+    for name, value in loaded(tmp_path / "whole").network.state_dict().items():
+        assert torch.equal(ours[name], value.half().float())
+
+
 TOML = """
 steps = 2
 batch = 4

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import bench
-from bench.commands.verify import verify
+from bench.commands.verify import drawn, verify
 from bench.engine.execution import Execution
 from bench.engine.run import run_evaluation
+from bench.errors import BadInput
 from bench.results.store import Store
 from tests.helpers import ROOT, Drifting, call, drifting_evaluation, run_toys
 
@@ -137,3 +139,20 @@ def test_each_derived_field_is_named(tmp_path, field, value):
     path.write_text(json.dumps(content))
     wrong = [check.message for check in verify(path, Execution()) if not check.held]
     assert len(wrong) == 1 and field in wrong[0]
+
+
+def test_a_sample_is_drawn_by_names_and_seed():
+    paths = [Path("a") / f"{i}.json" for i in range(50)]
+    assert drawn(paths, None, 0) == paths
+    one, other = drawn(paths, 20, 0), drawn(paths, 20, 1)
+    assert len(set(one)) == len(set(other)) == 20 and one != other
+    assert one == sorted(one, key=paths.index) == drawn(paths, 20, 0)
+    elsewhere = [Path("b/c") / path.name for path in reversed(paths)]
+    assert {path.name for path in drawn(elsewhere, 20, 0)} == {path.name for path in one}
+    assert set(drawn(paths, 19, 0)) < set(one)
+    # Each record is drawn with the same chance: 20 of 50, in 200 draws.
+    counts = [sum(path in drawn(paths, 20, seed) for seed in range(200)) for path in paths]
+    assert sum(counts) == 4000 and min(counts) > 50 and max(counts) < 110
+    for wrong in (0, -1, 51):
+        with pytest.raises(BadInput, match="give 1 to 50"):
+            drawn(paths, wrong, 0)
