@@ -58,6 +58,8 @@ TESTTIME = {
     "as_released": ("f384a50 e8195a6 1a4ad17 0bd542d", "64210e0 cae0799 d87ee5c 4f0644b"),
 }
 """On CIFAR-10, and on digits. The last of DAD's attacks sees the base alone."""
+TTE_ON_TRAINED = "2acdcd7 23f85f9 2c2e614 d70ddec 70d80aa 6f9a425"
+TRAINED = "680e50e 67c2b5c 7836691 4858d08 014a721"
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -408,7 +410,17 @@ def at_test_time() -> Rows:
         "T15": lost("tte", DIGITS),
     }
     rows = {key: [*here[CIFAR], *texts] for key, texts in colour.items()}
+    rows["T17"] = added_to_trained()
     return rows | {key: [*here[DIGITS], *texts] for key, texts in grey.items()}
+
+
+def added_to_trained() -> list[str]:
+    """What TTE adds to an adversarially trained network, under all attacks of its board."""
+    one, other = (worst("cifar10", ids)[0] for ids in (TTE_ON_TRAINED, TRAINED))
+    return [
+        *scale("cifar10", TTE_ON_TRAINED),
+        *pct(share(one), share(other), gap(one, other)),
+    ]
 
 
 def published() -> Rows:

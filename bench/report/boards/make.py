@@ -42,7 +42,7 @@ from bench.report.words import (
 from bench.results.aggregation import mean_of_draws, mean_over_seeds
 from bench.results.arrays import Floats, Ints
 from bench.results.audit import AuditReport
-from bench.results.comparisons import MIN_BUILDS, mean_over_builds
+from bench.results.comparisons import MIN_BUILDS, gap, gap_over_builds, mean_over_builds
 from bench.results.estimate import Estimate
 from bench.results.intervals import share
 from bench.results.record import Record, without_folders
@@ -82,8 +82,9 @@ class _Context:
     def board(self, group: list[Record]) -> Board:
         methods = _by_method(newest(group))
         names = _names([builds[0].first for builds in methods])
+        base = next((builds[0] for builds in methods if _is_base(builds[0])), None)
         rows = ranking.ranked(
-            [self.row(name, builds) for name, builds in zip(names, methods, strict=True)]
+            [self.row(name, builds, base) for name, builds in zip(names, methods, strict=True)]
         )
         setup, protocol = _setup(group[0]), self.about.protocol
         kinds = sorted({row.kind for row in rows})
@@ -98,8 +99,10 @@ class _Context:
             rows=rows,
         )
 
-    def row(self, name: str, entries: list[Entry]) -> Row:
-        """All builds of one method as a row without its rank."""
+    def row(self, name: str, entries: list[Entry], base: Entry | None) -> Row:
+        """All builds of one method as a row without its rank; `base` is the undefended
+        classifier's.
+        """
         builds = tuple(self.build(entry) for entry in entries)
         records = [record for entry in entries for record in entry.records]
         first, several = entries[0].first, len(entries) > 1
@@ -115,7 +118,7 @@ class _Context:
             spec=first.title["defense"],
             kind=_kind(records),
             family=family_of(first),
-            base=first.title["defense"] == BASE,
+            base=_is_base(entries[0]),
             attacked=attacked,
             clean=_mean(clean) if several else first.metrics.clean.mean,
             robust=_mean(scores),
@@ -135,6 +138,7 @@ class _Context:
             citation=citing.bibtex(first, [record.id for record in records]),
             extras=self.extras(entries[0]),
             classes=_classes(first.outcomes.true_labels(), clean, scores),
+            gain=None if base is None or _is_base(entries[0]) else _gain(scores, base),
         )
 
     def unranked(self, entries: Sequence[Entry], builds: Sequence[Build], attacked: bool) -> str:
@@ -276,6 +280,16 @@ def _setup(record: Record) -> Setup:
 def _mean(scores: Floats) -> Estimate:
     """Of scores (builds, n); of one build with an interval over images alone."""
     return share(scores[0]) if len(scores) < MIN_BUILDS else mean_over_builds(scores)
+
+
+def _is_base(entry: Entry) -> bool:
+    return bool(entry.first.title["defense"] == BASE)
+
+
+def _gain(scores: Floats, base: Entry) -> Estimate:
+    """Scores (builds, n) minus the undefended classifier's, image by image."""
+    others = np.stack([base.worst_scores()] * len(scores))
+    return gap(scores[0], others[0]) if len(scores) == 1 else gap_over_builds(scores, others)
 
 
 def _classes(labels: Ints, clean: Floats, robust: Floats) -> tuple[OfClass, ...]:

@@ -238,6 +238,8 @@ class Row:
         attacked: whether anything but controls ran; where not, `robust` is no robust accuracy.
         clean, robust: as of a build; of several the mean, with an interval over builds and images.
         spread: the lowest and the highest build's robust accuracy; None for one build.
+        gain: how much more robust it is than the undefended classifier, on the same images; None
+            where that is not on the board.
         macro_f1: mean over builds.
         constant: accuracy of the best constant answer.
         access: the data that the defense declared; empty for weights alone.
@@ -275,6 +277,7 @@ class Row:
     citation: str
     extras: Extras = field(default_factory=Extras)
     classes: tuple[OfClass, ...] = ()
+    gain: Estimate | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -54,12 +54,16 @@ def _best(rows: Sequence[Row]) -> str:
         return _no_better(base, first, placed)
     best, *others = first
     against = f" (the undefended classifier: {base.robust} %)" if base else ""
-    tied = f"; these images cannot tell it from {joined([_short(row) for row in others])}"
+    tied = f"; its interval overlaps {_intervals_of([_short(row) for row in others])}"
     alone = "the only ranked row" if len(placed) == 1 else "the most robust"
     return (
         f"{_short(best)} is {alone}: at most {best.robust} % of the images survive"
         f"{against}{tied if others else ''}; {_beside_constant(best)}{_audited(first)}."
     )
+
+
+def _intervals_of(names: Sequence[str]) -> str:
+    return f"{'that' if len(names) == 1 else 'those'} of {joined(list(names))}"
 
 
 def _beside_constant(row: Row) -> str:
@@ -81,6 +85,14 @@ def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) ->
     best = max(placed, key=lambda row: row.robust.value)
     higher = percent(best.robust.value) != percent(base.robust.value)
     more = f": the highest is {_short(best)} with {best.robust} %" if higher else ""
+    gain = best.gain
+    if gain is not None and gain.low > 0:
+        # Of the same images intervals that overlap do not say that nothing can be told.
+        return (
+            f"No interval lies above that of the undefended classifier, of which at most "
+            f"{base.robust} % of the images survive{more}, which is {gain} points more of the same "
+            f"images; {_audited(first)}."
+        )
     return (
         f"No defense can be told from the undefended classifier, of which at most {base.robust} % "
         f"of the images survive{more}; {_audited(first)}."

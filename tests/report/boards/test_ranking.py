@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bench.report.boards.make import boards
 from bench.report.boards.protocol import BoardFile, Protocol, read_board_file
+from bench.results.comparisons import gap
 from bench.results.findings import Finding
 from bench.results.store import read_all
 from tests.helpers import ROOT
@@ -138,3 +139,24 @@ def test_the_headline_says_where_a_constant_answer_gets_as_much():
     assert "a constant answer gets 50.0, which is more" in headline(20)
     assert "a constant answer gets 50.0, which is not clearly less" in headline(55)
     assert "constant" not in headline(80)
+
+
+def test_the_headline_compares_with_the_undefended_classifier_on_the_same_images():
+    """Mutations: shares of other images compared; the gain told where it covers 0."""
+
+    def headline(base, defended):
+        records = [
+            plain(name, verdicts, attack=one)
+            for name, verdicts in (("undefended", base), ("a", defended))
+            for one in ("pgd", "autoattack")
+        ]
+        (board,) = boards(records, ABOUT)
+        assert [row.rank for row in board.rows] == [1, 1], "the intervals overlap"
+        return board.sentences[1]
+
+    half, more = robust(50), robust(58)
+    told = headline(half, more)
+    expected = gap(np.array(more, dtype=float), np.array(half, dtype=float))
+    assert expected.low > 0 and f"which is {expected} points more of the same images" in told
+    # As many more, but of other images: 42 are lost and 50 won.
+    assert "can be told from" in headline(half, more[::-1])
