@@ -105,7 +105,10 @@ def test_links_of_rows_lead_somewhere_and_footnotes_are_there(page):
 
 
 def test_what_the_page_misses_is_still_missing(page):
-    boards = set(re.findall(r"leaderboards/([\w-]+)\.md", page)) - {"cifar10-attack-order", "cifar10"}
+    boards = set(re.findall(r"leaderboards/([\w-]+)\.md", page)) - {
+        "cifar10-attack-order",
+        "cifar10",
+    }
     names = [path.name for board in boards for path in (RECORDS / board).glob("*.json")]
     assert len(boards) == 5 and names
     missed = re.compile(r"--(latent|kl|em|ensemble)\b|\.audit\.json$")

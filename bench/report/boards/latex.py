@@ -73,7 +73,7 @@ def _doubted(row: Row) -> bool:
 
 
 def _row(row: Row, certified: bool) -> str:
-    builds = f" ({len(row.builds)} builds)" if row.spread else ""
+    builds = f" ({row.counted})" if row.counted else ""
     name = escaped(row.defense + builds)
     bold = row.rank == 1
     robust = _estimate(row.robust, bold) if row.attacked else "not attacked"

@@ -170,7 +170,7 @@ class _Notes:
 
 def _first_row(row: Row, noted: _Notes, links: Links) -> list[str]:
     name = _shown(row.defense)
-    builds = f", {len(row.builds)} builds" if row.spread else ""
+    builds = f", {row.counted}" if row.counted else ""
     mark = "~~" if row.unranked in (COLLAPSED, FAILED) else "**" if row.rank == 1 else ""
     return [
         "-" if row.rank is None else str(row.rank),

@@ -280,6 +280,13 @@ class Row:
     gain: Estimate | None = None
 
     @property
+    def counted(self) -> str:
+        """How many builds, in words; empty where nothing is trained when it is built."""
+        if self.spread:
+            return f"{len(self.builds)} builds"
+        return "one build" if self.builds and self.builds[0].built else ""
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """All records behind it."""
         return tuple(source for attack in self.attacks for source in attack.sources)

@@ -62,7 +62,7 @@ def _of_builds(note: Note) -> str:
 
 
 def _row(row: Row, width: int) -> dict[str, str]:
-    builds = f", {len(row.builds)} builds" if row.spread else ""
+    builds = f", {row.counted}" if row.counted else ""
     flags = [note.flag for note in row.notes]
     unranked = row.unranked.partition(":")[0]
     told = "COLLAPSED" in flags and unranked == COLLAPSED

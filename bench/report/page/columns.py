@@ -146,7 +146,7 @@ def attack_names(row: Row) -> list[str]:
 
 def _defense(cell: Cell) -> str:
     row = cell.row
-    builds = f' <span class="quiet">{len(row.builds)} builds</span>' if row.spread else ""
+    builds = f' <span class="quiet">{row.counted}</span>' if row.counted else ""
     struck = row.unranked in ("collapsed", "failed a check")
     name = f"<s>{text(row.defense)}</s>" if struck else text(row.defense)
     link = f'<a class="name" href="#d-{cell.id}">{_breakable(name)}</a>'
