@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.noise import Noise
 from bench.searches.search import DRAWS, Incumbents, SearchResult, per_image, reader
-from bench.threat import ThreatModel
+from bench.threat import Ball, ThreatModel
 from bench.victim import Victim
 
 # Of 10,000 queries: when the share of the pixels that a square covers is halved (section 4.1).
@@ -59,12 +59,10 @@ def square(
     channels, height, width = images.shape[1:]
     start = _stripes if threat.norm == "linf" else _bumps
     best.offer(read, start(victim.random(rows, restart).at("square"), images[rows], threat))
-    active = best.active
-    origin = images[rows[active]]
+    active, ball = best.active, threat.around(images[rows[best.active]])
     for query in range(1, queries):
         if active is not best.active:
-            active = best.active
-            origin = images[rows[active]]
+            active, ball = best.active, threat.around(images[rows[best.active]])
         if not len(active):
             break
         if (query - 1) % _BLOCK == 0:
@@ -74,9 +72,9 @@ def square(
         side = _side(query, queries, height, width)
         x = best.points[active]
         if threat.norm == "linf":
-            candidates = _move_linf(x, origin, threat, numbers, side)
+            candidates = _move_linf(x, ball, numbers, side)
         else:
-            candidates = _move_length(x, origin, threat, numbers, side)
+            candidates = _move_length(x, ball.origin, threat, numbers, side)
         best.offer(read, candidates)
     return best.result()
 
@@ -110,13 +108,11 @@ def _window(place: Tensor, side: int, height: int, width: int) -> Tensor:
     return rows & columns
 
 
-def _move_linf(
-    x: Tensor, origin: Tensor, threat: ThreatModel, numbers: Tensor, side: int
-) -> Tensor:
+def _move_linf(x: Tensor, ball: Ball, numbers: Tensor, side: int) -> Tensor:
     height, width = x.shape[2:]
     window = _window(numbers[:, :2], side, height, width)
     signs = _signs(numbers[:, 5:]).reshape(len(x), -1, 1, 1)
-    return threat.project(torch.where(window, origin + threat.eps * signs, x), origin)
+    return ball.project(torch.where(window, ball.origin + ball.threat.eps * signs, x))
 
 
 def _length(delta: Tensor, norm: str) -> Tensor:
