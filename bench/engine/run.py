@@ -275,9 +275,7 @@ def run_evaluation(
     order = list(shards) if shards is not None else shards_for(evaluation, execution)
 
     def finished() -> bool:
-        # To look among a hundred thousand records takes a tenth of a second, and this is asked at
-        # every shard. Whoever finishes an evaluation clears its work.
-        return not work.stands() and store.find(evaluation.id) is not None
+        return work.ended(lambda: store.find(evaluation.id) is not None)
 
     prepared = prepared or prepare(evaluation, execution)
     defended, inspection = prepared.defended, prepared.inspection

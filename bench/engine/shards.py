@@ -63,6 +63,7 @@ class Workspace:
         self.place = place
         self._check = check
         self._begun: bytes | None = None
+        self._ended = False
 
     def load(self, shard: Shard) -> Arrays | None:
         """A finished shard; None where there is none, or a damaged one."""
@@ -105,6 +106,16 @@ class Workspace:
         with contextlib.suppress(FileNotFoundError):
             self._begun = self.place.read(BEGUN)
         return before is not None and self._begun == before
+
+    def ended(self, stored: Callable[[], bool]) -> bool:
+        """Whether the evaluation is finished: its record is `stored`.
+
+        That is asked only where the work does not stand, since to look among a hundred thousand
+        records takes a tenth of a second, and this is asked at every shard. Once it is finished, it
+        is for good: the next claim begins new work in the folder, which stands from then on.
+        """
+        self._ended = self._ended or (not self.stands() and stored())
+        return self._ended
 
     def has_work(self, shards: Iterable[Shard]) -> bool:
         """Whether one of these shards is neither saved nor in another process's hands."""

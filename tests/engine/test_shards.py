@@ -62,6 +62,18 @@ def test_a_shard_that_is_cleared_away_is_not_computed_again(tmp_path):
     assert shards._obtain(work, (0, 2), pytest.fail, lambda: not work.stands()) is None
 
 
+def test_what_has_ended_stays_so_when_a_claim_begins_new_work_in_its_folder(tmp_path):
+    work, stored = Workspace(Place(tmp_path / "w" / "weights")), []
+    with work.claim((0, 2)):
+        assert not work.ended(lambda: bool(stored)) and not work.ended(pytest.fail)
+    stored.append("record")
+    clear_work(tmp_path / "w")
+    with work.claim((0, 2)):
+        assert work.ended(lambda: bool(stored))
+    with work.claim((2, 4)):
+        assert work.ended(lambda: False)
+
+
 def test_the_token_goes_before_the_shards(tmp_path, monkeypatch):
     work = Workspace(Place(tmp_path / "w" / "weights"))
     with work.claim((0, 2)):
