@@ -17,7 +17,7 @@ from bench.noise import generators
 
 torch.set_num_threads(1)
 # What a dry run tells of seconds need not be right to a tenth here.
-cost.CALIBRATION_SECONDS, cost._MOST_SECONDS = 0.1, 1.0
+cost.CALIBRATION_SECONDS, cost._LEAST_SECONDS, cost._MOST_SECONDS = 0.1, 0.05, 5.0
 
 
 @pytest.fixture(autouse=True)
