@@ -151,14 +151,16 @@ def ascend(
         better = (reading.success | (reading.value > values[rows])).nonzero().squeeze(1)
         improved = rows[better]
         points.index_copy_(0, improved, x.index_select(0, better))
-        values[improved] = reading.value[better]
-        success[rows] = reading.success
+        values.index_copy_(0, improved, reading.value.index_select(0, better))
+        some = bool(reading.success.any())
+        if some:
+            success[rows] = reading.success
         if reading.gradient is None or iteration == steps:
             last.index_copy_(0, rows, x)
             break
         gradient = reading.gradient
-        alive = (~reading.success).nonzero().squeeze(1)
-        if len(alive) < len(rows):
+        if some:
+            alive = (~reading.success).nonzero().squeeze(1)
             last[rows[reading.success]] = x[reading.success]
             rows, ball = rows[alive], ball.rows(alive)
             x, gradient, before = (one.index_select(0, alive) for one in (x, gradient, before))

@@ -763,7 +763,8 @@ class Victim:
             self._blocked = True
             self.slopes.count_missing(rows, needed)
             return None
-        (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        ones = torch.ones_like(values)
+        (slope,) = torch.autograd.grad(values, leaf, ones, allow_unused=True)
         if slope is None:
             self._blocked = True
             self.slopes.count_missing(rows, needed)
