@@ -18,8 +18,11 @@ from bench.results.record import Record
 from bench.results.views import any_right
 from bench.results.worst_case import attacked, worst_case
 
-_OF_A_SEARCH = ("beaten", "weak-attack")
+_OF_A_SEARCH = ("beaten", "weak-attack", "base-points")
 """Names of findings that say of an attack what it left, and not of the defense."""
+
+_OF_A_GRADIENT = ("zero-gradient", "no-gradient", "flat-gradient", "slopes")
+"""Names of findings that say why an attack that reads gradients left much."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Entry:
         return self.records[0]
 
     def reasons(self) -> list[tuple[str, str]]:
-        """Flags that a reader must know, each with its reason; a missing gradient only where no
-        attack without that flaw went lower.
+        """Flags that a reader must know, each with its reason; a missing or misleading gradient
+        only where no attack without that flaw went lower.
         """
         lowest = min(self.records, key=lambda record: record.metrics.adversarial.mean.value)
         of_lowest = flags([lowest], with_scale=False)
@@ -43,13 +46,14 @@ class Entry:
         return [
             (flag, self._reason(flag))
             for flag in flags(self.records, with_scale=False)
-            if (flag != "zero-gradient" or flag in of_lowest)
+            if (flag not in _OF_A_GRADIENT or flag in of_lowest)
             and (flag not in _OF_A_SEARCH or flag in standing)
         ]
 
     def doubts(self) -> list[Finding]:
-        """What was found that is more than a note. That a few steps break what an attack left is no
-        doubt where another attack breaks those images, of which the same is not said.
+        """What was found that is more than a note. That a few steps or the base's points break what
+        an attack left is no doubt where another attack breaks those images, of which the same is
+        not said.
         """
         return [
             finding

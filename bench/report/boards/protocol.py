@@ -170,8 +170,14 @@ def is_control(record: Record) -> bool:
 
 
 def is_transfer(record: Record) -> bool:
-    """Whether it attacked another function than the defense."""
-    return any(finding.name == "transfer" for finding in record.findings)
+    """Whether it attacked another function than the defense; of several attacks in one, whether all
+    of them did.
+    """
+    parts = tuple(f"{name}: " for name in record.stages.names) if record.stages else ()
+    return any(
+        finding.name == "transfer" and not finding.message.startswith(parts)
+        for finding in record.findings
+    )
 
 
 def worded(required: str) -> str:

@@ -74,13 +74,14 @@ def test_of_two_versions_of_an_attack_the_board_shows_the_newer(tmp_path):
     assert [source.id for source in row.sources] == [record.id]
 
 
-def test_what_one_attack_left_is_no_doubt_where_another_breaks_it():
+@pytest.mark.parametrize("name", ["beaten", "base-points"])
+def test_what_one_attack_left_is_no_doubt_where_another_breaks_it(name):
     """Mutations: any other attack answers, or one that has the same fault."""
     ids = record("a", HALF).outcomes.image_ids()
     some = ",".join(str(i) for i in ids[:2])
 
     def found(**of):
-        left = Finding(name="beaten", verdict="fail", message="few steps break it", **of)
+        left = Finding(name=name, verdict="fail", message="few steps break it", **of)
         return record("a", RIGHT).model_copy(update={"findings": [left]})
 
     beaten, stronger = found(images=some), record("a", WRONG, attack="square")
@@ -89,17 +90,18 @@ def test_what_one_attack_left_is_no_doubt_where_another_breaks_it():
     faulty = stronger.model_copy(update={"findings": beaten.findings})
     for others in ([], [record("a", RIGHT, attack="square")], [faulty]):
         (row,) = rows([beaten, *others])
-        assert row.notes[0].flag == "beaten" and row.unranked == "failed a check"
+        assert row.notes[0].flag == name and row.unranked == "failed a check"
     (row,) = rows([found(), stronger])
     assert row.unranked == "failed a check"
 
 
-def test_a_missing_gradient_is_flagged_only_where_no_other_attack_went_lower():
-    doubt = Finding(name="zero-gradient", verdict="warn", message="no gradient")
+@pytest.mark.parametrize("name", ["zero-gradient", "no-gradient", "flat-gradient", "slopes"])
+def test_a_missing_gradient_is_flagged_only_where_no_other_attack_went_lower(name):
+    doubt = Finding(name=name, verdict="warn", message="no gradient")
     blocked = record("a", HALF).model_copy(update={"findings": [doubt]})
     other = record("a", WRONG, attack="square")
     (alone,) = rows([blocked])
-    assert [(note.flag, note.reason) for note in alone.notes] == [("zero-gradient", "no gradient")]
+    assert [(note.flag, note.reason) for note in alone.notes] == [(name, "no gradient")]
     assert rows([blocked, other])[0].notes == ()
 
 

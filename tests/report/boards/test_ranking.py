@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.report.boards.make import boards
-from bench.report.boards.protocol import BoardFile, Protocol, read_board_file
+from bench.report.boards.protocol import BoardFile, Protocol, is_transfer, read_board_file
 from bench.results.comparisons import gap
 from bench.results.findings import Finding
+from bench.results.outcomes import Stages
 from bench.results.store import read_all
 from tests.helpers import ROOT
 from tests.report.helpers import record
@@ -160,3 +161,18 @@ def test_the_headline_compares_with_the_undefended_classifier_on_the_same_images
     assert expected.low > 0 and f"which is {expected} points more of the same images" in told
     # As many more, but of other images: 42 are lost and 50 won.
     assert "can be told from" in headline(half, more[::-1])
+
+
+def test_an_attack_of_which_a_part_is_a_transfer_is_none():
+    """Mutation: any finding of that name counts, whoever said it."""
+    whole = Finding(name="transfer", verdict="note", message="the points were made elsewhere")
+    part = whole.model_copy(update={"message": f"transfer:base: {whole.message}"})
+    one = plain("a", robust(40), attack="pgd")
+    stages = Stages(names=["pgd", "transfer:base"], broken_by="-" * 100)
+    several = one.model_copy(update={"stages": stages})
+    for record_, finding, expected in (
+        (several, part, False),
+        (one, part, True),
+        (one, whole, True),
+    ):
+        assert is_transfer(record_.model_copy(update={"findings": [finding]})) is expected
