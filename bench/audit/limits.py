@@ -85,6 +85,9 @@ FULL = Scale(
 MOST_STEPS = 1000
 """No search of the row's own is made longer than this by doubling."""
 
+MOST_PASSES = 3000
+"""Passes of a survivor up to which a suite of attacks is run again in other balls."""
+
 MASKED_GAIN = 0.1
 """Share of the audited images that a stronger gradient search must win for a failure: a number that
 is wrong by so much is not believed, one that is wrong by less is doubted."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bench.attack import Attack
-from bench.audit.limits import DECISIVE_DROP, Scale
+from bench.audit.limits import DECISIVE_DROP, MOST_PASSES, Scale
 from bench.defense import DefendedClassifier
 from bench.engine.build import build, own_copy
 from bench.engine.compute import judge
@@ -266,13 +266,22 @@ class AuditedRow:
         **victim: Any,
     ) -> Tensor:
         """Points of the row's attack with changed parameters, or of plain ascent on the margin
-        where it has no such parameters.
+        where it has no such parameters, or is a suite that takes long.
+
+        A suite knows gradients that plain ascent does not, such as BPDA; another function than the
+        defense need not have them.
         """
         changed = {**(changes or {}), **({"steps": steps} if steps else {})}
         attack = self.variant(**changed) if changed else self.evaluation.attack.plugin
-        if attack is not None and "steps" in type(attack.params).model_fields:
+        if attack is not None and self._is_short(attack, of_defense="defended" not in victim):
             return self.run(attack, rows, threat=threat, **victim)
         return self.ascent(rows, margin, steps=steps or self.steps, threat=threat, **victim)
+
+    def _is_short(self, attack: Attack[Any], of_defense: bool) -> bool:
+        if "steps" in type(attack.params).model_fields:
+            return True
+        passes = attack.passes(self.record.outcomes.num_classes)
+        return of_defense and passes is not None and passes.total <= MOST_PASSES
 
     def ascent(
         self,

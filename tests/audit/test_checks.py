@@ -479,3 +479,21 @@ def test_few_survivors_are_all_looked_at():
         assert survivors == set(row.positions[row.left]) and len(row) == 20
         compared = row.compare("S6", lambda rows: row.images[rows])
         assert compared.n == len(survivors) + broken
+
+
+def test_a_suite_is_run_again_with_the_gradients_that_it_knows():
+    """Mutation: plain ascent in its place, whose gradient is 0 behind rounded pixels."""
+    changes = {
+        "defenses": ("bit-depth",),
+        "attacks": ("adaptive",),
+        "dataset": "mnist5k",
+        "classifier": "zoo:mnist5k-cnn",
+        "n": 12,
+        "eps": 0.3,
+    }
+    with audited(**changes) as row:
+        (wider,) = attack_checks.larger_eps(row)
+        (unbounded,) = attack_checks.unbounded(row)
+        points, broken = row.base
+    assert (wider.verdict, unbounded.verdict) == ("pass", "pass"), (wider, unbounded)
+    assert broken.all() and len(points) == len(row)
