@@ -364,13 +364,23 @@ def _wrapped(command: str) -> list[str]:
 
 
 def _shown(defense: str) -> str:
-    """A defense's name for a cell: it breaks where a cell is narrow, and long settings stand
-    below.
+    """A defense's name for a cell: it breaks where a cell is narrow, and all but its shortest
+    settings stand below.
     """
     name, colon, settings = defense.partition(":")
     if len(defense) <= _NAME or not colon:
         return escape.markdown(_breakable(defense))
-    return escape.markdown(f"{name}: {counted(settings.count('=') or 1, 'setting')}, see below")
+    each = _SETTING.findall(settings)
+    short = sorted((one for one in each if len(one) <= _SHORT), key=len)[:2]
+    kept = [one for one in each if one in short]
+    left = len(each) - len(kept)
+    told = [*kept, f"{counted(left, 'more setting' if kept else 'setting')}, see below"]
+    return escape.markdown(f"{name}: {', '.join(told)}")
+
+
+_SETTING = re.compile(r"(?:[^,(]|\([^)]*\))+")
+_SHORT = 12
+"""Letters of a setting that still has room in a cell."""
 
 
 def _unbroken(value: Estimate) -> str:
