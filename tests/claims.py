@@ -58,6 +58,11 @@ TESTTIME = {
     "as_released": ("f384a50 e8195a6 1a4ad17 0bd542d", "64210e0 cae0799 d87ee5c 4f0644b"),
 }
 """On CIFAR-10, and on digits. The last of DAD's attacks sees the base alone."""
+COLOUR = {
+    "R23": ("3da1506", "6444432"),
+    "R24": ("c8268ec", "a0c9c39"),
+}
+"""Purified CIFAR-10: under fresh and under replayed noise."""
 TTE_ON_TRAINED = "2acdcd7 23f85f9 2c2e614 d70ddec 70d80aa 6f9a425"
 TRAINED = "680e50e 67c2b5c 7836691 4858d08 014a721"
 
@@ -67,7 +72,7 @@ TRAINED = "680e50e 67c2b5c 7836691 4858d08 014a721"
 
 @cache
 def record(board: str, short: str) -> Record:
-    (path,) = (RECORDS / board).glob(f"*--{short}*.json")
+    (path,) = (RECORDS / board).glob(f"*--{short}?????????.json")
     return read_record(path)
 
 
@@ -238,6 +243,22 @@ def images_made() -> Rows:
     near = row_of("leakage", "distances", images=ours)
     share_ = Estimate(*(float(near[f"nearer_{end}"]) for end in ("to_training", "low", "high")))
     rows["O2"] = [*pct(share_), *num(3, of(leak, "auc")), f"{int(leak['n']):,} images"]
+    return rows
+
+
+def purified_colour() -> Rows:
+    """Who knows the noise, on CIFAR-10."""
+    rows = {}
+    for name, (fresh, replayed) in COLOUR.items():
+        one, other = right("cifar10", fresh), right("cifar10", replayed, "replayed")
+        clean = right("cifar10", fresh, "clean")
+        made = record("cifar10", fresh).identity
+        rows[name] = [
+            *scale("cifar10", f"{fresh} {replayed}"),
+            f"t = {made['defense']['params']['t']}",
+            f"{made['attack']['params']['steps']} steps",
+            *pct(share(one), share(other), gap(one, other), share(clean)),
+        ]
     return rows
 
 
@@ -456,7 +477,7 @@ def published() -> Rows:
 def figures() -> Rows:
     """The texts of every row that has any, by its name."""
     made = (
-        datafree, other_images, parts, images_made, purified, theory, inside, at_test_time,
-        published,
+        datafree, other_images, parts, images_made, purified, purified_colour, theory, inside,
+        at_test_time, published,
     )  # fmt: skip
     return {key: texts for rows in made for key, texts in rows().items()}

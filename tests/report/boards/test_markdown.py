@@ -43,7 +43,10 @@ def test_an_interval_is_not_broken_and_a_long_name_is_told_below():
     name = "a:" + ",".join(f"setting{at}={at}" for at in range(9))
     text = told([record(name, RIGHT)])
     assert "100.0 [96.3,\N{NO-BREAK SPACE}100.0]" in first_table(text)
-    assert "| a: setting0=0, setting1=1, 7 more settings, see below |" in first_table(text) and "a: setting0=0, setting1" in text
+    assert (
+        "| a: setting0=0, setting1=1, 7 more settings, see below |" in first_table(text)
+        and "a: setting0=0, setting1" in text
+    )
 
 
 def test_links_lead_from_the_page_to_pages_and_records(tmp_path):
