@@ -63,6 +63,7 @@ COLOUR = {
     "R24": ("c8268ec", "a0c9c39"),
 }
 """Purified CIFAR-10: under fresh and under replayed noise."""
+COLOUR_REVPURE = ("9ef8096", "572330d")
 TTE_ON_TRAINED = "2acdcd7 23f85f9 2c2e614 d70ddec 70d80aa 6f9a425"
 TRAINED = "680e50e 67c2b5c 7836691 4858d08 014a721"
 
@@ -259,6 +260,12 @@ def purified_colour() -> Rows:
             f"{made['attack']['params']['steps']} steps",
             *pct(share(one), share(other), gap(one, other), share(clean)),
         ]
+    ours, theirs = right("cifar10", COLOUR_REVPURE[0]), right("cifar10", COLOUR["R23"][0])
+    known = right("cifar10", COLOUR_REVPURE[1], "replayed")
+    rows["R25"] = [
+        *scale("cifar10", " ".join(COLOUR_REVPURE)),
+        *pct(share(ours), share(theirs), gap(ours, theirs), share(known)),
+    ]
     return rows
 
 

@@ -104,8 +104,14 @@ def flags(records: Iterable[Record], *, with_scale: bool = True) -> list[str]:
 
 
 def audit_of(records: Sequence[Record]) -> AuditReport | None:
-    """The audit of the strongest attack of a defense: of a weaker one it says that it is weak."""
-    return min(records, key=lambda record: record.metrics.adversarial.mean.value).audit
+    """The audit of the strongest attack of a defense, of several any that was audited: of a weaker
+    one it says that it is weak.
+    """
+
+    def order(record: Record) -> tuple[float, bool]:
+        return record.metrics.adversarial.mean.value, record.audit is None
+
+    return min(records, key=order).audit
 
 
 def struck_through(name: str, records: Sequence[Record]) -> str:

@@ -9,7 +9,7 @@ from bench.report.audit import as_json, badge, render, render_all
 from bench.report.boards.make import boards
 from bench.report.rows import rows_table
 from bench.report.sarif import sarif
-from bench.report.words import struck_through
+from bench.report.words import audit_of, struck_through
 from tests.helpers import run_toys
 from tests.results.test_audit import check, report
 
@@ -100,6 +100,10 @@ def test_boards_take_the_audit_of_the_strongest_attack(tmp_path):
     (row,) = board.rows
     assert row.audit.state == "inconclusive" and [one.id for one in row.audit.spoke] == ["S3"]
     assert row.unranked.startswith("incomplete") and "`audit`" in board.note
+    # Of attacks that leave the same any that was audited.
+    bare = strong.with_audit(None).model_copy(update={"id": "0" * 16})
+    assert audit_of([bare, strong]) == audit_of([strong, bare]) == strong.audit
+    assert audit_of([bare, weak]) is None
     (alone,) = boards([weak])[0].rows
     assert alone.unranked == "failed a check" and alone.builds[0].failed
     shown = one_record.render(one_record.under_every_rule(weak))
