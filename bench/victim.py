@@ -630,6 +630,9 @@ class Victim:
         self, x: Tensor, rows: Tensor, draws: Draws, view: str, *, native: bool = False
     ) -> Tensor:
         """Outputs without gradient, (n, draws, ...)."""
+        if not len(x) and view == "logits":
+            # Not every defense takes an empty batch.
+            return x.new_zeros(0, len(draws.numbers), self.num_classes)
         gradient = self._gradient if self._transfer and not native else "full"
         forward, size = self._pass(gradient, view), self._chunk(draws, x)
         with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 from bench_attacks.pgd import PGD, SCORING_DRAWS, PGDParams
 from torch import nn
 
-from bench.defense import InputTransform, straight_through
+from bench.defense import DefendedClassifier, InputTransform, straight_through
 from bench.errors import BadInput
 from bench.losses import RowLoss, cross_entropy, dlr, kl, margin, misclassified
 from bench.maximise import Trace
@@ -520,3 +520,18 @@ def test_large_images_go_in_few_rows_whatever_the_batch_size(problem, monkeypatc
     victim.logits(images, rows, Query())
     victim.objective(labels, margin)(images, rows, 0, True)
     assert seen == 2 * [3, 3, 3, 1]
+
+
+def test_a_defense_is_not_asked_about_no_images():
+    class Refuses(DefendedClassifier):
+        num_classes = 3
+
+        def forward(self, images, noise):
+            assert len(images), "an empty batch"
+            return images.flatten(1)[:, :3]
+
+    victim = Victim(Refuses(), np.arange(4))
+    images, none = torch.rand(4, 1, 2, 2, generator=torch.Generator()), torch.arange(0)
+    assert victim.logits(images[:0], none, Query()).shape == (0, 1, 3)
+    assert victim.logits(images, torch.arange(4), Query()).shape == (4, 1, 3)
+    assert victim.forwards.tolist() == [1] * 4
