@@ -6,6 +6,7 @@ import torch
 
 from bench.diffusion.unet import build_unet
 from tests.diffusion.helpers import CONFIG, Z, diffusers, loaded, output, written
+from tests.helpers import ROOT
 from tests.toys import message
 
 
@@ -141,3 +142,11 @@ def test_nothing_is_unpickled(network, tmp_path):
     folder = written(tmp_path / "m", network, save="bin")
     torch.save({"conv_in.weight": Evil()}, folder / "diffusion_pytorch_model.bin")
     assert "never unpickled" in message(lambda: loaded(folder))
+
+
+def test_the_committed_purifier_of_colour_images_reads():
+    """Its weights have the checksum that its card says, and fit the configuration."""
+    model = loaded(ROOT / "leaderboards" / "models" / "cifar10-purifier")
+    assert model.shape == (3, 32, 32) and (model.trained_steps, model.steps) == (200, 1000)
+    assert all(name.endswith("/train") for name in model.trained_on)
+    assert sum(value.numel() for value in model.network.parameters()) == 2_942_867

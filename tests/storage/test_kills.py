@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.defense import Defense, NoParams
-from bench.diffusion import training
+from bench.diffusion import recipe as recipes
 from bench.diffusion.recipe import DiffusionRecipe
 from bench.plugins.create import DEFENSES
 from bench.storage import claims
@@ -110,7 +110,7 @@ def check_kills(which, tmp_path, monkeypatch, points):
     for module in ("engine.environment", "commands.train"):
         # Somebody may commit meanwhile.
         monkeypatch.setattr(f"bench.{module}.commit", lambda: ("0" * 40, False))
-    monkeypatch.setitem(training.RECIPES, "toy-digits", SMALL)
+    monkeypatch.setitem(recipes.RECIPES, "toy-digits", SMALL)
     log = tmp_path / "log"
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "whole" / "cache"))
     code, calls = in_child(prepared(which, tmp_path / "whole"), log)
