@@ -206,11 +206,15 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     own = None
     if was_checked(record):
         own = shard_checks(evaluation, defended, copies, execution, store)
-    probed = inspection if own else None
+    has_base = base_points(evaluation, store) is not None
+    probed = None
+    if own:
+        # A row that failed by the base's points was not probed; whether it did stays as it is told.
+        told = [] if has_base else [one for one in record.findings if one.name == BASE_BREAKS]
+        probed = replace(inspection, findings=[*inspection.findings, *told])
     # The search reads what it read then.
     as_then = replace(execution, compile="auto" if COMPILE in record.environment else "off")
     arrays = compute_arrays(evaluation, defended, as_then, own, probed)
-    has_base = base_points(evaluation, store) is not None
     checks.extend(_check_rerun(record, evaluation, arrays, inspection, has_base=has_base))
     return [*checks, *_compare(record.outcomes, outcomes_of(evaluation, arrays), RERUN)]
 

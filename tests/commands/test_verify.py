@@ -13,7 +13,7 @@ from bench.commands.verify import drawn, verify
 from bench.engine.execution import Execution
 from bench.engine.run import run_evaluation
 from bench.errors import BadInput
-from bench.results.store import Store
+from bench.results.store import Store, read_record
 from tests.helpers import ROOT, Drifting, call, drifting_evaluation, run_toys
 
 
@@ -156,3 +156,17 @@ def test_a_sample_is_drawn_by_names_and_seed():
     for wrong in (0, -1, 51):
         with pytest.raises(BadInput, match="give 1 to 50"):
             drawn(paths, wrong, 0)
+
+
+def test_a_row_that_failed_by_its_bases_points_is_run_again_without_them(tmp_path, capsys):
+    """Mutation: such a row is probed where the base's points are not there."""
+    made, bare = tmp_path / "made", tmp_path / "bare"
+    asked = ["--defense", "bit-depth", "--attack", "pgd:steps=5", "--eps", "0.2", "--n", "64"]
+    assert call(capsys, "run", *asked, "--out", str(made), "--workers", "1")[0] == 0
+    (path,) = made.glob("*bit-depth*.json")
+    record = read_record(path)
+    assert [one.verdict for one in record.findings if one.name == "base-points"] == ["fail"]
+    bare.mkdir()
+    (bare / path.name).write_bytes(path.read_bytes())
+    code, stdout, _ = call(capsys, "verify", str(bare / path.name))
+    assert code == 0 and "FAIL" not in stdout, stdout
