@@ -58,8 +58,15 @@ def _best(rows: Sequence[Row]) -> str:
     alone = "the only ranked row" if len(placed) == 1 else "the most robust"
     return (
         f"{_short(best)} is {alone}: at most {best.robust} % of the images survive"
-        f"{against}{tied if others else ''}; {_beside_constant(best)}{_audited(first)}."
+        f"{against}{_known(best)}{tied if others else ''}; {_beside_constant(best)}"
+        f"{_audited(first)}."
     )
+
+
+def _known(row: Row) -> str:
+    """What is left under noise that the attacker knows, where that was tried."""
+    replayed = row.extras.replayed
+    return f", and {replayed} % where the attacker knows the noise" if replayed else ""
 
 
 def _intervals_of(names: Sequence[str]) -> str:

@@ -176,3 +176,14 @@ def test_an_attack_of_which_a_part_is_a_transfer_is_none():
         (one, whole, True),
     ):
         assert is_transfer(record_.model_copy(update={"findings": [finding]})) is expected
+
+
+def test_the_headline_tells_what_is_left_where_the_noise_is_known():
+    """Mutation: the highest row's share of fresh draws alone."""
+    (board,) = committed("mnist5k-purification")[:1]
+    (best,) = [row for row in board.rows if row.rank == 1]
+    assert best.extras.replayed.high < best.robust.low
+    told = f"{best.extras.replayed} % where the attacker knows the noise"
+    assert told in board.sentences[1]
+    (plain_board,) = boards([*both("a", 80), *both("b", 20)], ABOUT)
+    assert "knows the noise" not in plain_board.sentences[1]
