@@ -142,8 +142,8 @@ def ascend(
     points, last = start.clone(), start.clone()
     values = torch.full((count,), -torch.inf, device=start.device)
     success = torch.zeros(count, dtype=torch.bool, device=start.device)
-    rows, x, ball = torch.arange(count, device=start.device), start, threat.around(origin)
-    before = start
+    rows, ball = torch.arange(count, device=start.device), threat.around(origin)
+    x = before = start
     for iteration in range(steps + 1):
         if not len(rows):
             break

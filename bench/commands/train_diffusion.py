@@ -105,23 +105,15 @@ def train_and_save(
     check_resumable(run, out, checkpoint)
     complete(run, checkpoint, _reporter())
     if half:
-        last = {name: value.half().float() for name, value in run.kept.average[run.done].items()}
-        run.kept = Weights(average={run.done: last})
+        run.kept = _halved(run)
     content = files(run, half=half)
     error = measured(run, source.test())
+    trained_on = [*(begun.trained_on if begun else ()), f"{name}/train"]
     card = {
-        "trained_on": _once([*(begun.trained_on if begun else ()), f"{name}/train"]),
-        "trained_steps": recipe.trained_steps,
-        "steps": sorted(run.kept.average),
-        "recipe": {**asdict(recipe), "seed": seed},
+        "trained_on": list(dict.fromkeys(trained_on)),
         **({"start": begun.sha256} if begun else {}),
         "measured": {**error, "images": f"{name}/test"},
-        "commit": commit()[0],
-        "sha256": {
-            file: hashlib.sha256(data).hexdigest()
-            for file, data in content.items()
-            if file.endswith(".safetensors")
-        },
+        **_about(run, content),
     }
     scratch = out.with_name(f".{out.name}.unfinished")
     if out.exists():
@@ -142,8 +134,25 @@ class Begun:
     trained_on: tuple[str, ...]
 
 
-def _once(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _halved(run: DiffusionRun) -> Weights:
+    """The last averaged weights alone, rounded to half precision."""
+    last = run.kept.average[run.done]
+    return Weights(average={run.done: {key: value.half().float() for key, value in last.items()}})
+
+
+def _about(run: DiffusionRun, content: dict[str, bytes]) -> dict[str, Any]:
+    """What a card says of a finished run and of its files."""
+    return {
+        "trained_steps": run.recipe.trained_steps,
+        "steps": sorted(run.kept.average),
+        "recipe": {**asdict(run.recipe), "seed": run.seed},
+        "commit": commit()[0],
+        "sha256": {
+            file: hashlib.sha256(data).hexdigest()
+            for file, data in content.items()
+            if file.endswith(".safetensors")
+        },
+    }
 
 
 def _begun(start: Path, recipe: DiffusionRecipe, shape: tuple[int, ...]) -> Begun:

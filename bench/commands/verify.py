@@ -37,7 +37,7 @@ from bench.commands.differences import (
 )
 from bench.commands.rescoring import Answers, Sidecar, answer, read_sidecar
 from bench.commands.trust import check_trusted, of_python
-from bench.defense import DefendedClassifier
+from bench.defense import DataAccess, DefendedClassifier
 from bench.engine.build import build, data_access
 from bench.engine.checking import base_points, shard_checks
 from bench.engine.evaluation import Evaluation
@@ -74,6 +74,7 @@ from bench.results.record import Record
 from bench.results.store import Store, files_below, is_failure, read_record
 from bench.results.targets import targets_finding
 from bench.results.weights import file_of_weights, weights_of
+from bench.storage.artifacts import NotStored, only_stored
 from bench.victim import SLOPE_COUNTS
 
 RERUN = "re-running the attack (its points are missing)"
@@ -184,10 +185,7 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     store = Store(path.parent)
     sidecar = read_sidecar(record, evaluation, store)
     with exact_float32(execution.device):
-        access = data_access(evaluation, execution.device)
-        file = path.parent / file_of_weights(record)
-        kept = read_trained(evaluation, file, weights_of(record), execution.device)
-        defended = kept or build(evaluation, execution.device, access)
+        defended, access, kept = _built(record, evaluation, path, execution.device)
         weights = list(_check_weights(record, defended))
         copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
         if sidecar:
@@ -197,7 +195,7 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     checks = [_check_setup(record, evaluation, inspection), _check_metrics(record, evaluation)]
     checks.extend(weights)
     if kept:
-        untrained = f"read from {file_of_weights(record)}, not trained anew"
+        untrained = f"read from {file_of_weights(record)}, not trained anew: how is not checked"
         checks.append(CheckResult("weights", True, untrained))
     if sidecar:
         checks.extend(_check_points(record, evaluation, sidecar, answers))
@@ -217,6 +215,23 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     arrays = compute_arrays(evaluation, defended, as_then, own, probed)
     checks.extend(_check_rerun(record, evaluation, arrays, inspection, has_base=has_base))
     return [*checks, *_compare(record.outcomes, outcomes_of(evaluation, arrays), RERUN)]
+
+
+def _built(
+    record: Record, evaluation: Evaluation, path: Path, device: torch.device
+) -> tuple[DefendedClassifier, DataAccess, bool]:
+    """The defense, its data, and whether its weights are those that lie beside the record: only
+    where it would have to be trained, since other defenses are what they are built from.
+    """
+    access = data_access(evaluation, device)
+    try:
+        with only_stored():
+            return build(evaluation, device, access), access, False
+    except NotStored:
+        access = data_access(evaluation, device)
+    file = path.parent / file_of_weights(record)
+    kept = read_trained(evaluation, file, weights_of(record), device)
+    return kept or build(evaluation, device, access), access, kept is not None
 
 
 def rebuild(record: Record) -> Evaluation:

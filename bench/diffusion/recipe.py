@@ -119,7 +119,8 @@ def read_recipe(path: Path, shape: tuple[int, ...]) -> DiffusionRecipe:
         where = ".".join(map(str, problem["loc"]))
         raise BadInput(f"{path}: {where}: {problem['msg'].lower()}: correct the recipe") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"cannot read the recipe {path}: {one_line(error)}") from error
+        told = f"cannot read the recipe {path} ({one_line(error)}): give a TOML file"
+        raise BadInput(told) from error
     _check(recipe, shape, str(path))
     return recipe
 

@@ -19,21 +19,22 @@ from bench.engine.build import as_declared, build, own_copy
 from bench.engine.evaluation import Evaluation
 from bench.engine.fingerprint import fingerprint, weights_sha256
 from bench.errors import BadInput, one_line
-from bench.storage.artifacts import NotStored, only_stored
+from bench.storage.artifacts import NotStored, empty_cache, only_stored
 
 _NOTES = "notes"
 _CPU = torch.device("cpu")
 
 
 def pack(evaluation: Evaluation, weights: str) -> bytes | None:
-    """The file of an evaluation's defense, built without training anything; None where it is
-    anything but its classifier with other weights, is not in the cache, or has other weights than
-    the SHA-256 says.
+    """The file of an evaluation's defense out of the cache; None where it is anything but its
+    classifier with other weights, needs no cache, is not in it, or has other weights than the
+    SHA-256 says.
     """
-    try:
-        with only_stored():
-            defended = build(evaluation, _CPU)
-    except NotStored:
+    with empty_cache():
+        if _stored(evaluation) is not None:
+            return None
+    defended = _stored(evaluation)
+    if defended is None:
         return None
     own = weights_sha256(evaluation.setup.classifier)
     if weights == own or weights_sha256(defended) != weights:
@@ -43,6 +44,15 @@ def pack(evaluation: Evaluation, weights: str) -> bytes | None:
     if made is None or fingerprint(made) != fingerprint(defended):
         return None
     return safetensors.torch.save(state, {_NOTES: json.dumps(defended.notes)})
+
+
+def _stored(evaluation: Evaluation) -> DefendedClassifier | None:
+    """The defense as far as nothing must be made for it; else None."""
+    try:
+        with only_stored():
+            return build(evaluation, _CPU)
+    except NotStored:
+        return None
 
 
 def read_trained(

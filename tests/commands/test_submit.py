@@ -1,5 +1,6 @@
 """`bench submit`: what is packed verifies and joins; what nobody else could repeat is refused."""
 
+import copy
 import json
 import os
 import shutil
@@ -10,10 +11,14 @@ import safetensors.torch
 import torch
 
 from bench.commands.submit import submit
+from bench.commands.verify import rebuild
+from bench.defense import Defense
+from bench.engine.fingerprint import weights_sha256
 from bench.errors import BadInput
+from bench.plugins.create import DEFENSES
 from bench.results.store import read_record
 from bench.results.weights import file_of_weights
-from tests import toy_plugins
+from bench.storage.artifacts import artifact
 from tests.helpers import MODEL, call, run_toys
 
 
@@ -116,33 +121,72 @@ def check(board, folder, fails=""):
     return done.returncode
 
 
+@DEFENSES.register("toy-student")
+class Student(Defense):
+    """The classifier with doubled weights, kept as an artifact."""
+
+    def build(self, classifier, access, noise):
+        def make(folder):
+            doubled = {key: 2 * value for key, value in classifier.state_dict().items()}
+            (folder / "w.safetensors").write_bytes(safetensors.torch.save(doubled))
+
+        folder = artifact("toy-students", {"version": 1}, make)
+        classifier.load_state_dict(safetensors.torch.load_file(folder / "w.safetensors"))
+        return classifier
+
+
+def changed(weights):
+    """The weights of another network, under the same name."""
+    state = safetensors.torch.load(weights.read_bytes())
+    other = {key: value + (value.dtype == torch.float32) for key, value in state.items()}
+    weights.write_bytes(safetensors.torch.save(other, {"notes": "[]"}))
+
+
 def test_weights_of_a_trained_defense_are_verified_without_training(tmp_path, capsys, monkeypatch):
     made, out, joined = tmp_path / "made", tmp_path / "out", tmp_path / "joined"
-    run_toys(made, defenses=("toy-trainer",), attacks=("null",), dataset="toy:n=64")
+    run_toys(made, defenses=("toy-student",), attacks=("null",), dataset="toy:n=64")
     for path in made.glob("*--*.json"):
         change(path, environment={"dirty": False, "commit": "a" * 40})
     code, _, told = call(capsys, "submit", str(made), "--out", str(out), "--weights")
     assert code == 0 and "the weights of 1 trained defenses are packed" in told
-    (record,) = out.glob("*toy-trainer*.json")
+    (record,) = out.glob("*toy-student*.json")
     weights = out / file_of_weights(read_record(record))
     assert [path.name for path in (out / "weights").iterdir()] == [weights.name]
     assert call(capsys, "merge", str(out), "--out", str(joined))[0] == 0
     assert (joined / "weights" / weights.name).read_bytes() == weights.read_bytes()
 
-    monkeypatch.setattr(toy_plugins.Trainer, "build", pytest.fail)
+    # Who has it in the cache needs none; who has not reads them, and makes nothing.
+    code, stdout, _ = call(capsys, "verify", str(record), "--trust")
+    assert code == 0 and "not trained anew" not in stdout
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "empty"))
     code, stdout, _ = call(capsys, "verify", str(record), "--trust")
     assert code == 0 and "not trained anew" in stdout
+    assert not (tmp_path / "empty").exists()
 
-    # The weights of another network, under the name that the record asks for.
-    state = safetensors.torch.load(weights.read_bytes())
-    changed = {key: value + (value.dtype == torch.float32) for key, value in state.items()}
-    weights.write_bytes(safetensors.torch.save(changed, {"notes": "[]"}))
+    changed(weights)
     code, _, told = call(capsys, "verify", str(record), "--trust")
     assert code != 0 and "other weights than the record names" in told
     for wrong in (b"x", safetensors.torch.save({"a": torch.zeros(2)})):
         weights.write_bytes(wrong)
         code, _, told = call(capsys, "verify", str(record), "--trust")
         assert code != 0 and "weights" in told and "trained anew" in told
+
+
+def test_weights_beside_a_record_stand_for_no_defense_that_is_not_trained(made, capsys):
+    """A forger names the weights of a better network, and hands them in."""
+    (path,) = made.glob("*undefended*.json")
+    record = read_record(path)
+    weights = path.parent / file_of_weights(record)
+    weights.parent.mkdir()
+    classifier = rebuild(record).setup.classifier
+    better = {key: 3 * value.clone() for key, value in classifier.state_dict().items()}
+    copied = copy.deepcopy(classifier)
+    copied.load_state_dict(better)
+    change(path, environment={"weights": weights_sha256(copied)})
+    forged = path.parent / file_of_weights(read_record(path))
+    forged.write_bytes(safetensors.torch.save(better, {"notes": "[]"}))
+    code, stdout, _ = call(capsys, "verify", str(path), "--trust")
+    assert code == 1 and "FAIL  weights" in stdout and "not trained anew" not in stdout
 
 
 def test_a_defense_that_is_no_classifier_with_other_weights_is_not_packed(made, tmp_path, capsys):
