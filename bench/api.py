@@ -252,8 +252,9 @@ def evaluate(
             On CPUs they are copies of this process, which must not compute in other threads
             meanwhile.
         compile: `auto`: searches read the network with its batch normalisations folded, where that
-            is the same function up to rounding; all answers stay the network's own. `off`: they
-            read the network.
+            is the same function up to rounding; all answers stay the network's own. `on`: they
+            read it in bfloat16 too, which is faster where the processor or GPU has units for it.
+            `off`: they read the network.
         progress: called at the beginning of each evaluation and for each finished shard; a
             notebook shows a line by default.
         audit: `quick`, `standard` or `full`: look for masking in every row, as `bench audit` does;

@@ -50,6 +50,20 @@ whose activations take gigabytes. More at once are no faster there.
 """
 
 
+class Form(AbstractContextManager[None], Protocol):
+    """Inside this block a classifier computes the same up to rounding, and faster.
+
+    Attributes:
+        rounding: by how much of the largest logit others may differ beside those of the classifier
+            itself where that decides about a success; 0 where as little as between kernels.
+    """
+
+    @property
+    def rounding(self) -> float:
+        """See above."""
+        ...
+
+
 class Images(Protocol):
     """The images of an evaluation, in their order; see `bench.ImageSet`."""
 
@@ -194,8 +208,8 @@ class Victim:
         device: where images lie.
         base: loads the undefended classifier, on `device` and frozen, for the view `base`; None
             where the defense has none.
-        fold: inside this block the classifier computes the same up to rounding, and faster. Slopes
-            are read there; answers, and all that makes a success final, never.
+        fold: a quicker form of the classifier. Slopes are read there; answers, and all that makes a
+            success final, never.
 
     Attributes:
         ids: as given.
@@ -221,7 +235,7 @@ class Victim:
         batch_size: int = 128,
         device: str | torch.device = "cpu",
         base: Callable[[], DefendedClassifier] | None = None,
-        fold: AbstractContextManager[None] | None = None,
+        fold: Form | None = None,
     ) -> None:
         self.ids = ids
         self.places = np.arange(len(ids))
@@ -482,8 +496,10 @@ class Victim:
             values = loss(output, labels[every])
         success = torch.zeros(n, dtype=torch.bool, device=x.device)
         if self.deterministic:
-            success = misclassified(output.detach(), labels[rows])
+            logits = output.detach()
+            success = misclassified(logits, labels[rows])
             if gradient:
+                success |= self._near(logits, labels[rows], misclassified)
                 success = self._confirmed(success, x, rows, draws, labels, misclassified)
         slopes = None
         if gradient:
@@ -704,13 +720,26 @@ class Victim:
         if aim.targets is not None and not aim.any_wrong:
             decided, classes, rank = reached, aim.targets, _RANK * wrong
             success = reached(logits.detach()[:, 0], classes[rows])
-        elif aim.until_all_err:
+        if gradient:
+            success = success | self._near(logits.detach()[:, 0], classes[rows], decided)
+        if decided is misclassified and aim.until_all_err:
             asked = [o for view, o in outputs.items() if view != BASE_VIEW or view in self.views]
             views = [misclassified(output.detach()[:, 0], labels) for output in asked]
-            success, rank = torch.stack([wrong, *views]).all(0), _RANK * wrong
+            success, rank = torch.stack([success, *views]).all(0), _RANK * wrong
         if gradient:
             success = self._confirmed(success, x, rows, draws, classes, decided)
         return success, rank
+
+    def _near(self, logits: Tensor, classes: Tensor, decided: Loss) -> Tensor:
+        """Which logits (n, K), read in a quicker form, leave open what the classifier itself says:
+        (n,).
+        """
+        unit = self._fold.rounding if self._fold is not None else 0.0
+        if not unit:
+            return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        slack = unit * logits.abs().amax(1, keepdim=True)
+        moved = slack if decided is reached else -slack
+        return decided(logits.scatter_add(1, classes[:, None], moved), classes)
 
     def _folded(self, gradient: bool) -> AbstractContextManager[None]:
         """Where outputs are computed of which gradients are asked, or not."""

@@ -90,14 +90,20 @@ class Problem:
         }
 
     def ours(
-        self, attack: str, defense: str = "undefended", *, workers: int | None = 1, **more: Any
+        self,
+        attack: str,
+        defense: str = "undefended",
+        *,
+        workers: int | None = 1,
+        compile: str = "auto",
+        **more: Any,
     ) -> Run:
         """A whole evaluation: attack, judge, checks and record; in this process, or with `workers`,
-        None as many as a command takes by itself.
+        None as many as a command takes by itself. `compile` as on the command line.
         """
         request = read_request({**self.options(attack, defense), **more}, "benchmark")
         evaluations = plan(request)[-1:]
-        return lambda: evaluated(evaluations, self.device, workers)
+        return lambda: evaluated(evaluations, self.device, workers, compile)
 
     def theirs(self, attack: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Run:
         """Points of another attack in batches, and how many images they leave right."""
@@ -115,11 +121,16 @@ class Problem:
         return run
 
 
-def evaluated(evaluations: list[Evaluation], device: str = "cpu", workers: int | None = 1) -> str:
+def evaluated(
+    evaluations: list[Evaluation],
+    device: str = "cpu",
+    workers: int | None = 1,
+    compile: str = "auto",
+) -> str:
     """Run into a folder that goes; the robust accuracy of the last one."""
     import tempfile
 
-    execution = read_execution(device, BATCH, compile="auto")
+    execution = read_execution(device, BATCH, compile=compile)
     team = read_team(workers, execution.device)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))

@@ -28,12 +28,12 @@ TORCHATTACKS, FOOLBOX, LOOP = "torchattacks", "foolbox", "plain loop"
 PEAK = Path(__file__).with_name("peak.py")
 
 
-def pgd(problem: peers.Problem, steps: int) -> Mapping[str, Run]:
+def pgd(problem: peers.Problem, steps: int, compile: str = "auto") -> Mapping[str, Run]:
     """Ours with the workers that it takes by itself, one thread each; the others with two
     threads.
     """
     eps = problem.eps
-    ours = problem.ours(f"pgd:steps={steps},step=eps/4", workers=None)
+    ours = problem.ours(f"pgd:steps={steps},step=eps/4", workers=None, compile=compile)
     return {
         OURS: with_threads(1, ours),
         TORCHATTACKS: with_threads(2, problem.theirs(peers.torchattacks_pgd(eps, steps))),
@@ -41,9 +41,10 @@ def pgd(problem: peers.Problem, steps: int) -> Mapping[str, Run]:
     }
 
 
-def against_loop(problem: peers.Problem, steps: int) -> Mapping[str, Run]:
+def against_loop(problem: peers.Problem, steps: int, compile: str = "auto") -> Mapping[str, Run]:
+    ours = problem.ours(f"pgd:steps={steps},step=eps/4", compile=compile)
     return {
-        OURS: with_threads(1, problem.ours(f"pgd:steps={steps},step=eps/4")),
+        OURS: with_threads(1, ours),
         LOOP: with_threads(1, problem.theirs(peers.plain_pgd(problem.eps, steps))),
     }
 
@@ -220,9 +221,22 @@ def table(tiny: bool = False) -> list[Row]:
             rounds=3,
         ),
         Row(
+            "pgd-resnet-on",
+            "the same with `--compile on`: gradients in bfloat16",
+            lambda: pgd(resnet(8 * PIXEL, size(1017)), 20, "on"),
+            {TORCHATTACKS: 12.0},
+            rounds=3,
+        ),
+        Row(
             "pgd-loop",
             f"PGD-20, ResNet-20, 0.5/255, {size(128)} images: few break early",
             lambda: against_loop(resnet(0.5 * PIXEL, size(128)), 20),
+            {LOOP: 2.2},
+        ),
+        Row(
+            "pgd-loop-on",
+            "the same with `--compile on`",
+            lambda: against_loop(resnet(0.5 * PIXEL, size(128)), 20, "on"),
             {LOOP: 2.2},
         ),
         Row(

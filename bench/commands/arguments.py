@@ -38,7 +38,8 @@ Compile = Annotated[
     str,
     typer.Option(
         help="auto: searches read networks with their batch normalisations folded, where that is "
-        "the same up to rounding; off: networks as they are"
+        "the same up to rounding; on: in bfloat16 too, fast where the processor or GPU has units "
+        "for it; off: networks as they are"
     ),
 ]
 Workers = Annotated[

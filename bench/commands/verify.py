@@ -41,11 +41,12 @@ from bench.defense import DataAccess, DefendedClassifier
 from bench.engine.build import build, data_access
 from bench.engine.checking import base_points, shard_checks
 from bench.engine.evaluation import Evaluation
-from bench.engine.execution import Execution, exact_float32
+from bench.engine.execution import Compile, Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import Inspection, inspect_defended
 from bench.engine.plan import plan
 from bench.engine.recording import (
+    BFLOAT16,
     COMPILE,
     NO_GRADIENT,
     by_gradient,
@@ -211,10 +212,17 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
         told = [] if has_base else [one for one in record.findings if one.name == BASE_BREAKS]
         probed = replace(inspection, findings=[*inspection.findings, *told])
     # The search reads what it read then.
-    as_then = replace(execution, compile="auto" if COMPILE in record.environment else "off")
+    as_then = replace(execution, compile=_compiled(record))
     arrays = compute_arrays(evaluation, defended, as_then, own, probed)
     checks.extend(_check_rerun(record, evaluation, arrays, inspection, has_base=has_base))
     return [*checks, *_compare(record.outcomes, outcomes_of(evaluation, arrays), RERUN)]
+
+
+def _compiled(record: Record) -> Compile:
+    told = record.environment.get(COMPILE, {})
+    if isinstance(told, Mapping) and BFLOAT16 in told:
+        return "on"
+    return "auto" if told else "off"
 
 
 def _built(

@@ -18,9 +18,9 @@ from bench.defense import DefendedClassifier
 from bench.engine.build import own_copy
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
-from bench.engine.searching import PROBED, Comparison
+from bench.engine.searching import PROBED, Comparison, Quick
 from bench.engine.shards import Arrays, Shard
-from bench.models.folding import Folding
+from bench.models.narrow import Narrow
 from bench.randomness import Query, RandomnessModel, judging
 from bench.results.outcomes import NO_TARGET, WRONG_BEFORE
 from bench.results.views import DETECTOR
@@ -29,11 +29,14 @@ from bench.victim import SLOPE_COUNTS, VERDICT_DRAWS, FoldUse, Victim, predict
 SLOPES = "slopes/"
 """Before the names of `SLOPE_COUNTS` in a shard's arrays."""
 
-FOLDED = "folded"
-"""Of each image, whether its search read folded passes, 0 or 1."""
+FORM = "form"
+"""Of each image, what its search read: 0 the defense itself, else one of the next two."""
+
+FOLDED, NARROW = 1, 2
 
 REFUTED_SHARE = 0.01
-"""Of the successes of a search under a fold, how many the defense itself may answer otherwise."""
+"""Of the successes of a search under a fold, how many the defense itself may answer otherwise. In
+bfloat16 any number: it is asked about all that come near."""
 
 
 def report_begun(execution: Execution, evaluation: Evaluation) -> None:
@@ -59,14 +62,14 @@ class ShardComputer:
 
     Attributes:
         checks: what is checked beside it; None for outcomes alone.
-        folding: the fold of the defense that searches may read.
+        form: the quick form of the defense that searches may read.
     """
 
     evaluation: Evaluation
     defended: DefendedClassifier
     execution: Execution
     checks: ShardChecks | None = None
-    folding: Folding | None = None
+    form: Quick | None = None
 
     def report(self, shard: Shard, arrays: Arrays) -> None:
         """Report a finished shard to the progress callback."""
@@ -104,10 +107,10 @@ class ShardComputer:
                 victim = self._victim(subset.ids[positions.numpy()])
                 victim.fold_use = use
                 self._attack_block(victim, images, labels, positions, arrays)
-        if self.folding is not None and use.queries:
-            if self._misled(self.folding, use, arrays["points"], subset.ids):
-                return replace(self, folding=None)._attack(subset)
-            arrays[FOLDED][:] = 1
+        if self.form is not None and use.queries:
+            if self._misled(self.form, use, arrays["points"], subset.ids):
+                return replace(self, form=None)._attack(subset)
+            arrays[FORM][:] = kind_of(self.form)
         attacked, judged = arrays.pop("attacked"), torch.from_numpy(arrays.pop("judged"))
         stochastic = self.defended.stochastic
         points = torch.from_numpy(arrays["points"])
@@ -161,15 +164,16 @@ class ShardComputer:
             "blocked": np.zeros(1, dtype=np.int64),
             **{f"{SLOPES}{name}": np.zeros(n, dtype=np.int64) for name in SLOPE_COUNTS},
             "findings": np.array([], dtype=np.str_),
-            FOLDED: np.zeros(n, dtype=np.int64),
+            FORM: np.zeros(n, dtype=np.int64),
         }
 
-    def _misled(self, folding: Folding, use: FoldUse, points: Any, ids: Any) -> bool:
-        """Whether the fold told a search what the defense does not say."""
-        if use.refuted > max(1, REFUTED_SHARE * use.successes):
+    def _misled(self, form: Quick, use: FoldUse, points: Any, ids: Any) -> bool:
+        """Whether the quick form told a search what the defense does not say."""
+        refuted = use.refuted > max(1, REFUTED_SHARE * use.successes)
+        if refuted and kind_of(form) == FOLDED:
             return True
         chosen = np.linspace(0, len(points) - 1, min(PROBED, len(points))).astype(np.int64)
-        comparison = Comparison(self.defended, folding, self.evaluation.gradient)
+        comparison = Comparison(self.defended, form, self.evaluation.gradient)
         images = torch.from_numpy(points[chosen]).to(self.execution.device)
         return not comparison.leads_alike(images, ids[chosen])
 
@@ -232,11 +236,16 @@ class ShardComputer:
             batch_size=self.execution.batch_size,
             device=self.execution.device,
             base=(lambda: self._base) if self.evaluation.has_base else None,
-            fold=self.folding,
+            fold=self.form,
         )
         victim.evaluated = self.evaluation.setup.images
         victim.places = places_of(victim.evaluated.ids, ids)
         return victim
+
+
+def kind_of(form: Quick) -> int:
+    """`FOLDED` or `NARROW`."""
+    return NARROW if isinstance(form, Narrow) else FOLDED
 
 
 def places_of(all_ids: Any, ids: Any) -> Any:

@@ -22,8 +22,9 @@ Progress = Callable[[Evaluation, int, int, float], None]
 images of the shard, images of the evaluation, share of the shard's images right under attack)."""
 
 
-Compile = Literal["auto", "off"]
-"""Whether searches read faster forms of the networks; see `bench.engine.searching`."""
+Compile = Literal["auto", "on", "off"]
+"""Whether searches read faster forms of the networks: where the same up to rounding, in bfloat16
+too, never; see `bench.engine.searching`."""
 
 
 @dataclass(frozen=True)

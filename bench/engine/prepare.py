@@ -13,8 +13,7 @@ from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
 from bench.engine.inspection import Inspection, inspect_defended
-from bench.engine.searching import folding_of
-from bench.models.folding import Folding
+from bench.engine.searching import Quick, quick_form
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,14 @@ class Prepared:
         weights: hash of its weights.
         copies: copies of it that have seen no image.
         inspection: what the checks before the attack found.
-        folding: what its search may read; None for the defense as it is.
+        form: what its search may read; None for the defense as it is.
     """
 
     defended: DefendedClassifier
     weights: str
     copies: FreshCopies
     inspection: Inspection
-    folding: Folding | None = None
+    form: Quick | None = None
 
 
 def prepare(evaluation: Evaluation, execution: Execution) -> Prepared:
@@ -46,8 +45,8 @@ def prepare(evaluation: Evaluation, execution: Execution) -> Prepared:
         weights = weights_sha256(defended)
         copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
         inspection = inspect_defended(evaluation, defended, access, execution.device)
-        folding = folding_of(evaluation, defended, execution)
-    return Prepared(defended, weights, copies, inspection, folding)
+        form = quick_form(evaluation, defended, execution)
+    return Prepared(defended, weights, copies, inspection, form)
 
 
 def by_base(evaluations: Sequence[Evaluation]) -> Mapping[str, list[Evaluation]]:

@@ -14,7 +14,7 @@ from bench.checks import probed
 from bench.checks.shard import BACKWARDS, BASE, CAUSES, COPIED, FORWARDS, GAPS, MOVED
 from bench.checks.verdicts import RowFacts, base_extra
 from bench.checks.verdicts import findings as check_findings
-from bench.engine.compute import FOLDED, SLOPES
+from bench.engine.compute import FOLDED, FORM, NARROW, SLOPES
 from bench.engine.evaluation import Evaluation
 from bench.engine.inspection import Inspection
 from bench.engine.shards import Arrays
@@ -104,11 +104,18 @@ def declared(evaluation: Evaluation, inspection: Inspection) -> dict[str, Any]:
 COMPILE = "compile"
 """In a record's environment: what the search read in the defense's place; absent for nothing."""
 
+BFLOAT16 = "bfloat16"
+"""There: for how many images in bfloat16."""
+
 
 def searched_with(arrays: Arrays) -> dict[str, object]:
-    """For a record's environment: for how many images the search read folded passes."""
-    folded = int(cast(Any, arrays[FOLDED]).sum())
-    return {COMPILE: {"folded": folded}} if folded else {}
+    """For a record's environment: for how many images the search read folded passes, and such in
+    bfloat16.
+    """
+    forms = cast(Any, arrays[FORM])
+    counts = {"folded": int((forms == FOLDED).sum()), BFLOAT16: int((forms == NARROW).sum())}
+    told = {name: count for name, count in counts.items() if count}
+    return {COMPILE: told} if told else {}
 
 
 def outcomes_of(evaluation: Evaluation, arrays: Arrays) -> Outcomes:

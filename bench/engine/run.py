@@ -22,7 +22,7 @@ from bench.engine.memory import is_out_of_memory
 from bench.engine.prepare import Prepared, by_base, prepare
 from bench.engine.probing import RowProbe, row_probe
 from bench.engine.recording import make_record, now, outcomes_of, searched_with
-from bench.engine.searching import folding_of
+from bench.engine.searching import quick_form
 from bench.engine.shard_check import ShardCheck
 from bench.engine.shards import (
     WAIT_SECONDS,
@@ -287,7 +287,7 @@ def run_evaluation(
         work = Workspace(store.place(evaluation.id, weights[:16]), check)
         with frozen(defended):
             checks = shard_checks(evaluation, defended, prepared.copies, execution, store)
-            compute = ShardComputer(evaluation, defended, execution, checks, prepared.folding)
+            compute = ShardComputer(evaluation, defended, execution, checks, prepared.form)
             arrays, patient = None, joint is None
             joint = joint or Joint()
             joint.work = work
@@ -369,8 +369,8 @@ def compute_arrays(
         inspection: what was known before; with it what the attack left is probed.
     """
     with exact_float32(execution.device), frozen(defended):
-        folding = folding_of(evaluation, defended, execution)
-        compute = ShardComputer(evaluation, defended, execution, checks, folding)
+        form = quick_form(evaluation, defended, execution)
+        compute = ShardComputer(evaluation, defended, execution, checks, form)
         arrays = merged({shard: compute(shard) for shard in shards_for(evaluation, execution)})
         if inspection is None:
             return arrays

@@ -22,7 +22,7 @@ from bench.checks.shard import (
     NOT_JUDGED,
 )
 from bench.defense import DefendedClassifier
-from bench.engine.compute import FOLDED, SLOPES, base_draws, fixed_draws
+from bench.engine.compute import FORM, NARROW, SLOPES, base_draws, fixed_draws
 from bench.engine.evaluation import Evaluation
 from bench.engine.shards import Arrays, Shard
 from bench.results.findings import Finding
@@ -52,7 +52,7 @@ class ShardCheck:
 
     def _names(self) -> set[str]:
         names = {"points", "clean", "adversarial", "replayed", "stages", "forwards", "backwards"}
-        names |= {"reprojected", "blocked", "findings", "seconds", FOLDED}
+        names |= {"reprojected", "blocked", "findings", "seconds", FORM}
         names |= {*_COUNTS, GAPS, MOVED, BASE, COPIED}
         for view in self.defended.scored:
             names |= {"moved", f"score/{view}/clean", f"score/{view}/adversarial"}
@@ -71,7 +71,7 @@ class ShardCheck:
         for name, size in {**counts, **dict.fromkeys(_COUNTS, n), COPIED: 1}.items():
             yield from _integers(name, arrays[name], (size,), 0, 1 << 62)
         yield from self._score_problems(n, arrays, K)
-        yield from _integers(FOLDED, arrays[FOLDED], (n,), 0, 2)
+        yield from _integers(FORM, arrays[FORM], (n,), 0, NARROW + 1)
         yield from _integers(CAUSES, arrays[CAUSES], (n,), 0, len(Cause))
         yield from _integers(BASE, arrays[BASE], (n, base_draws(evaluation)), NOT_JUDGED, K)
         yield from _check_problems(n, arrays)

@@ -49,6 +49,9 @@ class Folding:
         pairs: names of convolution and normalisation, as `find_pairs` tells them.
     """
 
+    rounding = 0.0
+    """Beyond that of other kernels."""
+
     def __init__(self, module: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
         parts = dict(module.named_modules())
         self._pairs = [_pair(parts[one], parts[other]) for one, other in pairs]
@@ -171,20 +174,20 @@ class _Watch:
 
 def _is_convolution(part: nn.Module) -> bool:
     # Not a subclass: it may compute anything; a parametrisation makes one.
-    return type(part) is nn.Conv2d and _is_plain(part)
+    return type(part) is nn.Conv2d and is_plain(part)
 
 
 def _is_norm(part: nn.Module) -> bool:
     return (
         type(part) is nn.BatchNorm2d
-        and _is_plain(part)
+        and is_plain(part)
         and not part.training
         and part.running_mean is not None
         and part.running_var is not None
     )
 
 
-def _is_plain(part: nn.Module) -> bool:
+def is_plain(part: nn.Module) -> bool:
     """Float32, and nothing that somebody hung on it."""
     tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
     return (

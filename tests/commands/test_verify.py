@@ -12,6 +12,7 @@ import bench
 from bench.commands.verify import drawn, verify
 from bench.engine.execution import Execution
 from bench.engine.run import run_evaluation
+from bench.engine.searching import quick_form
 from bench.errors import BadInput
 from bench.results.store import Store, read_record
 from tests.helpers import ROOT, Drifting, call, drifting_evaluation, run_toys
@@ -40,6 +41,30 @@ def test_a_replayed_verdict_comes_out_of_its_record(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         assert "replayed" in done.stdout
         assert ("re-running" in done.stdout) == remove
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
+    record = bench.evaluate(
+        defenses="undefended",
+        attacks="pgd:steps=3",
+        dataset="mnist5k",
+        n=8,
+        eps=0.05,
+        device="cpu",
+        compile=word,
+        out=tmp_path,
+    ).records[0]
+    (tmp_path / record.points.file).unlink()
+    asked = []
+
+    def spy(evaluation, defended, execution):
+        asked.append(execution.compile)
+        return quick_form(evaluation, defended, execution)
+
+    monkeypatch.setattr("bench.engine.run.quick_form", spy)
+    checks = verify(tmp_path / f"{record.stem}.json", Execution(compile="off"))
+    assert asked == [word] and all(check.held for check in checks)
 
 
 def test_verify_notices_tampering(tmp_path):

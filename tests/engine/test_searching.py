@@ -1,6 +1,7 @@
-"""Searches under a fold: the same outcomes, told in the record; a fold that misleads is dropped."""
+"""Searches in quick forms: the same outcomes, told in the record; one that misleads is dropped."""
 
 from functools import partial
+from types import NoneType
 
 import numpy as np
 import pytest
@@ -11,17 +12,21 @@ from torch import nn
 from bench import evaluate
 from bench.data.arrays import Arrays
 from bench.engine.build import build
-from bench.engine.compute import FOLDED, ShardComputer
+from bench.engine.compute import FOLDED, FORM, NARROW, ShardComputer
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
-from bench.engine.searching import folding_of
+from bench.engine.searching import quick_form
 from bench.errors import BadInput
+from bench.losses import cross_entropy
 from bench.models.classifier import Classifier
+from bench.models.folding import Folding
+from bench.models.narrow import Narrow
+from bench.noise import isolated
 from bench.plugins.create import Named
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
-from tests.models.test_folding import Net
+from tests.models.test_folding import Firm
 
 N, EPS = 30, 0.06
 
@@ -31,17 +36,30 @@ class Sly(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net, self.sly = Net(), False
+        self.net, self.sly = Firm(), False
 
     def forward(self, x):
         logits = self.net(x)
-        return -logits if self.sly and "forward" in vars(self.net[1]) else logits
+        return -logits if self.sly and self.is_quick() else logits
+
+    def is_quick(self):
+        return "forward" in vars(self.net[1])
+
+
+class SlyInBfloat16(Sly):
+    def is_quick(self):
+        return self.net[0].weight.dtype == torch.bfloat16
+
+
+def linear():
+    with isolated(0):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
 
 def problem():
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(N, 1, 4, 4, generator=generator)
-    return images, Net()(images).argmax(1)
+    return images, Firm()(images).argmax(1)
 
 
 def evaluation(model):
@@ -53,13 +71,13 @@ def evaluation(model):
     return plan(request, model=model, objects=data)[0]
 
 
-AUTO = Execution(compile="auto")
+AUTO, ON = Execution(compile="auto"), Execution(compile="on")
 
 
 def test_outcomes_are_the_same_and_the_record_tells(tmp_path):
     records = {
         word: evaluate(
-            Net(),
+            Firm(),
             dataset=problem(),
             attacks="pgd:steps=5",
             eps=EPS,
@@ -68,12 +86,13 @@ def test_outcomes_are_the_same_and_the_record_tells(tmp_path):
             device="cpu",
             out=tmp_path / word,
         ).records[0]
-        for word in ("auto", "off")
+        for word in ("auto", "on", "off")
     }
-    auto, off = records["auto"], records["off"]
-    assert auto.id == off.id and auto.outcomes == off.outcomes
+    auto, on, off = records["auto"], records["on"], records["off"]
+    assert auto.id == on.id == off.id and auto.outcomes == on.outcomes == off.outcomes
     assert 0.2 < auto.metrics.adversarial.mean.value < 0.8
     assert auto.environment["compile"] == {"folded": N} and "compile" not in off.environment
+    assert on.environment["compile"] == {"bfloat16": N}
     assert auto.cost.attack_backwards == off.cost.attack_backwards
     # Each image that a step with a gradient breaks is confirmed by one pass more.
     more = N * (auto.cost.attack_forwards - off.cost.attack_forwards)
@@ -82,48 +101,55 @@ def test_outcomes_are_the_same_and_the_record_tells(tmp_path):
 
 
 def test_a_word_that_is_none_is_refused():
-    with pytest.raises(BadInput, match="auto or off"):
-        evaluate(Net(), dataset=problem(), eps=EPS, compile="fast")
+    with pytest.raises(BadInput, match="auto or on or off"):
+        evaluate(Firm(), dataset=problem(), eps=EPS, compile="fast")
 
 
 def test_nothing_is_folded_where_it_is_not_wanted_or_another_function():
-    honest, sly = Net(), Sly()
-    sly.sly = True
-    for model, execution, there in (
-        (honest, AUTO, True),
-        (honest, Execution(), False),
-        (sly, AUTO, False),
+    honest, sly, narrow = Firm(), Sly(), SlyInBfloat16()
+    sly.sly = narrow.sly = True
+    for model, execution, kind in (
+        (honest, AUTO, Folding),
+        (honest, ON, Narrow),
+        (honest, Execution(), NoneType),
+        (sly, AUTO, NoneType),
+        (sly, ON, Narrow),
+        (narrow, ON, Folding),
+        (linear(), AUTO, NoneType),
+        (linear(), ON, Narrow),
     ):
         one = evaluation(model)
         defended = build(one, torch.device("cpu"))
-        assert (folding_of(one, defended, execution) is not None) == there
+        assert type(quick_form(one, defended, execution)) is kind
 
 
-def test_a_shard_whose_search_was_misled_is_computed_again_without():
-    one = evaluation(Sly())
+@pytest.mark.parametrize(
+    ("model", "execution", "form"), [(Sly, AUTO, FOLDED), (SlyInBfloat16, ON, NARROW)]
+)
+def test_a_shard_whose_search_was_misled_is_computed_again_without(model, execution, form):
+    one = evaluation(model())
     found = {}
     for sly in (False, True):
         defended = build(one, torch.device("cpu"))
-        folding = folding_of(one, defended, AUTO)
-        assert len(folding) == 2
+        quick = quick_form(one, defended, execution)
         defended.network.sly = sly
         with frozen(defended):
-            compute = partial(ShardComputer, one, defended, AUTO, None)
-            found[sly], plain = compute(folding)((0, N)), compute(None)((0, N))
+            compute = partial(ShardComputer, one, defended, execution, None)
+            found[sly], plain = compute(quick)((0, N)), compute(None)((0, N))
         assert np.array_equal(found[sly]["adversarial"], plain["adversarial"])
-    assert found[False][FOLDED].tolist() == [1] * N
-    assert found[True][FOLDED].tolist() == [0] * N
+    assert found[False][FORM].tolist() == [form] * N
+    assert found[True][FORM].tolist() == [0] * N
     assert np.array_equal(found[True]["points"], plain["points"])
 
 
 class Opposite:
-    """Inside this block a model says the opposite."""
+    """Inside this block a model says the opposite, or something else."""
 
-    def __init__(self, model) -> None:
-        self.model = model
+    def __init__(self, model, rounding=0.0, says=-1) -> None:
+        self.model, self.rounding, self.says = model, rounding, says
 
     def __enter__(self) -> None:
-        self.model.sign = -1
+        self.model.sign = self.says
 
     def __exit__(self, *_) -> None:
         self.model.sign = 1
@@ -132,7 +158,7 @@ class Opposite:
 class Signed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net, self.sign = Net(), 1
+        self.net, self.sign = Firm(), 1
 
     def forward(self, x):
         return self.sign * self.net(x)
@@ -149,3 +175,30 @@ def test_no_success_is_final_that_the_defense_does_not_confirm():
     assert victim.fold_use.queries == 4
     assert victim.fold_use.successes == victim.fold_use.refuted > 3 * N
     assert (victim.backwards == 4).all()
+
+
+class Late(nn.Module):
+    """Says 0, by a hair in a quick form, where a pixel is below its start, and else 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sign = 1
+
+    def forward(self, x):
+        gap = self.sign * 0.001 - 1e-6 * x.sum((1, 2, 3))
+        return torch.stack([torch.ones_like(gap), 1 + gap], 1)
+
+
+@pytest.mark.parametrize(("rounding", "asked"), [(0.0, 0), (0.01, 3)])
+def test_in_a_coarse_form_near_successes_are_asked_about(rounding, asked):
+    """The form takes every image for right by a hair; the classifier errs on all of them."""
+    model = Late().eval()
+    images, labels = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    victim = Victim(
+        Classifier(model, 2).requires_grad_(False),
+        np.arange(3),
+        fold=Opposite(model, rounding, says=-1),
+    )
+    reading = victim.objective(labels, cross_entropy)(images, torch.arange(3), 0, True)
+    assert victim.fold_use.successes == asked
+    assert reading.success.tolist() == [bool(asked)] * 3

@@ -38,6 +38,20 @@ class Net(nn.Sequential):
         self[7].bias -= self(images()).mean(0)
 
 
+class Firm(Net):
+    """Its features tell images apart in a few digits: both normalisations do what they are for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features = images()
+        for part in self:
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_var, part.running_mean = torch.var_mean(features, (0, 2, 3))
+            if part is self[7]:
+                part.bias -= part(features).mean(0)
+            features = part(features)
+
+
 def images() -> torch.Tensor:
     return torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -29,8 +29,13 @@ def command(records: Sequence[Record]) -> str:
         ("--n", first.title["n"]),
         *(("--seed", seed) for seed in attack_seeds),
         ("--build-seed", str(seeds["build"])),
+        *((("--compile", "on"),) if any(map(_in_bfloat16, records)) else ()),
     ]
     return shlex.join(["bench", "run", *(word for option in options for word in option)])
+
+
+def _in_bfloat16(record: Record) -> bool:
+    return "bfloat16" in record.environment.get("compile", {})
 
 
 def _portable(spec: str) -> str:

@@ -177,3 +177,10 @@ def test_the_command_of_a_row_plans_the_evaluations_that_made_it(tmp_path):
     for given, shown in (("npz:/home/me/x.npz", "npz:x.npz"), ("npz:data/x.npz",) * 2):
         elsewhere = own[0].model_copy(update={"sources": {**own[0].sources, "dataset": given}})
         assert f"--dataset {shown} " in command([elsewhere])
+
+
+def test_the_command_says_that_a_search_was_in_bfloat16():
+    one = record("a", HALF)
+    told = {**one.environment, "compile": {"bfloat16": 100}}
+    assert "--compile" not in command([one])
+    assert command([one.model_copy(update={"environment": told})]).endswith(" --compile on")
