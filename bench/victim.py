@@ -795,8 +795,8 @@ class Victim:
             self._blocked = True
             self.slopes.count_missing(rows, needed)
             return None
-        ones = torch.ones_like(values)
-        (slope,) = torch.autograd.grad(values, leaf, ones, allow_unused=True)
+        # Of the sum: for a gradient of several values torch loads its algebra of symbols first.
+        (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
         if slope is None:
             self._blocked = True
             self.slopes.count_missing(rows, needed)
