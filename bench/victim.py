@@ -347,6 +347,32 @@ class Victim:
         """
         return self._outputs(x, rows, self._draws(query), view)
 
+    def searched_logits(self, x: Tensor, rows: Tensor, query: Query, labels: Tensor) -> Tensor:
+        """As `logits`, for a search that looks for wrong answers.
+
+        They may come from a quick form of the classifier, but for those that are wrong there, or
+        may be: these are the classifier's own.
+
+        Args:
+            x, rows, query: as for `logits`.
+            labels: true labels of all the victim's images, int64 (n,).
+        """
+        draws = self._draws(query)
+        if not self.deterministic or len(draws.numbers) > 1 or self._fold is None:
+            return self._outputs(x, rows, draws, "logits")
+        with self._folded(gradient=True):
+            logits = self._outputs(x, rows, draws, "logits")
+        classes = labels[rows]
+        asked = misclassified(logits[:, 0], classes)
+        asked = (asked | self._near(logits[:, 0], classes, misclassified)).nonzero().squeeze(1)
+        if len(asked):
+            own = self._outputs(x[asked], rows[asked], draws, "logits")
+            stands = misclassified(own[:, 0], classes[asked])
+            self.fold_use.successes += len(asked)
+            self.fold_use.refuted += int((~stands).sum())
+            logits[asked] = own
+        return logits
+
     def objective(
         self,
         labels: Tensor,

@@ -42,10 +42,11 @@ CPU time of one gradient to the images, least of five, one thread, on a machine 
 | `torch.compile`, the U-Net of mnist5k, 64 images | 0.23 s | 0.24 s | and 4 s to compile |
 | `torch.compile`, a U-Net of 2.9 million parameters, 64 images | 1.01 s | 1.10 s | and 33 s |
 | channels last, folded ResNet-20, 128 images | 0.176 s | 0.174 s | |
-| channels last, folded CNN of mnist5k, 24 images | 5.2 ms | 6.1 ms | |
 
 So nothing is compiled. Of ResNet-20 a compiled pass took 8 % less than a folded one, and 9 to 36 s
-to compile. `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU where commit 74360b1
+to compile. Images stay as they are, but folded kernels lie channels last: on ResNet-20 that changes
+nothing, not even a bit; on the CNN of mnist5k a gradient of 24 images takes 5.7 ms in place of 7.0,
+of 128 images 27 in place of 40. `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU where commit 74360b1
 took 70: the checks of a run have grown, and the judge's 20 draws a point take most of both.
 
 ## Measure it again

@@ -47,14 +47,21 @@ class Folding:
     Args:
         module: in evaluation mode.
         pairs: names of convolution and normalisation, as `find_pairs` tells them.
+        layout: of the kernels. What a convolution gives out lies likewise, and so on through the
+            module, which a module that takes `view` of it may refuse.
     """
 
     rounding = 0.0
     """Beyond that of other kernels."""
 
-    def __init__(self, module: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        pairs: Sequence[tuple[str, str]],
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         parts = dict(module.named_modules())
-        self._pairs = [_pair(parts[one], parts[other]) for one, other in pairs]
+        self._pairs = [_pair(parts[one], parts[other], layout) for one, other in pairs]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -75,7 +82,7 @@ def _set(convolution: nn.Conv2d, weights: tuple[nn.Parameter | None, nn.Paramete
     convolution._parameters["weight"], convolution._parameters["bias"] = weights
 
 
-def _pair(convolution: nn.Module, norm: nn.Module) -> _Pair:
+def _pair(convolution: nn.Module, norm: nn.Module, layout: torch.memory_format) -> _Pair:
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     weight = convolution.weight.detach()
@@ -89,6 +96,7 @@ def _pair(convolution: nn.Module, norm: nn.Module) -> _Pair:
     if convolution.bias is not None:
         shift = shift + convolution.bias.detach().double() * scale
     kernel = (weight.double() * scale.reshape(-1, 1, 1, 1)).to(weight.dtype)
+    kernel = kernel.contiguous(memory_format=layout)
     return _Pair(
         convolution,
         norm,

@@ -30,17 +30,24 @@ class Narrow:
         module: in evaluation mode.
         device_type: `cpu` or `cuda`.
         folding: of the module, which holds inside the block as well; None for none.
+        layout: of the kernels, as for `Folding`.
     """
 
     rounding = torch.finfo(torch.bfloat16).eps
     """Of the largest logit."""
 
-    def __init__(self, module: nn.Module, device_type: str, folding: Folding | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device_type: str,
+        folding: Folding | None = None,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         self._device_type, self._folding = device_type, folding
         self._open = ExitStack()
         with self._folded():
             layers = [part for part in module.modules() if _is_layer(part)]
-            self._layers = [(part, _rounded(part)) for part in layers]
+            self._layers = [(part, _rounded(part, layout)) for part in layers]
 
     def __enter__(self) -> None:
         with ExitStack() as opened:
@@ -80,13 +87,12 @@ def _is_layer(part: nn.Module) -> bool:
     return type(part) in (nn.Conv2d, nn.Linear) and is_plain(part)
 
 
-def _rounded(part: nn.Module) -> Weights:
+def _rounded(part: nn.Module, layout: torch.memory_format) -> Weights:
     weight, bias = part._parameters["weight"], part._parameters["bias"]
     assert weight is not None
     narrow = weight.detach().to(torch.bfloat16)
     if narrow.dim() == 4:
-        # What a convolution gives out then lies likewise, and so on through the network.
-        narrow = narrow.contiguous(memory_format=torch.channels_last)
+        narrow = narrow.contiguous(memory_format=layout)
     return _constant(narrow), None if bias is None else _constant(bias.detach().to(torch.bfloat16))
 
 

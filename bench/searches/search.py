@@ -75,7 +75,10 @@ def reader(victim: Victim, labels: Tensor, restart: int, draws: int = DRAWS) -> 
     queries = 1 if victim.fixed else math.ceil(draws / victim.randomness.k)
 
     def read(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _logits(victim, x, rows, restart, queries)
+        if queries == 1:
+            logits = victim.searched_logits(x, rows, Query(restart, 0), labels)
+        else:
+            logits = _logits(victim, x, rows, restart, queries)
         count = logits.shape[1]
         if count == 1:
             gap, wrong = margin_and_error(logits[:, 0], labels[rows])

@@ -24,6 +24,7 @@ from bench.models.folding import Folding
 from bench.models.narrow import Narrow
 from bench.noise import isolated
 from bench.plugins.create import Named
+from bench.searches.search import reader
 from bench.threat import ThreatModel
 from bench.victim import Victim, frozen
 from tests.models.test_folding import Firm
@@ -123,6 +124,37 @@ def test_nothing_is_folded_where_it_is_not_wanted_or_another_function():
         assert type(quick_form(one, defended, execution)) is kind
 
 
+class Viewing(nn.Module):
+    """Takes its features for values that lie in one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Firm()
+
+    def forward(self, x):
+        *body, _, head = self.net
+        for part in body:
+            x = part(x)
+        return head(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize(("execution", "kind"), [(AUTO, Folding), (ON, Narrow)])
+def test_a_network_that_takes_views_is_computed_in_its_own_layout(execution, kind):
+    one = evaluation(Viewing())
+    defended = build(one, torch.device("cpu"))
+    form = quick_form(one, defended, execution)
+    images, _ = problem()
+    with form:
+        assert defended.network.net[0].weight.is_contiguous()
+        assert defended.network(images).shape == (N, 3)
+    assert type(form) is kind
+    defended = build(evaluation(Firm()), torch.device("cpu"))
+    with quick_form(evaluation(Firm()), defended, execution):
+        kernel = defended.network[3].weight
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+        assert not kernel.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("model", "execution", "form"), [(Sly, AUTO, FOLDED), (SlyInBfloat16, ON, NARROW)]
 )
@@ -164,6 +196,18 @@ class Signed(nn.Module):
         return self.sign * self.net(x)
 
 
+def test_no_success_without_gradients_is_final_that_the_defense_does_not_confirm():
+    images, labels = problem()
+    model = Signed().eval()
+    victim = Victim(Classifier(model, 3).requires_grad_(False), np.arange(N), fold=Opposite(model))
+    rows = torch.arange(N)
+    values, wrong = reader(victim, labels, 0)(images, rows)
+    plain, _ = reader(Victim(victim._classifier, np.arange(N)), labels, 0)(images, rows)
+    assert torch.equal(values, plain) and not wrong.any()
+    assert victim.fold_use.queries == 1 and victim.fold_use.refuted == N
+    assert (victim.forwards == 2).all()
+
+
 def test_no_success_is_final_that_the_defense_does_not_confirm():
     """Under the fold every image looks broken at once: none is given up for it."""
     images, labels = problem()
@@ -202,3 +246,5 @@ def test_in_a_coarse_form_near_successes_are_asked_about(rounding, asked):
     reading = victim.objective(labels, cross_entropy)(images, torch.arange(3), 0, True)
     assert victim.fold_use.successes == asked
     assert reading.success.tolist() == [bool(asked)] * 3
+    values, wrong = reader(victim, labels, 0)(images, torch.arange(3))
+    assert wrong.tolist() == [bool(asked)] * 3 and (values > 0).tolist() == wrong.tolist()
