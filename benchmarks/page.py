@@ -46,8 +46,9 @@ CPU time of one gradient to the images, least of five, one thread, on a machine 
 So nothing is compiled. Of ResNet-20 a compiled pass took 8 % less than a folded one, and 9 to 36 s
 to compile. Images stay as they are, but folded kernels lie channels last: on ResNet-20 that changes
 nothing, not even a bit; on the CNN of mnist5k a gradient of 24 images takes 5.7 ms in place of 7.0,
-of 128 images 27 in place of 40. `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU where commit 74360b1
-took 70: the checks of a run have grown, and the judge's 20 draws a point take most of both.
+of 128 images 27 in place of 40. `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU
+where commit 74360b1 took 70: the checks of a run have grown, and the judge's 20 draws a point take
+most of both.
 
 ## Measure it again
 
