@@ -67,6 +67,29 @@ def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
     assert asked == [word] and all(check.held for check in checks)
 
 
+@pytest.mark.parametrize(
+    ("word", "more", "holds"), [("auto", 1, True), ("auto", 9, False), ("off", 1, False)]
+)
+def test_passes_may_differ_a_little_where_a_search_was_folded(word, more, holds, tmp_path):
+    record = bench.evaluate(
+        defenses="undefended",
+        attacks="pgd:steps=3",
+        dataset="mnist5k",
+        n=8,
+        eps=0.05,
+        device="cpu",
+        compile=word,
+        out=tmp_path,
+    ).records[0]
+    (tmp_path / record.points.file).unlink()
+    path = tmp_path / f"{record.stem}.json"
+    told = json.loads(path.read_text())
+    told["cost"]["attack_forwards"] += more / 4
+    told["cost"]["max_attack_forwards"] += more
+    path.write_text(json.dumps(told))
+    assert {one.name: one.held for one in verify(path, Execution())}["cost"] == holds
+
+
 def test_verify_notices_tampering(tmp_path):
     record = run_toys(tmp_path)[-1]
     path = tmp_path / f"{record.stem}.json"

@@ -95,10 +95,8 @@ def test_outcomes_are_the_same_and_the_record_tells(tmp_path):
     assert auto.environment["compile"] == {"folded": N} and "compile" not in off.environment
     assert on.environment["compile"] == {"bfloat16": N}
     assert auto.cost.attack_backwards == off.cost.attack_backwards
-    # Each image that a step with a gradient breaks is confirmed by one pass more.
-    more = N * (auto.cost.attack_forwards - off.cost.attack_forwards)
-    broken = N * (1 - auto.metrics.adversarial.mean.value)
-    assert 0 < round(more) <= round(broken)
+    # A success is confirmed by a pass of the defense itself, which the end need not ask again.
+    assert auto.cost.attack_forwards == off.cost.attack_forwards
 
 
 def test_a_word_that_is_none_is_refused():
