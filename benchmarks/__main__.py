@@ -56,8 +56,7 @@ def main() -> None:
             print(summary(measured), flush=True)
             write(asked.results, done)
     made_on = json.loads(asked.results.read_text())["machine"] if done else machine()
-    left_out = [unmeasured(row) for row in table() if row.key not in done]
-    text = page([*done.values(), *left_out], made_on)
+    text = page([done.get(row.key) or unmeasured(row) for row in table()], made_on)
     asked.to.write_text(text)
     print(f"written: {asked.to}", file=sys.stderr)
 

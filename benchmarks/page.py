@@ -28,7 +28,9 @@ once before: how long that first time took stands in `benchmarks/speed.json`.
 `bench` is a whole [evaluation](../glossary.md#evaluation), with one thread: attack, judge, checks
 and record. Peers are the attack alone. Where a row names all workers, it has its default workers;
 where it names the whole command, that starts in a process of its own as well. PGD of torchattacks
-and foolbox has two threads, all others have one.
+and foolbox has two threads, all others have one. With `--compile on` gradients are read in bfloat16
+([search in bfloat16](../glossary.md#search-in-bfloat16)), for which this processor has units; peers
+compute in float32.
 
 """
 
