@@ -43,8 +43,8 @@ def test_a_replayed_verdict_comes_out_of_its_record(tmp_path):
         assert ("re-running" in done.stdout) == remove
 
 
-@pytest.mark.parametrize("word", ["auto", "on", "off"])
-def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
+def without_points(folder: Path, compile: str) -> Path:
+    """A record of a search that was computed so, which lost its points."""
     record = bench.evaluate(
         defenses="undefended",
         attacks="pgd:steps=3",
@@ -52,10 +52,16 @@ def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
         n=8,
         eps=0.05,
         device="cpu",
-        compile=word,
-        out=tmp_path,
+        compile=compile,
+        out=folder,
     ).records[0]
-    (tmp_path / record.points.file).unlink()
+    (folder / record.points.file).unlink()
+    return folder / f"{record.stem}.json"
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
+    path = without_points(tmp_path, word)
     asked = []
 
     def spy(evaluation, defended, execution):
@@ -63,7 +69,7 @@ def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
         return quick_form(evaluation, defended, execution)
 
     monkeypatch.setattr("bench.engine.run.quick_form", spy)
-    checks = verify(tmp_path / f"{record.stem}.json", Execution(compile="off"))
+    checks = verify(path, Execution(compile="off"))
     assert asked == [word] and all(check.held for check in checks)
 
 
@@ -71,18 +77,7 @@ def test_a_search_is_repeated_as_it_was_computed(word, tmp_path, monkeypatch):
     ("word", "more", "holds"), [("auto", 1, True), ("auto", 9, False), ("off", 1, False)]
 )
 def test_passes_may_differ_a_little_where_a_search_was_folded(word, more, holds, tmp_path):
-    record = bench.evaluate(
-        defenses="undefended",
-        attacks="pgd:steps=3",
-        dataset="mnist5k",
-        n=8,
-        eps=0.05,
-        device="cpu",
-        compile=word,
-        out=tmp_path,
-    ).records[0]
-    (tmp_path / record.points.file).unlink()
-    path = tmp_path / f"{record.stem}.json"
+    path = without_points(tmp_path, word)
     told = json.loads(path.read_text())
     told["cost"]["attack_forwards"] += more / 4
     told["cost"]["max_attack_forwards"] += more
