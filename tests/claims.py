@@ -196,10 +196,24 @@ def other_images() -> Rows:
     ]
     assert fallen.collapsed
     rows["O4"] = rows["D4"]
+    rows["D26"] = in_a_smaller_ball(board)
     public, own = worst(board, "b63edd7 7acf37e")[0], worst(board, "2bd67fe 91a7277")[0]
     rows["O1"] = [*scale(board, "2bd67fe 91a7277"), *pct(share(public), share(own))]
     rows["O1"] += pct(gap(public, own))
     return rows
+
+
+def in_a_smaller_ball(board: str) -> list[str]:
+    ids, base_ids = "2c3779a 76d0dd1", "16db09c 0ebd6ac"
+    student, base = worst(board, ids)[0], worst(board, base_ids)[0]
+    one, other = record(board, "76d0dd1").metrics, record(board, "0ebd6ac").metrics
+    assert not one.collapsed
+    constant = one.constant_accuracy
+    f1 = [one.adversarial.macro_f1, other.adversarial.macro_f1]
+    before = f"{100 * other.adversarial.macro_f1.value:.1f}"
+    cells = [*scale(board, ids), *pct(share(student), share(base), gap(student, base), *f1)]
+    cells += pct(share(cleanly(board, ids)[0]), share(cleanly(board, base_ids)[0]))
+    return [*cells, before, f"{100 * constant / (1 + constant):.1f}"]
 
 
 def parts() -> Rows:

@@ -108,8 +108,9 @@ def test_what_the_page_misses_is_still_missing(page):
     boards = set(re.findall(r"leaderboards/([\w-]+)\.md", page)) - {
         "cifar10-attack-order",
         "cifar10",
+        "pneumoniamnist",
     }
     names = [path.name for board in boards for path in (RECORDS / board).glob("*.json")]
-    assert len(boards) == 5 and names
+    assert len(boards) == 4 and names
     missed = re.compile(r"--(latent|kl|em|ensemble)\b|\.audit\.json$")
     assert [name for name in names if missed.search(name)] == []
