@@ -58,6 +58,9 @@ def ratios(device: str, tiny: bool) -> list[Row]:
         "PGD-20, ResNet-20, 0.5/255": lambda: rows.against_loop(
             resnet(0.5 * rows.PIXEL, size(1000)), 20
         ),
+        "PGD-20, ResNet-20, 0.5/255, --compile on": lambda: rows.against_loop(
+            resnet(0.5 * rows.PIXEL, size(1000)), 20, "on"
+        ),
         "EOT-10, random-resize, ResNet-20": lambda: rows.eot(
             resnet(rows.PIXEL, size(256)), 2 if tiny else 10, 10
         ),
