@@ -246,3 +246,18 @@ def test_in_a_coarse_form_near_successes_are_asked_about(rounding, asked):
     assert reading.success.tolist() == [bool(asked)] * 3
     values, wrong = reader(victim, labels, 0)(images, torch.arange(3))
     assert wrong.tolist() == [bool(asked)] * 3 and (values > 0).tolist() == wrong.tolist()
+
+
+def test_what_is_remembered_of_a_point_is_not_said_of_another():
+    images, labels = problem()
+    model = Signed().eval()
+    defended = Classifier(model, 3).requires_grad_(False)
+    victim = Victim(defended, np.arange(N), fold=Opposite(model))
+    rows, others = torch.arange(N), images.flip(0)
+    reader(victim, labels, 0)(images, rows)
+    asked = victim.forwards.clone()
+    assert torch.equal(victim.verify(images)[:, 0], labels)
+    assert torch.equal(victim.forwards, asked)
+    mixed = torch.where((rows % 2 == 0)[:, None, None, None], images, others)
+    assert torch.equal(victim.verify(mixed)[:, 0], model(mixed).argmax(1))
+    assert torch.equal(victim.forwards - asked, rows % 2)
