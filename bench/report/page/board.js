@@ -31,7 +31,7 @@
     const button = make("button", { type: "button", className: "expand", textContent: "+" });
     button.setAttribute("aria-expanded", "false");
     button.setAttribute("aria-label", `Details of ${rowOf.get(id).name}`);
-    link.before(button);
+    link.closest(".defense").prepend(button);
   }
 
   DataTable.ext.errMode = "throw";

@@ -150,7 +150,8 @@ def _defense(cell: Cell) -> str:
     struck = row.unranked in ("collapsed", "failed a check")
     name = f"<s>{text(row.defense)}</s>" if struck else text(row.defense)
     link = f'<a class="name" href="#d-{cell.id}">{_breakable(name)}</a>'
-    return f'<div class="defense">{link}{builds}</div>'
+    # One item beside the button, so that the line breaks between words and not within a name.
+    return f'<div class="defense"><span>{link}{builds}</span></div>'
 
 
 def _breakable(html: str) -> str:
