@@ -376,8 +376,9 @@ class Victim:
         with self._folded(gradient=True):
             logits = self._outputs(x, rows, draws, "logits")
         classes = labels[rows]
-        asked = misclassified(logits[:, 0], classes)
-        asked = (asked | self._near(logits[:, 0], classes, misclassified)).nonzero().squeeze(1)
+        wrong = misclassified(logits[:, 0], classes)
+        wrong = self._or_near(wrong, logits[:, 0], classes, misclassified)
+        asked = wrong.nonzero().squeeze(1)
         if len(asked):
             own = self._outputs(x[asked], rows[asked], draws, "logits")
             stands = misclassified(own[:, 0], classes[asked])
@@ -539,7 +540,7 @@ class Victim:
             logits = output.detach()
             success = misclassified(logits, labels[rows])
             if gradient:
-                success |= self._near(logits, labels[rows], misclassified)
+                success = self._or_near(success, logits, labels[rows], misclassified)
                 success = self._confirmed(success, x, rows, draws, labels, misclassified)
         slopes = None
         if gradient:
@@ -765,7 +766,7 @@ class Victim:
             decided, classes, rank = reached, aim.targets, _RANK * wrong
             success = reached(logits.detach()[:, 0], classes[rows])
         if gradient:
-            success = success | self._near(logits.detach()[:, 0], classes[rows], decided)
+            success = self._or_near(success, logits.detach()[:, 0], classes[rows], decided)
         if decided is misclassified and aim.until_all_err:
             asked = [o for view, o in outputs.items() if view != BASE_VIEW or view in self.views]
             views = [misclassified(output.detach()[:, 0], labels) for output in asked]
@@ -774,16 +775,16 @@ class Victim:
             success = self._confirmed(success, x, rows, draws, classes, decided)
         return success, rank
 
-    def _near(self, logits: Tensor, classes: Tensor, decided: Loss) -> Tensor:
-        """Which logits (n, K), read in a quicker form, leave open what the classifier itself says:
-        (n,).
+    def _or_near(self, success: Tensor, logits: Tensor, classes: Tensor, decided: Loss) -> Tensor:
+        """These successes (n,), and those whose logits (n, K), read in a quicker form, leave open
+        what the classifier itself says.
         """
         unit = self._fold.rounding if self._fold is not None else 0.0
         if not unit:
-            return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+            return success
         slack = unit * logits.abs().amax(1, keepdim=True)
         moved = slack if decided is reached else -slack
-        return decided(logits.scatter_add(1, classes[:, None], moved), classes)
+        return success | decided(logits.scatter_add(1, classes[:, None], moved), classes)
 
     def _folded(self, gradient: bool) -> AbstractContextManager[None]:
         """Where outputs are computed of which gradients are asked, or not."""
