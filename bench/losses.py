@@ -108,6 +108,10 @@ def margin_and_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`margin`, and which rows are `misclassified`; (n,) each."""
     true, best_wrong = _deciding(logits, labels)
     gap = best_wrong - true
+    none = gap <= 0
+    if bool(none.all()):
+        # What a search asks nearly always; NaN is not among it.
+        return gap, none.logical_not_()
     return gap, (gap > _slack(true, best_wrong)) | torch.isnan(logits).any(1)
 
 

@@ -819,10 +819,13 @@ class Victim:
 
     def _remember(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
         """That a deterministic defense answered these points (n, C, H, W) with these logits (n, K),
-        which a later question about the same points need not ask again.
+        which a later question about the same points need not ask again. Of several points of an
+        image the first counts.
         """
         if self.stochastic or self._transfer:
             return
+        first = _first_of_each(rows, len(self.ids))
+        x, rows, logits = x[first], rows[first], logits[first]
         if self._known is None:
             self._known = _Known(len(self.ids), x, logits)
         self._known.points[rows], self._known.logits[rows, 0] = x.detach(), logits
@@ -858,6 +861,16 @@ class Victim:
             self.slopes.count_missing(rows, needed)
             return torch.zeros_like(leaf)
         return self.slopes.count(slope, rows, needed)
+
+
+def _first_of_each(rows: Tensor, n: int) -> Tensor:
+    """Where each of these rows of n stands first, int64 (m,): writing to a row twice at once leaves
+    open which of the two is there afterwards.
+    """
+    places = torch.arange(len(rows), device=rows.device)
+    first = torch.full((n,), len(rows), device=rows.device)
+    first.scatter_reduce_(0, rows, places, "amin")
+    return (first[rows] == places).nonzero().squeeze(1)
 
 
 class _Meter(torch.autograd.Function):

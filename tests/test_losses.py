@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import bench
-from bench.losses import misclassified
+from bench.losses import margin_and_error, misclassified
 from tests import toy_model, toy_plugins  # noqa: F401
 
 
@@ -18,6 +18,12 @@ def test_masked_classes_do_not_hide_success():
         False,
         True,
     ]
+
+
+def test_what_is_no_number_is_wrong_among_right_answers():
+    logits = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.nan], [-torch.inf, -torch.inf]])
+    gaps, wrong = margin_and_error(logits, torch.zeros(4, dtype=torch.int64))
+    assert wrong.tolist() == [False, True, True, False] and gaps[0] == -1
 
 
 def test_a_log_of_mean_softmax_may_rule_classes_out():

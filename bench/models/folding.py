@@ -96,16 +96,22 @@ def _pair(convolution: nn.Module, norm: nn.Module, layout: torch.memory_format) 
     if convolution.bias is not None:
         shift = shift + convolution.bias.detach().double() * scale
     kernel = (weight.double() * scale.reshape(-1, 1, 1, 1)).to(weight.dtype)
-    kernel = kernel.contiguous(memory_format=layout)
     return _Pair(
         convolution,
         norm,
         (convolution._parameters["weight"], convolution._parameters["bias"]),
         (
-            nn.Parameter(kernel, requires_grad=False),
+            nn.Parameter(laid(kernel, layout), requires_grad=False),
             nn.Parameter(shift.to(weight.dtype), requires_grad=False),
         ),
     )
+
+
+def laid(kernel: Tensor, layout: torch.memory_format) -> Tensor:
+    """The kernel in this layout, told by its strides even where it has one channel: there
+    `contiguous` returns what is there, and the convolution would go by the images' layout.
+    """
+    return torch.empty_like(kernel, memory_format=layout).copy_(kernel)
 
 
 def candidates(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from bench.models.folding import Folding, is_plain
+from bench.models.folding import Folding, is_plain, laid
 
 Weights = tuple[nn.Parameter, nn.Parameter | None]
 
@@ -92,7 +92,7 @@ def _rounded(part: nn.Module, layout: torch.memory_format) -> Weights:
     assert weight is not None
     narrow = weight.detach().to(torch.bfloat16)
     if narrow.dim() == 4:
-        narrow = narrow.contiguous(memory_format=layout)
+        narrow = laid(narrow, layout)
     return _constant(narrow), None if bias is None else _constant(bias.detach().to(torch.bfloat16))
 
 

@@ -261,3 +261,17 @@ def test_what_is_remembered_of_a_point_is_not_said_of_another():
     mixed = torch.where((rows % 2 == 0)[:, None, None, None], images, others)
     assert torch.equal(victim.verify(mixed)[:, 0], model(mixed).argmax(1))
     assert torch.equal(victim.forwards - asked, rows % 2)
+
+
+def test_of_several_points_of_an_image_the_first_is_remembered():
+    images, labels = problem()
+    model = Signed().eval()
+    defended = Classifier(model, 3).requires_grad_(False)
+    victim = Victim(defended, np.arange(N), fold=Opposite(model))
+    rows, others = torch.arange(N), images.flip(0)
+    assert not torch.equal(model(images).argmax(1), model(others).argmax(1))
+    reader(victim, labels, 0)(torch.cat([images, others]), torch.cat([rows, rows]))
+    asked = victim.forwards.clone()
+    assert torch.equal(victim.verify(images)[:, 0], model(images).argmax(1))
+    assert torch.equal(victim.forwards, asked)
+    assert torch.equal(victim.verify(others)[:, 0], model(others).argmax(1))

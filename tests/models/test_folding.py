@@ -86,6 +86,14 @@ def test_a_fold_is_the_same_function_and_leaves_no_trace(affine):
     assert "forward" not in vars(net[1])
 
 
+def test_what_comes_out_of_images_of_one_channel_lies_like_the_kernels():
+    net, x = Net(), images()
+    pairs = find_pairs(net, lambda: net(x))
+    for layout in (torch.channels_last, torch.contiguous_format):
+        with Folding(net, pairs, layout):
+            assert net[0](x).is_contiguous(memory_format=layout)
+
+
 class Twice(nn.Module):
     """Reads the convolution's output in place, beside, or under two normalisations."""
 

@@ -15,13 +15,15 @@ def test_it_is_nearly_the_same_function_and_leaves_no_trace(folded):
     net, x = Firm(), images()
     folding = Folding(net, find_pairs(net, lambda: net(x))) if folded else None
     narrow, parameters = Narrow(net, "cpu", folding), dict(net.named_parameters())
-    (plain, of_plain), kinds = slope(net, x), []
-    handle = net[0].register_forward_hook(lambda part, _, output: kinds.append(output.dtype))
+    (plain, of_plain), outputs = slope(net, x), []
+    handle = net[0].register_forward_hook(lambda part, _, output: outputs.append(output))
     with narrow:
         quick, of_quick = slope(net, x)
         assert ("forward" in vars(net[1])) == folded
     handle.remove()
-    assert kinds == [torch.bfloat16]
+    (output,) = outputs
+    assert output.dtype == torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
     largest = float(plain.abs().max())
     assert 1e-6 * largest < float((quick - plain).abs().max()) < 0.03 * largest
     # A block that is over leaves its gradients, in float32.
