@@ -21,7 +21,9 @@ def test_masked_classes_do_not_hide_success():
 
 
 def test_what_is_no_number_is_wrong_among_right_answers():
-    logits = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.nan], [-torch.inf, -torch.inf]])
+    logits = torch.tensor(
+        [[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.nan], [-torch.inf, -torch.inf]]
+    )
     gaps, wrong = margin_and_error(logits, torch.zeros(4, dtype=torch.int64))
     assert wrong.tolist() == [False, True, True, False] and gaps[0] == -1
 
