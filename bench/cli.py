@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
+from bench.allocator import keep_freed_memory
 from bench.commands import shell
 from bench.commands.arguments import (
     AsJson,
@@ -1018,6 +1019,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     if shell.in_bash():
         shell.complete(lambda: app(prog_name="bench"))
+    keep_freed_memory()
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -48,7 +48,11 @@ CPU time of one gradient to the images, least of five, one thread, on a machine 
 So nothing is compiled. Of ResNet-20 a compiled pass took 8 % less than a folded one, and 9 to 36 s
 to compile. Images stay as they are, but folded kernels lie channels last: on ResNet-20 that changes
 nothing, not even a bit; on the CNN of mnist5k a gradient of 24 images takes 5.7 ms in place of 7.0,
-of 128 images 27 in place of 40. `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU
+of 128 images 27 in place of 40. Its first kernel has one channel, whose layout its strides have to
+tell: since they do, a gradient of 25 images takes another seventh less. A process of the command
+keeps the memory that it frees, in blocks of at most 32 MiB, which the kernel would clear each time:
+128 images through that CNN take 0.10 ms each in place of 0.17, their gradients 0.24 in place of
+0.30. `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU
 where commit 74360b1 took 70: the checks of a run have grown, and the judge's 20 draws a point take
 most of both.
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from bench.allocator import keep_freed_memory
 from bench.engine.execution import Execution, Progress, read_execution
 from bench.engine.plan import plan_all
 from bench.engine.run import Result, run_evaluations
@@ -155,6 +156,7 @@ class Part:
         """Take part in a job; returns the evaluations that cannot be, and why, as JSON."""
         job = Job.model_validate_json(text)
         torch.set_num_threads(job.threads)
+        keep_freed_memory()
         execution = read_execution(job.device, job.batch_size, compile=job.compile)
         evaluations = plan_all(job.requests)
         results = run_evaluations(evaluations, Store(job.out), execution, shared=True)

@@ -11,6 +11,7 @@ import sys
 
 import torch
 
+from bench.allocator import keep_freed_memory
 from bench.engine.execution import read_execution
 from bench.engine.plan import plan_all
 from bench.engine.run import run_evaluations
@@ -38,6 +39,7 @@ def main() -> None:
             os._exit(LEFT)
         told += more
     end_with(descriptor)
+    keep_freed_memory()
     work(Job.model_validate_json(told))
 
 
