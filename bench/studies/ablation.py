@@ -27,6 +27,9 @@ _CHANGES = (
     "group=2,objective=(datafreeshield:smooth=0)",
     "group=2,objective=trades",
     "group=2,objective=mart",
+    "group=2,objective=pgd-at",
+    "group=2,objective=ard",
+    "group=2,objective=rslad",
 )
 
 
