@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from benchmarks.measure import OURS, Absent, Row, Run, with_threads
 PIXEL = 1 / 255
 TORCHATTACKS, FOOLBOX, LOOP = "torchattacks", "foolbox", "plain loop"
 PEAK = Path(__file__).with_name("peak.py")
+
+Size = Callable[[int], int]
+"""How many images a row takes that has so many at full scale."""
 
 
 def pgd(problem: peers.Problem, steps: int, compile: str = "auto") -> Mapping[str, Run]:
@@ -49,14 +52,11 @@ def against_loop(problem: peers.Problem, steps: int, compile: str = "auto") -> M
     }
 
 
-def _whole_command(problem: peers.Problem, attack: str, steps: int) -> Mapping[str, Run]:
+def _whole_command(problem: peers.Problem, steps: int, compile: str) -> Mapping[str, Run]:
     """The command as it is typed, with its default workers, start-up and all."""
     eps = problem.eps
-    arguments = [
-        word
-        for name, value in problem.options(attack).items()
-        for word in (f"--{name}", str(value))
-    ]
+    options = {**problem.options(f"pgd:steps={steps},step=eps/4"), "compile": compile}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return {
         OURS: partial(_command, arguments),
         TORCHATTACKS: with_threads(2, problem.theirs(peers.torchattacks_pgd(eps, steps))),
@@ -208,48 +208,53 @@ def table(tiny: bool = False) -> list[Row]:
     def size(n: int) -> int:
         return max(2, n // 32) if tiny else n
 
-    resnet = partial(peers.Problem, "cifar10_exact", "cifar_resnet20")
-    trained = partial(peers.Problem, "cifar10_exact", "cifar_cnn_a_adv")
+    return [*_ascents(size, tiny), *_suites(size), *_own_images(size), *_processes(size, tiny)]
+
+
+def _ascents(size: Size, tiny: bool) -> list[Row]:
+    """PGD, each row as it comes and with gradients in bfloat16."""
+    resnet, trained = _resnet(), partial(peers.Problem, "cifar10_exact", "cifar_cnn_a_adv")
     steps = 2 if tiny else 100
-    scaled = ("--defense", "random-resize", "--attack", f"pgd+eot:steps={size(20)}")
     return [
-        Row(
+        *_both(
             "pgd-resnet",
             f"PGD-20, undefended ResNet-20, 8/255, {size(1017)} images: all workers",
-            lambda: pgd(resnet(8 * PIXEL, size(1017)), 20),
+            lambda compile: pgd(resnet(8 * PIXEL, size(1017)), 20, compile),
             {TORCHATTACKS: 12.0},
-            rounds=3,
         ),
-        Row(
-            "pgd-resnet-on",
-            f"PGD-20, ResNet-20, 8/255, {size(1017)} images: all workers, `--compile on`",
-            lambda: pgd(resnet(8 * PIXEL, size(1017)), 20, "on"),
-            {TORCHATTACKS: 12.0},
-            rounds=3,
-        ),
-        Row(
+        *_both(
             "pgd-loop",
             f"PGD-20, ResNet-20, 0.5/255, {size(512)} images: few break early",
-            lambda: against_loop(resnet(0.5 * PIXEL, size(512)), 20),
+            lambda compile: against_loop(resnet(0.5 * PIXEL, size(512)), 20, compile),
             {LOOP: 2.2},
-            rounds=3,
         ),
-        Row(
-            "pgd-loop-on",
-            f"PGD-20, ResNet-20, 0.5/255, {size(512)} images, `--compile on`",
-            lambda: against_loop(resnet(0.5 * PIXEL, size(512)), 20, "on"),
-            {LOOP: 2.2},
-            rounds=3,
-        ),
-        Row(
+        *_both(
             "pgd-command",
             f"PGD-{steps}, cnn_a_adv, 2/255, {size(1017)} images: the whole command",
-            lambda: _whole_command(
-                trained(2 * PIXEL, size(1017)), f"pgd:steps={steps},step=eps/4", steps
-            ),
+            lambda compile: _whole_command(trained(2 * PIXEL, size(1017)), steps, compile),
             {TORCHATTACKS: 2.0, FOOLBOX: 2.0},
-            rounds=3,
         ),
+    ]
+
+
+def _both(
+    key: str, text: str, sides: Callable[[str], Mapping[str, Run]], wanted: Mapping[str, float]
+) -> list[Row]:
+    """A row as it comes, and one with `--compile on`."""
+    return [
+        Row(key, text, partial(sides, "auto"), wanted, rounds=3),
+        Row(f"{key}-on", f"{text}, `--compile on`", partial(sides, "on"), wanted, rounds=3),
+    ]
+
+
+def _resnet() -> Callable[[float, int], peers.Problem]:
+    return partial(peers.Problem, "cifar10_exact", "cifar_resnet20")
+
+
+def _suites(size: Size) -> list[Row]:
+    """Suites of attacks beside the library's, and attacks on randomness."""
+    resnet, trained = _resnet(), partial(peers.Problem, "cifar10_exact", "cifar_cnn_a_adv")
+    return [
         Row(
             "apgd",
             f"APGD-CE, cnn_a_adv, 2/255, {size(64)} images",
@@ -278,12 +283,25 @@ def table(tiny: bool = False) -> list[Row]:
             lambda: purification(size(64), 0),
             {"bare chain": 1 / 1.05},
         ),
+    ]
+
+
+def _own_images(size: Size) -> list[Row]:
+    """Training on images of the defense's own making."""
+    return [
         Row("datafree-epoch", "DataFreeShield: an epoch of 100 images", lambda: _datafree("epoch")),
         Row(
             "datafree-synthesis",
             "DataFreeShield: 8 iterations of 50 images",
             lambda: _datafree("synthesis"),
         ),
+    ]
+
+
+def _processes(size: Size, tiny: bool) -> list[Row]:
+    """What is measured in processes of their own."""
+    scaled = ("--defense", "random-resize", "--attack", f"pgd+eot:steps={size(20)}")
+    return [
         Row(
             "workers",
             f"workers: random-resize on mnist5k, EOT, {size(512)} images",
