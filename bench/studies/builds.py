@@ -35,12 +35,17 @@ SpecText = Annotated[str, Field(min_length=1), AfterValidator(unnest)]
 """One spec, in parentheses where it holds commas."""
 
 
-class BuildsParams(Params):
-    """How often each defense is built, and what attacks it."""
+class BuildCount(Params):
+    """How often each defense is built."""
 
     builds: int = Field(
         3, ge=1, le=SEEDS_APART, description="builds of each defense, under seeds of their own"
     )
+
+
+class BuildsParams(BuildCount):
+    """How often each defense is built, and what attacks it."""
+
     attack: SpecText = Field(
         "pgd:steps=20", description="attack on each build, in parentheses where it holds commas"
     )
@@ -67,12 +72,7 @@ class BuildsStudy(Study[P]):
 
     def sources(self, setting: StudySetting) -> dict[str, str]:
         """Hashes of the data that the defenses declare."""
-        evaluations = planned(setting, self.specs(), self.params.attack, 0)
-        return {
-            f"{evaluation.defense.spec}: {need}": sha
-            for evaluation in evaluations
-            for need, sha in evaluation.identity["data"].items()
-        }
+        return declared(planned(setting, self.specs(), self.params.attack, 0))
 
     def run(self, setting: StudySetting) -> StudyResult:
         scores = list(attacked(setting, self.specs(), self.params))
@@ -84,6 +84,15 @@ class BuildsStudy(Study[P]):
     @abstractmethod
     def answer(self, scores: list[BuildScores], scale: str) -> StudyResult:
         """Tables, figures and the sentence; `scale` says how much was computed."""
+
+
+def declared(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Hashes of the data that these evaluations' defenses declare, by defense and need."""
+    return {
+        f"{evaluation.defense.spec}: {need}": sha
+        for evaluation in evaluations
+        for need, sha in evaluation.identity["data"].items()
+    }
 
 
 def planned(
