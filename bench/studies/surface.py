@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.engine.build import build
 from bench.engine.evaluation import Evaluation
+from bench.errors import BadInput
 from bench.execution.local import several
 from bench.losses import cross_entropy
 from bench.randomness import Query, RandomnessModel
@@ -31,6 +32,8 @@ from bench.victim import Victim, frozen
 DIRECTIONS = ("adversarial", "random")
 _BASE = "images=500,iterations=150,synthesis_batch=50,epochs=10,batch=50"
 _NO_ATTACK = "null"
+_MOST_FLAT = 0.5
+"""Without a gradient on more of the images there is no way to walk along."""
 
 
 class SurfaceParams(BuildCount):
@@ -89,7 +92,10 @@ class Surface(Study[SurfaceParams]):
 
 
 def rises(setting: StudySetting, evaluation: Evaluation, points: int) -> Floats:
-    """Mean cross-entropy on each way minus that at the images: (directions, points), in nats."""
+    """Mean cross-entropy on each way minus that at the images: (directions, points), in nats.
+
+    Raises `BadInput` for a defense without a gradient on most images.
+    """
     defended = build(evaluation, setting.device)
     setup = evaluation.setup
     images = setup.images.pixels().to(setting.device)
@@ -106,6 +112,11 @@ def rises(setting: StudySetting, evaluation: Evaluation, points: int) -> Floats:
             device=setting.device,
         )
         ways = _ways(victim, images, labels, rows)
+        if float((victim.slopes.zero + victim.slopes.lost).double().mean()) > _MOST_FLAT:
+            raise BadInput(
+                f"defense {evaluation.defense.spec!r} has no gradient on most images, and that is "
+                "no flat loss: leave it out"
+            )
         shares = np.linspace(0, 1, points) * setup.threat.eps
         losses = [
             _loss(victim, setup.threat.ascend(images, way, share, images), labels, rows)

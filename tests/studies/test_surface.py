@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
+from bench.errors import BadInput
 from bench.studies import surface
 from tests.studies.helpers import QUICK, TwoClasses, linear_setup, purifier_setting, study
 
@@ -58,3 +59,8 @@ def test_rows_of_known_rises():
     assert [row["rise"] for row in rows] == [2, 0, 3.5, 0]
     assert rows[2]["difference"] == 1.5 and rows[2]["difference_low"] < 0
     assert torch.tensor([row["share of eps"] for row in rows]).eq(1).all()
+
+
+def test_what_has_no_gradient_is_not_called_flat(setting):
+    with pytest.raises(BadInput, match=r"bit-depth.* has no gradient on most images"):
+        study("surface:defenses=bit-depth,builds=1").run(setting)
