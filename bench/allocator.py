@@ -10,7 +10,7 @@ import os
 # As in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST, _KEPT = 32 * 2**20, 512 * 2**20
-_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
@@ -18,10 +18,11 @@ def keep_freed_memory() -> bool:
     whether that could be set.
 
     glibc gives such blocks back to the kernel, which clears each page that comes again: up to two
-    fifths of a forward pass of 128 images. Nothing is set where the user has set the like, and
-    there is nothing to set where the C library is another one.
+    fifths of a forward pass of 128 images. Other threads than the main one keep less. Nothing is set
+    where the user has set the like, and there is nothing to set where the C library is another one.
     """
-    if any(name in os.environ for name in _VARIABLES):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc." in tunables or any(name in os.environ for name in _VARIABLES):
         return False
     try:
         library = ctypes.CDLL(None)

@@ -820,7 +820,7 @@ class Victim:
     def _remember(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
         """That a deterministic defense answered these points (n, C, H, W) with these logits (n, K),
         which a later question about the same points need not ask again. Of several points of an
-        image the first counts.
+        image that are told at once the first counts.
         """
         if self.stochastic or self._transfer:
             return

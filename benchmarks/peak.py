@@ -14,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.allocator import keep_freed_memory
 from bench.engine.plan import plan
 from bench.engine.request import read_request
 from benchmarks.peers import data_folder, evaluated, foolbox_pgd
@@ -32,6 +33,7 @@ def main(side: str, n: int, device: str = "cpu") -> None:
         "n": n,
     }
     if side == "bench":
+        keep_freed_memory()
         asked = {**options, "defense": "undefended", "attack": f"pgd:steps={STEPS},step=eps/4"}
         evaluated(plan(read_request(asked, "benchmark"))[-1:], device)
     else:

@@ -45,3 +45,5 @@ def test_what_the_user_set_stays():
     code = "from bench.allocator import keep_freed_memory; print(keep_freed_memory())"
     assert ran(code, MALLOC_TRIM_THRESHOLD_="1000000") == "False"
     assert ran(code, GLIBC_TUNABLES="glibc.malloc.trim_threshold=1000000") == "False"
+    if platform.libc_ver()[0] == "glibc":
+        assert ran(code, GLIBC_TUNABLES="glibc.pthread.rseq=0") == "True"

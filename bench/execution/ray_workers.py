@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from bench.allocator import keep_freed_memory
 from bench.engine.execution import Execution, Progress
 from bench.engine.memory import MEMORY_VARIABLE
 from bench.engine.run import Result
@@ -183,7 +182,6 @@ class Worker:
     def _work(self, text: str) -> None:
         job = Job.model_validate_json(text)
         torch.set_num_threads(job.threads)
-        keep_freed_memory()
         self._said.put(converse(job, self._ask))
 
     def _ask(self, text: bytes) -> bytes:

@@ -24,7 +24,7 @@ from bench.results.intervals import student_mean
 from bench.spec import Specs
 from bench.studies import plots
 from bench.studies.builds import BuildCount, declared, planned
-from bench.studies.deployed import columns, defense_identities, shown
+from bench.studies.deployed import check_linf, columns, defense_identities, shown
 from bench.studies.study import EVERYTHING, Study, StudyResult, StudySetting
 from bench.studies.synthetic import short_names
 from bench.victim import Victim, frozen
@@ -32,8 +32,8 @@ from bench.victim import Victim, frozen
 DIRECTIONS = ("adversarial", "random")
 _BASE = "images=500,iterations=150,synthesis_batch=50,epochs=10,batch=50"
 _NO_ATTACK = "null"
-_MOST_FLAT = 0.5
-"""Without a gradient on more of the images there is no way to walk along."""
+_WITHOUT_GRADIENT = 0.01
+"""More images without a gradient would make a loss look flat that is not."""
 
 
 class SurfaceParams(BuildCount):
@@ -49,9 +49,9 @@ class SurfaceParams(BuildCount):
 class Surface(Study[SurfaceParams]):
     """How steeply does the loss rise around images, with and without a part of a defense?
 
-    From each image a straight way leads to the rim of the ball: along the gradient of the
-    cross-entropy at the image (under Linf its signs), and along Gaussian noise (under Linf random
-    signs), which is the same for all defenses. The rise is the mean cross-entropy at a point of the
+    From each image a straight way leads to the rim of the Linf ball: along the signs of the
+    gradient of the cross-entropy at the image, and along random signs, which are the same for all
+    defenses. The rise is the mean cross-entropy at a point of the
     way minus that at the image, in nats. Intervals are Student's over builds, on the same images.
     """
 
@@ -67,6 +67,7 @@ class Surface(Study[SurfaceParams]):
 
     def run(self, setting: StudySetting) -> StudyResult:
         params = self.params
+        check_linf(setting)
         builds = [
             planned(setting, params.defenses, _NO_ATTACK, number) for number in range(params.builds)
         ]
@@ -77,11 +78,17 @@ class Surface(Study[SurfaceParams]):
             setting.progress(f"{evaluation.defense.spec}: build {number + 1} of {params.builds}")
             return rises(setting, evaluation, params.points).tobytes()
 
-        made = several(len(ordered), compute, setting.device, setting.workers, setting.progress)
-        flat = np.stack([np.frombuffer(one, dtype=np.float64) for one in made])
+        answers = several(len(ordered), compute, setting.device, setting.workers, setting.progress)
+        flat = np.stack([np.frombuffer(one, dtype=np.float64) for one in answers])
         shape = len(params.defenses), params.builds, len(DIRECTIONS), params.points
-        specs = [one.defense.spec for one in builds[0]]
-        table = surface_table(specs, flat.reshape(shape))
+        specs, made = [one.defense.spec for one in builds[0]], flat.reshape(shape)
+        for spec, one in zip(specs, made, strict=True):
+            if not np.isfinite(one).all():
+                raise BadInput(
+                    f"defense {spec!r} has images without a gradient or without a finite loss, "
+                    "which is no flat surface: leave it out"
+                )
+        table = surface_table(specs, made)
         return StudyResult(
             tables={"surface": table},
             figures={"surface": surface_figure(table)},
@@ -92,9 +99,8 @@ class Surface(Study[SurfaceParams]):
 
 
 def rises(setting: StudySetting, evaluation: Evaluation, points: int) -> Floats:
-    """Mean cross-entropy on each way minus that at the images: (directions, points), in nats.
-
-    Raises `BadInput` for a defense without a gradient on most images.
+    """Mean cross-entropy on each way minus that at the images: (directions, points), in nats; NaN
+    for a defense that has no gradient on some images.
     """
     defended = build(evaluation, setting.device)
     setup = evaluation.setup
@@ -112,11 +118,8 @@ def rises(setting: StudySetting, evaluation: Evaluation, points: int) -> Floats:
             device=setting.device,
         )
         ways = _ways(victim, images, labels, rows)
-        if float((victim.slopes.zero + victim.slopes.lost).double().mean()) > _MOST_FLAT:
-            raise BadInput(
-                f"defense {evaluation.defense.spec!r} has no gradient on most images, and that is "
-                "no flat loss: leave it out"
-            )
+        if float((victim.slopes.zero + victim.slopes.lost).double().mean()) > _WITHOUT_GRADIENT:
+            return np.full((len(ways), points), np.nan)
         shares = np.linspace(0, 1, points) * setup.threat.eps
         losses = [
             _loss(victim, setup.threat.ascend(images, way, share, images), labels, rows)

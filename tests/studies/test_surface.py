@@ -1,5 +1,7 @@
 """The study `surface`, on a linear model of two classes, whose loss along a line is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.nn.functional import softplus
 
 from bench.errors import BadInput
 from bench.studies import surface
+from bench.threat import ThreatModel
 from tests.studies.helpers import QUICK, TwoClasses, linear_setup, purifier_setting, study
 
 POINTS = 3
@@ -61,6 +64,24 @@ def test_rows_of_known_rises():
     assert torch.tensor([row["share of eps"] for row in rows]).eq(1).all()
 
 
+class HalfBlind(TwoClasses):
+    """Without a gradient for every second image."""
+
+    def forward(self, images):
+        seen = torch.arange(len(images)) % 2 == 0
+        return super().forward(torch.where(seen[:, None, None, None], images, images.detach()))
+
+
 def test_what_has_no_gradient_is_not_called_flat(setting):
-    with pytest.raises(BadInput, match=r"bit-depth.* has no gradient on most images"):
+    with pytest.raises(BadInput, match=r"bit-depth.* images without a gradient"):
         study("surface:defenses=bit-depth,builds=1").run(setting)
+    half = purifier_setting(linear_setup())
+    half.setup.classifier.network = HalfBlind()
+    with pytest.raises(BadInput, match=r"undefended.* images without a gradient"):
+        study("surface:defenses=undefended,builds=1").run(half)
+
+
+def test_other_balls_are_refused(setting):
+    round_one = purifier_setting(replace(setting.setup, threat=ThreatModel("l2", 0.5)))
+    with pytest.raises(BadInput, match="linf"):
+        study("surface:defenses=undefended,builds=1").run(round_one)
