@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
     whether that could be set.
 
     glibc gives such blocks back to the kernel, which clears each page that comes again: up to two
-    fifths of a forward pass of 128 images. Other threads than the main one keep less. Nothing is set
-    where the user has set the like, and there is nothing to set where the C library is another one.
+    fifths of a forward pass of 128 images. Threads other than the main one keep less. Nothing is
+    set where the user has set the like, nor where the C library is another one.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc." in tunables or any(name in os.environ for name in _VARIABLES):
