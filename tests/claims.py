@@ -234,6 +234,19 @@ def parts() -> Rows:
         rows[key] = [*pct(of(row, "difference")), f"{len(tests)} builds"]
         rows[key] += [f"{lower} of {len(tests)}", images_of("ablation")]
         rows[key] += [setup_of("ablation")["threat"].removeprefix("linf ")]
+    others = ("objective=pgd-at", "objective=ard", "objective=rslad")
+    same = [row_of("ablation", "ablation", defense=other) for other in others]
+    rows["D13"] = [*pct(*(of(row, "difference") for row in same)), f"{len(tests)} builds"]
+    ways = [
+        row_of("surface", "surface", defense="group=1", direction=way, **{"share of eps": "1.0"})
+        for way in ("adversarial", "random")
+    ]
+    rows["D21"] = [
+        *num(3, *(of(row, "difference") for row in ways)),
+        setup_of("surface")["threat"].removeprefix("linf "),
+        images_of("surface"),
+        f"{len(tests)} builds",
+    ]
     made, trained = table("time", "time")
     passes = ("forwards", "input_backwards", "weight_backwards")
     rows["D23"] = [f"{float(made[column]):.2f}" for column in passes[:2]]

@@ -63,8 +63,8 @@ def legend(axes: Axes, **options: Any) -> None:
 
 
 def wrapped(name: str) -> str:
-    """A long label in lines of 30 characters."""
-    return textwrap.fill(name, 30)
+    """A long label in lines of 30 characters, or of a word that is longer."""
+    return textwrap.fill(name, 30, break_long_words=False, break_on_hyphens=False)
 
 
 def png(figure: Figure) -> bytes:
