@@ -236,7 +236,8 @@ def parts() -> Rows:
         rows[key] += [setup_of("ablation")["threat"].removeprefix("linf ")]
     others = ("objective=pgd-at", "objective=ard", "objective=rslad")
     same = [row_of("ablation", "ablation", defense=other) for other in others]
-    rows["D13"] = [*pct(*(of(row, "difference") for row in same)), f"{len(tests)} builds"]
+    harder = row_of("ablation-ensemble", "ablation", defense=others[1])
+    rows["D13"] = pct(*(of(row, "difference") for row in (*same, harder)))
     ways = [
         row_of("surface", "surface", defense="group=1", direction=way, **{"share of eps": "1.0"})
         for way in ("adversarial", "random")
