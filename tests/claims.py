@@ -42,6 +42,8 @@ DIFFPURE = {
     "blind": "8ea20f7",
 }
 REVPURE = {"replay": "a698952", "bpda": "ade6d43", "fresh": "8efc553", "blind": "63ea354"}
+NOT_ATTACKED = ("31981f1", "d1a955e")
+"""DiffPure's and RevPure's clean images, under the judge's draws and under one fixed noise."""
 PURIFIERS = ("DiffPure", "RevPure")
 CIFAR, DIGITS = 0, 1
 TESTTIME = {
@@ -297,6 +299,12 @@ def purified_colour() -> Rows:
     return rows
 
 
+def still(board: str, short: str) -> list[str]:
+    """Clean accuracy under one fixed noise, on fresh draws, and the difference."""
+    known, fresh = right(board, short, "replayed"), right(board, short, "clean")
+    return pct(share(known), share(fresh), gap(known, fresh))
+
+
 def purified() -> Rows:
     board = "mnist5k-purification"
     here = scale(board, " ".join([*DIFFPURE.values(), *REVPURE.values()]))
@@ -315,6 +323,7 @@ def purified() -> Rows:
     rows = {
         "R1": pct(share(known), share(best), gap(best, known)),
         "R2": pct(share(fresh), share(replayed["replay"]), gap(fresh, replayed["replay"])),
+        "R4": [text for short in NOT_ATTACKED for text in still(board, short)],
         "R5": [
             *pct(share(replayed["bpda"]), share(replayed["replay"])),
             *pct(gap(replayed["bpda"], replayed["replay"])),
