@@ -254,6 +254,11 @@ def parts() -> Rows:
     passes = ("forwards", "input_backwards", "weight_backwards")
     rows["D23"] = [f"{float(made[column]):.2f}" for column in passes[:2]]
     rows["D24"] = [f"{float(trained[column]):.1f}" for column in passes]
+    every: Counter[str] = Counter()
+    for row in table("time-baselines", "time"):
+        counted = sum(float(row[column]) for column in passes)
+        every[row["defense"].partition(":")[0]] += float(row["iterations"]) * counted
+    rows["D25"] = [f"{round(total):,}" for total in every.values()]
     return rows
 
 
