@@ -54,10 +54,13 @@ def main() -> None:
         for row in rows:
             if row.key in done and not asked.again:
                 continue
-            done[row.key] = measured = measure(row, asked.rounds)
+            measured = measure(row, asked.rounds)
             measured.when = now()
             print(summary(measured), flush=True)
-            write(asked.results, done)
+            # What was measured before stays where a peer is missing now.
+            if not (measured.absent and row.key in done):
+                done[row.key] = measured
+                write(asked.results, done)
     made_on = json.loads(asked.results.read_text())["machine"] if done else machine()
     text = page([done.get(row.key) or unmeasured(row) for row in table()], made_on)
     asked.to.write_text(text)
