@@ -35,7 +35,7 @@ compute in float32.
 """
 
 TAIL = """
-## What was tried and brings nothing here
+## What was tried
 
 CPU time of one gradient to the images, least of five, one thread, on a machine that did other work:
 
@@ -45,8 +45,8 @@ CPU time of one gradient to the images, least of five, one thread, on a machine 
 | `torch.compile`, a U-Net of 2.9 million parameters, 64 images | 1.01 s | 1.10 s | and 33 s |
 | channels last, folded ResNet-20, 128 images | 0.176 s | 0.174 s | |
 
-So nothing is compiled. Of ResNet-20 a compiled pass took 8 % less than a folded one, and 9 to 36 s
-to compile. Images stay as they are.
+None of these brings anything here, so nothing is compiled and images stay as they are. Of ResNet-20
+a compiled pass took 8 % less than a folded one, and 9 to 36 s to compile.
 
 What did bring something on the CNN of mnist5k (before and after, each pair in one session of its
 own; the machine's pace wavers between sessions):

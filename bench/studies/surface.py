@@ -120,14 +120,16 @@ def rises(setting: StudySetting, evaluation: Evaluation, points: int) -> Floats:
         ways = _ways(victim, images, labels, rows)
         if float((victim.slopes.zero + victim.slopes.lost).double().mean()) > _WITHOUT_GRADIENT:
             return np.full((len(ways), points), np.nan)
-        shares = np.linspace(0, 1, points) * setup.threat.eps
+        start = _loss(victim, images, labels, rows)
+        shares = np.linspace(0, 1, points)[1:] * setup.threat.eps
         losses = [
-            _loss(victim, setup.threat.ascend(images, way, share, images), labels, rows)
+            [
+                _loss(victim, setup.threat.ascend(images, way, s, images), labels, rows)
+                for s in shares
+            ]
             for way in ways
-            for share in shares
         ]
-    made: Floats = np.array(losses).reshape(len(ways), points)
-    return made - made[:, :1]
+    return np.pad(np.array(losses) - start, ((0, 0), (1, 0)))
 
 
 def _ways(victim: Victim, images: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -248,11 +248,18 @@ def test_in_a_coarse_form_near_successes_are_asked_about(rounding, asked):
     assert wrong.tolist() == [bool(asked)] * 3 and (values > 0).tolist() == wrong.tolist()
 
 
-def test_what_is_remembered_of_a_point_is_not_said_of_another():
+def asked_again():
+    """A model, images with their labels, and a victim whose quick form is wrong everywhere, so that
+    the model itself is asked.
+    """
     images, labels = problem()
     model = Signed().eval()
     defended = Classifier(model, 3).requires_grad_(False)
-    victim = Victim(defended, np.arange(N), fold=Opposite(model))
+    return model, images, labels, Victim(defended, np.arange(N), fold=Opposite(model))
+
+
+def test_what_is_remembered_of_a_point_is_not_said_of_another():
+    model, images, labels, victim = asked_again()
     rows, others = torch.arange(N), images.flip(0)
     reader(victim, labels, 0)(images, rows)
     asked = victim.forwards.clone()
@@ -264,10 +271,7 @@ def test_what_is_remembered_of_a_point_is_not_said_of_another():
 
 
 def test_of_several_points_of_an_image_the_first_is_remembered():
-    images, labels = problem()
-    model = Signed().eval()
-    defended = Classifier(model, 3).requires_grad_(False)
-    victim = Victim(defended, np.arange(N), fold=Opposite(model))
+    model, images, labels, victim = asked_again()
     rows, others = torch.arange(N), images.flip(0)
     assert not torch.equal(model(images).argmax(1), model(others).argmax(1))
     reader(victim, labels, 0)(torch.cat([images, others]), torch.cat([rows, rows]))
