@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.report.words import stands_in
 from bench.results.record import Record
+
+RANK = (
+    "Rank: 1 + the rows whose interval lies wholly above; 1-3 where the intervals allow any of "
+    "these places."
+)
 
 _SHARES = (
     "Shares in percent with 95 % intervals over images. Robust accuracy is an upper bound: a "
@@ -45,7 +51,16 @@ _ROBUST = (
     "is worst for it, an upper bound, as a stronger attack may lower it; images that are wrong "
     "without attack count as broken."
 )
-_BUILDS = " Of several builds: their mean, with an interval over builds and images, and the range."
+_BUILDS = (
+    " Of several builds: their mean, with an interval over builds and images, and the range; a row "
+    "that tells no number of builds has nothing to train."
+)
+_CHOSEN = (
+    " Of a random defense `robust` is measured, not picked: an attacker tries the attacks' points "
+    "on all draws but one, submits for each image the worst, and is judged on the draw that is "
+    "left. Where his choices err, it lies a little above the lowest attack."
+)
+_STAND_IN = " (stand-in): built here in place of a method of which code or equations are not known."
 _DRAWS = (
     " Stochastic defenses are judged on fresh draws after the attack has ended; `all draws` counts "
     "images right in every one, without attack -> under all; `replayed` is judged under the "
@@ -57,7 +72,7 @@ _BOARD_VIEWS = (
 )
 _CERTIFIED = (
     " `certified`: images of which a proof says that no attack in the ball breaks them, so that "
-    "certified <= truth <= worst case."
+    "certified <= truth <= robust."
 )
 
 _VOTED = (
@@ -71,7 +86,8 @@ _DISTANCES = (
 )
 _AUDIT = (
     " `audit`: the verdict of `bench audit` and the checks behind it, of the strongest attack "
-    "where there are several; no-evidence-found is no proof."
+    "where there are several. no-evidence-found, its best: nothing says that the number is too "
+    "high, which is no proof."
 )
 
 
@@ -92,7 +108,9 @@ def board_note(records: Sequence[Record]) -> str:
     kinds = {record.certificate.kind for record in records if record.certificate}
     audited = any(record.audit for record in records)
     several = len({record.identity["seeds"]["build"] for record in records}) > 1
-    notes = _ROBUST + _BUILDS * several + _AUDIT * audited
+    chosen = any(record.stochastic for record in records)
+    notes = _ROBUST + _CHOSEN * chosen + _BUILDS * several + _AUDIT * audited
+    notes += _STAND_IN * any(stands_in(record) for record in records)
     return notes + _CERTIFIED * ("deterministic" in kinds) + _VOTED * ("probabilistic" in kinds)
 
 

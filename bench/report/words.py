@@ -31,8 +31,13 @@ def heading(record: Record) -> str:
 
 def defense_label(record: Record) -> str:
     """The defense's spec; behind it `(stand-in)` where its card says that it is one."""
+    return record.title["defense"] + " (stand-in)" * stands_in(record)
+
+
+def stands_in(record: Record) -> bool:
+    """Whether its defense stands in for a published one whose code or details are missing."""
     card = card_of(record)
-    return record.title["defense"] + (" (stand-in)" if card and card.stand_in else "")
+    return bool(card and card.stand_in)
 
 
 def card_of(record: Record) -> Card | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from bench.report.boards.model import Board, Row
+from bench.report.notes import RANK
 from bench.report.tables import percent
 from bench.results.estimate import Estimate
 
@@ -30,7 +31,7 @@ def escaped(text: str) -> str:
 
 
 def tables(boards: Sequence[Board]) -> str:
-    """A table a board, for a document that loads booktabs: the best ranked rows bold, rows without
+    """A table a board, for a document that loads booktabs: the leading rows bold, rows without
     a rank below a line with the reason, a dagger where no audit was made or a check spoke.
     """
     return "% \\usepackage{booktabs}\n" + "\n".join(map(_table, boards))
@@ -58,7 +59,7 @@ def _caption(board: Board) -> str:
         f"{escaped(board.title)}: {escaped(board.sentences[0])}",
         r"Clean and robust accuracy (worst case over the attacks, an upper bound) in \%, with 95\% "
         "intervals over images; macro-F1 without and under attack.",
-        r"Rank: 1 + the rows whose interval lies wholly above.",
+        RANK,
     ]
     if any(row.unranked for row in board.rows):
         reasons = dict.fromkeys(row.unranked for row in board.rows if row.unranked)
@@ -75,13 +76,13 @@ def _doubted(row: Row) -> bool:
 def _row(row: Row, certified: bool) -> str:
     builds = f" ({row.counted})" if row.counted else ""
     name = escaped(row.defense + builds)
-    bold = row.rank == 1
+    bold = row.leads
     robust = _estimate(row.robust, bold) if row.attacked else "not attacked"
     of_it = _estimate(row.extras.certified) if row.extras.certified else "--"
     f1 = f"${percent(row.macro_f1[0])} \\to {percent(row.macro_f1[1])}$"
     return _line(
         [
-            "--" if row.rank is None else str(row.rank),
+            row.place.replace("-", "--") or "--",
             (f"\\textbf{{{name}}}" if bold else name) + r"$^\dagger$" * _doubted(row),
             _estimate(row.clean),
             robust,

@@ -27,7 +27,7 @@ from bench.report.boards.model import (
     Setup,
     Source,
 )
-from bench.report.boards.protocol import BoardFile, faces, is_control, is_transfer, worded
+from bench.report.boards.protocol import BoardFile, faces, is_control, is_transfer, listed
 from bench.report.boards.sentences import sentences
 from bench.report.grouping import by_defense, by_setup, defense_key, newest
 from bench.report.notes import board_note, more_note
@@ -153,8 +153,7 @@ class _Context:
         missing = dict.fromkeys(
             one for entry in entries for one in self.about.protocol.missing(kind, entry.records)
         )
-        told = ", ".join(map(worded, missing))
-        return f"{ranking.INCOMPLETE}: lacks {told}" if missing else ""
+        return f"{ranking.INCOMPLETE}: lacks {listed(list(missing))}" if missing else ""
 
     def build(self, entry: Entry) -> Build:
         """One build of a method."""

@@ -14,6 +14,7 @@ from bench.report import escape
 from bench.report.boards.model import Attacked, Board, Build, Note, Row
 from bench.report.boards.ranking import COLLAPSED, FAILED, INCOMPLETE
 from bench.report.boards.sentences import counted
+from bench.report.notes import RANK
 from bench.report.tables import percent
 from bench.report.words import failure_label
 from bench.results.estimate import Estimate
@@ -23,6 +24,9 @@ _NAME = 48
 """The longest name that stands in the first table; of a longer one the settings stand below."""
 
 _WIDE = 96
+
+_NAMED = 5
+"""The most names of defenses in a cell."""
 
 _PROTOCOL = "glossary.md#protocol-of-a-board"
 _PAGES = {"COLLAPSED": "glossary.md#collapsed", INCOMPLETE: _PROTOCOL}
@@ -95,25 +99,57 @@ def page(
 
 def _glance(boards: Sequence[Board]) -> str:
     """What each board says first."""
+    header = ["board", "defenses", "most robust", "robust", "noise known", "certified"]
     rows = []
     for board in boards:
         setup = str(board.setup)
         name, row = _most_robust(board)
-        numbers = [_robust(row), _certified(row), row.audit.state] if row else [""] * 3
-        rows.append([f"[{escape.markdown(setup)}](#{_anchor(setup)})", name, *numbers])
-    return _table(["board", "most robust", "robust", "certified", "audit"], rows)
+        known = _unbroken(row.extras.replayed) if row and row.extras.replayed else ""
+        numbers = [_robust(row), known, _certified(row)] if row else [""] * 3
+        constant = percent(max(row.constant for row in board.rows))
+        rows.append(
+            [
+                f"[{escape.markdown(setup)}](#{_anchor(setup)})",
+                _names(board.rows),
+                name,
+                *numbers,
+                constant,
+                _audits(board, row),
+            ]
+        )
+    return _table([*header, "constant answer", "audit"], rows)
+
+
+def _names(rows: Sequence[Row]) -> str:
+    """Of the defenses, without their settings."""
+    names = list(dict.fromkeys(row.defense.partition(":")[0] for row in rows if not row.base))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return escape.markdown(", ".join(names[:_NAMED])) + more or "none"
 
 
 def _most_robust(board: Board) -> tuple[str, Row | None]:
     """In words, and the row whose numbers stand beside them."""
     best = board.rows[0]
     if len(board.rows) == 1:
-        return _shown(best.defense) + ", not ranked" * (best.rank is None), best
+        return f"{_shown(best.defense)}, the only row" + ", not ranked" * (best.rank is None), best
     placed = [row for row in board.rows if row.rank is not None]
     if all(row.base for row in placed):
         return "no defense is ranked", None
+    leading = next((row for row in placed if row.leads), None)
+    if leading is not None:
+        return _shown(leading.defense), leading
     tied = next((row for row in placed if row.base and row.rank == 1), None)
-    return ("none above undefended", tied) if tied else (_shown(best.defense), best)
+    if tied is not None:
+        return "none above undefended", tied
+    return f"{_shown(best.defense)}, not clearly above a constant answer", best
+
+
+def _audits(board: Board, shown: Row | None) -> str:
+    """Of the row that is shown; of all that share the first rank where none is the best."""
+    if shown is None or not shown.base:
+        return shown.audit.state if shown else ""
+    first = [row for row in board.rows if row.rank == 1] or [shown]
+    return ", ".join(dict.fromkeys(row.audit.state for row in first))
 
 
 def _section(board: Board, links: Links, *, several: bool) -> list[str]:
@@ -171,14 +207,14 @@ class _Notes:
 def _first_row(row: Row, noted: _Notes, links: Links) -> list[str]:
     name = _shown(row.defense)
     builds = f", {row.counted}" if row.counted else ""
-    mark = "~~" if row.unranked in (COLLAPSED, FAILED) else "**" if row.rank == 1 else ""
+    mark = "~~" if row.unranked in (COLLAPSED, FAILED) else "**" if row.leads else ""
     return [
-        "-" if row.rank is None else str(row.rank),
+        row.place.replace("-", "\N{NON-BREAKING HYPHEN}") or "-",
         f"{mark}{name}{mark}{builds}",
         _unbroken(row.clean),
         _robust(row),
         _certified(row),
-        f"{percent(row.macro_f1[0])} -> {percent(row.macro_f1[1])}",
+        _macro_f1(row),
         ", ".join(map(escape.markdown, row.access)) or "none",
         _audit(row, noted, links),
         _noted(row, noted, links),
@@ -190,6 +226,11 @@ def _robust(row: Row) -> str:
         return "not attacked"
     spread = f", builds {percent(row.spread[0])} to {percent(row.spread[1])}" if row.spread else ""
     return f"{_unbroken(row.robust)}{spread}"
+
+
+def _macro_f1(row: Row) -> str:
+    clean, attacked = map(percent, row.macro_f1)
+    return f"{clean} -> {attacked}" if row.attacked else clean
 
 
 def _certified(row: Row) -> str:
@@ -229,9 +270,9 @@ def _reading(board: Board, links: Links) -> str:
     asked = "; ".join(map(escape.markdown, board.protocol))
     constant = max(row.constant for row in board.rows)
     rule = (
-        f"Rank: 1 + the rows whose interval lies wholly above. "
-        f"{links.page('Ranked', _PROTOCOL)} is who faced: {asked}. "
-        f"A constant answer gets {percent(constant)}."
+        f"{RANK} {links.page('Ranked', _PROTOCOL)} is who faced: {asked}. "
+        f"A constant answer gets {percent(constant)}. Bold: first, and clearly better than that "
+        f"and than the undefended classifier."
     )
     return f"{escape.markdown(board.note)} {rule}"
 
@@ -260,7 +301,7 @@ def _attack_row(row: Row, build: Build, attack: Attacked, links: Links) -> list[
         str(build.seed) if row.spread else "",
         escape.markdown(name),
         _with_range(attack),
-        str(attack.replayed or ""),
+        _unbroken(attack.replayed) if attack.replayed else "",
         f"{budget.passes:.0f} (at most {budget.most})",
         ", ".join(records),
     ]

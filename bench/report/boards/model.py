@@ -228,6 +228,10 @@ class Row:
     Attributes:
         rank: 1 + the ranked rows whose interval lies wholly above this one's; None where the row is
             not ranked.
+        last: the number of ranked rows whose interval does not lie wholly below this one's: its
+            place if all the others were above.
+        leads: whether it is among the first and clearly better than a constant answer and than the
+            undefended classifier.
         unranked: why not; empty where it is.
         defense: the name on the board: its spec, `(stand-in)` behind it where it is one, and what
             tells it from another of the same spec.
@@ -278,6 +282,17 @@ class Row:
     extras: Extras = field(default_factory=Extras)
     classes: tuple[OfClass, ...] = ()
     gain: Estimate | None = None
+    last: int | None = None
+    leads: bool = False
+
+    @property
+    def place(self) -> str:
+        """The rank, or the places that its interval allows, such as `1-3`; empty where it has
+        none.
+        """
+        if self.rank is None:
+            return ""
+        return str(self.rank) if self.last in (None, self.rank) else f"{self.rank}-{self.last}"
 
     @property
     def counted(self) -> str:
@@ -389,6 +404,7 @@ class Board:
             "board": self.title,
             **asdict(self.setup),
             "rank": row.rank,
+            "rank_last": row.last,
             "unranked": row.unranked,
             "defense": row.defense,
             "spec": row.spec,

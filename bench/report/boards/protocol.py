@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -50,12 +51,16 @@ class Protocol(BaseModel):
         return tuple(one for one in required if not any(faces(one, record) for record in records))
 
     def lines(self, kinds: Iterable[Kind], defenses: Iterable[str]) -> tuple[str, ...]:
-        """In words: a line a kind, and one for each of these defenses that has attacks of its
+        """In words: a line a kind, and one for the defenses that have the same attacks of their
         own.
         """
-        lines = [f"{kind} defenses: {_listed(getattr(self, kind))}" for kind in kinds]
-        own = [name for name in defenses if self.also.get(name)]
-        return (*lines, *(f"{name} also: {_listed(self.also[name])}" for name in own))
+        lines = [f"{kind} defenses: {listed(getattr(self, kind))}" for kind in kinds]
+        own: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for name in defenses:
+            if self.also.get(name):
+                own[self.also[name]].append(name)
+        shared = (f"{' and '.join(names)} also: {listed(asked)}" for asked, names in own.items())
+        return (*lines, *shared)
 
 
 class BoardFile(BaseModel):
@@ -180,17 +185,17 @@ def is_transfer(record: Record) -> bool:
     )
 
 
-def worded(required: str) -> str:
-    """What a protocol asks for, as boards name attacks: `pgd (replay)`."""
-    return " or ".join(map(_worded, required.split("|")))
+def listed(required: Sequence[str]) -> str:
+    """What a protocol asks for, as boards name attacks: `pgd (replay) and (fgsm or square)`."""
+    each = [(" or ".join(map(_worded, one.split("|"))), "|" in one) for one in required]
+    several = len(each) > 1
+    return " and ".join(f"({one})" if many and several else one for one, many in each) or "anything"
 
 
 def _worded(text: str) -> str:
     spec = _required(text)
     settings = [spec.options.pop(key) for key in ("gradient", "randomness") if key in spec.options]
     name = "any attack" if spec.name == ANY else str(spec)
-    return f"{name} ({', '.join(settings)})" if settings else name
-
-
-def _listed(required: Sequence[str]) -> str:
-    return ", ".join(map(worded, required)) or "anything"
+    fresh = " on fresh noise" * ("fresh" in settings)
+    other = [one for one in settings if one != "fresh"]
+    return name + (f" ({', '.join(other)})" if other else "") + fresh

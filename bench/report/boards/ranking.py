@@ -20,16 +20,34 @@ def ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
     not to be ranked stand below, and count for nobody.
     """
     compared = [row for row in rows if not row.unranked]
-    placed = [
-        replace(row, rank=1 + sum(other.robust.low > row.robust.high for other in compared))
-        for row in compared
-    ]
+    placed = _leading([_placed(row, compared) for row in compared])
     placed.sort(key=lambda row: (row.rank, -row.robust.value, row.defense))
     below = sorted(
         (row for row in rows if row.unranked),
         key=lambda row: (_group(row), -row.robust.value, row.defense),
     )
     return (*placed, *below)
+
+
+def _placed(row: Row, compared: Sequence[Row]) -> Row:
+    above = sum(other.robust.low > row.robust.high for other in compared)
+    below = sum(other.robust.high < row.robust.low for other in compared)
+    return replace(row, rank=1 + above, last=len(compared) - below)
+
+
+def _leading(placed: Sequence[Row]) -> list[Row]:
+    """With a mark on the rows that come first and are clearly better than a constant answer and
+    than the undefended classifier.
+    """
+    tied = any(row.base and row.rank == 1 for row in placed)
+    return [replace(row, leads=_leads(row, tied)) for row in placed]
+
+
+def _leads(row: Row, tied: bool) -> bool:
+    """`tied`: the undefended classifier is among the first; only the same images can tell then."""
+    if row.base or row.rank != 1 or row.robust.low <= row.constant:
+        return False
+    return not tied or (row.gain is not None and row.gain.low > 0)
 
 
 def _group(row: Row) -> int:

@@ -19,14 +19,13 @@ def sentences(setup: Setup, rows: Sequence[Row]) -> tuple[str, str]:
 def _attacked(setup: Setup, rows: Sequence[Row]) -> str:
     """Names of attacks without their settings: the table of attacks has those."""
     defended = [row for row in rows if not row.base]
-    names = [
-        *dict.fromkeys(
-            _name(one.attack) for row in rows for one in row.attacks if not (one.control)
-        )
-    ]
+    faced = [_names(row) for row in rows]
+    names = list(dict.fromkeys(name for own in faced for name in own))
     shown = names if len(names) <= _SHOWN else [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
+    all_faced = all(set(own) == set(names) for own in faced)
+    some = "" if all_faced else " (not every row by each)"
     how = (
-        f"attacked inside {setup.threat} by {joined(shown)}"
+        f"attacked inside {setup.threat} by {joined(shown)}{some}"
         if names
         else (f"not attacked inside {setup.threat}: only controls ran")
     )
@@ -39,8 +38,9 @@ def _attacked(setup: Setup, rows: Sequence[Row]) -> str:
     return f"{what} on {many} images of {setup.dataset}, {how}."
 
 
-def _name(attack: str) -> str:
-    return attack.partition(" (")[0].partition(":")[0]
+def _names(row: Row) -> list[str]:
+    attacks = (one.attack for one in row.attacks if not one.control)
+    return list(dict.fromkeys(one.partition(" (")[0].partition(":")[0] for one in attacks))
 
 
 def _best(rows: Sequence[Row]) -> str:
@@ -53,14 +53,14 @@ def _best(rows: Sequence[Row]) -> str:
     if base in first:
         return _no_better(base, first, placed)
     best, *others = first
-    against = f" (the undefended classifier: {base.robust} %)" if base else ""
-    tied = f"; its interval overlaps {_intervals_of([_short(row) for row in others])}"
+    against = f" (of the undefended classifier {base.robust} %)" if base else ""
+    tied = f"; its interval overlaps {_intervals_of([_noted(row) for row in others])}"
     alone = "the only ranked row" if len(placed) == 1 else "the most robust"
-    return (
-        f"{_short(best)} is {alone}: at most {best.robust} % of the images survive"
-        f"{against}{_known(best)}{tied if others else ''}; {_beside_constant(best)}"
-        f"{_audited(first)}."
+    said = (
+        f"{_noted(best)} is {alone}: {best.robust} % of the images survive these attacks"
+        f"{against}{_known(best)}{tied if others else ''}; {_audited(first)}."
     )
+    return _beside_constant(best) + said
 
 
 def _known(row: Row) -> str:
@@ -74,11 +74,11 @@ def _intervals_of(names: Sequence[str]) -> str:
 
 
 def _beside_constant(row: Row) -> str:
-    """What always answering one class gets, where the row is not clearly above it."""
+    """What always answering one class gets, where the first row is not clearly above it."""
     if row.robust.low > row.constant:
         return ""
-    where = "more" if row.robust.high < row.constant else "not clearly less"
-    return f"a constant answer gets {percent(row.constant)}, which is {where}; "
+    than = "as good as" if row.robust.high < row.constant else "clearly better than"
+    return f"No row is {than} a constant answer, which gets {percent(row.constant)} %. "
 
 
 def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) -> str:
@@ -86,29 +86,34 @@ def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) ->
     assert base is not None
     if len(placed) == 1:
         return (
-            f"Undefended, at most {base.robust} % of the images survive, and no defended row is "
-            f"ranked beside it; {_audited(first)}."
+            f"Undefended, {base.robust} % of the images survive these attacks, and no defended row "
+            f"is ranked beside it; {_audited(first)}."
         )
     best = max(placed, key=lambda row: row.robust.value)
     higher = percent(best.robust.value) != percent(base.robust.value)
-    more = f": the highest is {_short(best)} with {best.robust} %" if higher else ""
+    more = f"; the highest is {_short(best)} with {best.robust} %" if higher else ""
     gain = best.gain
     if gain is not None and gain.low > 0:
         # Of the same images intervals that overlap do not say that nothing can be told.
         return (
-            f"No interval lies above that of the undefended classifier, of which at most "
-            f"{base.robust} % of the images survive{more}, which is {gain} points more of the same "
-            f"images; {_audited(first)}."
+            f"{_noted(best)} is better than the undefended classifier: {best.robust} % of the "
+            f"images survive these attacks, of that {base.robust} %; the intervals overlap, but on "
+            f"the same images that is {gain} points more; {_audited(first)}."
         )
     return (
-        f"No defense can be told from the undefended classifier, of which at most {base.robust} % "
-        f"of the images survive{more}; {_audited(first)}."
+        f"No defense can be told from the undefended classifier, of which {base.robust} % of the "
+        f"images survive these attacks{more}; {_audited(first)}."
     )
 
 
 def _short(row: Row) -> str:
     """The name; of a long spec without its settings."""
     return row.defense if len(row.defense) <= _LONGEST else row.defense.partition(":")[0]
+
+
+def _noted(row: Row) -> str:
+    """The name, and that something is noted of it."""
+    return _short(row) + " (see its notes)" * bool(row.notes)
 
 
 def _audited(rows: Sequence[Row]) -> str:

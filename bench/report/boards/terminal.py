@@ -70,7 +70,7 @@ def _row(row: Row, width: int) -> dict[str, str]:
     notes = ", ".join(filter(None, ["" if told else unranked, *flags, audit]))
     struck = "~~" if unranked in (COLLAPSED, FAILED) else ""
     first = {
-        "rank": "-" if row.rank is None else str(row.rank),
+        "rank": row.place or "-",
         "defense": f"{struck}{row.defense}{struck}{builds}",
         "clean": percent(row.clean.value) if width < WIDE else str(row.clean),
         "robust": str(row.robust) if row.attacked else "not attacked",

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.report import escape
 from bench.report.boards.model import Board, Row
+from bench.report.notes import RANK
 from bench.report.page.columns import Cell, Column, attack_names, columns, text, triple
 from bench.report.page.details import Where, details
 from bench.report.page.document import document, source
@@ -145,7 +146,7 @@ def _reading(board: Board) -> str:
     return (
         "<details><summary>How to read it, and who is ranked</summary>"
         f"{_paragraphs(map(text, filter(None, [board.note, board.more])))}"
-        "<p>The rank is 1 + the rows whose interval lies wholly above. Ranked is who faced:</p>"
+        f"<p>{RANK} Ranked is who faced:</p>"
         f"<ul>{asked}</ul><p>A constant answer gets {percent(constant)}.</p></details>"
     )
 

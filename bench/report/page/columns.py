@@ -191,10 +191,8 @@ def _audit(cell: Cell) -> str:
 
 
 def _rank(cell: Cell) -> str:
-    rank = cell.row.rank
-    return (
-        str(rank) if rank else '<span aria-hidden="true">-</span><span class="hidden">none</span>'
-    )
+    none = '<span aria-hidden="true">-</span><span class="hidden">none</span>'
+    return f'<span class="place">{cell.row.place}</span>' if cell.row.rank else none
 
 
 def _finished(cell: Cell) -> str:

@@ -7,7 +7,7 @@ from bench.report.boards.make import boards
 from bench.report.boards.markdown import page
 from bench.results.findings import Finding
 from bench.results.record import Failure
-from tests.report.helpers import HALF, LESS, RIGHT, record
+from tests.report.helpers import FIXED_25, HALF, LESS, RIGHT, record
 
 
 def told(records, failures=(), folder=Path("/"), **changes):
@@ -33,8 +33,8 @@ def test_notes_stand_below_with_their_reasons_and_builds():
     text = told([record("a", HALF), doubted])
     assert "| incomplete (a), zero-gradient (b) |" in first_table(text)
     assert "- (b) zero-gradient (build 1 of 2): no gradient at all" in text
-    assert "- (a) incomplete: not ranked, as it lacks any attack (fresh)" not in text
-    assert "any attack (eot), any attack (replay)" in text
+    assert "- (a) incomplete: not ranked, as it lacks any attack on fresh noise" not in text
+    assert "any attack (eot) and any attack (replay)" in text
     assert "a, 2 builds | " in first_table(text)
     assert "45.0 [" in first_table(text) and "builds 40.0 to 50.0 |" in first_table(text)
 
@@ -65,3 +65,20 @@ def test_commands_are_whole_and_cut_before_options():
     block = text.split("```bash\n")[1].split("\n```")[0]
     assert all(len(line) <= 98 for line in block.splitlines())
     assert re.sub(r" \\\n +", " ", block).startswith("bench run --defense a --attack pgd")
+
+
+def test_the_overview_names_the_defenses_and_what_known_noise_leaves():
+    """Mutations: the replayed share left out; an incomplete row shown as the best."""
+    alone = record("alone", HALF)
+    threat = {**alone.identity["threat"], "eps": 0.1}
+    moved = alone.model_copy(update={"identity": {**alone.identity, "threat": threat}})
+    first = [
+        record("purifier", HALF),
+        record("purifier", HALF, randomness="eot:k=2"),
+        record("purifier", LESS, replayed=FIXED_25, randomness="replay"),
+        record("other", LESS),
+    ]
+    glance = told([*first, moved]).split("\n\n")[1]
+    assert "| defenses | most robust | robust | noise known |" in glance
+    assert "purifier, other" in glance and "25.0 [" in glance
+    assert "alone, the only row, not ranked" in glance

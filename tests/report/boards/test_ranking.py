@@ -121,7 +121,7 @@ def test_the_misleading_boards_come_out_right():
     assert datafree["dast"].unranked == "collapsed"
     all_attacks, few, _ = committed("mnist5k-purification")
     lacks = {row.unranked for row in few.rows if not row.base}
-    assert lacks == {"incomplete: lacks pgd (fresh), pgd (eot)"}
+    assert lacks == {"incomplete: lacks pgd on fresh noise and pgd (eot)"}
     purified = {row.defense: row for row in all_attacks.rows}
     passes = [purified[name].extras.replay_passes for name in ("revpure", "diffpure")]
     assert passes[0] != pytest.approx(passes[1]), "unequal budgets are told in the cell"
@@ -139,8 +139,8 @@ def test_the_headline_says_where_a_constant_answer_gets_as_much():
     def lowered(one):
         return one.metrics.model_copy(update={"constant_accuracy": 0.5})
 
-    assert "a constant answer gets 50.0, which is more" in headline(20)
-    assert "a constant answer gets 50.0, which is not clearly less" in headline(55)
+    assert headline(20).startswith("No row is as good as a constant answer, which gets 50.0 %. ")
+    assert headline(55).startswith("No row is clearly better than a constant answer, which gets")
     assert "constant" not in headline(80)
 
 
@@ -160,9 +160,49 @@ def test_the_headline_compares_with_the_undefended_classifier_on_the_same_images
     half, more = robust(50), robust(58)
     told = headline(half, more)
     expected = gap(np.array(more, dtype=float), np.array(half, dtype=float))
-    assert expected.low > 0 and f"which is {expected} points more of the same images" in told
+    assert expected.low > 0 and f"on the same images that is {expected} points more" in told
     # As many more, but of other images: 42 are lost and 50 won.
     assert "can be told from" in headline(half, more[::-1])
+
+
+def test_a_place_is_a_range_where_intervals_overlap():
+    """Mutations: those below not counted; unranked rows counted."""
+    rows = [*both("a", 80), *both("b", 75), *both("c", 68), *both("d", 5)]
+    (board,) = boards([*rows, plain("fewer", robust(90), "pgd")], ABOUT)
+    places = {row.defense: row.place for row in board.rows}
+    assert places == {"a": "1-3", "b": "1-3", "c": "1-3", "d": "4", "fewer": ""}
+
+
+@pytest.mark.parametrize(
+    ("base", "defended", "leads"),
+    [
+        (robust(10), robust(80), True),
+        (robust(10), robust(24), False),  # a constant answer may be as good
+        (robust(50), robust(58), True),  # better on the same images alone
+        (robust(50), robust(58)[::-1], False),
+    ],
+)
+def test_who_leads_is_clearly_better_than_nothing(base, defended, leads):
+    """Mutations: the undefended classifier leads; the value instead of the interval; no gain."""
+    records = [
+        plain(name, verdicts, attack=one)
+        for name, verdicts in (("undefended", base), ("a", defended))
+        for one in ("pgd", "autoattack")
+    ]
+    metrics = [one.metrics.model_copy(update={"constant_accuracy": 0.2}) for one in records]
+    changed = [
+        one.model_copy(update={"metrics": own}) for one, own in zip(records, metrics, strict=True)
+    ]
+    (board,) = boards(changed, ABOUT)
+    assert {row.defense: row.leads for row in board.rows} == {"undefended": False, "a": leads}
+
+
+def test_the_first_sentence_says_where_not_every_row_faced_each_attack():
+    """Mutation: never said; controls counted."""
+    (board,) = boards([*both("a", 40), *both("b", 30), plain("b", robust(90), "null")], ABOUT)
+    assert "not every row" not in board.sentences[0]
+    (board,) = boards([*both("a", 40), plain("b", robust(90), "pgd")], ABOUT)
+    assert board.sentences[0].endswith("by pgd and autoattack (not every row by each).")
 
 
 def test_an_attack_of_which_a_part_is_a_transfer_is_none():
