@@ -170,7 +170,7 @@ def _computed(
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
-            told = f"the check could not be run ({type(error).__name__}: {one_line(error)})"
+            told = f"the check could not be run ({one_line(error)})"
             found = [checked(i, "warn", told[:2000]) for i in step.ids]
         forwards, backwards = row.take_cost()
         for place, one in enumerate(found):

@@ -63,7 +63,8 @@ def of_comparison(
         silent: warn where the search lowers robust accuracy by more than this.
     """
     told = (
-        f"{what} broke {comparison.only_search} of {comparison.n} images that the row's attack left"
+        f"{what} broke {comparison.only_search} images that the row's attack left, of "
+        f"{comparison.n} that were right before either"
     )
     if comparison.complete and comparison.only_row:
         told += f", and left about {comparison.only_row} that it broke"

@@ -72,7 +72,7 @@ _BOARD_VIEWS = (
 )
 _CERTIFIED = (
     " `certified`: images of which a proof says that no attack in the ball breaks them, so that "
-    "certified <= truth <= robust."
+    "certified <= truth <= robust; where both are equal, that is the truth."
 )
 
 _VOTED = (

@@ -141,7 +141,11 @@ def _most_robust(board: Board) -> tuple[str, Row | None]:
     tied = next((row for row in placed if row.base and row.rank == 1), None)
     if tied is not None:
         return "none above undefended", tied
-    return f"{_shown(best.defense)}, not clearly above a constant answer", best
+    name = _shown(best.defense)
+    if best.robust.low > best.constant:
+        return name, best
+    below = "below" if best.robust.high < best.constant else "not clearly above"
+    return f"{name}, {below} a constant answer", best
 
 
 def _audits(board: Board, shown: Row | None) -> str:
@@ -256,7 +260,9 @@ def _noted(row: Row, noted: _Notes, links: Links) -> str:
     cells = []
     for note in notes:
         letter = noted.letter(_reason(note, row))
-        cells.append(f"{links.page(note.flag, _PAGES.get(note.flag, _FINDINGS))} ({letter})")
+        some = f" in {len(note.builds)} of {len(row.builds)} builds" if note.builds else ""
+        link = links.page(note.flag, _PAGES.get(note.flag, _FINDINGS))
+        cells.append(f"{link}{some} ({letter})")
     return ", ".join(cells)
 
 
@@ -271,8 +277,8 @@ def _reading(board: Board, links: Links) -> str:
     constant = max(row.constant for row in board.rows)
     rule = (
         f"{RANK} {links.page('Ranked', _PROTOCOL)} is who faced: {asked}. "
-        f"A constant answer gets {percent(constant)}. Bold: first, and clearly better than that "
-        f"and than the undefended classifier."
+        f"A constant answer gets {percent(constant)}. Bold: first, without notes, and clearly "
+        f"better than that and, on the same images, than the undefended classifier."
     )
     return f"{escape.markdown(board.note)} {rule}"
 

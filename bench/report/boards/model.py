@@ -230,8 +230,8 @@ class Row:
             not ranked.
         last: the number of ranked rows whose interval does not lie wholly below this one's: its
             place if all the others were above.
-        leads: whether it is among the first and clearly better than a constant answer and than the
-            undefended classifier.
+        leads: whether it is among the first, nothing is noted of it, and it is clearly better than
+            a constant answer and than the undefended classifier.
         unranked: why not; empty where it is.
         defense: the name on the board: its spec, `(stand-in)` behind it where it is one, and what
             tells it from another of the same spec.

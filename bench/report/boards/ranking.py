@@ -36,8 +36,8 @@ def _placed(row: Row, compared: Sequence[Row]) -> Row:
 
 
 def _leading(placed: Sequence[Row]) -> list[Row]:
-    """With a mark on the rows that come first and are clearly better than a constant answer and
-    than the undefended classifier.
+    """With a mark on the rows that come first, that nothing is noted of, and that are clearly
+    better than a constant answer and than the undefended classifier.
     """
     tied = any(row.base and row.rank == 1 for row in placed)
     return [replace(row, leads=_leads(row, tied)) for row in placed]
@@ -45,7 +45,7 @@ def _leading(placed: Sequence[Row]) -> list[Row]:
 
 def _leads(row: Row, tied: bool) -> bool:
     """`tied`: the undefended classifier is among the first; only the same images can tell then."""
-    if row.base or row.rank != 1 or row.robust.low <= row.constant:
+    if row.base or row.notes or row.rank != 1 or row.robust.low <= row.constant:
         return False
     return not tied or (row.gain is not None and row.gain.low > 0)
 

@@ -51,7 +51,7 @@ def _best(rows: Sequence[Row]) -> str:
     first = [row for row in placed if row.rank == 1]
     base = next((row for row in placed if row.base), None)
     if base in first:
-        return _no_better(base, first, placed)
+        return _no_better(base, first, placed, rows)
     best, *others = first
     against = f" (of the undefended classifier {base.robust} %)" if base else ""
     tied = f"; its interval overlaps {_intervals_of([_noted(row) for row in others])}"
@@ -81,13 +81,15 @@ def _beside_constant(row: Row) -> str:
     return f"No row is {than} a constant answer, which gets {percent(row.constant)} %. "
 
 
-def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) -> str:
+def _no_better(
+    base: Row | None, first: Sequence[Row], placed: Sequence[Row], rows: Sequence[Row]
+) -> str:
     """Where the undefended classifier is among the first."""
     assert base is not None
     if len(placed) == 1:
         return (
-            f"Undefended, {base.robust} % of the images survive these attacks, and no defended row "
-            f"is ranked beside it; {_audited(first)}."
+            f"Undefended, {base.robust} % of the images survive these attacks; "
+            f"{_unranked(rows)}; {_audited(first)}."
         )
     best = max(placed, key=lambda row: row.robust.value)
     higher = percent(best.robust.value) != percent(base.robust.value)
@@ -109,6 +111,16 @@ def _no_better(base: Row | None, first: Sequence[Row], placed: Sequence[Row]) ->
 def _short(row: Row) -> str:
     """The name; of a long spec without its settings."""
     return row.defense if len(row.defense) <= _LONGEST else row.defense.partition(":")[0]
+
+
+def _unranked(rows: Sequence[Row]) -> str:
+    """What stands beside the undefended classifier where that alone is ranked."""
+    told = [
+        f"{_short(row)} ({f'{row.robust} %, ' * row.attacked}{row.unranked.partition(':')[0]})"
+        for row in rows
+        if not row.base
+    ]
+    return f"no defense is ranked beside it: {joined(told)}" if told else "no defense was tried"
 
 
 def _noted(row: Row) -> str:

@@ -31,7 +31,7 @@ def test_notes_stand_below_with_their_reasons_and_builds():
     doubt = Finding(name="zero-gradient", verdict="warn", message="no gradient at all")
     doubted = record("a", LESS, build=1).model_copy(update={"findings": [doubt]})
     text = told([record("a", HALF), doubted])
-    assert "| incomplete (a), zero-gradient (b) |" in first_table(text)
+    assert "| incomplete (a), zero-gradient in 1 of 2 builds (b) |" in first_table(text)
     assert "- (b) zero-gradient (build 1 of 2): no gradient at all" in text
     assert "- (a) incomplete: not ranked, as it lacks any attack on fresh noise" not in text
     assert "any attack (eot) and any attack (replay)" in text

@@ -173,6 +173,26 @@ def test_a_place_is_a_range_where_intervals_overlap():
     assert places == {"a": "1-3", "b": "1-3", "c": "1-3", "d": "4", "fewer": ""}
 
 
+def test_a_row_of_which_something_is_noted_does_not_lead():
+    """Mutation: notes do not matter."""
+    doubt = Finding(name="zero-gradient", verdict="warn", message="no gradient")
+    rows = [
+        *both("a", 80),
+        *(one.model_copy(update={"findings": [doubt]}) for one in both("b", 80)),
+    ]
+    (board,) = boards(rows, ABOUT)
+    assert {row.defense: row.leads for row in board.rows} == {"a": True, "b": False}
+    assert "overlaps that of b (see its notes)" in board.sentences[1]
+
+
+def test_the_headline_tells_what_stands_unranked_beside_the_undefended_classifier():
+    """Mutations: their numbers left out; the same said where there is no defense."""
+    (alone,) = boards(both("undefended", 5), ABOUT)
+    assert "no defense was tried" in alone.sentences[1]
+    (board,) = boards([*both("undefended", 5), plain("fewer", robust(90), "pgd")], ABOUT)
+    assert "beside it: fewer (90.0 [82.6, 94.5] %, incomplete)" in board.sentences[1]
+
+
 @pytest.mark.parametrize(
     ("base", "defended", "leads"),
     [
