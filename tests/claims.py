@@ -186,6 +186,8 @@ def other_images() -> Rows:
     rows = {"D2": [*scale(board, ids), *pct(share(student), share(base))]}
     rows["D2"] += pct(share(cleanly(board, ids)[0]), share(right(board, "9d088ab", "clean")))
     rows["O9"] = rows["D2"][1:2]
+    taught = worst("cifar10", "ffd7f3a 9cd008b")[0]
+    rows["D2"] += pct(share(taught), gap(taught, student))
     board = "pneumoniamnist"
     fallen = record(board, "c87dd88").metrics
     constant = fallen.constant_accuracy
