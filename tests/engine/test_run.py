@@ -72,7 +72,7 @@ def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense,
     )
     for size in (1, 7):
         assert found[size][0] == found[64][0]
-        assert (found[size][1] == found[64][1]).all((1, 2, 3)).mean() >= 0.98
+        assert (found[size][1] == found[64][1]).all((1, 2, 3)).mean() >= 0.95
 
 
 def command(out: Path, at: int) -> list[str]:
