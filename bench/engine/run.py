@@ -379,8 +379,10 @@ def compute_arrays(
 
 def shards_for(evaluation: Evaluation, execution: Execution) -> list[Shard]:
     """The shards of an evaluation under this batch size."""
+    random = evaluation.stochastic
     return shards_of(
         len(evaluation.setup.images),
         execution.batch_size,
-        evaluation.attack.plugin.unit(evaluation.stochastic),
+        evaluation.attack.plugin.unit(random),
+        random,
     )

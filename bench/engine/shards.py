@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import sys
 import time
@@ -26,6 +27,9 @@ Shard = tuple[int, int]
 """Half-open range of positions in the evaluation order."""
 
 MIN_SHARD_IMAGES = 64
+RANDOM_SHARES = 4
+"""How many shards a batch of images is where the defense is random. An image then takes a row a
+draw, so a quarter of a batch fills passes as well, and 64 images keep two processes at work."""
 WAIT_SECONDS = 0.2
 """How long to wait for other processes before one looks again."""
 
@@ -34,13 +38,23 @@ class Busy(Exception):
     """Other processes are at work on all that is left of an evaluation."""
 
 
-def shards_of(n: int, batch_size: int, unit: int | None = None) -> list[Shard]:
-    """The shards of n images: one batch each, but not so few images that files outweigh work.
+def shards_of(
+    n: int, batch_size: int, unit: int | None = None, random: bool = False
+) -> list[Shard]:
+    """The shards of n images, as alike in size as can be: at most one batch each, but not so few
+    images that files outweigh work. How many processes compute does not matter.
 
-    Where images are attacked in units, one unit each: an attack that needs units is a long one.
+    Args:
+        n: how many images.
+        batch_size: most rows in one forward pass.
+        unit: where images are attacked in units, one unit each: an attack that needs units is a
+            long one.
+        random: whether the defense is random: a quarter of that each.
     """
-    size = max(batch_size, MIN_SHARD_IMAGES) if unit is None else unit
-    return [(start, min(start + size, n)) for start in range(0, n, size)]
+    if unit is None:
+        most = max(batch_size, MIN_SHARD_IMAGES) // (RANDOM_SHARES if random else 1)
+        unit = max(1, math.ceil(n / math.ceil(max(n, 1) / most)))
+    return [(start, min(start + unit, n)) for start in range(0, n, unit)]
 
 
 Check = Callable[[Shard, Arrays], str]

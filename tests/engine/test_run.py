@@ -16,8 +16,8 @@ from bench.cli import execute
 from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.request import Request
-from bench.engine.run import run_evaluation, run_evaluations
-from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
+from bench.engine.run import run_evaluation, run_evaluations, shards_for
+from bench.engine.shards import shards_of
 from bench.errors import BadInput
 from bench.report.boards.make import boards
 from bench.report.boards.markdown import page
@@ -128,12 +128,20 @@ def test_two_workers_share_an_evaluation(tmp_path):
     )
 
 
+def test_a_random_defense_has_smaller_shards_than_its_base():
+    sizes = {
+        evaluation.stochastic: [end - start for start, end in shards_for(evaluation, Execution())]
+        for evaluation in plan(toy_request(dataset="toy:n=64"))
+    }
+    assert sizes == {False: [64], True: [32, 32]}
+
+
 @pytest.mark.parametrize("at", [0, 70, 149])
 def test_a_killed_run_resumes(tmp_path, at):
     assert killable(tmp_path / "a", at, kill=True) == -9
     assert not list((tmp_path / "a").glob("*.json")), "a killed run leaves no record"
     saved = sorted((tmp_path / "a" / ".work").rglob("shard-*"))
-    assert len(saved) == at // MIN_SHARD_IMAGES
+    assert len(saved) == sum(end <= at for _, end in shards_of(150, 7))
     assert killable(tmp_path / "a", at) == 0 and killable(tmp_path / "b", at) == 0
     one, two = record_in(tmp_path / "a"), record_in(tmp_path / "b")
     assert one["outcomes"] == two["outcomes"]

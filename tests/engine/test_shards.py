@@ -9,9 +9,29 @@ import numpy as np
 import pytest
 
 from bench.engine import shards
-from bench.engine.shards import Workspace, complete
+from bench.engine.shards import Workspace, complete, shards_of
 from bench.storage.claims import STALE_SECONDS
 from bench.storage.place import Place, clear_work
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "unit", "random", "sizes"),
+    [
+        (0, 128, None, False, []),
+        (64, 128, None, False, [64]),
+        (64, 128, None, True, [32, 32]),
+        (200, 128, None, False, [100, 100]),
+        (200, 128, None, True, [29] * 6 + [26]),
+        (100, 8, None, False, [50, 50]),
+        (70, 128, 30, False, [30, 30, 10]),
+        (70, 128, 30, True, [30, 30, 10]),
+        (1024, 1024, None, True, [256] * 4),
+    ],
+)
+def test_shards_are_alike_in_size_and_a_random_defense_has_more(n, batch, unit, random, sizes):
+    found = shards_of(n, batch, unit, random)
+    assert [end - start for start, end in found] == sizes
+    assert [start for start, _ in found] == [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def test_saved_shards_are_not_computed_again(tmp_path):
