@@ -2,9 +2,10 @@
 
     python benchmarks/workers.py pgd ../shared 5
     python benchmarks/workers.py suite ../shared 3
+    python benchmarks/workers.py suite ../shared 3 1 2
 
 `pgd`: `pgd:steps=100,restarts=3` on cifar_cnn_a_adv at 2/255 over all 1,017 images, with one
-process, two, four, and the default. `suite`: the test-time defenses on mnist5k under PGD. The
+process, two, four, and the default, or with those named at the end. `suite`: the test-time defenses on mnist5k under PGD. The
 variants run in turn, so that what else the machine does meets all of them; medians are told. Each
 process has one torch thread. The records must be equal but for times and `environment`.
 """
@@ -61,11 +62,12 @@ def main() -> None:
     """Time the variants in turn, and compare their records."""
     os.environ["OMP_NUM_THREADS"] = "1"
     what, data, rounds = sys.argv[1], Path(sys.argv[2]).resolve(), int(sys.argv[3])
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    variants = {name: VARIANTS[name] for name in sys.argv[4:] or VARIANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     first: list[object] = []
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(rounds):
-            for name, workers in VARIANTS.items():
+            for name, workers in variants.items():
                 out = Path(scratch) / "out"
                 shutil.rmtree(out, ignore_errors=True)
                 began = time.perf_counter()
@@ -74,11 +76,11 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - began)
                 first = first or records(out)
                 assert records(out) == first, f"{name} workers made other records"
-    alone = statistics.median(seconds["1"])
+    alone = statistics.median(next(iter(seconds.values())))
     for name, each in seconds.items():
         took = statistics.median(each)
-        print(f"{what}, workers {name:>7}: {took:6.2f} s, {alone / took:.2f} times one worker")
-    print(f"{len(first)} records, equal in all {4 * rounds} runs")
+        print(f"{what}, workers {name:>7}: {took:6.2f} s, {alone / took:.2f} times the first")
+    print(f"{len(first)} records, equal in all {len(variants) * rounds} runs")
 
 
 if __name__ == "__main__":

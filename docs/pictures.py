@@ -1,4 +1,4 @@
-"""Makes the pictures of these pages again, from the digits in the package.
+"""Makes the pictures of these pages again, from the digits in the package and committed records.
 
     python docs/pictures.py                    # all of them, into docs/images
     python docs/pictures.py purification --tiny --out /tmp/pictures
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from bench_defenses.datafree.datafreeshield import DataFreeShieldParams
 from bench_defenses.datafree.images import synthetic_images
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,9 +34,10 @@ from bench.engine.execution import Execution
 from bench.engine.plan import plan
 from bench.engine.run import run_evaluation
 from bench.noise import BuildNoise, Noise, Stream
+from bench.report.words import attack_label
 from bench.results.points import read_points
 from bench.results.record import Record
-from bench.results.store import Store
+from bench.results.store import Store, read_record
 from bench.studies.plots import png
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,11 +262,63 @@ def curve(scale: Scale, folder: Path) -> bytes:
     return small(content.getvalue())
 
 
+GALLERY = ROOT / "leaderboards" / "records" / "gallery"
+PLAIN, FITTING = "#c1551b", "#1f5fa8"
+FOOLED = 0.1
+"""What plain PGD leaves at least of a defense that is drawn."""
+
+
+def naive_and_fitting(scale: Scale, folder: Path) -> bytes:
+    """What plain PGD leaves of the gallery's defenses that fool it, and what the attack that fits
+    each leaves; from the committed records.
+    """
+    rows: dict[str, list[Record]] = {}
+    for path in sorted(GALLERY.glob("*.json")):
+        record = read_record(path)
+        rows.setdefault(record.title["defense"], []).append(record)
+    pairs = [sorted(pair, key=left, reverse=True) for pair in rows.values() if len(pair) == 2]
+    pairs = sorted((pair for pair in pairs if left(pair[0]) > FOOLED), key=lambda p: left(p[0]))
+    figure = Figure(figsize=(9, 4.3), dpi=100)
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    figure.subplots_adjust(0.19, 0.15, 0.82, 0.88)
+    for at, (naive, fitting) in enumerate(pairs):
+        marked(panel, naive, at + 0.15, "o", PLAIN, "plain PGD" if at == 0 else None)
+        told = "the attack that fits the defense (named at the right)" if at == 0 else None
+        marked(panel, fitting, at - 0.15, "s", FITTING, told)
+        panel.text(101, at, attack_label(fitting), color=FITTING, va="center")
+    panel.set_yticks(range(len(pairs)), [naive.title["defense"] for naive, _ in pairs])
+    panel.set_xlim(-1, 100)
+    panel.set_xlabel("robust accuracy in percent, with 95 % intervals")
+    panel.grid(axis="x", color="#e5e5e5")
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="upper center", ncols=2, frameon=False)
+    return small(png(figure))
+
+
+def left(record: Record) -> float:
+    return record.metrics.adversarial.mean.value
+
+
+def marked(
+    panel: Axes, record: Record, height: float, marker: str, colour: str, label: str | None
+) -> None:
+    """A robust accuracy with its interval."""
+    mean = record.metrics.adversarial.mean
+    low, middle, high = (100 * value for value in (mean.low, mean.value, mean.high))
+    panel.errorbar(
+        middle, height, xerr=[[middle - low], [high - middle]], fmt=marker, color=colour,
+        capsize=4, label=label,
+    )  # fmt: skip
+
+
 PICTURES: dict[str, Callable[[Scale, Path], bytes]] = {
     "purification": purification,
     "synthesis": synthesis,
     "masked": masked,
     "curve": curve,
+    "naive-and-fitting": naive_and_fitting,
 }
 
 

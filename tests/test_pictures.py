@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+PICTURES = ("purification", "synthesis", "masked", "curve", "naive-and-fitting")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["purification", "synthesis", "masked", "curve"])
+@pytest.mark.parametrize(
+    "name", ["purification", "synthesis", "masked", "curve", "naive-and-fitting"]
+)
 def test_a_picture_is_made_again(name, tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(ROOT / "docs")
