@@ -41,6 +41,8 @@ DIFFPURE = {
     "eot": "b7ecdf7",
     "blind": "8ea20f7",
 }
+EM = "0b33a83"
+"""EM on fresh noise, of DiffPure."""
 REVPURE = {"replay": "a698952", "bpda": "ade6d43", "fresh": "8efc553", "blind": "63ea354"}
 NOT_ATTACKED = ("31981f1", "d1a955e")
 """DiffPure's and RevPure's clean images, under the judge's draws and under one fixed noise."""
@@ -312,6 +314,24 @@ def still(board: str, short: str) -> list[str]:
     return pct(share(known), share(fresh), gap(known, fresh))
 
 
+def on_fresh_noise(board: str) -> list[str]:
+    """EM beside PGD on single draws and on averaged ones, on EM's images."""
+    em = right(board, EM)
+    ids = record(board, EM).outcomes.ids
+    others = []
+    for name in ("fresh", "eot"):
+        assert record(board, DIFFPURE[name]).outcomes.ids.startswith(f"{ids},")
+        others.append(right(board, DIFFPURE[name])[: len(em)])
+    left = pct(share(em), *map(share, others), *(gap(other, em) for other in others))
+    return [*scale(board, EM), *left, *passes(board, EM, DIFFPURE["fresh"])]
+
+
+def passes(board: str, *ids: str) -> list[str]:
+    """Of the attacks, forward and backward, an image."""
+    costs = [record(board, short).cost for short in ids]
+    return [f"{cost.attack_forwards + cost.attack_backwards:.0f}" for cost in costs]
+
+
 def purified() -> Rows:
     board = "mnist5k-purification"
     here = scale(board, " ".join([*DIFFPURE.values(), *REVPURE.values()]))
@@ -348,6 +368,7 @@ def purified() -> Rows:
         ],
     }
     rows = {key: [*here, *texts] for key, texts in rows.items()}
+    rows["O16"] = on_fresh_noise(board)
     both, *halves = (right(board, s, "replayed") for s in ("2d6e3ec", "820c9b1", "3aa8322"))
     rows["R11"] = [*scale(board, "2d6e3ec 820c9b1 3aa8322"), *pct(*(gap(h, both) for h in halves))]
     rows["O13"] = [*scale(board, "698788b"), *pct(share(right(board, "698788b", "replayed")))]

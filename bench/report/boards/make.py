@@ -55,7 +55,7 @@ def boards(
     about: BoardFile | None = None,
     paths: Mapping[str, Path] | None = None,
 ) -> list[Board]:
-    """One board a setup.
+    """One board a setup; those in which nothing is ranked come last.
 
     Args:
         records: of any setups and defenses.
@@ -66,7 +66,8 @@ def boards(
         Contradiction: where a record breaks an image that another one's certificate proves.
     """
     context = _Context(records, about or BoardFile(), paths or {})
-    return [context.board(group) for group in by_setup(records)]
+    made = [context.board(group) for group in by_setup(records)]
+    return sorted(made, key=lambda board: all(row.rank is None for row in board.rows))
 
 
 class _Context:

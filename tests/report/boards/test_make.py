@@ -7,6 +7,7 @@ import pytest
 
 from bench.report.boards.citing import command
 from bench.report.boards.make import boards
+from bench.report.boards.protocol import BoardFile, Protocol
 from bench.results.extra import ExtraPoints
 from bench.results.findings import Finding
 from tests.helpers import ROOT, run_toys
@@ -39,6 +40,16 @@ def test_the_worst_case_is_taken_per_image(tmp_path):
     ]
     kept = np.mean([label == "2" for label in labels])
     assert rows(apart)[0].robust.value == pytest.approx(kept)
+
+
+def test_boards_on_which_nothing_is_ranked_come_last(tmp_path):
+    alone = ("undefended",)
+    few = run_toys(tmp_path, defenses=alone, attacks=("null",), dataset="toy:n=20")
+    many = run_toys(tmp_path, defenses=alone, attacks=("pgd:steps=1",), dataset="toy:n=30")
+    about = BoardFile(protocol=Protocol(deterministic=("pgd",)))
+    made = boards([*few, *many], about)
+    ranked = [any(row.rank for row in board.rows) for board in made]
+    assert ranked == [True, False]
 
 
 def test_replayed_worst_case_is_taken_per_image(tmp_path):
