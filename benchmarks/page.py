@@ -66,6 +66,20 @@ is the kernel's clearing of each page that comes again, in blocks of at most 32 
 `pgd+replay:steps=5` on 64 images of `diffpure` took 85 s of CPU where commit 74360b1 took 70: the
 checks of a run have grown, and the judge's 20 draws a point take most of both.
 
+Whole commands on two cores of an AMD EPYC without AVX-512, one after the other, 2026-11-30:
+
+| what | wall time |
+|---|---|
+| seven test-time defenses on 512 digits, PGD-20: one worker | 527 s |
+|  two workers: 1.89 times as fast | 279 s |
+| `pgd+replay` on 64 images of `diffpure`, commit 74360b1, two torch threads | 154 s |
+|  now, default workers, two shards (three runs) | 126, 138, 152 s |
+
+The seven ran once each way (`benchmarks/workers.py suite`). Of the replay's 126 s 9 are to import
+torch and diffusers, 12 checks before the attack, which each process makes, and 8 the last look at
+points, which one makes alone. The network takes the rest, three fifths of it in convolutions;
+channels last, or other batch sizes, bring nothing there.
+
 ## Measure it again
 
 ```text

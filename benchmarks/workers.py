@@ -4,10 +4,11 @@
     python benchmarks/workers.py suite ../shared 3
     python benchmarks/workers.py suite ../shared 3 1 2
 
-`pgd`: `pgd:steps=100,restarts=3` on cifar_cnn_a_adv at 2/255 over all 1,017 images, with one
-process, two, four, and the default, or with those named at the end. `suite`: the test-time defenses on mnist5k under PGD. The
-variants run in turn, so that what else the machine does meets all of them; medians are told. Each
-process has one torch thread. The records must be equal but for times and `environment`.
+`pgd`: `pgd:steps=100,restarts=3` on cifar_cnn_a_adv at 2/255 over all 1,017 images. `suite`: the
+test-time defenses on mnist5k under PGD. Each with one process, two, four and the default, or with
+those named at the end. They run in turn, so that what else the machine does meets all of them;
+medians are told. Each process has one torch thread. The records must be equal but for times and
+`environment`.
 """
 
 from __future__ import annotations
