@@ -43,6 +43,8 @@ DIFFPURE = {
 }
 EM = "0b33a83"
 """EM on fresh noise, of DiffPure."""
+FASHION = ("9e445fe", "7709248")
+"""DiffPure with a purifier of Fashion-MNIST: under fresh and under replayed noise."""
 REVPURE = {"replay": "a698952", "bpda": "ade6d43", "fresh": "8efc553", "blind": "63ea354"}
 NOT_ATTACKED = ("31981f1", "d1a955e")
 """DiffPure's and RevPure's clean images, under the judge's draws and under one fixed noise."""
@@ -254,6 +256,7 @@ def parts() -> Rows:
         images_of("surface"),
         f"{len(tests)} builds",
     ]
+    rows |= more_images()
     made, trained = table("time", "time")
     passes = ("forwards", "input_backwards", "weight_backwards")
     rows["D23"] = [f"{float(made[column]):.2f}" for column in passes[:2]]
@@ -264,6 +267,23 @@ def parts() -> Rows:
         every[row["defense"].partition(":")[0]] += float(row["iterations"]) * counted
     rows["D25"] = [f"{round(total):,}" for total in every.values()]
     return rows
+
+
+def more_images() -> Rows:
+    curve = table("quantity", "quantity")
+    left = {
+        int(float(row["images"])): [float(one["robust"]) for one in table("quantity", "builds") if
+                             f"images={int(float(row['images']))}," in one["defense"]]
+        for row in curve
+    }  # fmt: skip
+    here = [setup_of("quantity")["threat"].removeprefix("linf "), images_of("quantity")]
+    here += [f"{len(left[1000])} builds"]
+    doubled = student_mean(np.subtract(left[2000], left[1000]))
+    ends = [of(curve[0], "robust"), of(curve[-1], "robust")]
+    return {
+        "D22": [*here, *pct(*ends, of(curve[-1], "difference")), "125", "2,000"],
+        "D27": [*here, *pct(doubled), "2,000", "1,000"],
+    }
 
 
 def images_made() -> Rows:
@@ -326,6 +346,21 @@ def on_fresh_noise(board: str) -> list[str]:
     return [*scale(board, EM), *left, *passes(board, EM, DIFFPURE["fresh"])]
 
 
+def of_other_images(board: str) -> list[str]:
+    """A purifier of Fashion-MNIST beside that of digits, on the former's images."""
+    here = [*scale(board, " ".join(FASHION)), "3,000 steps"]
+    for theirs, name, which in zip(
+        (FASHION[0], *FASHION), ("fresh", "fresh", "replay"), ("clean", "adversarial", "replayed"),
+        strict=True,
+    ):  # fmt: skip
+        other = right(board, theirs, which)
+        own = right(board, DIFFPURE[name], which)[: len(other)]
+        ids = record(board, theirs).outcomes.ids
+        assert record(board, DIFFPURE[name]).outcomes.ids.startswith(f"{ids},")
+        here += pct(share(other), share(own), gap(other, own))
+    return here
+
+
 def passes(board: str, *ids: str) -> list[str]:
     """Of the attacks, forward and backward, an image."""
     costs = [record(board, short).cost for short in ids]
@@ -369,6 +404,7 @@ def purified() -> Rows:
     }
     rows = {key: [*here, *texts] for key, texts in rows.items()}
     rows["O16"] = on_fresh_noise(board)
+    rows["O15"] = of_other_images(board)
     both, *halves = (right(board, s, "replayed") for s in ("2d6e3ec", "820c9b1", "3aa8322"))
     rows["R11"] = [*scale(board, "2d6e3ec 820c9b1 3aa8322"), *pct(*(gap(h, both) for h in halves))]
     rows["O13"] = [*scale(board, "698788b"), *pct(share(right(board, "698788b", "replayed")))]

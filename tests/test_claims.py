@@ -13,7 +13,6 @@ VERDICTS = {
     "holds here": "hold here",
     "does not hold here": "do not hold here",
     "cannot be told": "cannot be told",
-    "not tested": "are not tested",
     "not testable here": "are not testable here",
 }
 """As a row says it, and as the sum of all rows does."""

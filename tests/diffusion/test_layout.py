@@ -144,9 +144,16 @@ def test_nothing_is_unpickled(network, tmp_path):
     assert "never unpickled" in message(lambda: loaded(folder))
 
 
-def test_the_committed_purifier_of_colour_images_reads():
+@pytest.mark.parametrize(
+    ("name", "shape", "times", "parameters"),
+    [
+        ("cifar10-purifier", (3, 32, 32), 200, 2_942_867),
+        ("fashion-purifier", (1, 28, 28), 1000, 280_177),
+    ],
+)
+def test_a_committed_purifier_reads(name, shape, times, parameters):
     """Its weights have the checksum that its card says, and fit the configuration."""
-    model = loaded(ROOT / "leaderboards" / "models" / "cifar10-purifier")
-    assert model.shape == (3, 32, 32) and (model.trained_steps, model.steps) == (200, 1000)
+    model = loaded(ROOT / "leaderboards" / "models" / name)
+    assert model.shape == shape and (model.trained_steps, model.steps) == (times, 1000)
     assert all(name.endswith("/train") for name in model.trained_on)
-    assert sum(value.numel() for value in model.network.parameters()) == 2_942_867
+    assert sum(value.numel() for value in model.network.parameters()) == parameters
