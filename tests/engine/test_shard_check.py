@@ -12,7 +12,7 @@ from bench.engine.shards import Workspace
 from bench.results.store import Store
 from tests.helpers import toy_request
 
-SHARD = (0, 64)
+SHARD = (0, 50)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def shards(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workspace, "save", keep)
-        record = run_evaluation(evaluation, Store(folder), Execution(batch_size=64))
+        record = run_evaluation(evaluation, Store(folder), Execution(batch_size=256))
     return evaluation, record, kept
 
 
@@ -94,8 +94,8 @@ def test_a_damaged_shard_is_computed_anew(tmp_path, capsys, shards, harm):
     store = Store(tmp_path)
     folder = store.work(evaluation.id) / name
     folder.mkdir(parents=True)
-    (folder / "shard-0000000-0000064.npz").write_bytes(HARM[harm](arrays))
-    again = run_evaluation(evaluation, store, Execution(batch_size=64))
+    (folder / "shard-0000000-0000050.npz").write_bytes(HARM[harm](arrays))
+    again = run_evaluation(evaluation, store, Execution(batch_size=256))
     assert (again.outcomes, again.metrics) == (record.outcomes, record.metrics)
     assert again.points == record.points
     assert "is damaged" in capsys.readouterr().err
@@ -109,5 +109,5 @@ def test_a_whole_shard_is_used(tmp_path, capsys, shards, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"shard-{shard[0]:07d}-{shard[1]:07d}.npz").write_bytes(written(arrays))
     monkeypatch.setattr("bench.engine.run.ShardComputer.__call__", None)
-    assert run_evaluation(evaluation, store, Execution(batch_size=64)).id == evaluation.id
+    assert run_evaluation(evaluation, store, Execution(batch_size=256)).id == evaluation.id
     assert "damaged" not in capsys.readouterr().err
