@@ -16,7 +16,7 @@ from bench.engine.compute import ShardComputer
 from bench.engine.execution import Execution
 from bench.engine.plan import plan, plan_all
 from bench.engine.request import Request
-from bench.engine.run import run_evaluations
+from bench.engine.run import run_evaluations, shards_for
 from bench.errors import BadInput
 from bench.execution import local
 from bench.execution.copies import LEFT, Copies
@@ -83,7 +83,8 @@ def test_several_that_share_make_what_one_makes_and_nothing_twice(tmp_path, monk
     assert [os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children] == [0, 0, 0]
     assert records(tmp_path / "shared") == expected
     computed = log.read_text().splitlines()
-    assert len(computed) == len(set(computed)) == 3 * len(evaluations)
+    shards = sum(len(shards_for(one, Execution(batch_size=64))) for one in evaluations)
+    assert len(computed) == len(set(computed)) == shards
 
 
 def test_a_row_waits_for_the_points_of_its_base(tmp_path, monkeypatch):
