@@ -119,9 +119,12 @@ def test_the_misleading_boards_come_out_right():
     assert spared.unranked == "incomplete: lacks autoattack" and spared.rank is None
     assert datafree["datafreeshield"].rank == 1 and len(datafree["datafreeshield"].builds) == 3
     assert datafree["dast"].unranked == "collapsed"
-    all_attacks, few, _ = committed("mnist5k-purification")
-    lacks = {row.unranked for row in few.rows if not row.base}
-    assert lacks == {"incomplete: lacks pgd on fresh noise and pgd (eot)"}
+    all_attacks, few, *_ = committed("mnist5k-purification")
+    lacks = {row.defense: row.unranked for row in few.rows if not row.base}
+    assert lacks == {
+        "diffpure": "incomplete: lacks pgd on fresh noise and pgd (eot)",
+        "diffpure:model=folder:models/fashion-purifier": "incomplete: lacks pgd (eot)",
+    }
     purified = {row.defense: row for row in all_attacks.rows}
     passes = [purified[name].extras.replay_passes for name in ("revpure", "diffpure")]
     assert passes[0] != pytest.approx(passes[1]), "unequal budgets are told in the cell"
