@@ -63,7 +63,10 @@ def main() -> None:
     """Time the variants in turn, and compare their records."""
     os.environ["OMP_NUM_THREADS"] = "1"
     what, data, rounds = sys.argv[1], Path(sys.argv[2]).resolve(), int(sys.argv[3])
-    variants = {name: VARIANTS[name] for name in sys.argv[4:] or VARIANTS}
+    asked = sys.argv[4:] or list(VARIANTS)
+    if not set(asked) <= set(VARIANTS):
+        sys.exit(f"workers are {', '.join(VARIANTS)}, not {' '.join(asked)}")
+    variants = {name: VARIANTS[name] for name in asked}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     first: list[object] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -270,12 +270,14 @@ def parts() -> Rows:
 
 
 def more_images() -> Rows:
-    curve = table("quantity", "quantity")
-    left = {
-        int(float(row["images"])): [float(one["robust"]) for one in table("quantity", "builds") if
-                             f"images={int(float(row['images']))}," in one["defense"]]
-        for row in curve
-    }  # fmt: skip
+    """The curve over synthetic images, and what the last doubling brings, over builds."""
+    curve, left = table("quantity", "quantity"), {}
+    for row in curve:
+        images = int(float(row["images"]))
+        builds = [
+            one for one in table("quantity", "builds") if f"images={images}," in one["defense"]
+        ]
+        left[images] = [float(one["robust"]) for one in builds]
     here = [setup_of("quantity")["threat"].removeprefix("linf "), images_of("quantity")]
     here += [f"{len(left[1000])} builds"]
     doubled = student_mean(np.subtract(left[2000], left[1000]))
@@ -334,31 +336,32 @@ def still(board: str, short: str) -> list[str]:
     return pct(share(known), share(fresh), gap(known, fresh))
 
 
+def beside(board: str, few: str, many: str, which: str = "adversarial") -> list[np.ndarray]:
+    """The scores of two records on the images of the first, with which the second begins."""
+    assert record(board, many).outcomes.ids.startswith(f"{record(board, few).outcomes.ids},")
+    scores = right(board, few, which)
+    return [scores, right(board, many, which)[: len(scores)]]
+
+
 def on_fresh_noise(board: str) -> list[str]:
     """EM beside PGD on single draws and on averaged ones, on EM's images."""
-    em = right(board, EM)
-    ids = record(board, EM).outcomes.ids
-    others = []
+    here = scale(board, EM)
     for name in ("fresh", "eot"):
-        assert record(board, DIFFPURE[name]).outcomes.ids.startswith(f"{ids},")
-        others.append(right(board, DIFFPURE[name])[: len(em)])
-    left = pct(share(em), *map(share, others), *(gap(other, em) for other in others))
-    return [*scale(board, EM), *left, *passes(board, EM, DIFFPURE["fresh"])]
+        em, other = beside(board, EM, DIFFPURE[name])
+        here += pct(share(em), share(other), gap(other, em))
+    return [*here, *passes(board, EM, DIFFPURE["fresh"])]
 
 
 def of_other_images(board: str) -> list[str]:
     """A purifier of Fashion-MNIST beside that of digits, on the former's images."""
-    here = [*scale(board, " ".join(FASHION)), "3,000 steps"]
-    for theirs, name, which in zip(
-        (FASHION[0], *FASHION), ("fresh", "fresh", "replay"), ("clean", "adversarial", "replayed"),
-        strict=True,
-    ):  # fmt: skip
-        other = right(board, theirs, which)
-        own = right(board, DIFFPURE[name], which)[: len(other)]
-        ids = record(board, theirs).outcomes.ids
-        assert record(board, DIFFPURE[name]).outcomes.ids.startswith(f"{ids},")
-        here += pct(share(other), share(own), gap(other, own))
-    return here
+    fresh, replay = FASHION
+    pairs = [
+        beside(board, fresh, DIFFPURE["fresh"], "clean"),
+        beside(board, fresh, DIFFPURE["fresh"]),
+        beside(board, replay, DIFFPURE["replay"], "replayed"),
+    ]
+    shown = [text for one, own in pairs for text in pct(share(one), share(own), gap(one, own))]
+    return [*scale(board, " ".join(FASHION)), "3,000 steps", *shown]
 
 
 def passes(board: str, *ids: str) -> list[str]:

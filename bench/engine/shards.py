@@ -53,7 +53,8 @@ def shards_of(
     """
     if unit is None:
         most = max(batch_size, MIN_SHARD_IMAGES) // (RANDOM_SHARES if random else 1)
-        unit = max(1, math.ceil(n / math.ceil(max(n, 1) / most)))
+        shards = math.ceil(n / most)
+        unit = math.ceil(n / shards) if shards else most
     return [(start, min(start + unit, n)) for start in range(0, n, unit)]
 
 
