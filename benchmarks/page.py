@@ -75,10 +75,11 @@ Whole commands on two cores of an AMD EPYC without AVX-512, one after the other,
 | `pgd+replay` on 64 images of `diffpure`, commit 74360b1, two torch threads | 154 s |
 |  now, default workers, two shards (three runs) | 126, 138, 152 s |
 
-The seven ran once each way (`benchmarks/workers.py suite`). Of the replay's 126 s 9 are to import
-torch and diffusers, 12 checks before the attack, which each process makes, and 8 the last look at
-points, which one makes alone. The network takes the rest, three fifths of it in convolutions;
-channels last, or other batch sizes, bring nothing there.
+The seven ran once each way (`benchmarks/workers.py suite`), in shards of 32 images of the random
+ones; these are 128 now. Of the replay's 126 s 9 are to import torch and diffusers, 12 checks before
+the attack, which each process makes, and 8 the last look at points, which one makes alone. The
+network takes the rest, three fifths of it in convolutions; channels last, or other batch sizes,
+bring nothing there.
 
 ## Measure it again
 

@@ -22,7 +22,7 @@ from bench.attack import Passes
 from bench.diffusion.guided import GuidedParams, configuration
 from bench.diffusion.unet import build_unet
 from bench.engine.cost import GPU_FLOPS
-from bench.engine.shards import MIN_SHARD_IMAGES, shards_of
+from bench.engine.shards import MIN_SHARD_IMAGES
 from bench.models.nets import build
 from bench.plugins.create import create_attack
 from benchmarks.gpu import DDPM
@@ -93,8 +93,7 @@ class Cell:
 
     def busy(self, gpus: int) -> int:
         """How many of these GPUs its shards keep at work."""
-        shards = shards_of(self.images, MIN_SHARD_IMAGES, random=self.steps > 0)
-        return min(gpus, len(shards))
+        return min(gpus, -(-self.images // MIN_SHARD_IMAGES))
 
     def gigabytes(self) -> float:
         """Of points in float32."""
@@ -178,9 +177,8 @@ RULES = f"""
 A backward pass to the image takes as many operations as a forward pass. A GPU of the H100 class is
 taken to do {GPU_FLOPS / 1e12:g}e12 operations a second: 30 % of what its maker names for float32.
 Verdicts are in float32. [Shards](../glossary.md#shard) are independent, so 8 GPUs take an eighth;
-but a shard has 64 images at least, of a random defense 16, so that 512 purified images keep 32 GPUs
-at work and no more. On a GPU a shard is one batch of 1,024 by default, of a random defense a
-quarter of it: `--batch-size 64` deals 512 images out.
+but a shard has 64 images at least, so that 512 images keep 8 GPUs at work and no more. On a GPU a
+shard is one batch of 1,024 by default: `--batch-size 64` deals 512 images out.
 """
 
 TAIL = """

@@ -27,9 +27,10 @@ Shard = tuple[int, int]
 """Half-open range of positions in the evaluation order."""
 
 MIN_SHARD_IMAGES = 64
-RANDOM_SHARES = 4
-"""How many shards a batch of images is where the defense is random. An image then takes a row a
-draw, so a quarter of a batch fills passes as well, and 64 images keep two processes at work."""
+RANDOM_SHARDS = 4
+"""Where the defense is random, one image takes a row a draw: few images are much work, and are
+dealt out to so many shards, of some 32 images at least. Smaller shards than a batch cost a cheap
+network a tenth of its time, so many images stay in whole batches."""
 WAIT_SECONDS = 0.2
 """How long to wait for other processes before one looks again."""
 
@@ -49,10 +50,12 @@ def shards_of(
         batch_size: most rows in one forward pass.
         unit: where images are attacked in units, one unit each: an attack that needs units is a
             long one.
-        random: whether the defense is random: a quarter of that each.
+        random: whether the defense is random: few images are dealt out to `RANDOM_SHARDS`.
     """
     if unit is None:
-        most = max(batch_size, MIN_SHARD_IMAGES) // (RANDOM_SHARES if random else 1)
+        most = max(batch_size, MIN_SHARD_IMAGES)
+        if random:
+            most = min(most, max(MIN_SHARD_IMAGES // 2, math.ceil(n / RANDOM_SHARDS)))
         shards = math.ceil(n / most)
         unit = math.ceil(n / shards) if shards else most
     return [(start, min(start + unit, n)) for start in range(0, n, unit)]
