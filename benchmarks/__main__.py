@@ -55,15 +55,13 @@ def main() -> None:
             if row.key in done and not asked.again:
                 continue
             measured = measure(row, asked.rounds)
-            measured.when = now()
+            measured.when, measured.machine = now(), machine()
             print(summary(measured), flush=True)
             # What was measured before stays where a peer is missing now.
             if not (measured.absent and row.key in done):
                 done[row.key] = measured
                 write(asked.results, done)
-    made_on = json.loads(asked.results.read_text())["machine"] if done else machine()
-    text = page([done.get(row.key) or unmeasured(row) for row in table()], made_on)
-    asked.to.write_text(text)
+    asked.to.write_text(page([done.get(row.key) or unmeasured(row) for row in table()]))
     print(f"written: {asked.to}", file=sys.stderr)
 
 
@@ -81,7 +79,7 @@ def read(file: Path) -> dict[str, Measured]:
 
 
 def write(file: Path, done: dict[str, Measured]) -> None:
-    content = {"machine": machine(), "rows": [one.as_json() for one in done.values()]}
+    content = {"rows": [one.as_json() for one in done.values()]}
     file.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -50,7 +50,7 @@ class Row:
 @dataclass
 class Measured:
     """A row as measured: by side, the values, that of the first run, and what it answered; `when`
-    is the day and the commit.
+    is the day and the commit, `machine` what it ran on.
     """
 
     key: str
@@ -63,6 +63,7 @@ class Measured:
     limit: float | None = None
     absent: str = ""
     when: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
 
     def median(self, side: str) -> float:
         return median(self.values[side])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from string import ascii_uppercase
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ once before: how long that first time took stands in `benchmarks/speed.json`.
 and record. Peers are the attack alone. Where a row names all workers, it has its default workers;
 where it names the whole command, that starts in a process of its own as well. PGD of torchattacks
 and foolbox has two threads, all others have one. With `--compile on` gradients are read in bfloat16
-([search in bfloat16](../glossary.md#search-in-bfloat16)), for which this processor has units; peers
-compute in float32.
+([search in bfloat16](../glossary.md#search-in-bfloat16)), for which machine A has units; peers
+compute in float32. A letter in the last column names the machine; times of two cannot be compared.
 
 """
 
@@ -72,14 +74,18 @@ Whole commands on two cores of an AMD EPYC without AVX-512, one after the other,
 |---|---|
 | seven test-time defenses on 512 digits, PGD-20: one worker | 527 s |
 |  two workers: 1.89 times as fast | 279 s |
+| the same seven again, hours later: one worker | 481 s |
+|  two workers: 2.15 times as fast | 223 s |
 | `pgd+replay` on 64 images of `diffpure`, commit 74360b1, two torch threads | 154 s |
 |  now, default workers, two shards (three runs) | 126, 138, 152 s |
 
-The seven ran once each way (`benchmarks/workers.py suite`), in shards of 32 images of the random
-ones; these are 128 now. Of the replay's 126 s 9 are to import torch and diffusers, 12 checks before
-the attack, which each process makes, and 8 the last look at points, which one makes alone. The
-network takes the rest, three fifths of it in convolutions; channels last, or other batch sizes,
-bring nothing there.
+The seven ran once each way (`benchmarks/workers.py suite`), the first time in shards of 32 images
+of the random ones, the second in shards of 128, as they are now; records were equal. Two cores
+cannot be more than twice as fast as one: between the two runs the machine gained pace.
+
+Of the replay's 126 s 9 are to import torch and diffusers, 12 checks before the attack, which each
+process makes, and 8 the last look at points, which one makes alone. The network takes the rest,
+three fifths of it in convolutions; channels last, or other batch sizes, bring nothing there.
 
 ## Measure it again
 
@@ -127,18 +133,21 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def page(rows: Sequence[Measured], made_on: dict[str, Any]) -> str:
-    """The whole page."""
-    if not rows:
-        return f"{HEAD}No row has been measured yet.\n{TAIL}"
-    lines = [_line("what", "side", "median", "ratio", "answer", "wanted", "when, commit")]
+def page(rows: Sequence[Measured]) -> str:
+    """The whole page. Times of two machines cannot be compared, so each row names its own."""
+    machines = [_described(row.machine) for row in rows if row.machine]
+    letters = dict(zip(dict.fromkeys(machines), ascii_uppercase, strict=False))
+    lines = [_line("what", "side", "median", "ratio", "answer", "wanted", "when, commit, machine")]
     lines += ["|" + "---|" * 7]
     for row in rows:
-        lines += _lines(row)
-    return HEAD + "\n".join(lines) + "\n\n" + _made_on(made_on) + TAIL
+        lines += _lines(row, letters.get(_described(row.machine), ""))
+    named = [
+        fill(f"- {letter}: {text}", 100, subsequent_indent="  ") for text, letter in letters.items()
+    ]
+    return HEAD + "\n".join(lines) + "\n\nMachines:\n\n" + "\n".join(named) + "\n" + TAIL
 
 
-def _lines(row: Measured) -> list[str]:
+def _lines(row: Measured, letter: str) -> list[str]:
     if row.absent:
         return [_line(row.title, "", "not measured", "", row.absent, "", row.when)]
     return [
@@ -149,7 +158,7 @@ def _lines(row: Measured) -> list[str]:
             "" if name == OURS else f"{row.ratio(name):.2f}",
             row.answers.get(name, ""),
             _wanted(row, name),
-            row.when if name == OURS else "",
+            f"{row.when}, {letter}" if name == OURS else "",
         )
         for name in row.values
     ]
@@ -168,11 +177,13 @@ def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _made_on(made: dict[str, Any]) -> str:
+def _described(made: dict[str, Any]) -> str:
+    """A machine in words; none for a row that was not measured."""
+    if not made:
+        return ""
     versions = ", ".join(f"{name} {text}" for name, text in made["versions"].items())
     gpu = f" and {made['gpu']}" if made["gpu"] else ""
     return (
-        f"Measured with {made['cores']} cores of {made['cpu']}{gpu},\n"
-        f"{made['system']}, Python {made['python']}.\n"
-        f"{versions}.\n"
+        f"{made['cores']} cores of {made['cpu']}{gpu}, {made['system']}, "
+        f"Python {made['python']}; {versions}."
     )
