@@ -1,4 +1,6 @@
-"""Adversarial training on the training images: `pgd-at`, `trades`, `mart`, `ard`, `rslad`."""
+"""Adversarial training on the training images: `pgd-at`, `trades`, `mart`, `ard`, `rslad`, and
+`dfshield-at` with DataFreeShield's loss.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from pydantic import Field
 
 from bench.defense import Card, DataAccess, DefendedClassifier, Defense, Need
 from bench.noise import BuildNoise
-from bench_defenses.adversarial.objectives import Ard, Mart, Objective, PgdAt, Rslad, Trades
+from bench_defenses.adversarial.objectives import (
+    Ard,
+    DataFreeShield,
+    Mart,
+    Objective,
+    PgdAt,
+    Rslad,
+    Trades,
+)
 from bench_defenses.adversarial.params import ATTACKS, TrainingParams
 from bench_defenses.adversarial.students import trained_student
 from bench_defenses.adversarial.tagged_images import Tag, TaggedImages
@@ -118,5 +128,22 @@ class RsladDefense(AdversarialTraining[RsladParams]):
         paper="Zi et al., ICCV 2021, arXiv 2108.07969",
         note="the paper's teacher is robust; here it is the undefended classifier, asked on "
         "clean images only",
+        attacks=ATTACKS,
+    )
+
+
+class DfShieldAtParams(OwnDataParams, DataFreeShield):
+    """Parameters of `dfshield-at`."""
+
+
+class DfShieldAtDefense(AdversarialTraining[DfShieldAtParams]):
+    """DataFreeShield's loss on the training images, to compare it with losses made for them."""
+
+    Params = DfShieldAtParams
+    objective = DataFreeShield
+    card = Card(
+        paper="Lee et al., ICML 2024, L_DFShield",
+        note="the paper's images are synthetic; these are the training images, without GradRefine "
+        "unless group is more than 1",
         attacks=ATTACKS,
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from bench_defenses.adversarial import public_at, training_data
+from bench_defenses.adversarial.objectives import objective_name
 
 from bench.engine.build import build
 from bench.engine.execution import Execution
@@ -33,6 +34,22 @@ class TestArd(DefenseContract):
 
 class TestRslad(DefenseContract):
     defense = f"rslad:{QUICK},from_scratch=true"
+
+
+class TestDfShieldAt(DefenseContract):
+    defense = f"dfshield-at:{QUICK}"
+
+
+def test_each_defense_trains_by_its_own_objective(setup, monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        training_data,
+        "trained_student",
+        lambda student, training, *_: names.append(objective_name(training.objective)) or student,
+    )
+    for defense in ("pgd-at", "trades", "mart", "ard", "rslad", "dfshield-at"):
+        build(evaluations(setup, f"{defense}:scale=smoke")[0], torch.device("cpu"))
+    assert names == ["pgd-at", "trades", "mart", "ard", "rslad", "datafreeshield"]
 
 
 def test_how_many_images_a_student_sees(setup, monkeypatch, tmp_path):
