@@ -1,4 +1,4 @@
-"""Checks the pages: line length, tables, links, anchors, words, glossary, list of modules.
+"""Checks the pages: length, tables, links, anchors, words, glossary, list of modules, menus.
 
     python docs/check.py
 
@@ -122,6 +122,19 @@ def not_linked(path: Path) -> Iterator[tuple[int, str]]:
         yield 1, "no link to the glossary"
 
 
+def unreachable() -> Iterator[str]:
+    """Every page stands on the home page and in the site's menu."""
+    home = ROOT / "docs" / "index.md"
+    menu = (ROOT / "mkdocs.yml").read_text("utf-8")
+    listed = {match[3].partition("#")[0] for match in _LINK.finditer(home.read_text("utf-8"))}
+    for path in sorted(set(home.parent.rglob("*.md")) - {home}):
+        name = path.relative_to(home.parent).as_posix()
+        if name not in listed:
+            yield f"docs/{name}: docs/index.md has no link to it"
+        if f": {name}" not in menu:
+            yield f"docs/{name}: is not in the nav of mkdocs.yml"
+
+
 def unused_terms(texts: list[Path]) -> Iterator[tuple[int, str]]:
     others = " ".join(
         " ".join(path.read_text(encoding="utf-8").split()) for path in texts if path != GLOSSARY
@@ -154,6 +167,7 @@ def faults() -> Iterator[str]:
     for number, fault in unused_terms(texts):
         yield f"{GLOSSARY.relative_to(ROOT)}:{number}: {fault}"
     yield from wrong_modules()
+    yield from unreachable()
 
 
 def main() -> int:

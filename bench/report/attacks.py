@@ -19,7 +19,13 @@ from bench.report.one_record import (
     shares,
 )
 from bench.report.tables import markdown, without_empty_columns
-from bench.report.words import attack_label, defense_label, flags, struck_through
+from bench.report.words import (
+    attack_label,
+    defense_label,
+    flags,
+    has_failed,
+    struck_through,
+)
 from bench.results.aggregation import mean_over_seeds, one_draw, verdicts, worst_of
 from bench.results.arrays import Bools, Floats
 from bench.results.comparisons import gap, ratio
@@ -229,7 +235,7 @@ def render(comparison: Comparison) -> str:
     records, first = comparison.records, comparison.records[0]
     lines = [Line("no attack", "", comparison.clean, ""), *comparison.lines]
     rules = list(dict.fromkeys(rule for line in lines for rule in line.shares))
-    name = struck_through(defense_label(first), records)
+    name = struck_through(defense_label(first), has_failed(records))
     title = escape.terminal(f"{name} on {setup_line(first)}")
     table = markdown(without_empty_columns([_row(line, rules) for line in lines]))
     paragraphs = [title, table, rules_note(records)]

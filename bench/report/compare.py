@@ -17,7 +17,7 @@ from bench.plugins.create import BASE
 from bench.report import escape
 from bench.report.grouping import by_setup, newest
 from bench.report.tables import markdown, without_empty_columns
-from bench.report.words import attack_label, heading, struck_through
+from bench.report.words import attack_label, has_failed, heading
 from bench.results.aggregation import majority, mean_of_draws
 from bench.results.arrays import Bools, Floats
 from bench.results.comparisons import gap, gap_over_builds, holm, mcnemar, mean_over_builds
@@ -256,8 +256,7 @@ def _scores_of_records(name: str, builds: dict[int, list[Record]]) -> BuildScore
         for seed, records in builds.items()
     }
     scores = build_scores(name, attacks, outcomes, collapsed, extra)
-    every = [record for records in builds.values() for record in records]
-    return replace(scores, failed=struck_through(name, every) != name)
+    return replace(scores, failed=any(has_failed(records) for records in builds.values()))
 
 
 def _led(defenses: list[BuildScores], first: str | None) -> list[BuildScores]:

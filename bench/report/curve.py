@@ -15,7 +15,13 @@ import pandas as pd
 from bench.errors import BadInput
 from bench.report.escape import terminal
 from bench.report.tables import markdown, without_empty_columns
-from bench.report.words import attack_label, defense_label, flags, struck_through
+from bench.report.words import (
+    attack_label,
+    defense_label,
+    flags,
+    has_failed,
+    struck_through,
+)
 from bench.results.arrays import Bools, Floats, Ints
 from bench.results.distances import STEPS, Distances
 from bench.results.estimate import Estimate
@@ -182,8 +188,10 @@ def render(made: Curve) -> str:
             }
         )
     where = f"{title['dataset']}, {title['classifier']}, {first.identity['threat']['norm']}"
+    # What breaks an image at one eps answers no doubt at a smaller one.
+    failed = any(has_failed([record]) for record in made.records)
     heads = [
-        f"{struck_through(defense_label(first), made.records)} under {attack_label(first)}, "
+        f"{struck_through(defense_label(first), failed)} under {attack_label(first)}, "
         f"seed {title['seed']}",
         f"{without_folders(where)}, {first.scale['n']} of {first.scale['available']} images",
     ]

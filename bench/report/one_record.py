@@ -14,6 +14,7 @@ from bench.report.words import (
     defense_label,
     denoiser_passes,
     detector_rates,
+    has_failed,
     heading,
     median_distance,
     stages_line,
@@ -111,9 +112,9 @@ def _facts(record: Record) -> list[str]:
         "left unbroken by each stage, in the attack's own view:",
         stages_line(record) if record.stages else "",
     ]
+    name = struck_through(defense_label(record), has_failed([record]))
     return [
-        f"{struck_through(defense_label(record), [record])} under {attack_label(record)}, "
-        f"seed {record.title['seed']}",
+        f"{name} under {attack_label(record)}, seed {record.title['seed']}",
         setup_line(record),
         f"made by {_environment(record.environment)}",
         f"data access: {', '.join(record.access) or 'none'}; replay level: {record.replay_level}",

@@ -16,6 +16,7 @@ from bench.report.words import (
     detector_rates,
     failure_label,
     flags,
+    has_failed,
     heading,
     median_distance,
     stages_line,
@@ -49,7 +50,7 @@ def _section(group: Sequence[Record], bases: dict[str, Record], with_seed: bool)
     named = [(names[defense_key(record)], record) for record in group]
     rows = [
         {
-            "defense": struck_through(name, [record]),
+            "defense": struck_through(name, has_failed([record])),
             **_row(record, bases.get(record.base), with_seed),
         }
         for name, record in named

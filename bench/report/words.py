@@ -10,6 +10,7 @@ from typing import Any
 from bench.defense import Card, Defense
 from bench.plugins.create import DEFENSES
 from bench.plugins.registry import Alias
+from bench.report.doubts import doubts
 from bench.report.tables import percent
 from bench.results.audit import AuditReport
 from bench.results.inference import Inference
@@ -119,15 +120,20 @@ def audit_of(records: Sequence[Record]) -> AuditReport | None:
     return min(records, key=order).audit
 
 
-def struck_through(name: str, records: Sequence[Record]) -> str:
-    """The name, struck through where a check of one of its records failed, or the audit of its
-    strongest attack: shown, not hidden.
+def has_failed(records: Sequence[Record]) -> bool:
+    """Whether one of the records of one build of a defense on one setup collapsed or failed a check
+    that no other one answers, or the audit of its strongest attack failed.
     """
     audit = audit_of(records)
-    failed = bool(audit and audit.failed) or any(
-        record.metrics.collapsed or any(finding.verdict == "fail" for finding in record.findings)
-        for record in records
+    return (
+        bool(audit and audit.failed)
+        or any(record.metrics.collapsed for record in records)
+        or any(doubt.verdict == "fail" for doubt in doubts(records))
     )
+
+
+def struck_through(name: str, failed: bool) -> str:
+    """The name of what failed is struck through: shown, not hidden."""
     return f"~~{name}~~" if failed else name
 
 

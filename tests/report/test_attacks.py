@@ -9,6 +9,7 @@ from bench.report import attacks
 from bench.report.attacks import Line, Secrecy, compare_attacks
 from bench.results.arrays import Bools
 from bench.results.extra import ExtraPoints
+from bench.results.findings import Finding
 from bench.results.record import Record
 from tests.report.helpers import FIXED_25, HALF, RIGHT, WRONG, made
 
@@ -47,6 +48,16 @@ def test_the_worst_seed_of_a_mean_is_not_chosen_by_chance():
         "pgd", "worst of 3"
     ].shares["mean of 20"]
     assert worst.value == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_beaten_attack_fails_no_row_where_another_breaks_those_images():
+    """As on a board. Mutation: any failed check strikes the name."""
+    ids = ",".join(map(str, made(RIGHT).outcomes.image_ids()[:2]))
+    said = Finding(name="beaten", verdict="fail", message="a few steps break it", images=ids)
+    beaten = made(RIGHT).model_copy(update={"findings": [said]})
+    other = made(WRONG, attack="square")
+    assert "~~" in attacks.render(compare_attacks([beaten, made(RIGHT, attack="square")]))
+    assert "~~" not in attacks.render(compare_attacks([beaten, other]))
 
 
 def with_extra(record: Record, images: int, draws: int) -> Record:

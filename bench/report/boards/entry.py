@@ -7,19 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.report.doubts import OF_A_SEARCH, doubts
 from bench.report.words import flags
 from bench.results.arrays import Floats
 from bench.results.certificate import Certificate, check_certified
 from bench.results.estimate import Estimate
-from bench.results.findings import Finding
 from bench.results.inference import Inference
 from bench.results.intervals import share, wilson
 from bench.results.record import Record
 from bench.results.views import any_right
 from bench.results.worst_case import attacked, worst_case
-
-_OF_A_SEARCH = ("beaten", "weak-attack", "base-points")
-"""Names of findings that say of an attack what it left, and not of the defense."""
 
 _OF_A_GRADIENT = ("zero-gradient", "no-gradient", "flat-gradient", "slopes")
 """Names of findings that say why an attack that reads gradients left much."""
@@ -42,38 +39,16 @@ class Entry:
         """
         lowest = min(self.records, key=lambda record: record.metrics.adversarial.mean.value)
         of_lowest = flags([lowest], with_scale=False)
-        standing = {doubt.name for doubt in self.doubts()}
+        standing = {doubt.name for doubt in doubts(self.records)}
         return [
             (flag, self._reason(flag))
             for flag in flags(self.records, with_scale=False)
             if (flag not in _OF_A_GRADIENT or flag in of_lowest)
-            and (flag not in _OF_A_SEARCH or flag in standing)
+            and (flag not in OF_A_SEARCH or flag in standing)
         ]
-
-    def doubts(self) -> list[Finding]:
-        """What was found that is more than a note. That a few steps or the base's points break what
-        an attack left is no doubt where another attack breaks those images, of which the same is
-        not said.
-        """
-        return [
-            finding
-            for record in self.records
-            for finding in record.findings
-            if finding.verdict != "note" and not self._is_answered(finding)
-        ]
-
-    def _is_answered(self, finding: Finding) -> bool:
-        if finding.name not in _OF_A_SEARCH or not finding.images:
-            return False
-        trusted = [
-            record
-            for record in self.records
-            if not any(said.name in _OF_A_SEARCH for said in record.findings)
-        ]
-        return any(_breaks(record, finding.image_ids()) for record in trusted)
 
     def _reason(self, flag: str) -> str:
-        said = [finding.message for finding in self.doubts() if finding.name == flag]
+        said = [finding.message for finding in doubts(self.records) if finding.name == flag]
         collapsed = [record.metrics.collapse_reason for record in self.records]
         return [*filter(None, collapsed if flag == "COLLAPSED" else []), *said][0]
 
@@ -159,13 +134,6 @@ class Entry:
         """The undefended classifier under the same attacks; `records` are by id."""
         bases = {one.base: records[one.base] for one in self.records if one.base in records}
         return Entry(list(bases.values())) if bases else None
-
-
-def _breaks(record: Record, ids: Sequence[int]) -> bool:
-    """Whether it leaves none of these images right in more than half of the judged draws."""
-    of_these = np.isin(record.outcomes.image_ids(), ids)
-    right = record.outcomes.correct("adversarial").mean(1)
-    return int(of_these.sum()) == len(ids) and bool((right[of_these] <= 0.5).all())
 
 
 def _on_own_fixed_noise(record: Record) -> bool:

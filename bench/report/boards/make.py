@@ -29,6 +29,7 @@ from bench.report.boards.model import (
 )
 from bench.report.boards.protocol import BoardFile, faces, is_control, is_transfer, listed
 from bench.report.boards.sentences import sentences
+from bench.report.doubts import doubts
 from bench.report.grouping import by_defense, by_setup, defense_key, newest
 from bench.report.notes import board_note, more_note
 from bench.report.words import (
@@ -159,7 +160,7 @@ class _Context:
     def build(self, entry: Entry) -> Build:
         """One build of a method."""
         report = audit_of(entry.records)
-        failed = any(doubt.verdict == "fail" for doubt in entry.doubts())
+        failed = any(doubt.verdict == "fail" for doubt in doubts(entry.records))
         return Build(
             seed=entry.first.identity["seeds"]["build"],
             clean=entry.first.metrics.clean.mean,
