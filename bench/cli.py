@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from bench.allocator import keep_freed_memory
 from bench.commands import shell
@@ -64,8 +65,31 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+class _Commands(TyperGroup):
+    """The commands; an option that takes one value and is given twice is refused, where the parser
+    would take the last one and say nothing.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As the parser finds it. Raises `BadInput` for a repeated option."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            parser = command.make_parser(ctx)
+            parser.allow_interspersed_args = command.allow_interspersed_args
+            _, _, given = parser.parse_args(list(rest))
+            for option in given:
+                repeatable = getattr(option, "multiple", True) or getattr(option, "is_flag", False)
+                if not repeatable and given.count(option) > 1:
+                    raise BadInput(
+                        f"{option.opts[0]} takes one value and was given {given.count(option)} "
+                        "times: run the command once for each"
+                    )
+        return name, command, rest
+
+
 app = typer.Typer(
     name="bench",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

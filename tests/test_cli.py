@@ -333,6 +333,8 @@ RUN = ["run", "--defense", "undefended", "--attack", "pgd:steps=2"]
         ([*RUN, "--classifier", "y" * 300 + "@m"], "no such file"),
         ([*RUN, "--gradient", ""], "empty"),
         ([*RUN, "--bogus"], "--bogus"),
+        ([*RUN, "--build-seed", "0", "--build-seed", "1"], "run the command once for each"),
+        (["show", "a.json", "--images", "a.png", "--images", "b.png"], "--images takes one"),
         (["verify", "none.json"], "cannot read the record"),
         (["leaderboard", "nowhere"], "no such folder"),
         (["leaderboard", "--format", "pdf"], "unknown format 'pdf': use text, md, html"),
@@ -474,6 +476,8 @@ def test_a_model_of_the_wrong_shape(capsys, tmp_path):
         ("= 3", "not TOML"),
         ("[[run]]\nattack = []", "at least 1"),
         ("seed = [-1]", "greater than"),
+        ("build_seed = [0, 1]", "write a [[run]] for each"),
+        ("n = [20, 30]", "write a [[run]] for each"),
     ],
 )
 def test_bad_suites(capsys, tmp_path, text, words):

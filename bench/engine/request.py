@@ -182,6 +182,8 @@ def read_request(values: Mapping[str, Any], where: str) -> Request:
         problem = error.errors(include_url=False)[0]
         message = problem["msg"].removeprefix("Value error, ")
         option, got = problem["loc"][0], problem.get("input")
+        if isinstance(got, list) and problem["type"].endswith("_type"):
+            message = "it takes one value; write a [[run]] for each"
         raise BadInput(f"{where}: option {option!s} got {got!r}: {message}") from None
 
 
