@@ -14,12 +14,13 @@ from bench.audit import (
     binarization,
     minimal_checks,
     path_checks,
+    place_checks,
     randomness_checks,
     record_checks,
     search_checks,
 )
 from bench.audit.limits import FULL, LEAST_ANSWERS, STANDARD, Scale
-from bench.audit.row import AuditedRow
+from bench.audit.row import AuditedRow, Elsewhere
 from bench.audit.verdicts import checked, not_applicable
 from bench.defense import DefendedClassifier
 from bench.engine.build import build
@@ -47,6 +48,7 @@ STEPS = (
     # Cheap ones first; what breaks images counts for all that follow in the worst case alone.
     _Step(attack_checks.one_step, ("S1",)),
     _Step(search_checks.transfer, ("S8",)),
+    _Step(place_checks.whole_pixels, ("S19",)),
     _Step(search_checks.on_the_margin, ("margin",)),
     _Step(minimal_checks.nearest_points, ("S14",)),
     _Step(attack_checks.other_losses, ("S13",)),
@@ -60,6 +62,7 @@ STEPS = (
     _Step(path_checks.other_function, ("S11d",)),
     _Step(randomness_checks.fixed_noise, ("S9a", "S9b")),
     _Step(randomness_checks.chance, ("S17",)),
+    _Step(place_checks.new_process, ("S20",)),
     _Step(search_checks.noise, ("S7",)),
     _Step(search_checks.squares, ("S6",)),
     _Step(search_checks.along_values, ("smoothed",)),
@@ -85,6 +88,7 @@ def audit(
     points: Tensor | None = None,
     others: Sequence[Record] = (),
     progress: Callable[[str], None] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> AuditReport:
     """Audit one evaluation that has been run.
 
@@ -96,6 +100,8 @@ def audit(
         points: the adversarial points of the record, (n, C, H, W), where they are at hand.
         others: records of other attacks on the same defense, for S16.
         progress: called with the id of each check before it runs.
+        elsewhere: what the defense answers in a new process, for S20; None where it is an object
+            of this one.
 
     Returns:
         The checks, the verdict that follows, and the points that break what the row's attack left.
@@ -113,7 +119,7 @@ def audit(
         with exact_float32(execution.device):
             defended = build(evaluation, execution.device)
             scale = scale_for(record, STANDARD if profile == "standard" else FULL)
-            row = AuditedRow(evaluation, defended, record, execution, scale, points)
+            row = AuditedRow(evaluation, defended, record, execution, scale, points, elsewhere)
             checks += _computed(row, defended, progress)
     return AuditReport(
         record=record.id,

@@ -65,6 +65,16 @@ CHECKS: dict[str, Entry] = {
     "S16": Entry("attacks keep their order", _CARLINI, "run both attacks again"),
     "S17": Entry("how much chance alone breaks", "null attack on the judge's draws"),
     "S18": Entry("aimed at a class it breaks no more", _CARLINI, _STRONGER),
+    "S19": Entry(
+        "points of whole pixel values break no more",
+        "the values that image files hold",
+        "attack points that a file can hold, such as transfer:base rounded to n/255",
+    ),
+    "S20": Entry(
+        "a new process answers alike",
+        "a verdict on a fixed function",
+        "keep nothing of earlier images, in modules and globals too",
+    ),
     "margin": Entry("steps on the margin break no more", "Carlini and Wagner 2017, f6", _STRONGER),
     "together": Entry("all searches together break no more", _CARLINI, _STRONGER),
     "smoothed": Entry(

@@ -103,6 +103,8 @@ LEAST_ANSWERS = 500
 OPTIMAL = 0.9
 """Local optimality below which measured distances are doubted (Cina et al. 2024)."""
 NOISE_IMAGES = 3
+ELSEWHERE_IMAGES = 2
+"""One image may lie where another process rounds otherwise."""
 UNCONVERGED = 0.05
 UNCONVERGED_SHARE = 0.25
 UNSTABLE = 0.1

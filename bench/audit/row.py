@@ -40,6 +40,10 @@ Rows = npt.NDArray[np.int64]
 Search = Callable[[Rows], Tensor]
 """Rows (m,) to their points (m, C, H, W)."""
 
+Elsewhere = Callable[[Sequence[Tensor], npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]
+"""Sets of points (n, C, H, W) and their ids to the defense's answers (n, draws) on each, in a
+process where it has seen nothing else."""
+
 AUDIT = "audit"
 """Name of the extra points of an audit."""
 
@@ -100,6 +104,7 @@ class AuditedRow:
         scale: how much to compute.
         points: the points that the row's attack found, (n, C, H, W), of all its images; None where
             they are not at hand.
+        elsewhere: what the defense answers in a new process; None where there cannot be one.
 
     Attributes:
         positions: place of each audited image among the evaluation's, (m,).
@@ -116,8 +121,10 @@ class AuditedRow:
         execution: Execution,
         scale: Scale,
         points: Tensor | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.evaluation, self.defended, self.record = evaluation, defended, record
+        self.elsewhere = elsewhere
         self.execution, self.scale = execution, scale
         self.positions = chosen_images(record, scale.images)
         subset = evaluation.setup.images.at(self.positions)
@@ -194,14 +201,15 @@ class AuditedRow:
         """Whether the deployed defense is right on these points of these rows under the judge's
         draws, and on the clean images too; bool (m, draws).
         """
-        return self._right(self._answers(points, rows), rows)
+        return self.right(self._answers(points, rows), rows)
 
     def _answers(self, points: Tensor, rows: Rows) -> npt.NDArray[np.int64]:
         answers = judge(self.defended, points, self.ids[rows], self.evaluation, self.execution)
         self._spent.judged += answers.numel()
         return np.asarray(answers.numpy(), dtype=np.int64)
 
-    def _right(self, answers: npt.NDArray[np.int64], rows: Rows) -> Bools:
+    def right(self, answers: npt.NDArray[np.int64], rows: Rows) -> Bools:
+        """Whether answers (m, draws) on points of these rows are right, and the clean ones too."""
         right = answers == self.true[rows][:, None]
         return np.asarray(right & self._clean[rows][:, : answers.shape[1]])
 
@@ -319,7 +327,7 @@ class AuditedRow:
         of right draws (m,).
         """
         answers = self._answers(points, rows)
-        share: Floats = self._right(answers, rows).mean(1)
+        share: Floats = self.right(answers, rows).mean(1)
         for place in np.flatnonzero(self.wins(share, self.share[rows])):
             row = int(rows[place])
             if share[place] < self._best[row]:

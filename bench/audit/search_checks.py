@@ -131,7 +131,7 @@ def transfer(row: AuditedRow) -> Iterator[AuditCheck]:
     if row.undefended.stochastic:
         yield of_comparison(row, "S8", told, best, fails=True, silent=0.0)
         return
-    onto = row.compare("S8", partial(_margin_points, row))
+    onto = row.compare("S8", partial(far_points, row))
     if onto.only_search - onto.only_row > best.only_search - best.only_row:
         best, told = onto, "points of steps on the base's margin"
     yield of_comparison(row, "S8", told, best, fails=True, silent=0.0)
@@ -156,16 +156,16 @@ def _stored(row: AuditedRow, share: np.ndarray[Any, np.dtype[np.float64]]) -> Co
     return Comparison(rows, len(rows), int(lost.sum()), len(row), complete=True)
 
 
-def _margin_points(row: AuditedRow, rows: Rows) -> Tensor:
+def far_points(row: AuditedRow, rows: Rows) -> Tensor:
     """Points of large margin on the base: a search that ends at its first success stays too near
     to the base's boundary to break another function as well.
     """
     size = row.execution.batch_size
     blocks = [rows[first : first + size] for first in range(0, len(rows), size)]
-    return torch.cat([_far_points(row, block) for block in blocks])
+    return torch.cat([_far_block(row, block) for block in blocks])
 
 
-def _far_points(row: AuditedRow, rows: Rows) -> Tensor:
+def _far_block(row: AuditedRow, rows: Rows) -> Tensor:
     asked = row.victim(rows, defended=row.undefended, gradient="full")
     at = torch.as_tensor(rows, device=row.images.device)
     images, labels = row.images[at], row.labels[at]

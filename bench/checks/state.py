@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from ctypes import Array
 from functools import partial
-from types import CodeType, FunctionType
+from io import BytesIO, StringIO
+from mmap import mmap
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,7 +71,7 @@ def owner_of(module: nn.Module, name: str) -> nn.Module | None:
 def _attributes(part: nn.Module) -> list[tuple[str, Any]]:
     own = [(name, value) for name, value in vars(part).items() if name not in _BOOKKEEPING]
     shared = [
-        (name, value)
+        (kind, name, value)
         for kind in type(part).__mro__
         if kind.__module__.partition(".")[0] not in _LIBRARIES
         for name, value in vars(kind).items()
@@ -81,10 +85,24 @@ def _attributes(part: nn.Module) -> list[tuple[str, Any]]:
         for number, hook in vars(part).get(kind, {}).items()
         if _inside(hook)
     ]
-    return own + shared + hooks
+    return own + _told_apart({name for name, _ in own}, shared) + hooks
 
 
-_CHANGEABLE = (*_PLAIN, Tensor, np.ndarray, list, tuple, dict, set, deque)
+def _told_apart(taken: set[str], shared: Iterable[tuple[type, str, Any]]) -> list[tuple[str, Any]]:
+    """What classes hold, by name; with the name of the class where a nearer one has it as well."""
+    found = []
+    for kind, name, value in shared:
+        found.append((f"{kind.__qualname__}.{name}" if name in taken else name, value))
+        taken.add(name)
+    return found
+
+
+_BUFFERS = (bytearray, memoryview, array, mmap, Array)
+_HOLDERS = (BytesIO, StringIO, SimpleNamespace)
+_CHANGEABLE = (
+    *(*_PLAIN, Tensor, np.ndarray, list, tuple, dict, set, deque),
+    *(*_BUFFERS, *_HOLDERS),
+)
 
 
 class _Walk:
@@ -114,6 +132,8 @@ class _Walk:
             put(repr(value.tolist()).encode() if value.dtype.hasobject else value.tobytes())
         elif isinstance(value, np.generic):
             put(value.tobytes())
+        elif isinstance(value, _BUFFERS):
+            put(memoryview(value).tobytes())
         elif id(value) not in self.known:
             self.known[id(value)] = value
             for inside in _inside(value):
@@ -136,6 +156,8 @@ def _inside(value: Any) -> list[Any]:
         return [value.get_state(legacy=False)]
     if isinstance(value, random.Random):
         return [value.getstate()]
+    if isinstance(value, BytesIO | StringIO):
+        return [value.getvalue()]
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType):

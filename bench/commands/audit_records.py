@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.audit.audit import audit
+from bench.commands.elsewhere import answers_elsewhere
 from bench.commands.rescoring import read_sidecar
-from bench.commands.trust import check_trusted
+from bench.commands.trust import check_trusted, of_python
 from bench.commands.verify import rebuild
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
@@ -124,6 +126,7 @@ def _audited(
         if request.progress:
             request.progress(f"{path.name}: {check}")
 
+    elsewhere = partial(answers_elsewhere, record, request.execution)
     report = audit(
         evaluation,
         record,
@@ -132,6 +135,7 @@ def _audited(
         points=sidecar.points if sidecar else None,
         others=[one for one in records if _is_beside(one, record)],
         progress=tell,
+        elsewhere=None if of_python(record) else elsewhere,
     )
     store.save_audit(report, path)
     return AuditedRecord(path, record, report)

@@ -13,11 +13,13 @@ from bench.audit import (
     binarization,
     minimal_checks,
     path_checks,
+    place_checks,
     randomness_checks,
     record_checks,
     search_checks,
 )
 from bench.defense import DefendedClassifier, Defense, InputTransform
+from bench.errors import BadInput
 from bench.losses import cross_entropy
 from bench.maximise import ascend
 from bench.plugins.create import ATTACKS, DEFENSES
@@ -251,6 +253,70 @@ def test_s8_points_of_the_base_break_more():
     attack = ("pgd:steps=10,random_start=false",)
     seen = verdicts(search_checks.transfer, defenses=("toy-blocking",), attacks=attack)["S8"]
     assert seen.verdict == "fail"
+
+
+class OffFiles(InputTransform):
+    """Off the values that files hold it answers for the nearest clean image."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.register_buffer("images", toy_images()[0])
+
+    def transform(self, x, noise):
+        whole = ((x * 255).round() / 255 == x).flatten(1).all(1)
+        near = torch.cdist(x.detach().flatten(1), self.images.flatten(1)).argmin(1)
+        return torch.where(whole[:, None, None, None], x, self.images[near] + 0 * x)
+
+
+@DEFENSES.register("toy-off-files")
+class OffFilesDefense(Defense):
+    """Two functions."""
+
+    builds = OffFiles
+
+    def build(self, classifier, access, noise):
+        return OffFiles(classifier)
+
+
+def test_s19_another_function_on_the_values_that_files_hold():
+    """Mutation: points that are not rounded."""
+    with audited(defenses=("toy-off-files",), eps=0.05) as row:
+        (none,) = place_checks.whole_pixels(row)
+        assert none.verdict == "na"
+        row.images = (row.images * 255).round() / 255
+        (seen,) = place_checks.whole_pixels(row)
+    assert seen.verdict == "fail" and seen.images
+    with audited(eps=0.05) as row:
+        row.images = (row.images * 255).round() / 255
+        (honest,) = place_checks.whole_pixels(row)
+    assert honest.verdict == "pass"
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(0, "pass"), (1, "warn"), (2, "fail")])
+def test_s20_a_new_process_that_answers_otherwise(wrong, verdict):
+    with audited(Hidden()) as row:
+        assert [one.verdict for one in place_checks.new_process(row)] == ["na"]
+        told = []
+
+        def elsewhere(points, ids):
+            told.append(len(points))
+            answers = [row.true[:, None].repeat(1, 1) for _ in points]
+            answers[0][:wrong] += 1
+            return answers
+
+        row.elsewhere = elsewhere
+        (seen,) = place_checks.new_process(row)
+    assert seen.verdict == verdict and seen.value == wrong and told == [1]
+
+
+def test_s20_tells_a_process_that_fails():
+    def broken(points, ids):
+        raise BadInput("no weights")
+
+    with audited(Hidden()) as row:
+        row.elsewhere = broken
+        (seen,) = place_checks.new_process(row)
+    assert seen.verdict == "warn" and "no weights" in seen.message
 
 
 def test_s8_needs_a_base():

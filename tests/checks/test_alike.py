@@ -23,6 +23,15 @@ def test_differences_are_counted_in_units_of_what_rounding_explains():
     assert rounding(weights.half()) == half and rounding(weights.double()) == unit
 
 
+def test_a_ruled_out_class_excuses_no_difference_of_the_others():
+    """Mutation: the spread over all finite logits."""
+    z = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    other = z.flip(1).clone()
+    z[:, 9] = other[:, 9] = -1e5
+    assert not alike(other, z, 2.0**-23)
+    assert (differing(other, z, 2.0**-23) > 1).all()
+
+
 def test_infinite_against_finite_differs_and_equal_ones_do_not():
     z = torch.tensor([[0.0, -torch.inf, 5.0], [torch.nan, 1.0, 2.0], [0.0, 1.0, 2.0]])
     other = z.clone()

@@ -5,6 +5,7 @@ import itertools
 import random
 from collections import deque
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,7 +148,38 @@ def module_of(function):
     return type("Named", (nn.Module,), {"forward": function, "__module__": __name__})()
 
 
+BYTES, NAMED = bytearray(), SimpleNamespace(seen=0)
+
+
+class Above(nn.Module):
+    memory: list[int] | None = None
+
+    def forward(self, x):
+        return x
+
+
+class Shadowed(Above):
+    """Its memory has the name of an attribute of the class above, its pass that of a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = []
+
+    def forward(self, x):
+        self.memory.append(1)
+        return x
+
+
+class Overridden(Above):
+    def forward(self, x):
+        return count(x)
+
+
 HIDDEN = {
+    "global bytes": lambda: module_of(lambda _, x: (BYTES.append(1), x)[1]),
+    "a global namespace": lambda: module_of(lambda _, x: (setattr(NAMED, "seen", 1), x)[1]),
+    "an attribute that the class has too": Shadowed,
+    "a method that the class above has too": Overridden,
     "a global list": lambda: module_of(lambda _, x: (SEEN["images"].append(1), x)[1]),
     "a global number": lambda: module_of(lambda _, x: count(x)),
     "a default": lambda: module_of(lambda _, x: remember(x)),

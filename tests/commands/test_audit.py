@@ -1,12 +1,17 @@
 """`bench audit` on records, folders and specs: what it stores, prints, and how it exits."""
 
 import json
+import os
+import sys
 
+import numpy as np
 import pytest
 
+from bench.commands import audit_records
 from bench.results.store import audit_path, read_record
 from tests.audit.helpers import Hidden
 from tests.helpers import MODEL, ROOT, call, run_toys
+from tests.toys import linear_problem
 
 TOY = (
     "--dataset=toy:n=30",
@@ -28,7 +33,9 @@ def stored(tmp_path):
     return tmp_path, tmp_path / f"{record.stem}.json"
 
 
-def test_a_record_is_audited_and_the_audit_lies_beside_it(capsys, stored):
+def test_a_record_is_audited_and_the_audit_lies_beside_it(capsys, stored, monkeypatch):
+    # A new process would not know the data set of these tests.
+    monkeypatch.setattr(audit_records, "of_python", lambda _: True)
     folder, path = stored
     code, out, _ = call(capsys, "audit", str(path), "--device=cpu")
     assert code == 0 and "no-evidence-found (standard, 30 images" in out
@@ -48,6 +55,49 @@ def test_a_record_is_audited_and_the_audit_lies_beside_it(capsys, stored):
     assert audit_path(path).read_bytes() == written
     call(capsys, "audit", str(folder), "--profile=quick", "--again")
     assert read_record(path).audit.profile == "quick"
+
+
+REMEMBERS = """
+import builtins
+import torch
+from bench.defense import Defense, InputTransform
+
+builtins.seen_images = []
+
+
+class Near(InputTransform):
+    def transform(self, x, noise):
+        found = []
+        for image in x.detach():
+            near = [one for one in builtins.seen_images if (one - image).abs().max() <= 0.11]
+            if not near:
+                builtins.seen_images.append(image.clone())
+            found.append((near or [image])[0])
+        return torch.stack(found) + 0 * x
+
+
+class Remembers(Defense):
+    builds = Near
+
+    def build(self, classifier, access, noise):
+        return Near(classifier)
+"""
+
+
+def test_what_a_defense_remembers_outside_of_its_modules_is_found(capsys, tmp_path, monkeypatch):
+    """No state of a module moves, and copies share it. Mutation: the clean images asked first."""
+    (tmp_path / "near.py").write_text(REMEMBERS)
+    _, images, labels = linear_problem(3, 30, active_box=False)
+    np.savez(tmp_path / "d.npz", x_test=images.permute(0, 2, 3, 1).numpy(), y_test=labels.numpy())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
+    setup = ("--dataset=npz:d.npz", f"--classifier={MODEL}", "--eps=0.05", "--device=cpu")
+    ran = call(capsys, "run", "--defense=./near.py@Remembers", "--attack=pgd:steps=5", *setup)
+    assert ran[0] == 0
+    (path,) = (tmp_path / "results").glob("*near*.json")
+    code, out, _ = call(capsys, "audit", str(path), "--device=cpu", "--trust", "--format=json")
+    (said,) = [one for one in json.loads(out)[0]["checks"] if one["id"] == "S20"]
+    assert code == 1 and said["verdict"] == "fail", said
 
 
 def test_a_damaged_audit_is_made_anew(capsys, stored):

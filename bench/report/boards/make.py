@@ -27,6 +27,7 @@ from bench.report.boards.model import (
     Setup,
     Source,
 )
+from bench.report.boards.names import own_settings
 from bench.report.boards.protocol import BoardFile, faces, is_control, is_transfer, listed
 from bench.report.boards.sentences import sentences
 from bench.report.doubts import doubts
@@ -86,7 +87,10 @@ class _Context:
         names = _names([builds[0].first for builds in methods])
         base = next((builds[0] for builds in methods if _is_base(builds[0])), None)
         rows = ranking.ranked(
-            [self.row(name, builds, base) for name, builds in zip(names, methods, strict=True)]
+            [
+                self.row(name, own, builds, base)
+                for name, own, builds in zip(names, own_settings(names), methods, strict=True)
+            ]
         )
         setup, protocol = _setup(group[0]), self.about.protocol
         kinds = sorted({row.kind for row in rows})
@@ -101,9 +105,9 @@ class _Context:
             rows=rows,
         )
 
-    def row(self, name: str, entries: list[Entry], base: Entry | None) -> Row:
-        """All builds of one method as a row without its rank; `base` is the undefended
-        classifier's.
+    def row(self, name: str, own: tuple[str, ...], entries: list[Entry], base: Entry | None) -> Row:
+        """All builds of one method as a row without its rank; `own` tells its name from others,
+        `base` is the undefended classifier's.
         """
         builds = tuple(self.build(entry) for entry in entries)
         records = [record for entry in entries for record in entry.records]
@@ -117,6 +121,7 @@ class _Context:
             rank=None,
             unranked=self.unranked(entries, builds, attacked),
             defense=name,
+            own=own,
             spec=first.title["defense"],
             kind=_kind(records),
             family=family_of(first),

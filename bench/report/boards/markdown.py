@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from bench.report import escape
 from bench.report.boards.model import Attacked, Board, Build, Note, Row
+from bench.report.boards.names import split
 from bench.report.boards.ranking import COLLAPSED, FAILED, INCOMPLETE
 from bench.report.boards.sentences import counted
 from bench.report.notes import RANK
@@ -131,17 +132,17 @@ def _most_robust(board: Board) -> tuple[str, Row | None]:
     """In words, and the row whose numbers stand beside them."""
     best = board.rows[0]
     if len(board.rows) == 1:
-        return f"{_shown(best.defense)}, the only row" + ", not ranked" * (best.rank is None), best
+        return f"{_shown(best)}, the only row" + ", not ranked" * (best.rank is None), best
     placed = [row for row in board.rows if row.rank is not None]
     if all(row.base for row in placed):
         return "no defense is ranked", None
     leading = next((row for row in placed if row.leads), None)
     if leading is not None:
-        return _shown(leading.defense), leading
+        return _shown(leading), leading
     tied = next((row for row in placed if row.base and row.rank == 1), None)
     if tied is not None:
         return "none above undefended", tied
-    name = _shown(best.defense)
+    name = _shown(best)
     if best.robust.low > best.constant:
         return name, best
     below = "below" if best.robust.high < best.constant else "not clearly above"
@@ -209,7 +210,7 @@ class _Notes:
 
 
 def _first_row(row: Row, noted: _Notes, links: Links) -> list[str]:
-    name = _shown(row.defense)
+    name = _shown(row)
     builds = f", {row.counted}" if row.counted else ""
     mark = "~~" if row.unranked in (COLLAPSED, FAILED) else "**" if row.leads else ""
     return [
@@ -303,7 +304,7 @@ def _attack_row(row: Row, build: Build, attack: Attacked, links: Links) -> list[
     name = _breakable(attack.attack) + " (control)" * attack.control
     records = [links.file(source.id[:7], source.path) for source in attack.sources]
     return [
-        _shown(row.defense),
+        _shown(row),
         str(build.seed) if row.spread else "",
         escape.markdown(name),
         _with_range(attack),
@@ -352,7 +353,7 @@ def _cost_row(row: Row) -> list[str]:
     replayed = f"{_unbroken(extras.replayed)} ({replays})" if extras.replayed else ""
     obstacles = None if extras.obstacles is None else ", ".join(extras.obstacles) or "admits"
     return [
-        _shown(row.defense),
+        _shown(row),
         f"{row.passes:.0f}",
         _number(extras.passes),
         _number(extras.denoiser_passes),
@@ -369,7 +370,7 @@ def _number(value: float | None) -> str:
 
 def _built(board: Board) -> list[str]:
     rows = [
-        [_shown(row.defense), escape.markdown(_breakable(row.spec)), escape.markdown(_how(row))]
+        [_shown(row), escape.markdown(_breakable(row.spec)), escape.markdown(_how(row))]
         for row in board.rows
     ]
     commands = "\n".join(line for row in board.rows for line in _commands(row))
@@ -410,22 +411,21 @@ def _wrapped(command: str) -> list[str]:
 # Words --------------------------------------------------------------------------------------------
 
 
-def _shown(defense: str) -> str:
-    """A defense's name for a cell: it breaks where a cell is narrow, and all but its shortest
-    settings stand below.
+def _shown(row: Row) -> str:
+    """A defense's name for a cell: it breaks where a cell is narrow. Of a long one the settings
+    that tell it from other rows stand there, else the shortest; the others stand below.
     """
-    name, colon, settings = defense.partition(":")
-    if len(defense) <= _NAME or not colon:
-        return escape.markdown(_breakable(defense))
-    each = _SETTING.findall(settings)
-    short = sorted((one for one in each if len(one) <= _SHORT), key=len)[:2]
-    kept = [one for one in each if one in short]
-    left = len(each) - len(kept)
-    told = [*kept, f"{counted(left, 'more setting' if kept else 'setting')}, see below"]
-    return escape.markdown(f"{name}: {', '.join(told)}")
+    name, each = split(row.defense)
+    if len(row.defense) <= _NAME or not each:
+        return escape.markdown(_breakable(row.defense))
+    short = sorted((one for one in each if len(one) <= _SHORT), key=len)
+    short = [one for one in short if one not in row.own][: max(0, 2 - len(row.own))]
+    kept = [one for one in each if one in short or one in row.own]
+    left = counted(len(each) - len(kept), "more setting" if kept else "setting")
+    told = [*kept, f"{left}, see below"] if len(kept) < len(each) else kept
+    return escape.markdown(f"{name}: {', '.join(map(_breakable, told))}")
 
 
-_SETTING = re.compile(r"(?:[^,(]|\([^)]*\))+")
 _SHORT = 12
 """Letters of a setting that still has room in a cell."""
 

@@ -235,6 +235,7 @@ class Row:
         unranked: why not; empty where it is.
         defense: the name on the board: its spec, `(stand-in)` behind it where it is one, and what
             tells it from another of the same spec.
+        own: the settings in it that not every row of the same defense has.
         spec: the defense's spec.
         kind: whether its answers are random.
         family: the folder of its plugin, such as `testtime`; empty where that is not known.
@@ -261,6 +262,7 @@ class Row:
     rank: int | None
     unranked: str
     defense: str
+    own: tuple[str, ...]
     spec: str
     kind: Kind
     family: str

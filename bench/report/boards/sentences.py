@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report.boards.model import Row, Setup
+from bench.report.boards.names import split
 from bench.report.tables import percent
 
 _SHOWN = 4
@@ -109,8 +110,10 @@ def _no_better(
 
 
 def _short(row: Row) -> str:
-    """The name; of a long spec without its settings."""
-    return row.defense if len(row.defense) <= _LONGEST else row.defense.partition(":")[0]
+    """The name; of a long spec with those settings alone that tell it from other rows."""
+    if len(row.defense) <= _LONGEST:
+        return row.defense
+    return ":".join(filter(None, [split(row.defense)[0], ",".join(row.own)]))
 
 
 def _unranked(rows: Sequence[Row]) -> str:
