@@ -89,6 +89,7 @@ def audit(
     others: Sequence[Record] = (),
     progress: Callable[[str], None] | None = None,
     elsewhere: Elsewhere | None = None,
+    make: Callable[[], DefendedClassifier] | None = None,
 ) -> AuditReport:
     """Audit one evaluation that has been run.
 
@@ -102,6 +103,7 @@ def audit(
         progress: called with the id of each check before it runs.
         elsewhere: what the defense answers in a new process, for S20; None where it is an object
             of this one.
+        make: makes the defense; by default it is built anew.
 
     Returns:
         The checks, the verdict that follows, and the points that break what the row's attack left.
@@ -117,7 +119,7 @@ def audit(
     if profile != "quick" and not evaluation.attack.plugin.card.control:
         execution = execution or Execution()
         with exact_float32(execution.device):
-            defended = build(evaluation, execution.device)
+            defended = make() if make else build(evaluation, execution.device)
             scale = scale_for(record, STANDARD if profile == "standard" else FULL)
             row = AuditedRow(evaluation, defended, record, execution, scale, points, elsewhere)
             checks += _computed(row, defended, progress)

@@ -12,7 +12,7 @@ from bench.audit.audit import audit
 from bench.commands.elsewhere import answers_elsewhere
 from bench.commands.rescoring import read_sidecar
 from bench.commands.trust import check_trusted, of_python
-from bench.commands.verify import rebuild
+from bench.commands.verify import attacked, rebuild
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution
 from bench.engine.run import Result
@@ -126,7 +126,7 @@ def _audited(
         if request.progress:
             request.progress(f"{path.name}: {check}")
 
-    elsewhere = partial(answers_elsewhere, record, request.execution)
+    elsewhere = partial(answers_elsewhere, record, path, request.execution)
     report = audit(
         evaluation,
         record,
@@ -136,6 +136,7 @@ def _audited(
         others=[one for one in records if _is_beside(one, record)],
         progress=tell,
         elsewhere=None if of_python(record) else elsewhere,
+        make=lambda: attacked(record, evaluation, path, request.execution.device),
     )
     store.save_audit(report, path)
     return AuditedRecord(path, record, report)

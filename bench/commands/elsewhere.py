@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.commands.verify import rebuild
-from bench.engine.build import build
+from bench.commands.verify import attacked, rebuild
 from bench.engine.compute import judge
 from bench.engine.execution import Execution, exact_float32
 from bench.errors import BadInput, one_line
@@ -38,13 +37,14 @@ _RECORD, _POINTS, _HOW, _ANSWERS = (
 
 
 def answers_elsewhere(
-    record: Record, execution: Execution, points: Sequence[Tensor], ids: Ints
+    record: Record, path: Path, execution: Execution, points: Sequence[Tensor], ids: Ints
 ) -> list[Ints]:
     """The answers of a record's defense on sets of points, in a new process that sees them in this
     order and nothing before.
 
     Args:
         record: names defense, data set and classifier.
+        path: its file, with perhaps the weights of a trained defense beside it.
         execution: how to compute.
         points: sets of points of the same images, each (n, C, H, W).
         ids: their image ids (n,).
@@ -58,7 +58,8 @@ def answers_elsewhere(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / _RECORD).write_text(record.model_dump_json(), encoding="utf-8")
-        how = [str(execution.device), execution.batch_size, torch.get_num_threads()]
+        device, threads = str(execution.device), torch.get_num_threads()
+        how = [device, execution.batch_size, threads, str(path.absolute())]
         (folder / _HOW).write_text(json.dumps(how), encoding="utf-8")
         sets = {str(at): one.detach().cpu().contiguous() for at, one in enumerate(points)}
         save_file({"ids": torch.from_numpy(ids), **sets}, folder / _POINTS)
@@ -73,14 +74,15 @@ def answers_elsewhere(
 
 def answer(folder: Path) -> None:
     """The other process."""
-    device, batch_size, threads = json.loads((folder / _HOW).read_text("utf-8"))
+    device, batch_size, threads, path = json.loads((folder / _HOW).read_text("utf-8"))
     torch.set_num_threads(threads)
     execution = Execution(device=torch.device(device), batch_size=batch_size)
-    evaluation = rebuild(Record.model_validate_json((folder / _RECORD).read_text("utf-8")))
+    record = Record.model_validate_json((folder / _RECORD).read_text("utf-8"))
+    evaluation = rebuild(record)
     asked = load_file(folder / _POINTS)
     ids = asked.pop("ids").numpy()
     with exact_float32(execution.device):
-        defended = build(evaluation, execution.device)
+        defended = attacked(record, evaluation, Path(path), execution.device)
         with frozen(defended):
             answers = {
                 name: judge(defended, asked[name], ids, evaluation, execution).contiguous()

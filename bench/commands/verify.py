@@ -189,7 +189,7 @@ def verify(path: Path, execution: Execution, *, trust: bool = False) -> list[Che
     store = Store(path.parent)
     sidecar = read_sidecar(record, evaluation, store)
     with exact_float32(execution.device):
-        defended, access, kept = _built(record, evaluation, path, execution.device)
+        defended, access, kept = built(record, evaluation, path, execution.device)
         weights = list(_check_weights(record, defended))
         copies = fresh_copies(defended, lambda: build(evaluation, execution.device))
         if sidecar:
@@ -228,7 +228,7 @@ def _compiled(record: Record) -> Compile:
     return "auto" if told else "off"
 
 
-def _built(
+def built(
     record: Record, evaluation: Evaluation, path: Path, device: torch.device
 ) -> tuple[DefendedClassifier, DataAccess, bool]:
     """The defense, its data, and whether its weights are those that lie beside the record: only
@@ -243,6 +243,22 @@ def _built(
     file = path.parent / file_of_weights(record)
     kept = read_trained(evaluation, file, weights_of(record), device)
     return kept or build(evaluation, device, access), access, kept is not None
+
+
+def attacked(
+    record: Record, evaluation: Evaluation, path: Path, device: torch.device
+) -> DefendedClassifier:
+    """The defense that a record's attack was run on, from the weights beside it where it would have
+    to be trained. Raises `BadInput` where it comes out otherwise here.
+    """
+    defended, _, _ = built(record, evaluation, path, device)
+    stored = record.environment.get("weights")
+    if stored and stored != weights_sha256(defended):
+        raise BadInput(
+            "the defense built here has other weights than the one attacked: put them beside the "
+            "record, or run the row here"
+        )
+    return defended
 
 
 def rebuild(record: Record) -> Evaluation:
