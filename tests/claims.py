@@ -213,7 +213,20 @@ def other_images() -> Rows:
     public, own = worst(board, "b63edd7 7acf37e")[0], worst(board, "2bd67fe 91a7277")[0]
     rows["O1"] = [*scale(board, "2bd67fe 91a7277"), *pct(share(public), share(own))]
     rows["O1"] += pct(gap(public, own))
+    rows["O18"] = other_kinds()
     return rows
+
+
+def other_kinds() -> list[str]:
+    """Clothes in place of a classifier's own images, for digits and for X-rays."""
+    board, cells = "public-images", ["500"]
+    for clothes, own in (
+        ("59046b2 316edad", "6dd3a78 1314e57"),
+        ("3febb52 0ebd76b", "cff9c0e dc97f39"),
+    ):
+        theirs, ours = worst(board, clothes)[0], worst(board, own)[0]
+        cells += [scale(board, own)[1], *pct(gap(theirs, ours), share(theirs), share(ours))]
+    return cells
 
 
 def in_a_smaller_ball(board: str) -> list[str]:
@@ -326,6 +339,8 @@ def purified_colour() -> Rows:
             f"{made['attack']['params']['steps']} steps",
             *pct(share(one), share(other), gap(one, other), share(clean)),
         ]
+    # Two draws a step.
+    rows["R24"] += pct(share(right("cifar10", "23cdabe")))
     ours, theirs = right("cifar10", COLOUR_REVPURE[0]), right("cifar10", COLOUR["R23"][0])
     known = right("cifar10", COLOUR_REVPURE[1], "replayed")
     rows["R25"] = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench.commands.verify import drawn, verify
+from bench.commands.verify import attacked, drawn, verify
 from bench.engine.execution import Execution
 from bench.engine.run import run_evaluation
 from bench.engine.searching import quick_form
@@ -122,6 +122,9 @@ def test_verify_tells_another_build_from_wrong_predictions(tmp_path, monkeypatch
     assert all(check.held for check in verify(path, Execution()))
     monkeypatch.setattr(Drifting, "factor", 2.0)
     assert [check.name for check in verify(path, Execution()) if not check.held] == ["weights"]
+    # An audit would be one of another network.
+    with pytest.raises(bench.BadInput, match="other weights"):
+        attacked(record, drifting, path, Execution().device)
 
 
 def foreign(tmp_path, key, text):
