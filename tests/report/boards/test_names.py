@@ -3,6 +3,7 @@
 from bench.report.boards.make import boards
 from bench.report.boards.markdown import page
 from bench.report.boards.names import own_settings
+from bench.report.boards.protocol import BoardFile, Protocol
 from tests.report.helpers import HALF, RIGHT, record
 
 PUBLIC = "public-at:epochs=40,images=({}:n=500),optimiser=adam,steps=5"
@@ -20,5 +21,5 @@ def test_rows_that_differ_in_a_long_setting_are_told_apart_everywhere():
     for own in ("images=(fashion: n=500)", "images=(letters: n=500)"):
         # Ranks, attacks, costs and how it was built.
         assert text.count(f"public-at: {own}, steps=5, 2 more settings, see below") == 4
-    (board,) = boards(both)
+    (board,) = boards(both, BoardFile(protocol=Protocol(stochastic=("pgd",))))
     assert "public-at:images=(fashion:n=500)" in board.sentences[1]
