@@ -300,12 +300,12 @@ def _own_images(size: Size) -> list[Row]:
 
 def _processes(size: Size, tiny: bool) -> list[Row]:
     """What is measured in processes of their own."""
-    scaled = ("--defense", "random-resize", "--attack", f"pgd+eot:steps={size(5)}")
+    scaled = ("--defense", "random-resize", "--attack", f"pgd+eot:steps={size(10)}")
     return [
         Row(
             "workers",
-            f"workers: random-resize on mnist5k, PGD-5 with EOT, {size(256)} images",
-            lambda: _workers((2, 1, 4), *scaled, "--n", str(size(256))),
+            f"workers: random-resize on mnist5k, PGD-10 with EOT, {size(512)} images",
+            lambda: _workers((2, 1, 4), *scaled, "--n", str(size(512))),
             {"1 worker": 1.85},
             rounds=1 if tiny else 3,
         ),
