@@ -111,6 +111,7 @@ class AuditedRow:
         images, labels, true: of the audited images, (m, C, H, W) and (m,); `true` on the host.
         share: the share of right answers that the row's attack left, (m,).
         left: rows of which the row's attack left more than half of the draws right.
+        far: points of large margin on the base, (m, C, H, W), once a check has made them.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class AuditedRow:
     ) -> None:
         self.evaluation, self.defended, self.record = evaluation, defended, record
         self.elsewhere = elsewhere
+        self.far: Tensor | None = None
         self.execution, self.scale = execution, scale
         self.positions = chosen_images(record, scale.images)
         subset = evaluation.setup.images.at(self.positions)

@@ -158,11 +158,14 @@ def _stored(row: AuditedRow, share: np.ndarray[Any, np.dtype[np.float64]]) -> Co
 
 def far_points(row: AuditedRow, rows: Rows) -> Tensor:
     """Points of large margin on the base: a search that ends at its first success stays too near
-    to the base's boundary to break another function as well.
+    to the base's boundary to break another function as well. Several checks ask for them; they are
+    made once.
     """
-    size = row.execution.batch_size
-    blocks = [rows[first : first + size] for first in range(0, len(rows), size)]
-    return torch.cat([_far_block(row, block) for block in blocks])
+    if row.far is None:
+        size, every = row.execution.batch_size, np.arange(len(row))
+        blocks = [every[first : first + size] for first in range(0, len(row), size)]
+        row.far = torch.cat([_far_block(row, block) for block in blocks])
+    return row.far[torch.as_tensor(rows, device=row.far.device)]
 
 
 def _far_block(row: AuditedRow, rows: Rows) -> Tensor:
