@@ -20,9 +20,8 @@ from bench.certify.network import certifiable
 from bench.certify.vote import Confidence, SmoothedVote, needed_radius, radius_of, refutes
 from bench.commands.rescoring import read_sidecar
 from bench.commands.trust import check_trusted
-from bench.commands.verify import rebuild
+from bench.commands.verify import attacked, rebuild
 from bench.defense import DefendedClassifier, GaussianVote
-from bench.engine.build import build
 from bench.engine.evaluation import Evaluation
 from bench.engine.recording import now
 from bench.errors import BadInput
@@ -131,7 +130,8 @@ def certify(
         check_trusted(record)
     evaluation = rebuild(record)
     began = time.perf_counter()
-    defended = build(evaluation, torch.device("cpu"))
+    # A bound of another network would say nothing of this record.
+    defended = attacked(record, evaluation, path, torch.device("cpu"))
     vote = defended.gaussian_vote()
     if vote is None:
         found = _proved(path, record, evaluation, defended, steps)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from bench.commands.trust import check_trusted
-from bench.commands.verify import rebuild
-from bench.engine.build import build
+from bench.commands.verify import attacked, rebuild
+from bench.defense import DefendedClassifier
 from bench.engine.compute import judge
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
@@ -121,7 +121,9 @@ def export(
     else:
         written = _rounded(original, stored, evaluation.setup.threat, images.labels, images.ids)
         judged = written.adversarial.float() / 255
-    right = _right(evaluation, (stored, judged), execution)
+    with exact_float32(execution.device):
+        defended = attacked(record, evaluation, path, execution.device)
+        right = _right(defended, evaluation, (stored, judged), execution)
     _WRITERS[form](out, written)
     return Exported(
         out,
@@ -143,19 +145,20 @@ def _check_free(out: Path, form: str) -> None:
 
 
 def _right(
-    evaluation: Evaluation, points: tuple[Tensor, ...], execution: Execution
+    defended: DefendedClassifier,
+    evaluation: Evaluation,
+    points: tuple[Tensor, ...],
+    execution: Execution,
 ) -> list[npt.NDArray[np.bool_]]:
     """Which answers are right on each of these points, as the record counts them: (n, draws)."""
     images = evaluation.setup.images
-    with exact_float32(execution.device):
-        defended = build(evaluation, execution.device)
-        with frozen(defended):
-            answers = [
-                judge(defended, judged, images.ids, evaluation, execution)
-                for judged in (images.pixels(), *points)
-            ]
-    clean, *attacked = [(one == images.labels[:, None]).numpy() for one in answers]
-    return [one & clean for one in attacked]
+    with frozen(defended):
+        answers = [
+            judge(defended, judged, images.ids, evaluation, execution)
+            for judged in (images.pixels(), *points)
+        ]
+    clean, *others = [(one == images.labels[:, None]).numpy() for one in answers]
+    return [one & clean for one in others]
 
 
 def _hint(record: Record, evaluation: Evaluation, out: Path) -> str:
