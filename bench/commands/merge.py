@@ -19,7 +19,7 @@ from bench.results.store import (
     read_record,
 )
 from bench.results.weights import file_of_weights
-from bench.storage.files import check_folder, write_whole
+from bench.storage.files import check_folder, found, write_whole
 
 
 @dataclass(frozen=True)
@@ -152,4 +152,4 @@ def _holds(path: Path, data: bytes) -> bool:
 
 def _unfinished(folder: Path) -> Iterator[Path]:
     """Folders of unfinished evaluations."""
-    return (shard.parent.parent for shard in (folder / ".work").glob("*/*/shard-*.npz"))
+    return (shard.parent.parent for shard in found(folder / ".work", "*/*/shard-*.npz"))

@@ -14,6 +14,7 @@ from bench.results.agenda import Agenda, Item, agendas
 from bench.results.durations import duration
 from bench.results.store import is_failure, lies_beside, read_failure
 from bench.storage.claims import Owner, owner_of
+from bench.storage.files import found
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _failure(path: Path) -> tuple[str, str]:
 
 
 def _running(folder: Path, items: dict[str, Item]) -> Iterator[Running]:
-    for claim in sorted((folder / ".work").glob("*/**/claim-*")):
+    for claim in sorted(found(folder / ".work", "*/**/claim-*")):
         owner = owner_of(claim)
         if owner is None:
             continue
@@ -130,8 +131,8 @@ def _running(folder: Path, items: dict[str, Item]) -> Iterator[Running]:
 def _images(work: Path) -> int:
     """Images of an evaluation's finished shards, those of its largest folder."""
     done = [0]
-    for folder in work.glob("*"):
-        shards = (shard_of(path.name) for path in folder.glob("shard-*.npz"))
+    for folder in found(work, "*"):
+        shards = (shard_of(path.name) for path in found(folder, "shard-*.npz"))
         done.append(sum(shard[1] - shard[0] for shard in shards if shard))
     return max(done)
 

@@ -20,6 +20,7 @@ from bench.errors import BadInput
 from bench.execution.remote import message, read_message
 from bench.results.record import Failure, Record
 from bench.results.store import Store, read_failure, to_json
+from bench.storage.files import found
 from bench.storage.place import Held, Place
 
 
@@ -174,7 +175,7 @@ class Told:
             total = len(one.setup.images)
             if self._images.get(one.id, 0) == total:
                 continue
-            for path in sorted(store.work(one.id).glob("*/shard-*.npz")):
+            for path in sorted(found(store.work(one.id), "*/shard-*.npz")):
                 # It may be gone by now, with the evaluation.
                 with contextlib.suppress(OSError):
                     self.saved(f"{one.id}/{path.parent.name}", path.name, path.read_bytes())

@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -329,10 +330,16 @@ def files_below(folder: Path) -> list[Path]:
     """
     return [
         path
-        for path in sorted(folder.rglob("*--*.json"))
-        if not lies_beside(path)
-        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
+        for path in sorted(_below(folder))
+        if fnmatch(path.name, "*--*.json") and not lies_beside(path)
     ]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones, also where another process drops folders."""
+    for within, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(within, name) for name in names if not name.startswith("."))
 
 
 def read_all(places: Iterable[Path]) -> tuple[list[Record], list[Failure]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ _FORBIDDEN = {
     errno.EFBIG,
     errno.EIO,
 }
+_TRIES = 100
 
 
 class CannotWrite(OSError, BadInput):
@@ -74,22 +76,39 @@ def write_whole(path: Path, data: bytes, scratch: Path | None = None) -> None:
         scratch: a folder of the same file system for the unfinished file; that of `path` by
             default. Who gives one clears it away.
 
-    Raises `CannotWrite` where the disk is full or may not be written.
+    Raises `CannotWrite` where the disk is full or may not be written. Where another process clears
+    one of the folders away meanwhile, it is made again.
     """
     folder = scratch or path.parent
     temporary = folder / f"{_mark(path)}{uuid.uuid4().hex}"
     with writing(path):
-        for parent in {path.parent, folder}:
-            make_folder(parent, parents=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        for last in _tries():
+            for parent in {path.parent, folder}:
+                make_folder(parent, parents=True)
+            try:
+                _write(temporary, data)
+                os.replace(temporary, path)
+                return
+            except FileNotFoundError:
+                if last:
+                    raise
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _tries() -> Iterator[bool]:
+    """Whether a try is the last one: another process may drop a folder between two steps, and may
+    do so again, but not for ever.
+    """
+    yield from (number == _TRIES for number in range(1, _TRIES + 1))
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], scratch: Path) -> None:
@@ -120,18 +139,34 @@ def clear_unfinished(path: Path) -> None:
 
 
 def make_folder(folder: Path, *, parents: bool = False) -> None:
-    """Make a folder unless it is there, also where another process drops it meanwhile.
+    """Make a folder unless it is there, also where another process drops it, or a folder that it
+    lies in, meanwhile.
 
-    `Path.mkdir(exist_ok=True)` raises where the folder was there when it was to be made, and gone
-    when it was looked at. Raises `FileExistsError` where a file is in the way.
+    `Path.mkdir` raises where the folder was there when it was to be made, and gone when it was
+    looked at, and where a parent that it made is gone when the folder is to be made in it. Raises
+    `FileExistsError` where a file is in the way, and `FileNotFoundError` where a parent is missing
+    that is not to be made.
     """
-    while True:
+    for last in _tries():
         try:
             folder.mkdir(parents=parents, exist_ok=True)
             return
         except FileExistsError:
-            if os.path.lexists(folder) and not folder.is_dir():
+            if last or (os.path.lexists(folder) and not folder.is_dir()):
                 raise
+        except FileNotFoundError:
+            if last or not parents:
+                raise
+
+
+def found(folder: Path, pattern: str) -> Iterator[Path]:
+    """What matches a pattern below a folder, also where another process drops folders meanwhile:
+    `Path.glob` raises there.
+
+    Args:
+        pattern: as `glob.glob` takes it; `**` stands for any number of folders.
+    """
+    return (folder / name for name in glob.iglob(pattern, root_dir=folder, recursive=True))
 
 
 def check_folder(folder: Path) -> None:

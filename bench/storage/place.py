@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.storage.claims import claimed
-from bench.storage.files import make_folder, write_whole, writing
+from bench.storage.files import found, make_folder, write_whole, writing
 
 BEGUN = "begun"
 """A file with a token: other work in the same folder has another one."""
@@ -19,7 +19,7 @@ def clear_work(folder: Path) -> None:
     """Remove a folder with places in it. Their tokens go first: whoever misses a file that is gone
     finds the token gone as well.
     """
-    for token in folder.glob(f"**/{BEGUN}"):
+    for token in found(folder, f"**/{BEGUN}"):
         token.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
