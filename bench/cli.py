@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
@@ -25,6 +26,7 @@ from bench.commands.arguments import (
     Device,
     Executor,
     Memory,
+    Weights,
     Workers,
     completion,
     takes_request,
@@ -117,6 +119,7 @@ def run(
     workers: Workers = None,
     executor: Executor = "local",
     compile: Compile = "auto",
+    weights: Weights = None,
     out: Annotated[Path, typer.Option(help="folder for records")] = Path("results"),
     memory: Memory = None,
     data_root: DataRoot = None,
@@ -138,11 +141,12 @@ def run(
     from bench.engine.plan import plan_all
 
     requests = [request.over(one) for one in (read_suite(suite) if suite else [Request()])]
+    how = _How(device, batch_size, workers, executor, compile, weights)
     if dry_run:
-        _print_plan(requests, out, device, batch_size, as_json)
+        _print_plan(requests, out, how, as_json)
         return
     evaluations = plan_all(requests, note=_say)
-    results = _run(evaluations, requests, out, _How(device, batch_size, workers, executor, compile))
+    results = _run(evaluations, requests, out, how)
     _print_results(results, as_json)
     _exit_by(results)
 
@@ -173,6 +177,7 @@ class _How(NamedTuple):
     workers: int | None
     executor: str = "local"
     compile: str = "auto"
+    weights: Path | None = None
 
 
 def _run(
@@ -186,11 +191,13 @@ def _run(
     from bench.results.agenda import announced
     from bench.results.store import Store
 
+    _tell_weights(evaluations, how.weights)
     executor, store = read_executor(how.executor, how.workers), Store(out)
     missing = not out.exists()
     items, results = items_of(evaluations, store), []
     with Reporter(items) as reporter:
         execution = executor.execution(how.device, how.batch_size, reporter, how.compile)
+        execution = replace(execution, weights=how.weights)
         store.check_writable()
         with announced(out, items, (one.id for one in evaluations)):
             for result in executor.run(Work(evaluations, requests, store, execution), _say):
@@ -201,18 +208,25 @@ def _run(
     return results
 
 
-def _print_plan(
-    requests: Sequence[Request], out: Path, device: str, batch_size: int | None, as_json: bool
-) -> None:
+def _tell_weights(evaluations: Sequence[Evaluation], folder: Path | None) -> None:
+    """Which defenses are not trained. Raises `BadInput` where the folder is of no use."""
+    if folder is not None:
+        from bench.engine.trained import published
+
+        _say(f"read from {folder}, not trained: {', '.join(published(evaluations, folder))}")
+
+
+def _print_plan(requests: Sequence[Request], out: Path, how: _How, as_json: bool) -> None:
     from bench.commands.dry_run import render, rows
     from bench.engine.execution import read_execution
     from bench.engine.plan import plan_all
     from bench.results.store import Store
     from bench.storage.missing import planning
 
-    execution = read_execution(device, batch_size)
+    execution = read_execution(how.device, how.batch_size)
     with planning() as without:
         evaluations = plan_all(requests, note=_say)
+        _tell_weights(evaluations, how.weights)
         table = rows(evaluations, Store(out), execution)
     for line in without.missing:
         _say(f"missing: {line}")

@@ -42,6 +42,13 @@ Compile = Annotated[
         "for it; off: networks as they are"
     ),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of records with weights/ beside them, such as a published board: trained "
+        "defenses that it holds are read, not trained"
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

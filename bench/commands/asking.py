@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.commands.verify import rebuild
+from bench.commands.verify import built, rebuild
 from bench.defense import DefendedClassifier
-from bench.engine.build import build, own_copy
+from bench.engine.build import own_copy
 from bench.engine.evaluation import Evaluation
 from bench.engine.execution import Execution, exact_float32
 from bench.engine.fingerprint import weights_sha256
@@ -89,10 +89,10 @@ class Asker:
         """
         points = torch.from_numpy(read_points(record, folder)[list(places)])
         with self._lock:
-            built = self._of(record)
-            subset = built.evaluation.setup.images.at(np.asarray(places, dtype=np.int64))
-            victim = self._victim(built, subset.ids, _OneDraw("judge", 1, number=draw))
-            with exact_float32(self._execution.device), frozen(built.defended):
+            found = self._of(record, folder)
+            subset = found.evaluation.setup.images.at(np.asarray(places, dtype=np.int64))
+            victim = self._victim(found, subset.ids, _OneDraw("judge", 1, number=draw))
+            with exact_float32(self._execution.device), frozen(found.defended):
                 asked = {
                     # The attacked points first, as `bench verify` asks.
                     "attacked": self._outputs(victim, points, pictures=pictures),
@@ -104,7 +104,7 @@ class Asker:
                 "views": list(_views(asked, at)),
                 "classes": _classes(asked, at, int(subset.labels[at])),
                 "caption": f"Logits{draws}",
-                "notes": [*built.notes, *_differs(record, asked, at, place, draw)],
+                "notes": [*found.notes, *_differs(record, asked, at, place, draw)],
             }
             for at, place in enumerate(places)
         ]
@@ -116,13 +116,13 @@ class Asker:
             BadInput: where the evaluation cannot be made again.
         """
         with self._lock:
-            built = self._of(record)
-            evaluation, device = built.evaluation, self._execution.device
+            found = self._of(record, folder)
+            evaluation, device = found.evaluation, self._execution.device
             subset = evaluation.setup.images.at(np.array([place]))
-            victim = self._victim(built, subset.ids, evaluation.randomness, evaluation.gradient)
+            victim = self._victim(found, subset.ids, evaluation.randomness, evaluation.gradient)
             victim.places, victim.evaluated = np.array([place]), evaluation.setup.images
             victim.trace = trace = Trace()
-            with exact_float32(device), frozen(built.defended):
+            with exact_float32(device), frozen(found.defended):
                 result = evaluation.attack.plugin(
                     victim,
                     subset.pixels().to(device),
@@ -141,14 +141,15 @@ class Asker:
         notes += [f"The first {_MOST_PATHS} of {len(finite)}."] * (len(finite) > _MOST_PATHS)
         ends = _ends(record, folder, place, result.points)
         notes.append(f"It ran again on this image: {passes} passes. {ends}")
-        return {"paths": shown, "notes": [*built.notes, *notes]}
+        return {"paths": shown, "notes": [*found.notes, *notes]}
 
-    def _of(self, record: Record) -> _Built:
+    def _of(self, record: Record, folder: Path) -> _Built:
         if record.id not in self._built:
             self._check(record)
             evaluation = rebuild(record)
             with exact_float32(self._execution.device):
-                defended = build(evaluation, self._execution.device)
+                path = folder / f"{record.stem}.json"
+                defended, _, _ = built(record, evaluation, path, self._execution.device)
             stored = record.environment.get("weights")
             notes = ["The defense built here has other weights than the one attacked."]
             same = stored is None or stored == weights_sha256(defended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -64,7 +65,7 @@ from bench.engine.recording import (
 from bench.engine.request import Request
 from bench.engine.run import compute_arrays
 from bench.engine.shards import Arrays
-from bench.engine.trained import read_trained
+from bench.engine.trained import is_trained, read_trained
 from bench.errors import BadInput, one_line
 from bench.results.comparisons import beats
 from bench.results.extra import BASE_POINTS, CHECKS
@@ -232,14 +233,17 @@ def built(
     record: Record, evaluation: Evaluation, path: Path, device: torch.device
 ) -> tuple[DefendedClassifier, DataAccess, bool]:
     """The defense, its data, and whether its weights are those that lie beside the record: only
-    where it would have to be trained, since other defenses are what they are built from.
+    where the cache holds none, or those of another training, since a defense that is not trained is
+    what it is built from.
     """
+    access, made = data_access(evaluation, device), None
+    with contextlib.suppress(NotStored), only_stored():
+        made = build(evaluation, device, access)
+    if made is not None and (
+        weights_sha256(made) == weights_of(record) or not is_trained(evaluation)
+    ):
+        return made, access, False
     access = data_access(evaluation, device)
-    try:
-        with only_stored():
-            return build(evaluation, device, access), access, False
-    except NotStored:
-        access = data_access(evaluation, device)
     file = path.parent / file_of_weights(record)
     kept = read_trained(evaluation, file, weights_of(record), device)
     return kept or build(evaluation, device, access), access, kept is not None

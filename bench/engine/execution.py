@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -36,16 +37,23 @@ class Execution:
         batch_size: most rows in one forward pass.
         progress: called at the beginning of each evaluation and for each finished shard.
         compile: whether searches may read faster forms of the networks inside a defense.
+        weights: a folder of records; a trained defense whose weights lie beside one of them is read
+            and not trained. See `bench.engine.trained.published_file`.
     """
 
     device: torch.device = torch.device("cpu")
     batch_size: int = 128
     progress: Progress | None = None
     compile: Compile = "off"
+    weights: Path | None = None
 
 
 def read_execution(
-    device: str, batch_size: int | None, progress: Progress | None = None, compile: str = "off"
+    device: str,
+    batch_size: int | None,
+    progress: Progress | None = None,
+    compile: str = "off",
+    weights: Path | None = None,
 ) -> Execution:
     """From what a user wrote; None is the device's default batch size.
 
@@ -54,7 +62,7 @@ def read_execution(
     """
     where = read_device(device)
     size = default_batch_size(where) if batch_size is None else check_batch_size(batch_size)
-    return Execution(where, size, progress, _read_compile(compile))
+    return Execution(where, size, progress, _read_compile(compile), weights)
 
 
 def _read_compile(text: str) -> Compile:

@@ -37,6 +37,7 @@ from bench.errors import BadInput
 from bench.results.outcomes import Outcomes
 from bench.results.record import Failure, Record
 from bench.results.store import Store
+from bench.results.weights import FOLDER
 from bench.storage.files import CannotWrite, cannot_write
 from bench.victim import frozen
 
@@ -305,7 +306,12 @@ def run_evaluation(
         **environment(execution.device),
         **searched_with(arrays),
         "weights": weights,
+        **({"weights_read": True} if prepared.file else {}),
     }
+    if prepared.file:
+        # Beside the new record, for whoever audits or verifies it.
+        name = str(Path(FOLDER) / prepared.file.name)
+        store.write(name, prepared.file.read_bytes(), evaluation.id)
     record = make_record(evaluation, arrays, inspection, store, made_with)
     store.save(record)
     store.clear(evaluation.id)

@@ -18,6 +18,7 @@ class Job(BaseModel):
         device: where this process computes.
         batch_size: most rows in one forward pass.
         compile: what searches read; see `Execution`.
+        weights: a folder of records with weights beside them; see `Execution`.
         threads: torch threads of this process.
         ids: the evaluations that were planned from the requests, where another machine must plan
             the same ones.
@@ -30,6 +31,7 @@ class Job(BaseModel):
     device: str
     batch_size: int
     compile: str = "off"
+    weights: Path | None = None
     threads: int
     ids: tuple[str, ...] = ()
 

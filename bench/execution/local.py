@@ -134,6 +134,7 @@ def run_in_processes(
                 device=str(execution.device),
                 batch_size=execution.batch_size,
                 compile=execution.compile,
+                weights=execution.weights,
                 threads=threads,
             )
             helpers = _Started(job, size - 1)

@@ -50,6 +50,11 @@ class RayExecutor(Executor):
         return elsewhere(self.params.gpus, device, batch_size, progress, compile)
 
     def run(self, work: Work, note: Callable[[str], None]) -> Iterator[Result]:
+        if work.execution.weights:
+            raise BadInput(
+                "--weights names a folder that the nodes of a Ray cluster need not have: leave it "
+                "out, or compute with --executor local"
+            )
         # Ray draws from Python's global generator, which is left as it was found.
         state = random.getstate()
         try:

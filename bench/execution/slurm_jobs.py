@@ -86,6 +86,7 @@ class SlurmExecutor(Executor):
             device=str(work.execution.device),
             batch_size=work.execution.batch_size,
             compile=work.execution.compile,
+            weights=work.execution.weights and work.execution.weights.absolute(),
             threads=self.params.cpus,
         )
         folder = work.store.work(f"slurm-{uuid.uuid4().hex[:8]}").absolute()
@@ -157,7 +158,9 @@ class Part:
         job = Job.model_validate_json(text)
         torch.set_num_threads(job.threads)
         keep_freed_memory()
-        execution = read_execution(job.device, job.batch_size, compile=job.compile)
+        execution = read_execution(
+            job.device, job.batch_size, compile=job.compile, weights=job.weights
+        )
         evaluations = plan_all(job.requests)
         results = run_evaluations(evaluations, Store(job.out), execution, shared=True)
         rejected = {one.evaluation.id: str(one.rejected) for one in results if one.rejected}

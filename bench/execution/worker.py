@@ -23,7 +23,7 @@ from bench.results.store import Store
 def work(job: Job) -> None:
     """Take part in a job until all of it is done."""
     torch.set_num_threads(job.threads)
-    execution = read_execution(job.device, job.batch_size, compile=job.compile)
+    execution = read_execution(job.device, job.batch_size, compile=job.compile, weights=job.weights)
     store = Store(job.out)
     for _ in run_evaluations(plan_all(job.requests), store, execution, shared=True):
         pass

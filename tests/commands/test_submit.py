@@ -13,13 +13,15 @@ import torch
 from bench.commands.submit import submit
 from bench.commands.verify import rebuild
 from bench.defense import Defense
+from bench.engine import trained
+from bench.engine.build import build
 from bench.engine.fingerprint import weights_sha256
 from bench.errors import BadInput
 from bench.plugins.create import DEFENSES
 from bench.results.store import read_record
 from bench.results.weights import file_of_weights
 from bench.storage.artifacts import artifact
-from tests.helpers import MODEL, call, run_toys
+from tests.helpers import MODEL, call, refused, run_toys
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +127,11 @@ def check(board, folder, fails=""):
 class Student(Defense):
     """The classifier with doubled weights, kept as an artifact."""
 
+    factor = 2
+
     def build(self, classifier, access, noise):
         def make(folder):
-            doubled = {key: 2 * value for key, value in classifier.state_dict().items()}
+            doubled = {key: self.factor * value for key, value in classifier.state_dict().items()}
             (folder / "w.safetensors").write_bytes(safetensors.torch.save(doubled))
 
         folder = artifact("toy-students", {"version": 1}, make)
@@ -193,3 +197,85 @@ def test_a_defense_that_is_no_classifier_with_other_weights_is_not_packed(made, 
     code, _, told = call(capsys, "submit", str(made), "--out", str(tmp_path / "out"), "--weights")
     assert code == 0 and "the weights of 0 trained defenses" in told
     assert not (tmp_path / "out" / "weights").exists()
+
+
+def test_a_cache_with_another_training_does_not_stand_for_the_weights_beside(
+    tmp_path, capsys, monkeypatch
+):
+    """Training came out otherwise here, on another processor, and lies in the cache."""
+    (record,) = packed(tmp_path, capsys).glob("*toy-student*.json")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Student, "factor", 3)
+    evaluation = rebuild(read_record(record))
+    other = build(evaluation, torch.device("cpu"))
+    assert weights_sha256(other) != read_record(record).environment["weights"]
+    code, stdout, _ = call(capsys, "verify", str(record), "--trust")
+    assert code == 0 and "not trained anew" in stdout
+
+
+def packed(tmp_path, capsys):
+    """A row of a trained defense with its weights beside it, as somebody publishes it."""
+    made, out = tmp_path / "made", tmp_path / "published"
+    run_toys(made, defenses=("toy-student",), attacks=("null",), dataset="toy:n=64")
+    for path in made.glob("*--*.json"):
+        change(path, environment={"dirty": False, "commit": "a" * 40})
+    assert call(capsys, "submit", str(made), "--out", str(out), "--weights")[0] == 0
+    return out
+
+
+def attack(published, out, *more, defense="toy-student"):
+    setup = ("--dataset", "toy:n=60", "--classifier", MODEL, "--attack", "pgd:steps=2")
+    return "run", "--defense", defense, *setup, "--weights", published, "--out", out, *more
+
+
+def test_a_published_row_is_attacked_anew_without_training(tmp_path, capsys, monkeypatch):
+    published, out = packed(tmp_path, capsys), tmp_path / "out"
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "empty"))
+    code, _, told = call(capsys, *map(str, attack(published, out)))
+    assert code == 0 and f"read from {published}, not trained: toy-student" in told
+    assert not (tmp_path / "empty").exists(), "something was made"
+    (theirs,), (path,) = published.glob("*toy-student*.json"), out.glob("*toy-student*.json")
+    ours = read_record(path)
+    assert ours.environment["weights"] == read_record(theirs).environment["weights"]
+    assert ours.environment["weights_read"] is True
+    (base,) = out.glob("*undefended*.json")
+    assert "weights_read" not in read_record(base).environment
+    # They lie beside the new row as well: whoever verifies it does not train.
+    code, stdout, _ = call(capsys, "verify", str(path), "--trust")
+    assert code == 0 and "not trained anew" in stdout
+    assert not (tmp_path / "empty").exists()
+
+
+def test_what_holds_no_weights_of_the_row_is_refused(tmp_path, capsys, made):
+    published, out = packed(tmp_path, capsys), tmp_path / "out"
+    for folder, words in (
+        (tmp_path / "none", "no such folder"),
+        (made, "holds no weights of a defense that is asked for"),
+    ):
+        assert words in refused(capsys, out, *map(str, attack(folder, out)))
+    other = map(str, attack(published, out, "--build-seed", "1"))
+    assert "holds no weights" in refused(capsys, out, *other)
+    # The same build twice, with other weights: which one is meant?
+    shutil.copytree(published, published / "again")
+    (path,) = (published / "again").glob("*toy-student*.json")
+    weights = path.parent / file_of_weights(read_record(path))
+    change(path, environment={"weights": "b" * 64})
+    weights.rename(path.parent / file_of_weights(read_record(path)))
+    trained._published.cache_clear()
+    assert "two builds of one defense" in refused(capsys, out, *map(str, attack(published, out)))
+
+
+def test_a_forged_file_does_not_stand_for_the_undefended_classifier(tmp_path, capsys, made):
+    (path,) = made.glob("*undefended*.json")
+    classifier = copy.deepcopy(rebuild(read_record(path)).setup.classifier)
+    better = {key: 3 * value.clone() for key, value in classifier.state_dict().items()}
+    classifier.load_state_dict(better)
+    change(path, environment={"weights": weights_sha256(classifier)})
+    forged = path.parent / file_of_weights(read_record(path))
+    forged.parent.mkdir()
+    forged.write_bytes(safetensors.torch.save(better, {"notes": "[]"}))
+    out = tmp_path / "out"
+    code, _, _ = call(capsys, *map(str, attack(made, out, defense="undefended")))
+    (record,) = out.glob("*undefended*.json")
+    assert code == 0 and "weights_read" not in read_record(record).environment
+    assert read_record(record).environment["weights"] != weights_sha256(classifier)
