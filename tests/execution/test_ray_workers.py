@@ -73,3 +73,10 @@ def test_more_than_the_cluster_has_is_refused(cluster, tmp_path, monkeypatch):
     work = Work(plan(REQUEST), [REQUEST], Store(tmp_path), execution)
     with pytest.raises(BadInput, match="too few for a worker of 3 and 0: ask for less"):
         list(executor.run(work, print))
+
+
+def test_weights_that_nodes_need_not_have_are_refused(tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    work = Work([], [REQUEST], Store(tmp_path), Execution(weights=tmp_path))
+    with pytest.raises(BadInput, match="--executor local"):
+        list(read_executor("ray", 2).run(work, print))
