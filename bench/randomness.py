@@ -126,6 +126,11 @@ _MODELS: dict[str, type[Params]] = {
 }
 
 
+def options_of(name: str) -> frozenset[str]:
+    """What may be set of the randomness model of this name; nothing of another name."""
+    return frozenset(_MODELS.get(name, _NoOptions).model_fields)
+
+
 def read_randomness(text: str) -> RandomnessModel:
     """A randomness model from its spec.
 

@@ -144,6 +144,8 @@ def test_aliases_expand_before_anything_is_hashed():
             randomness,
         )
     assert create_attack("bpda").attack.identity == create_attack("pgd:steps=20").attack.identity
+    with pytest.raises(BadInput, match=r"write randomness=\(eot:k=3\)"):
+        create_attack("fgsm+eot:k=3")
     for bad in ("pgd+eott", "bpda:gradient=full", "pgd+eot:randomness=replay", "pgd+"):
         with pytest.raises(BadInput):
             create_attack(bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -159,8 +160,25 @@ def create_attack(text: str) -> AttackChoice:
     spec = _expand(parse(text))
     settings = {key: unnest(spec.options[key]) for key in SETTINGS if key in spec.options}
     rest = {key: value for key, value in spec.options.items() if key not in SETTINGS}
+    _check_misplaced(spec.name, rest, settings.get("randomness", ""))
     attack = create(ATTACKS, Spec(spec.name, spec.positional, rest))
     return AttackChoice(attack, settings.get("gradient"), settings.get("randomness"))
+
+
+def _check_misplaced(name: str, options: Mapping[str, str], randomness: str) -> None:
+    """Raise `BadInput` where an option of the randomness was given to the attack: `pgd+eot:k=5`."""
+    if not (randomness and options):
+        return
+    # Imports torch, which most commands do without.
+    from bench.randomness import options_of
+
+    model = parse(randomness).name
+    known = cast(Any, ATTACKS.get(name)).Params.model_fields
+    for key in sorted(options_of(model) & set(options) - set(known)):
+        raise BadInput(
+            f"{key} is an option of {model}, not of attack {name!r}: in place of "
+            f"{key}={options[key]} write randomness=({model}:{key}={options[key]})"
+        )
 
 
 def _expand(spec: Spec) -> Spec:
