@@ -172,14 +172,24 @@ class Adaptive(Attack[AdaptiveParams]):
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel
     ) -> AttackOutput:
         """Each image's first success, else its point that is wrong most often."""
-        best, findings = Best(victim, images, labels), []
+        best, findings, before = Best(victim, images, labels), [], victim.backwards.sum()
         for number, part in enumerate(self.parts):
             for rows in _calls(part.attack.plugin, victim, best.open):
                 with victim.part(rows, part.gradient) as seen:
                     found, _ = part.attack.plugin.found(seen, images[rows], labels[rows], threat)
                 best.offer(rows, found.points, number)
                 findings += [_of_part(part.name, finding) for finding in found.findings]
+        if len(best.open) and victim.backwards.sum() == before:
+            findings.append(_NO_GRADIENT)
         return AttackOutput(best.points, best.stages, tuple(dict.fromkeys(findings)))
+
+
+_NO_GRADIENT = Finding(
+    name="parts",
+    verdict="warn",
+    message="no part of adaptive followed a gradient, so that nothing adapted to this defense: "
+    "name such attacks on the card, or give adaptive:also=pgd",
+)
 
 
 def _read(text: str, setting: Setting | None = None) -> Part:

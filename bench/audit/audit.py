@@ -155,10 +155,16 @@ def scale_for(record: Record, scale: Scale) -> Scale:
         smoothing=max(round(scale.smoothing / passes), 10),
         margin=max(round(scale.margin / passes), 20),
         minimal=max(round(scale.minimal / passes), 15),
-        answers=scale.answers and max(round(scale.answers / passes), LEAST_ANSWERS),
+        answers=_answers(scale, passes),
         inner=max(round(scale.inner / passes), 100),
         binarised=max(round(scale.binarised / dear), 6),
     )
+
+
+def _answers(scale: Scale, passes: float) -> int:
+    """None but in a thorough audit where one prediction is so dear that few are left."""
+    fewer = round(scale.answers / passes)
+    return fewer if fewer >= LEAST_ANSWERS else LEAST_ANSWERS * scale.thorough
 
 
 def _computed(

@@ -18,6 +18,7 @@ from bench.audit import (
     record_checks,
     search_checks,
 )
+from bench.audit.limits import STANDARD
 from bench.defense import DefendedClassifier, Defense, InputTransform
 from bench.errors import BadInput
 from bench.losses import cross_entropy
@@ -173,6 +174,29 @@ def test_s6_answers_alone_break_what_flat_values_hide():
     assert "squares" in seen[0].message and "answers alone" in seen[2000].message
     assert seen[2000].value > seen[0].value + 0.2
     assert seen[2000].verdict == "fail"
+
+
+class Confident(Around):
+    """One network decides, and a smooth function beside it sets the confidence: margins lead along
+    that function, with or without gradients.
+    """
+
+    def forward(self, x):
+        beside = torch.tanh(torch.linspace(-1, 1, 3) * x.flatten(1).sum(1, keepdim=True))
+        return 1.6 * (200 * self.net(x)).softmax(1) + 0.5 * beside
+
+
+def test_s6_of_the_standard_profile_asks_answers_alone():
+    """Squares that read the confidence break next to nothing; what asks answers alone does."""
+    asked = {"attacks": ("pgd:steps=10,random_start=false",), "norm": "l2", "eps": 0.05}
+    seen = {
+        name: verdicts(
+            search_checks.squares, Confident(), scale=replace(SCALE, answers=answers), **asked
+        )["S6"]
+        for name, answers in (("squares", 0), ("all", STANDARD.answers))
+    }
+    assert "answers alone" in seen["all"].message and seen["all"].verdict == "fail"
+    assert seen["all"].value > seen["squares"].value + 0.1
 
 
 WEAK = ("pgd:steps=1,step=eps/10,random_start=false",)
