@@ -269,7 +269,9 @@ def test_parts_that_refuse_are_left_out_and_told():
     assert any("runs pgd:steps=2" in note and "passes" in note for note in noted)
 
 
-@pytest.mark.parametrize(("parts", "told"), [(("square:queries=2",), True), (("square:queries=2", "pgd"), False)])
+@pytest.mark.parametrize(
+    ("parts", "told"), [(("square:queries=2",), True), (("square:queries=2", "pgd"), False)]
+)
 def test_a_card_whose_attacks_follow_no_gradient_is_told(parts, told):
     model, images, labels = problem()
     found, victim = attacked(adaptive(*parts), model, images, labels, 0.001)
