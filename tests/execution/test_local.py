@@ -163,11 +163,14 @@ def test_a_worker_does_its_job_and_ends_with_its_parent(tmp_path):
     long = job.model_copy(
         update={"requests": (DIGITS.model_copy(update={"attacks": ("pgd:steps=100000",)}),)}
     )
-    left = worker_process(long.model_copy(update={"out": tmp_path / "left"}))
     whole = worker_process(job)
     assert whole.wait(200) == 0, whole.stderr.read()
     whole.stdin.close()
     assert records(tmp_path / "out") == alone(tmp_path / "alone", plan(DIGITS))
+    left = worker_process(long.model_copy(update={"out": tmp_path / "left"}))
+    while not list(tmp_path.glob("left/.work/*/*/claim-*")):
+        assert left.poll() is None
+        time.sleep(0.05)
     left.stdin.close()
     assert left.wait(60) == LEFT
     assert not list((tmp_path / "left").glob("*.json"))
