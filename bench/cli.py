@@ -26,9 +26,11 @@ from bench.commands.arguments import (
     Device,
     Executor,
     Memory,
+    Records,
     Weights,
     Workers,
     completion,
+    only_records,
     takes_request,
 )
 from bench.engine.request import Request, read_suite
@@ -560,9 +562,7 @@ def train_diffusion(
 
 @app.command()
 def verify(
-    records: Annotated[
-        list[Path], typer.Argument(help="JSON files of records, or folders of them")
-    ],
+    records: Records,
     device: Device = "auto",
     batch_size: BatchSize = None,
     trust: Annotated[
@@ -625,7 +625,8 @@ def audit(
     places: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="JSON files of records, or folders of them; CSV files of published numbers"
+            callback=only_records,
+            help="JSON files of records, or folders of them; CSV files of published numbers",
         ),
     ] = None,
     profile: Annotated[
@@ -761,9 +762,7 @@ def merge(
 
 @app.command()
 def submit(
-    records: Annotated[
-        list[Path], typer.Argument(help="JSON files of records, or folders of them")
-    ],
+    records: Records,
     out: Annotated[Path, typer.Option(help="new folder that is to hold them")],
     weights: Annotated[
         bool,
@@ -789,9 +788,7 @@ def submit(
 
 @app.command()
 def certify(
-    records: Annotated[
-        list[Path], typer.Argument(help="JSON files of records, or folders of them")
-    ],
+    records: Records,
     steps: Annotated[
         int, typer.Option(min=0, max=10_000, help="steps of alpha-CROWN; 0 for plain CROWN")
     ] = 20,
@@ -833,7 +830,10 @@ def certify(
 def show(
     records: Annotated[
         list[Path],
-        typer.Argument(help="JSON files of records, or folders; those of one defense are compared"),
+        typer.Argument(
+            callback=only_records,
+            help="JSON files of records, or folders; those of one defense are compared",
+        ),
     ],
     images: Annotated[
         Path | None,
@@ -942,9 +942,7 @@ def export(
 
 @app.command()
 def compare(
-    records: Annotated[
-        list[Path], typer.Argument(help="JSON files of records, or folders of them")
-    ],
+    records: Records,
     to: Annotated[
         str | None,
         typer.Option(help="the defense that others are compared with [default: undefended]"),
@@ -970,7 +968,8 @@ def compare(
 @app.command()
 def leaderboard(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="folders of records [default: results]")
+        list[Path] | None,
+        typer.Argument(callback=only_records, help="folders of records [default: results]"),
     ] = None,
     form: Annotated[
         str | None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from bench.engine.request import Request, option_name, read_request
+from bench.errors import BadInput
 from bench.plugins.create import ATTACKS, CLASSIFIERS, DATASETS, DEFENSES, MODIFIERS
 from bench.plugins.registry import Registry
 from bench.storage.data_root import rooted
@@ -29,6 +30,22 @@ def _set_memory_budget(context: typer.Context, size: str | None) -> None:
         context.with_resource(limited(size))
 
 
+def only_records(paths: list[Path] | None) -> list[Path] | None:
+    """Without audits and certificates, which a shell's pattern matches as well and which are read
+    with the records they lie beside. Raises `BadInput` where nothing else is named.
+    """
+    from bench.results.store import lies_beside
+
+    kept = [path for path in paths or () if not lies_beside(path)]
+    if paths and not kept:
+        raise BadInput(f"{paths[0]} lies beside a record, and is read with it: name the record")
+    return kept or paths
+
+
+Records = Annotated[
+    list[Path],
+    typer.Argument(callback=only_records, help="JSON files of records, or folders of them"),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 BatchSize = Annotated[
     int | None,

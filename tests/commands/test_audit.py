@@ -10,7 +10,7 @@ import pytest
 from bench.commands import audit_records
 from bench.results.store import audit_path, read_record
 from tests.audit.helpers import Hidden
-from tests.helpers import MODEL, ROOT, call, run_toys
+from tests.helpers import MODEL, ROOT, call, refused, run_toys
 from tests.toys import linear_problem
 
 TOY = (
@@ -48,6 +48,12 @@ def test_a_record_is_audited_and_the_audit_lies_beside_it(capsys, stored, monkey
     assert code == 0 and "no-evidence-found" in out
     code, out, _ = call(capsys, "show", str(path))
     assert "audit (standard): no-evidence-found" in out
+    # A shell's pattern matches the audit as well, which is read with its record.
+    both = [str(path), str(audit_path(path))]
+    for command in ("show", "verify", "leaderboard", "certify"):
+        code, out, err = call(capsys, command, *both)
+        assert "no record" not in out + err, (command, out, err)
+    assert "name the record" in refused(capsys, folder / "none", "show", both[1])
     # A stored audit that is as deep is not made again, but where that is asked for.
     written = audit_path(path).read_bytes()
     code, out, _ = call(capsys, "audit", str(folder), "--profile=quick", "--format=json")
