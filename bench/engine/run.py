@@ -306,16 +306,19 @@ def run_evaluation(
         **environment(execution.device),
         **searched_with(arrays),
         "weights": weights,
-        **({"weights_read": True} if prepared.file else {}),
     }
     if prepared.file:
-        # Beside the new record, for whoever audits or verifies it.
-        name = str(Path(FOLDER) / prepared.file.name)
-        store.write(name, prepared.file.read_bytes(), evaluation.id)
+        made_with["weights_read"] = True
+        _keep_weights(prepared.file, evaluation, store)
     record = make_record(evaluation, arrays, inspection, store, made_with)
     store.save(record)
     store.clear(evaluation.id)
     return record
+
+
+def _keep_weights(file: Path, evaluation: Evaluation, store: Store) -> None:
+    """Beside the new record, for whoever audits or verifies it."""
+    store.write(str(Path(FOLDER) / file.name), file.read_bytes(), evaluation.id)
 
 
 def _once(

@@ -102,9 +102,9 @@ def published(evaluations: Sequence[Evaluation], folder: Path) -> list[str]:
     Raises `BadInput` where there is no such folder, it holds weights of none of them, or two
     different ones of one build.
     """
-    held = _published(folder)
+    builds = {_build_of(one.identity): one for one in evaluations}
     asked = dict.fromkeys(
-        str(one.defense.spec) for one in evaluations if _build_of(one.identity) in held
+        str(one.defense.spec) for one in builds.values() if published_file(one, folder)
     )
     if not asked:
         raise BadInput(

@@ -275,7 +275,13 @@ def test_a_forged_file_does_not_stand_for_the_undefended_classifier(tmp_path, ca
     forged.parent.mkdir()
     forged.write_bytes(safetensors.torch.save(better, {"notes": "[]"}))
     out = tmp_path / "out"
-    code, _, _ = call(capsys, *map(str, attack(made, out, defense="undefended")))
+    told = refused(capsys, out, *map(str, attack(made, out, defense="undefended")))
+    assert "holds no weights of a defense that is asked for" in told
+    # Beside a row that is trained, the forged file is not read either.
+    shutil.copytree(packed(tmp_path / "more", capsys), made, dirs_exist_ok=True)
+    change(path, environment={"weights": weights_sha256(classifier)})
+    trained._published.cache_clear()
+    assert call(capsys, *map(str, attack(made, out)))[0] == 0
     (record,) = out.glob("*undefended*.json")
-    assert code == 0 and "weights_read" not in read_record(record).environment
+    assert "weights_read" not in read_record(record).environment
     assert read_record(record).environment["weights"] != weights_sha256(classifier)
