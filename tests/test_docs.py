@@ -10,11 +10,12 @@ import shlex
 import subprocess
 import sys
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from bench.audit.limits import STANDARD
 from bench.cli import execute
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +105,16 @@ def run_page(page: Path, folder: Path, *, slow: bool) -> None:
                 call(command)
 
 
+@pytest.fixture
+def short_searches(monkeypatch):
+    """Checks and audits look in the same ways, and for less time."""
+    monkeypatch.setattr("bench.checks.probes.CHEAP", 1e-3)
+    short = replace(STANDARD, queries=60, points=20, smoothing=5, answers=500, inner=60)
+    monkeypatch.setattr("bench.audit.audit.STANDARD", short)
+
+
 @pytest.mark.parametrize("page", cases(slow=False))
+@pytest.mark.usefixtures("short_searches")
 def test_the_commands_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("bench.engine.setup.DEFAULT_N", IMAGES)

@@ -59,7 +59,8 @@ def _dress(axes: Axes, xlabel: str, ylabel: str, name: str) -> None:
 
 def legend(axes: Axes, **options: Any) -> None:
     """The legend of these axes; `options` as matplotlib's."""
-    axes.legend(fontsize=_SMALL, frameon=False, **options)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=_SMALL, frameon=False, **options)
 
 
 def wrapped(name: str) -> str:

@@ -43,7 +43,7 @@ def check_exact(norm: str, active_box: bool, classes: int, attack) -> None:
 @pytest.mark.parametrize(("norm", "active_box", "classes"), CASES)
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
 def test_pgd_is_exact_on_linear_models(norm, active_box, classes, loss):
-    check_exact(norm, active_box, classes, pgd(steps=40, step="eps/4", loss=loss, restarts=20))
+    check_exact(norm, active_box, classes, pgd(steps=40, step="eps/4", loss=loss, restarts=10))
 
 
 @pytest.mark.parametrize("active_box", [False, True])
@@ -53,7 +53,7 @@ def test_pgd_in_l1_is_within_one_percent_on_linear_models(active_box, classes):
     classes the margin has a local maximum from which no start escapes.
     """
     model, images, labels, threat, distance = case("l1", active_box, classes)
-    attack = pgd(steps=100, loss="margin", restarts=20)
+    attack = pgd(steps=100, loss="margin", restarts=5)
     robust = attack_robust(classifier(model, classes), images, labels, attack, threat)
     assert abs(robust.mean() - (distance > threat.eps).mean()) <= 0.01
     assert not (~robust & (distance > 1.001 * threat.eps)).any()

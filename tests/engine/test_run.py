@@ -59,7 +59,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tmp_path, attack):
 )
 def test_a_real_net_gives_the_same_outcomes_at_any_batch_size(tmp_path, defense, attack, eps):
     """Floating-point sums differ by batch; outcomes do not, and at most 2 % of the points do."""
-    (evaluation,) = plan(Request(defenses=(defense,), attacks=(attack,), eps=eps, n=100))[-1:]
+    (evaluation,) = plan(Request(defenses=(defense,), attacks=(attack,), eps=eps, n=50))[-1:]
     found = {}
     for size in (1, 7, 64):
         record = run_evaluation(evaluation, Store(tmp_path / str(size)), Execution(batch_size=size))

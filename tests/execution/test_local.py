@@ -26,7 +26,7 @@ from bench.results.store import Store, read_folder
 from tests.helpers import refused, toy_request
 from tests.toy_model import make_model
 
-DIGITS = Request(defense=("bit-depth",), attack="pgd:steps=2", n=128)
+DIGITS = Request(defense=("bit-depth",), attack="bpda:steps=2", n=128)
 CPU = torch.device("cpu")
 
 

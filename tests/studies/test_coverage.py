@@ -18,18 +18,23 @@ FEW = {
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few(monkeypatch, shares):
     """Only some cases, over smaller populations."""
     monkeypatch.setattr(populations, "_LARGE", 20_000)
     populations.worst_truth.cache_clear()
     every = populations.cases
 
     def some(n):
-        return (case for case in every(n) if case.share in FEW.get(case.interval, ()))
+        return (case for case in every(n) if case.share in shares.get(case.interval, ()))
 
     monkeypatch.setattr(coverage, "cases", some)
     yield
     populations.worst_truth.cache_clear()
+
+
+@pytest.fixture
+def shares():
+    return FEW
 
 
 def run(trials=40):
@@ -53,6 +58,7 @@ def test_the_study_end_to_end(few):
     assert again.tables["cells"].equals(result.tables["cells"]), "the seed decides"
 
 
+@pytest.mark.parametrize("shares", [{"share": {0.2, 0.5}, "gap": {0.5}}], ids=["two kinds"])
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_an_interval_that_is_too_short_or_too_long_does_not_hold(few, monkeypatch, factor):
     honest = populations.share

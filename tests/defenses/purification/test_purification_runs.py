@@ -19,7 +19,7 @@ from bench.results.store import read_record
 
 pytest.importorskip("diffusers")
 
-SMALL = ["--eps", "0.2", "--n", "4", "--device", "cpu"]
+SMALL = ["--eps", "0.2", "--n", "2", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def test_a_replayed_verdict_comes_out_of_its_record_in_a_new_process(bench, tmp_
         "verify",
         str(records[1]),
         "--batch-size",
-        "3",
+        "1",
         "--memory",
         "1M",
     ]
     checked = subprocess.run(again, capture_output=True, text=True, timeout=280, check=False)
     assert (
         checked.returncode == 0
-        and "replayed: re-scoring the stored points: predictions of 0 of 4 images" in checked.stdout
+        and "replayed: re-scoring the stored points: predictions of 0 of 2 images" in checked.stdout
     )
     assert bench("verify", str(records[20]))[0] == 0
     for record in map(read_record, paths):
@@ -118,7 +118,7 @@ def evaluation(defense: str, attack: str, n: int = 4, **request):
 
 
 def test_memory_is_in_no_identity_and_changes_no_outcome():
-    one = evaluation("diffpure:t=60,steps=3", "pgd+replay:steps=2")
+    one = evaluation("diffpure:t=60,steps=3", "pgd+replay:steps=2", n=2)
     with limited("4G"):
         plenty = compute_outcomes(one, Execution(batch_size=8))
     with limited("1M"):
